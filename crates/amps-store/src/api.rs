@@ -1,0 +1,288 @@
+//! The publish store as its users see it: one trait, and the values that cross it.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::envelope::{Envelope, EnvelopeError};
+use crate::error::{AppendError, ReadError, StoreError};
+
+/// Longest user tag in bytes.
+pub const MAX_TAG: usize = 64;
+
+/// Longest refusal reason kept, in bytes; a longer one is cut and the cut is marked.
+pub const MAX_REASON: usize = 128;
+
+/// When a message is safe from a power cut. A process crash loses nothing at any level.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Level {
+    /// The operating system writes when it likes. Nothing is synced but what reuse of
+    /// space, the send grant, a rebase and close need.
+    #[default]
+    Os,
+    /// Synced at least this often while there is something to sync.
+    Interval(Duration),
+    /// Synced continuously; a message is sent only after it is durable.
+    Disk,
+}
+
+/// A message as it stands in the store, in a buffer that can be reused.
+#[derive(Clone, Debug, Default)]
+pub struct StoredMessage {
+    /// Its sequence, 0 while the buffer is empty.
+    pub sequence: u64,
+    pub(crate) envelope_len: usize,
+    pub(crate) bytes: Vec<u8>,
+}
+
+impl StoredMessage {
+    /// An empty buffer.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The decoded envelope, borrowing from the buffer.
+    ///
+    /// # Errors
+    /// The record is intact, but its envelope is not of a version this program knows.
+    pub fn envelope(&self) -> Result<Envelope<'_>, EnvelopeError> {
+        Envelope::decode(&self.bytes[..self.envelope_len])
+    }
+
+    /// The payload, byte for byte as published.
+    pub fn payload(&self) -> &[u8] {
+        &self.bytes[self.envelope_len..]
+    }
+}
+
+/// Where an append landed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Appended {
+    /// The message's sequence, for the rest of its life.
+    pub sequence: u64,
+    /// Position in the log; durable once [`PublishStore::durable`] reports it.
+    pub ordinal: u64,
+}
+
+/// What survives a power cut now.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Durable {
+    /// Every record with this ordinal or a lower one is on the device.
+    pub ordinal: u64,
+    /// Every message with this sequence or a lower one is on the device.
+    pub sequence: u64,
+}
+
+/// A look at the store's numbers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Bounds {
+    /// The lowest unsettled message.
+    pub first_unsettled: Option<u64>,
+    /// The highest message that has a number, settled or not (0: none yet).
+    pub last: u64,
+    /// The number the next message gets.
+    pub next: u64,
+    /// Everything up to here is settled: persisted, or refused and logged.
+    pub floor: u64,
+    /// Count of unsettled messages.
+    pub unsettled: u64,
+    /// Count of refusals that wait for the application.
+    pub rejections: u64,
+    /// Bytes taken by what is unsettled or refused, with the room charged for its future.
+    pub live_bytes: u64,
+    /// The most `live_bytes` may become.
+    pub limit_bytes: u64,
+}
+
+/// A refusal as it is kept in the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Rejection {
+    /// The refused message.
+    pub sequence: u64,
+    /// The server's reason, cut to [`MAX_REASON`] bytes on a character border.
+    pub reason: String,
+    /// The reason was longer.
+    pub reason_cut: bool,
+    /// When it was received: microseconds since the Unix epoch.
+    pub at: u64,
+    /// It came after a success that covered the message.
+    pub late: bool,
+}
+
+/// What became of a refusal handed to [`PublishStore::reject`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rejected {
+    /// It is in the log, at this ordinal, and waits for the application.
+    Logged {
+        /// Durable once [`PublishStore::durable`] reports it.
+        ordinal: u64,
+        /// The message was already settled as a success; the rejection is marked late.
+        late: bool,
+    },
+    /// The same message was refused before; nothing changed.
+    Known,
+    /// The message was settled long ago, and no room is left for a late refusal.
+    NoRoom,
+    /// The store never gave out this sequence.
+    Unknown,
+}
+
+/// Wire numbers differ from sequences from `from` on (charter §5.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Rebase {
+    /// First sequence concerned; everything below is settled.
+    pub from: u64,
+    /// Added to a sequence from `from` on to give its wire number.
+    pub delta: i64,
+}
+
+/// The durable numbers behind the rules of charter §5.3.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Numbers {
+    /// Sequences up to this one may be handed to a transport.
+    pub grant: u64,
+    /// The grant as it was found at open: sequences up to it may have been sent before.
+    pub found_grant: u64,
+    /// First sequence this run gives out; a lower one belongs to an earlier run.
+    pub first_of_run: u64,
+    /// The rebase in force.
+    pub rebase: Option<Rebase>,
+}
+
+/// Something an owner of the store may wait for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Signal {
+    /// Room was freed; a waiting append may be tried again.
+    Room,
+    /// [`PublishStore::durable`] moved.
+    Durable,
+    /// A sync failed: `durable` will never move again.
+    SyncFailed,
+}
+
+/// Receives [`Signal`]s. Called from the store's own thread or the caller's, never under
+/// the store's lock; it must not block.
+pub type Observer = Arc<dyn Fn(Signal) + Send + Sync>;
+
+/// A durable, bounded, ordered send queue (charter §2, §4).
+///
+/// Every method is short and callable from any thread. Those marked *syncs* wait for the
+/// device and must stay off async workers. Nothing here knows a server: wire numbers,
+/// acknowledgements and the rules between them live in the client's `Delivery`.
+pub trait PublishStore: Send + Sync + 'static {
+    /// Stores a message and gives it a sequence. When this returns, a process crash loses
+    /// nothing; a power cut is covered once [`durable`](Self::durable) reports the ordinal.
+    ///
+    /// # Errors
+    /// [`AppendError::Full`] when there is no room (wait for [`Signal::Room`]),
+    /// [`AppendError::TooLarge`] when there never will be.
+    fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError>;
+
+    /// Reads the lowest unsettled message in `from..=through`, in order of sequence.
+    ///
+    /// # Errors
+    /// The record's checksum no longer fits: damage under a live store.
+    fn read_next(
+        &self,
+        from: u64,
+        through: u64,
+        into: &mut StoredMessage,
+    ) -> Result<Option<u64>, ReadError>;
+
+    /// Reads one message, settled or not, while its bytes are still there.
+    ///
+    /// # Errors
+    /// As [`read_next`](Self::read_next). A message that is gone is `Ok(false)`.
+    fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError>;
+
+    /// The current numbers.
+    fn bounds(&self) -> Bounds;
+
+    /// Whether this message is unsettled.
+    fn is_unsettled(&self, sequence: u64) -> bool;
+
+    /// Settles everything up to `sequence` as a success; refusals stay refusals. Returns
+    /// how many messages this settled. Sequences never given out are ignored.
+    ///
+    /// # Errors
+    /// The log cannot take the record; nothing was settled.
+    fn settle_through(&self, sequence: u64) -> Result<u64, StoreError>;
+
+    /// Settles single messages as successes, in any order. Returns how many were unsettled.
+    ///
+    /// # Errors
+    /// As [`settle_through`](Self::settle_through).
+    fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError>;
+
+    /// Logs a refusal; the record is the message's settlement. `late` rejections (of a
+    /// message settled before) are kept while room remains.
+    ///
+    /// # Errors
+    /// As [`settle_through`](Self::settle_through).
+    fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError>;
+
+    /// The application took over a refusal; it is gone afterwards. `false`: none waits.
+    ///
+    /// # Errors
+    /// As [`settle_through`](Self::settle_through).
+    fn accept(&self, sequence: u64) -> Result<bool, StoreError>;
+
+    /// Publishes a refused message again under a new sequence, accepting the refusal in
+    /// the same record. `None`: none waits, or its message is gone.
+    ///
+    /// # Errors
+    /// As [`append`](Self::append).
+    fn requeue(&self, sequence: u64, now: u64) -> Result<Option<Appended>, AppendError>;
+
+    /// Refusals that wait, with sequence `from` or above, at most `limit` of them.
+    fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection>;
+
+    /// The numbers of charter §5.3.
+    fn numbers(&self) -> Numbers;
+
+    /// Raises the send grant to at least `to`; durable when this returns. *Syncs.*
+    ///
+    /// # Errors
+    /// The device failed; the grant is unchanged.
+    fn raise_grant(&self, to: u64) -> Result<(), StoreError>;
+
+    /// Starts a rebase above the server's (wire) `figure`: the first unsettled message, or
+    /// the next one, goes out as `figure + 1`, the rest follow. The grant becomes
+    /// `from - 1` in the same durable write. *Syncs.*
+    ///
+    /// # Errors
+    /// The device failed, or a number would leave its range; nothing changed.
+    fn rebase(&self, figure: u64) -> Result<Rebase, StoreError>;
+
+    /// The level the store was opened with.
+    fn level(&self) -> Level;
+
+    /// What is durable now. One atomic look.
+    fn durable(&self) -> Durable;
+
+    /// Asks for a sync of everything appended so far, without waiting; `Signal::Durable`
+    /// or `Signal::SyncFailed` follows.
+    fn request_sync(&self);
+
+    /// Syncs everything appended so far. *Syncs.*
+    ///
+    /// # Errors
+    /// The device failed now or before: `durable` never moves again.
+    fn sync(&self) -> Result<Durable, StoreError>;
+
+    /// Registers an observer for as long as the store lives.
+    fn observe(&self, observer: Observer);
+
+    /// The name of the client this store belongs to.
+    fn client_name(&self) -> String;
+
+    /// User tag of the highest message recovered or settled, moved only by publishes; the
+    /// application resumes behind it.
+    fn resume_tag(&self) -> Option<Vec<u8>>;
+
+    /// Syncs, lowers the grant to `handed_over` (the highest sequence handed to a
+    /// transport, in this run or before) and ends the store. Later calls fail. *Syncs.*
+    ///
+    /// # Errors
+    /// The device failed: the next open treats this as an unclean stop.
+    fn close(&self, handed_over: u64) -> Result<(), StoreError>;
+}

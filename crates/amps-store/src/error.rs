@@ -1,0 +1,204 @@
+//! What can go wrong, and what to do next.
+
+use std::io;
+use std::path::PathBuf;
+
+/// A message could not be stored; nothing was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendError {
+    /// No room now; room comes when the server settles messages.
+    #[error("the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements or open it with a larger cap")]
+    Full {
+        /// Bytes unsettled, with their charges.
+        live: u64,
+        /// The most they may become.
+        limit: u64,
+        /// Bytes this message needs, with its charges.
+        needed: u64,
+    },
+    /// The message can never fit.
+    #[error("the message needs a record of {needed} bytes, the largest this store takes is {max}; create the store with larger segments")]
+    TooLarge {
+        /// Bytes of its record.
+        needed: u64,
+        /// Bytes of the largest record.
+        max: u64,
+    },
+    /// The envelope cannot be stored.
+    #[error(transparent)]
+    Envelope(#[from] crate::EnvelopeError),
+    /// The store cannot take anything.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+impl AppendError {
+    /// Whether trying again later can succeed.
+    pub fn is_retryable(&self) -> bool {
+        matches!(self, AppendError::Full { .. })
+    }
+}
+
+/// The store cannot do what was asked.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum StoreError {
+    /// The store was closed.
+    #[error("the store is closed")]
+    Closed,
+    /// This process is a fork of the one that opened the store.
+    #[error("the store belongs to the parent process; a forked child must open its own")]
+    Forked,
+    /// A sync failed, so nothing can be made durable any more. What was appended is safe
+    /// from a process crash only: evacuate the store to a fresh file.
+    #[error("a sync failed earlier ({0}): nothing in this store can be made durable any more; evacuate it to a fresh file")]
+    SyncFailed(String),
+    /// The disk is full, or a quota or the file size limit was reached.
+    #[error("no space to {what}: {error}; free some and try again")]
+    NoSpace {
+        /// What the space was for.
+        what: &'static str,
+        /// The system's word.
+        error: String,
+    },
+    /// Another system error.
+    #[error("cannot {what}: {error}")]
+    Io {
+        /// What was tried.
+        what: &'static str,
+        /// The system's word.
+        error: String,
+    },
+    /// A number would leave its range.
+    #[error("number {0} is out of range; this server's figure cannot be right")]
+    OutOfRange(u64),
+    /// The log could not take one of its own records. This is a defect of the store.
+    #[error("the log has no room for its own records; please report this")]
+    LogFull,
+}
+
+impl StoreError {
+    /// Names a system error, telling a lack of space apart.
+    pub(crate) fn io(what: &'static str, error: &io::Error) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        match error.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => {
+                StoreError::NoSpace { what, error: error.to_string() }
+            }
+            _ => StoreError::Io { what, error: error.to_string() },
+        }
+    }
+}
+
+/// A record that is there could not be read.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ReadError {
+    /// The checksum no longer fits: the file was damaged under the running store.
+    #[error("record {sequence} at offset {offset} is damaged")]
+    Damaged {
+        /// Its sequence.
+        sequence: u64,
+        /// Where it stands in the file.
+        offset: u64,
+    },
+    /// The store cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}
+
+/// A stretch of the log that should be there and is not.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct DamagedRange {
+    /// First byte of the damage.
+    pub offset: u64,
+    /// Bytes up to the next intact record, or to the end of the segment.
+    pub bytes: u64,
+    /// First missing ordinal.
+    pub first_ordinal: u64,
+    /// Last missing ordinal, when a later record names it.
+    pub last_ordinal: Option<u64>,
+    /// Sequences that may be missing: the first and the last possible.
+    pub sequences: Option<(u64, u64)>,
+}
+
+/// A store could not be opened; nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The file cannot be reached.
+    #[error("cannot {what} {path}: {error}")]
+    Io {
+        /// The file.
+        path: PathBuf,
+        /// What was tried.
+        what: &'static str,
+        /// The system's word.
+        #[source]
+        error: io::Error,
+    },
+    /// There is no store at this place.
+    #[error("there is no store at {path}; check the path, or create the store by publishing with it")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
+    /// Another process owns the store.
+    #[error("the store {path} is in use ({owner}); stop that process, or look inside without the lock with `amps store info`")]
+    Locked {
+        /// The file.
+        path: PathBuf,
+        /// Who opened it last.
+        owner: String,
+    },
+    /// The store belongs to another client name.
+    #[error("the store {path} belongs to client name {found:?}, not {wanted:?}; use that name or another store")]
+    WrongClientName {
+        /// The file.
+        path: PathBuf,
+        /// The name in the file.
+        found: String,
+        /// The name asked for.
+        wanted: String,
+    },
+    /// The file is not a store.
+    #[error("{path} is not a publish store ({why}); nothing was changed")]
+    NotAStore {
+        /// The file.
+        path: PathBuf,
+        /// How one can tell.
+        why: String,
+    },
+    /// A newer program wrote it.
+    #[error("{path} has format version {found}, this program knows {known}; open it with the newer program")]
+    Version {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// Ours.
+        known: u32,
+    },
+    /// Records that were durable are damaged.
+    #[error("the store {path} is damaged in {n} place(s), the first at offset {first}; `amps store verify` lists them, `amps store repair --to FILE` saves what is intact, or open it with salvage", n = ranges.len(), first = ranges.first().map_or(0, |r| r.offset))]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// Every damaged range.
+        ranges: Vec<DamagedRange>,
+    },
+    /// No space to create or open it.
+    #[error("no space for the store {path} ({needed} bytes): {error}; free some, or choose a smaller cap")]
+    NoSpace {
+        /// The file.
+        path: PathBuf,
+        /// Bytes wanted.
+        needed: u64,
+        /// The system's word.
+        error: String,
+    },
+    /// An option is out of range.
+    #[error("bad store option: {0}")]
+    Options(String),
+}

@@ -1,0 +1,12 @@
+//! The publish store: a bounded, memory-mapped ring log that is also the send queue.
+
+mod api;
+mod envelope;
+mod error;
+
+pub use api::{
+    Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore,
+    Rebase, Rejected, Rejection, Signal, StoredMessage,
+};
+pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
+pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
