@@ -1,1 +1,3 @@
-//! (foundation being laid)
+//! Publisher client for AMPS, under construction: the protocol comes first.
+
+pub mod protocol;

@@ -1,0 +1,764 @@
+//! Headers: one flat JSON-like object at the start of a frame (`amps-protocol.md` §2).
+
+use std::borrow::Cow;
+
+use super::ack::{AckKind, AckKinds, Status};
+use super::reason::Reason;
+
+/// The longest header accepted unless told otherwise: 1 MiB, room for the longest filter
+/// or list of keys anyone sends, far below what could hurt.
+pub const DEFAULT_MAX_HEADER: usize = 1024 * 1024;
+
+/// A header that cannot be read. The frame's end is known from its length, but a peer that
+/// sends such a header cannot be followed; servers close the connection
+/// (`amps-protocol.md` §1).
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("bad header at byte {at}: {kind}")]
+pub struct HeaderError {
+    /// Offset in the frame where reading stopped.
+    pub at: usize,
+    /// What was wrong there.
+    pub kind: HeaderErrorKind,
+}
+
+/// What can be wrong with a header.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum HeaderErrorKind {
+    /// The frame ended inside the header.
+    #[error("the frame ends inside the header")]
+    UnexpectedEnd,
+    /// The header is longer than this side accepts.
+    #[error("the header is longer than {max} bytes")]
+    TooLong {
+        /// The cap in force, in bytes.
+        max: usize,
+    },
+    /// Another byte was needed here.
+    #[error("expected {expected}")]
+    Expected {
+        /// What was needed.
+        expected: &'static str,
+    },
+    /// A value is an object or an array; headers are flat.
+    #[error("nested values are not allowed")]
+    Nested,
+    /// A string is not UTF-8.
+    #[error("the string is not UTF-8")]
+    BadUtf8,
+    /// A string holds an escape that means nothing.
+    #[error("unknown escape")]
+    BadEscape,
+    /// A value is neither a string nor a number nor `true`, `false`, `null`.
+    #[error("not a value")]
+    BadValue,
+    /// A number is signed, fractional, or above 2⁶⁴ − 1.
+    #[error("not an unsigned 64-bit number")]
+    BadNumber,
+    /// A record in a `sow` frame does not say how long its body is.
+    #[error("the record has no length")]
+    MissingLength,
+    /// A record in a `sow` frame claims more bytes than the frame holds.
+    #[error("the record's body reaches beyond the frame")]
+    RecordTooLong,
+}
+
+/// The command a frame carries (`amps-protocol.md` §2.2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verb<'a> {
+    /// `p` or `publish`: a publish, or a delivered message.
+    Publish,
+    /// `delta_publish`.
+    DeltaPublish,
+    /// `sow_delete`, also the acknowledgement of a queue message.
+    SowDelete,
+    /// `logon`.
+    Logon,
+    /// `flush`.
+    Flush,
+    /// `heartbeat`.
+    Heartbeat,
+    /// `subscribe`.
+    Subscribe,
+    /// `delta_subscribe`.
+    DeltaSubscribe,
+    /// `unsubscribe`.
+    Unsubscribe,
+    /// `sow`: a query, or a frame of records that answers one.
+    Sow,
+    /// `sow_and_subscribe`.
+    SowAndSubscribe,
+    /// `sow_and_delta_subscribe`.
+    SowAndDeltaSubscribe,
+    /// `ack`.
+    Ack,
+    /// `oof`.
+    Oof,
+    /// `group_begin`.
+    GroupBegin,
+    /// `group_end`.
+    GroupEnd,
+    /// Anything else.
+    Other(Cow<'a, str>),
+}
+
+impl<'a> Verb<'a> {
+    fn from_wire(word: Cow<'a, str>) -> Self {
+        match &*word {
+            "p" | "publish" => Verb::Publish,
+            "ack" => Verb::Ack,
+            "delta_publish" => Verb::DeltaPublish,
+            "sow_delete" => Verb::SowDelete,
+            "logon" => Verb::Logon,
+            "flush" => Verb::Flush,
+            "heartbeat" => Verb::Heartbeat,
+            "subscribe" => Verb::Subscribe,
+            "delta_subscribe" => Verb::DeltaSubscribe,
+            "unsubscribe" => Verb::Unsubscribe,
+            "sow" => Verb::Sow,
+            "sow_and_subscribe" => Verb::SowAndSubscribe,
+            "sow_and_delta_subscribe" => Verb::SowAndDeltaSubscribe,
+            "oof" => Verb::Oof,
+            "group_begin" => Verb::GroupBegin,
+            "group_end" => Verb::GroupEnd,
+            _ => Verb::Other(word),
+        }
+    }
+}
+
+/// A header, read from the start of a frame. Fields are named by their long names, as in
+/// `amps-protocol.md` §2.1; strings borrow from the frame unless they held an escape.
+///
+/// Both spellings of every key are read, unknown keys are ignored, and of a key that
+/// comes twice the last counts.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Header<'a> {
+    /// Bytes the header takes in the frame; the body starts there.
+    pub length: usize,
+    /// `c`: the command. Absent in the record headers of a `sow` frame.
+    pub verb: Option<Verb<'a>>,
+    /// `cid`: the command's id, echoed in its acks, absent from conflated ones.
+    pub command_id: Option<Cow<'a, str>>,
+    /// `t`: the topic.
+    pub topic: Option<Cow<'a, str>>,
+    /// `a`: the acks asked for; in an ack, its one kind.
+    pub acks: AckKinds,
+    /// `s`: the sequence on the wire.
+    pub sequence: Option<u64>,
+    /// `e`: lifetime of the record, in seconds.
+    pub expiration: Option<u64>,
+    /// `k`: the SOW key.
+    pub sow_key: Option<Cow<'a, str>>,
+    /// `x`: correlation id.
+    pub correlation_id: Option<Cow<'a, str>>,
+    /// `o`: options, a comma list.
+    pub options: Option<Cow<'a, str>>,
+    /// `f`: content filter.
+    pub filter: Option<Cow<'a, str>>,
+    /// `bm`: bookmark.
+    pub bookmark: Option<Cow<'a, str>>,
+    /// `bs`: records per `sow` frame.
+    pub batch_size: Option<u64>,
+    /// `lp`: when the lease of a queue message ends.
+    pub lease_period: Option<Cow<'a, str>>,
+    /// `l`: bytes of a record's body in a `sow` frame.
+    pub message_length: Option<u64>,
+    /// `ts`: time of the message.
+    pub timestamp: Option<Cow<'a, str>>,
+    /// `version`: version of the client or the server.
+    pub version: Option<Cow<'a, str>>,
+    /// `pw`: password, or the challenge to answer.
+    pub password: Option<Cow<'a, str>>,
+    /// `user_id`.
+    pub user_id: Option<Cow<'a, str>>,
+    /// `client_name`.
+    pub client_name: Option<Cow<'a, str>>,
+    /// `mt`: message type of the connection.
+    pub message_type: Option<Cow<'a, str>>,
+    /// `status` of an ack.
+    pub status: Option<Status>,
+    /// `reason` of an ack or an `oof`; see [`Header::reason`].
+    pub reason_text: Option<Cow<'a, str>>,
+    /// `sub_id`.
+    pub sub_id: Option<Cow<'a, str>>,
+    /// `sids`: the subscriptions a delivered message matched.
+    pub sub_ids: Option<Cow<'a, str>>,
+    /// `query_id`.
+    pub query_id: Option<Cow<'a, str>>,
+    /// `sow_keys`: keys to delete.
+    pub sow_keys: Option<Cow<'a, str>>,
+    /// `orderby`.
+    pub order_by: Option<Cow<'a, str>>,
+    /// `top_n`.
+    pub top_n: Option<u64>,
+    /// `matches` of a `stats` ack.
+    pub matches: Option<u64>,
+    /// `topic_matches` of a `stats` or `completed` ack.
+    pub topic_matches: Option<u64>,
+    /// `records_inserted` of a `stats` ack.
+    pub records_inserted: Option<u64>,
+    /// `records_updated` of a `stats` ack.
+    pub records_updated: Option<u64>,
+    /// `records_deleted` of a `stats` ack.
+    pub records_deleted: Option<u64>,
+    /// `records_returned` of a `stats` or `completed` ack.
+    pub records_returned: Option<u64>,
+    /// `gseq`: number of the group in a SOW answer.
+    pub group_sequence: Option<u64>,
+    /// `uri` of a redirect, which no documentation describes (`amps-protocol.md` §5.5).
+    pub uri: Option<Cow<'a, str>>,
+}
+
+impl<'a> Header<'a> {
+    /// Reads the header at the start of `frame` and returns it with the body, which is
+    /// everything behind the closing brace.
+    ///
+    /// # Errors
+    /// The bytes are not a flat object, or the header is longer than [`DEFAULT_MAX_HEADER`].
+    pub fn parse(frame: &'a [u8]) -> Result<(Header<'a>, &'a [u8]), HeaderError> {
+        Header::parse_with_limit(frame, DEFAULT_MAX_HEADER)
+    }
+
+    /// As [`Header::parse`] with another cap on the header, in bytes.
+    ///
+    /// # Errors
+    /// As [`Header::parse`].
+    pub fn parse_with_limit(
+        frame: &'a [u8],
+        max: usize,
+    ) -> Result<(Header<'a>, &'a [u8]), HeaderError> {
+        let bounded = &frame[..frame.len().min(max)];
+        let mut reader = Reader {
+            bytes: bounded,
+            at: 0,
+        };
+        let header = reader.object().map_err(|error| match error.kind {
+            HeaderErrorKind::UnexpectedEnd if bounded.len() < frame.len() => HeaderError {
+                at: max,
+                kind: HeaderErrorKind::TooLong { max },
+            },
+            _ => error,
+        })?;
+        let body = &frame[header.length..];
+        Ok((header, body))
+    }
+
+    /// The kind of an ack frame.
+    pub fn ack_kind(&self) -> Option<AckKind> {
+        self.acks.single()
+    }
+
+    /// The reason, [`Reason::none`] when the frame gives none.
+    pub fn reason(&self) -> Reason {
+        Reason::new(self.reason_text.as_deref().unwrap_or_default())
+    }
+
+    fn set(&mut self, key: &str, value: Value<'a>) -> Result<(), HeaderErrorKind> {
+        let text = match key {
+            "c" | "cmd" => {
+                self.verb = value.text().map(Verb::from_wire);
+                return Ok(());
+            }
+            "a" | "ack_type" => {
+                self.acks = value
+                    .text()
+                    .map_or(AckKinds::NONE, |list| AckKinds::from_wire(&list));
+                return Ok(());
+            }
+            "status" => {
+                self.status = value.text().map(|word| Status::from_wire(&word));
+                return Ok(());
+            }
+            "cid" | "cmd_id" => &mut self.command_id,
+            "t" | "topic" => &mut self.topic,
+            "k" | "sow_key" => &mut self.sow_key,
+            "x" | "correlation_id" => &mut self.correlation_id,
+            "o" | "opts" => &mut self.options,
+            "f" | "filter" => &mut self.filter,
+            "bm" | "bookmark" => &mut self.bookmark,
+            "lp" | "leaseperiod" => &mut self.lease_period,
+            "ts" | "timestamp" => &mut self.timestamp,
+            "v" | "version" => &mut self.version,
+            "pw" | "password" => &mut self.password,
+            "user_id" => &mut self.user_id,
+            "client_name" => &mut self.client_name,
+            "mt" | "message_type" => &mut self.message_type,
+            "reason" => &mut self.reason_text,
+            "sub_id" => &mut self.sub_id,
+            "sids" => &mut self.sub_ids,
+            "query_id" => &mut self.query_id,
+            "sow_keys" => &mut self.sow_keys,
+            "orderby" => &mut self.order_by,
+            "uri" => &mut self.uri,
+            _ => return self.set_number(key, value),
+        };
+        *text = value.text();
+        Ok(())
+    }
+
+    fn set_number(&mut self, key: &str, value: Value<'a>) -> Result<(), HeaderErrorKind> {
+        let number = match key {
+            "s" | "seq" => &mut self.sequence,
+            "e" | "expiration" => &mut self.expiration,
+            "bs" | "batch_size" => &mut self.batch_size,
+            "l" | "msg_len" => &mut self.message_length,
+            "top_n" => &mut self.top_n,
+            "matches" => &mut self.matches,
+            "topic_matches" => &mut self.topic_matches,
+            "records_inserted" => &mut self.records_inserted,
+            "records_updated" => &mut self.records_updated,
+            "records_deleted" => &mut self.records_deleted,
+            "records_returned" => &mut self.records_returned,
+            "gseq" => &mut self.group_sequence,
+            _ => return Ok(()),
+        };
+        *number = value.number()?;
+        Ok(())
+    }
+}
+
+/// One record of a `sow` frame.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SowRecord<'a> {
+    /// The record's own header.
+    pub header: Header<'a>,
+    /// The record's body.
+    pub body: &'a [u8],
+}
+
+/// The records of a `sow` frame: each a header that says in `l` how many bytes of body
+/// follow it (`amps-protocol.md` §1, §8). Ends behind the first error.
+#[derive(Clone, Debug)]
+pub struct SowRecords<'a> {
+    body: &'a [u8],
+    at: usize,
+}
+
+impl<'a> SowRecords<'a> {
+    /// The records in `body`, which is what [`Header::parse`] left of the frame.
+    pub fn new(body: &'a [u8]) -> Self {
+        SowRecords { body, at: 0 }
+    }
+
+    fn record(&mut self) -> Result<SowRecord<'a>, HeaderError> {
+        let start = self.at;
+        let (header, rest) = Header::parse(&self.body[start..]).map_err(|error| HeaderError {
+            at: start + error.at,
+            ..error
+        })?;
+        let body_at = start + header.length;
+        let fail = |kind| HeaderError { at: body_at, kind };
+        let length = header
+            .message_length
+            .ok_or(fail(HeaderErrorKind::MissingLength))?;
+        let body = usize::try_from(length)
+            .ok()
+            .and_then(|length| rest.get(..length))
+            .ok_or(fail(HeaderErrorKind::RecordTooLong))?;
+        self.at = body_at + body.len();
+        Ok(SowRecord { header, body })
+    }
+}
+
+impl<'a> Iterator for SowRecords<'a> {
+    type Item = Result<SowRecord<'a>, HeaderError>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.at >= self.body.len() {
+            return None;
+        }
+        let record = self.record();
+        if record.is_err() {
+            self.at = self.body.len();
+        }
+        Some(record)
+    }
+}
+
+enum Value<'a> {
+    Text(Cow<'a, str>),
+    Bare(&'a str),
+    Null,
+}
+
+impl<'a> Value<'a> {
+    fn text(self) -> Option<Cow<'a, str>> {
+        match self {
+            Value::Text(text) => Some(text),
+            Value::Bare(text) => Some(Cow::Borrowed(text)),
+            Value::Null => None,
+        }
+    }
+
+    fn number(self) -> Result<Option<u64>, HeaderErrorKind> {
+        let Some(text) = self.text() else {
+            return Ok(None);
+        };
+        if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+            return Err(HeaderErrorKind::BadNumber);
+        }
+        text.parse()
+            .map(Some)
+            .map_err(|_| HeaderErrorKind::BadNumber)
+    }
+}
+
+struct Reader<'a> {
+    bytes: &'a [u8],
+    at: usize,
+}
+
+impl<'a> Reader<'a> {
+    fn object(&mut self) -> Result<Header<'a>, HeaderError> {
+        let mut header = Header::default();
+        self.expect(b'{', "'{'")?;
+        if self.peek()? == b'}' {
+            self.at += 1;
+        } else {
+            loop {
+                if self.peek()? != b'"' {
+                    return Err(self.expected("a key"));
+                }
+                let key = self.string()?;
+                self.expect(b':', "':'")?;
+                self.peek()?;
+                let at = self.at;
+                let value = self.value()?;
+                header
+                    .set(&key, value)
+                    .map_err(|kind| HeaderError { at, kind })?;
+                match self.peek()? {
+                    b',' => self.at += 1,
+                    b'}' => break,
+                    _ => return Err(self.expected("',' or '}'")),
+                }
+            }
+            self.at += 1;
+        }
+        header.length = self.at;
+        Ok(header)
+    }
+
+    fn value(&mut self) -> Result<Value<'a>, HeaderError> {
+        match self.peek()? {
+            b'"' => self.string().map(Value::Text),
+            b'{' | b'[' => Err(self.fail(HeaderErrorKind::Nested)),
+            _ => self.bare(),
+        }
+    }
+
+    fn bare(&mut self) -> Result<Value<'a>, HeaderError> {
+        let start = self.at;
+        let plain = |byte: &u8| byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'-' | b'.');
+        let length = self.bytes[start..]
+            .iter()
+            .take_while(|byte| plain(byte))
+            .count();
+        self.at += length;
+        let bad = HeaderError {
+            at: start,
+            kind: HeaderErrorKind::BadValue,
+        };
+        let text = std::str::from_utf8(&self.bytes[start..self.at]).map_err(|_| bad.clone())?;
+        match text {
+            "null" => Ok(Value::Null),
+            "true" | "false" => Ok(Value::Bare(text)),
+            _ if text.starts_with(|c: char| c.is_ascii_digit() || c == '-') => {
+                Ok(Value::Bare(text))
+            }
+            _ => Err(bad),
+        }
+    }
+
+    fn string(&mut self) -> Result<Cow<'a, str>, HeaderError> {
+        self.at += 1;
+        let start = self.at;
+        let run = self.run();
+        if self.byte()? == b'"' {
+            self.at += 1;
+            return utf8(run, start).map(Cow::Borrowed);
+        }
+        let mut text = utf8(run, start)?.to_owned();
+        while self.byte()? == b'\\' {
+            self.at += 1;
+            text.push(self.escape()?);
+            let start = self.at;
+            text.push_str(utf8(self.run(), start)?);
+        }
+        self.at += 1;
+        Ok(Cow::Owned(text))
+    }
+
+    fn run(&mut self) -> &'a [u8] {
+        let rest = &self.bytes[self.at..];
+        let length = rest
+            .iter()
+            .take_while(|byte| !matches!(byte, b'"' | b'\\'))
+            .count();
+        self.at += length;
+        &rest[..length]
+    }
+
+    fn escape(&mut self) -> Result<char, HeaderError> {
+        let byte = self.byte()?;
+        let start = self.at;
+        self.at += 1;
+        Ok(match byte {
+            b'"' | b'\\' | b'/' => char::from(byte),
+            b'b' => '\u{8}',
+            b'f' => '\u{c}',
+            b'n' => '\n',
+            b'r' => '\r',
+            b't' => '\t',
+            b'u' => {
+                let bad = HeaderError {
+                    at: start,
+                    kind: HeaderErrorKind::BadEscape,
+                };
+                let first = self.hex4()?;
+                let code = if (0xD800..0xDC00).contains(&first) {
+                    for expected in *b"\\u" {
+                        if self.byte()? != expected {
+                            return Err(bad);
+                        }
+                        self.at += 1;
+                    }
+                    let second = self.hex4()?;
+                    if !(0xDC00..0xE000).contains(&second) {
+                        return Err(bad);
+                    }
+                    0x10000 + ((first - 0xD800) << 10) + (second - 0xDC00)
+                } else {
+                    first
+                };
+                char::from_u32(code).ok_or(bad)?
+            }
+            _ => {
+                return Err(HeaderError {
+                    at: start,
+                    kind: HeaderErrorKind::BadEscape,
+                });
+            }
+        })
+    }
+
+    fn hex4(&mut self) -> Result<u32, HeaderError> {
+        let mut code = 0;
+        for _ in 0..4 {
+            let digit = char::from(self.byte()?).to_digit(16);
+            code = code * 16 + digit.ok_or(self.fail(HeaderErrorKind::BadEscape))?;
+            self.at += 1;
+        }
+        Ok(code)
+    }
+
+    fn expect(&mut self, byte: u8, expected: &'static str) -> Result<(), HeaderError> {
+        if self.peek()? != byte {
+            return Err(self.expected(expected));
+        }
+        self.at += 1;
+        Ok(())
+    }
+
+    fn peek(&mut self) -> Result<u8, HeaderError> {
+        while self.bytes.get(self.at).is_some_and(u8::is_ascii_whitespace) {
+            self.at += 1;
+        }
+        self.byte()
+    }
+
+    fn byte(&self) -> Result<u8, HeaderError> {
+        self.bytes
+            .get(self.at)
+            .copied()
+            .ok_or(self.fail(HeaderErrorKind::UnexpectedEnd))
+    }
+
+    fn expected(&self, expected: &'static str) -> HeaderError {
+        self.fail(HeaderErrorKind::Expected { expected })
+    }
+
+    fn fail(&self, kind: HeaderErrorKind) -> HeaderError {
+        HeaderError { at: self.at, kind }
+    }
+}
+
+fn utf8(bytes: &[u8], at: usize) -> Result<&str, HeaderError> {
+    std::str::from_utf8(bytes).map_err(|error| HeaderError {
+        at: at + error.valid_up_to(),
+        kind: HeaderErrorKind::BadUtf8,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(frame: &[u8]) -> (usize, HeaderErrorKind) {
+        let error = Header::parse(frame).unwrap_err();
+        (error.at, error.kind)
+    }
+
+    #[test]
+    fn both_spellings_whitespace_and_order_do_not_matter() {
+        let short = br#"{"c":"p","cid":"9","t":"orders","s":7,"a":"persisted","e":60}{}"#;
+        let long = b" { \"expiration\" : 60 ,\n\"seq\":7, \"ack_type\":\"persisted\",\
+            \"topic\":\"orders\",\"cmd_id\":\"9\",\"cmd\":\"publish\" }{}";
+        let (a, body_a) = Header::parse(short).unwrap();
+        let (b, body_b) = Header::parse(long).unwrap();
+        assert_eq!((body_a, body_b), (&b"{}"[..], &b"{}"[..]));
+        assert_eq!(
+            a,
+            Header {
+                length: a.length,
+                ..b
+            }
+        );
+        assert_eq!(a.verb, Some(Verb::Publish));
+        assert_eq!((a.sequence, a.expiration), (Some(7), Some(60)));
+    }
+
+    #[test]
+    fn strings_are_borrowed_unless_escaped() {
+        let (header, _) =
+            Header::parse(br#"{"t":"plain","k":"or\"d\\ers\u00e9\ud83d\ude00"}"#).unwrap();
+        assert!(matches!(header.topic, Some(Cow::Borrowed("plain"))));
+        assert_eq!(header.sow_key.as_deref(), Some("or\"d\\ers\u{e9}\u{1f600}"));
+    }
+
+    #[test]
+    fn the_genuine_logon_ack_is_read() {
+        let ack = br#"{"c":"ack","cid":"0","s":0,"bm":"7094790850998930143|0|","client_name":"pubber","a":"processed",
+ "status":"success","reason":"authentication disabled","version":"5.2.1.17.717892.e742467"}"#;
+        let (header, body) = Header::parse(ack).unwrap();
+        assert!(body.is_empty());
+        assert_eq!(header.verb, Some(Verb::Ack));
+        assert_eq!(header.ack_kind(), Some(AckKind::Processed));
+        assert_eq!(
+            (header.status, header.sequence),
+            (Some(Status::Success), Some(0))
+        );
+        assert_eq!(header.reason().as_str(), "authentication disabled");
+        assert_eq!(header.version.as_deref(), Some("5.2.1.17.717892.e742467"));
+    }
+
+    #[test]
+    fn unknown_keys_and_odd_scalars_are_ignored() {
+        let (header, body) =
+            Header::parse(br#"{"zz":-1.5e3,"yy":true,"xx":null,"t":null,"c":"mystery"}rest"#)
+                .unwrap();
+        assert_eq!(header.verb, Some(Verb::Other("mystery".into())));
+        assert_eq!(header.topic, None);
+        assert_eq!(body, b"rest");
+        assert_eq!(Header::parse(b"{}").unwrap().0.verb, None);
+    }
+
+    #[test]
+    fn numbers_are_checked() {
+        let (header, _) = Header::parse(br#"{"s":18446744073709551615}"#).unwrap();
+        assert_eq!(header.sequence, Some(u64::MAX));
+        for bad in [
+            "18446744073709551616",
+            "-1",
+            "1.0",
+            "1e3",
+            "\"x\"",
+            "true",
+            "\"\"",
+        ] {
+            let frame = format!("{{\"s\":{bad}}}");
+            assert_eq!(
+                kind(frame.as_bytes()),
+                (5, HeaderErrorKind::BadNumber),
+                "{bad}"
+            );
+        }
+    }
+
+    #[test]
+    fn each_fault_has_its_place_and_kind() {
+        assert_eq!(kind(b""), (0, HeaderErrorKind::UnexpectedEnd));
+        assert_eq!(
+            kind(b"x"),
+            (0, HeaderErrorKind::Expected { expected: "'{'" })
+        );
+        assert_eq!(kind(b"{\"c\":{}}"), (5, HeaderErrorKind::Nested));
+        assert_eq!(kind(b"{\"c\":[1]}"), (5, HeaderErrorKind::Nested));
+        assert_eq!(kind(b"{\"c\":\"a\xff\"}"), (7, HeaderErrorKind::BadUtf8));
+        assert_eq!(kind(b"{\"c\":\"\\q\"}"), (7, HeaderErrorKind::BadEscape));
+        assert_eq!(
+            kind(b"{\"c\":\"\\ud800x\"}"),
+            (7, HeaderErrorKind::BadEscape)
+        );
+        assert_eq!(
+            kind(b"{\"c\":\"\\udc00\"}"),
+            (7, HeaderErrorKind::BadEscape)
+        );
+        assert_eq!(kind(b"{\"c\":nope}"), (5, HeaderErrorKind::BadValue));
+        assert_eq!(kind(b"{\"c\":\"p\""), (8, HeaderErrorKind::UnexpectedEnd));
+        assert_eq!(
+            kind(b"{\"c\":\"p\",}"),
+            (9, HeaderErrorKind::Expected { expected: "a key" })
+        );
+        assert_eq!(
+            kind(b"{\"c\":\"p\" \"t\"}"),
+            (
+                9,
+                HeaderErrorKind::Expected {
+                    expected: "',' or '}'"
+                }
+            )
+        );
+    }
+
+    #[test]
+    fn an_endless_header_is_cut() {
+        let mut frame = b"{\"c\":\"".to_vec();
+        frame.resize(5000, b'x');
+        let error = Header::parse_with_limit(&frame, 1000).unwrap_err();
+        assert_eq!(
+            error,
+            HeaderError {
+                at: 1000,
+                kind: HeaderErrorKind::TooLong { max: 1000 }
+            }
+        );
+    }
+
+    #[test]
+    fn sow_frames_hold_several_records() {
+        let frame = br#"{"c":"sow","query_id":"1","t":"orders"}{"k":"1","l":8}{"id":1}{"k":"2","l":0}{"k":"3","l":2}{}"#;
+        let (header, body) = Header::parse(frame).unwrap();
+        assert_eq!(header.verb, Some(Verb::Sow));
+        let records: Vec<_> = SowRecords::new(body).map(Result::unwrap).collect();
+        let seen: Vec<_> = records
+            .iter()
+            .map(|r| (r.header.sow_key.as_deref().unwrap(), r.body))
+            .collect();
+        assert_eq!(seen, [("1", &b"{\"id\":1}"[..]), ("2", b""), ("3", b"{}")]);
+    }
+
+    #[test]
+    fn sow_records_that_lie_end_the_frame() {
+        for (body, kind, at) in [
+            (&b"{\"k\":\"1\"}{}"[..], HeaderErrorKind::MissingLength, 9),
+            (b"{\"l\":3}{}", HeaderErrorKind::RecordTooLong, 7),
+            (
+                b"{\"l\":18446744073709551615}{}",
+                HeaderErrorKind::RecordTooLong,
+                26,
+            ),
+            (
+                b"{\"l\":2}{}!",
+                HeaderErrorKind::Expected { expected: "'{'" },
+                9,
+            ),
+        ] {
+            let mut records = SowRecords::new(body);
+            let error = records.find_map(Result::err).unwrap();
+            assert_eq!((error.kind, error.at), (kind, at));
+            assert!(records.next().is_none());
+        }
+    }
+}
