@@ -1,5 +1,11 @@
 //! Properties of the codec: what is written is read back, and nothing a peer sends panics.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 use amps_client::protocol::{AckKinds, Command, FrameDecoder, Header, Publish, SowRecords};
 use proptest::prelude::*;
 

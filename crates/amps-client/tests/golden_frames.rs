@@ -1,5 +1,11 @@
 //! The bytes of every command, pinned to the frames printed in `amps-protocol.md`.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test fails by panicking"
+)]
+
 use amps_client::protocol::{
     Ack, AckKind, AckKinds, Command, FrameDecoder, Header, LogonAck, Outbound, Publish, SowEntry,
     Status, Verb, encode_group, encode_heartbeat, encode_sow,
