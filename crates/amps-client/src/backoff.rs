@@ -1,0 +1,130 @@
+//! How long to wait before the next attempt to connect: exponential, full jitter, pure.
+
+use std::time::Duration;
+
+/// Exponential delays with full jitter: each wait is drawn evenly from nothing up to a
+/// bound that doubles from `first` to `longest`. The whole range, because clients that
+/// lost the same server must not come back together.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backoff {
+    first: Duration,
+    longest: Duration,
+    give_up_after: Option<Duration>,
+    attempt: u32,
+    waited: Duration,
+    random: u64,
+}
+
+impl Default for Backoff {
+    fn default() -> Self {
+        Backoff::new(Duration::from_millis(200), Duration::from_secs(20))
+    }
+}
+
+impl Backoff {
+    /// Bounds from `first` (the default is 200 ms) to `longest` (20 s).
+    pub fn new(first: Duration, longest: Duration) -> Self {
+        Backoff {
+            first,
+            longest: longest.max(first),
+            give_up_after: None,
+            attempt: 0,
+            waited: Duration::ZERO,
+            random: 0x9E37_79B9_7F4A_7C15,
+        }
+    }
+
+    /// Gives up once it has waited this long in a row. The default is never.
+    #[must_use]
+    pub fn give_up_after(mut self, total: Duration) -> Self {
+        self.give_up_after = Some(total);
+        self
+    }
+
+    /// Seeds the jitter; the same seed gives the same delays.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.random = seed | 1;
+        self
+    }
+
+    /// The next delay; `None` to give up.
+    pub fn next_delay(&mut self) -> Option<Duration> {
+        let bound = self
+            .first
+            .checked_mul(1 << self.attempt.min(30))
+            .map_or(self.longest, |bound| bound.min(self.longest));
+        self.attempt = self.attempt.saturating_add(1);
+        let share = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
+        self.wait(bound.mul_f64(share))
+    }
+
+    /// The longest delay, for links that break for a reason which time alone will not mend.
+    /// Half of it is fixed, the rest drawn.
+    pub fn longest_delay(&mut self) -> Option<Duration> {
+        let share = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
+        self.wait(self.longest / 2 + (self.longest / 2).mul_f64(share))
+    }
+
+    /// A connection was good: starts from `first` again.
+    pub fn reset(&mut self) {
+        self.attempt = 0;
+        self.waited = Duration::ZERO;
+    }
+
+    fn wait(&mut self, delay: Duration) -> Option<Duration> {
+        if self.give_up_after.is_some_and(|total| self.waited >= total) {
+            return None;
+        }
+        self.waited += delay;
+        Some(delay)
+    }
+
+    fn random(&mut self) -> u64 {
+        // xorshift64*: jitter needs spread, not secrecy.
+        self.random ^= self.random >> 12;
+        self.random ^= self.random << 25;
+        self.random ^= self.random >> 27;
+        self.random.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn delays_stay_within_bounds_that_double() {
+        let mut backoff = Backoff::default().seed(7);
+        for attempt in 0..40 {
+            let bound = Duration::from_millis(200 << attempt.min(7)).min(Duration::from_secs(20));
+            assert!(backoff.next_delay().unwrap() <= bound);
+        }
+        backoff.reset();
+        assert!(backoff.next_delay().unwrap() <= Duration::from_millis(200));
+        assert!(backoff.longest_delay().unwrap() >= Duration::from_secs(10));
+    }
+
+    #[test]
+    fn jitter_uses_the_whole_range_and_follows_the_seed() {
+        let draw = |seed| {
+            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).seed(seed);
+            (0..200).map(|_| backoff.next_delay().unwrap()).collect::<Vec<_>>()
+        };
+        assert_eq!(draw(1), draw(1));
+        assert_ne!(draw(1), draw(99));
+        assert!(draw(3).iter().any(|d| *d < Duration::from_millis(100)));
+        assert!(draw(3).iter().any(|d| *d > Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn it_gives_up_only_when_told_to() {
+        let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1))
+            .give_up_after(Duration::from_secs(3));
+        let delays = std::iter::from_fn(|| backoff.next_delay()).count();
+        assert!(delays >= 3, "{delays}");
+        assert_eq!(backoff.next_delay(), None);
+        backoff.reset();
+        assert!(backoff.next_delay().is_some());
+    }
+}

@@ -1,0 +1,441 @@
+//! How a client is described and opened.
+
+use std::fmt;
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::time::Duration;
+
+use amps_store::PublishStore;
+use tokio::runtime::Handle;
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+
+use crate::backoff::Backoff;
+use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
+use crate::client::{Alive, Client};
+use crate::connector::{Connector, SchemeConnector};
+use crate::delivery::{Config, Delivery, GapPolicy, RebasePolicy};
+use crate::driver::{Driver, Settings, Work};
+use crate::error::OpenError;
+use crate::failed::{
+    FailedWrite, Handler, HandlerError, LastChance, Offers, UnhandledAck, blocking_handler,
+    last_chance, offer_refusals,
+};
+use crate::protocol::DEFAULT_MAX_FRAME;
+use crate::receipt::Watched;
+use crate::session::{Session, SessionConfig};
+use crate::shared::{Direct, LinkStatus, Shared};
+use crate::uri::Uri;
+
+/// Questions to the driver that may wait.
+const ASKS: usize = 256;
+
+/// Events kept for a slow reader.
+const EVENTS: usize = 1024;
+
+/// Acks kept for a slow last-chance handler.
+const UNHANDLED: usize = 1024;
+
+/// Describes a client; [`open`](Builder::open) starts it.
+pub struct Builder {
+    name: String,
+    servers: Vec<(String, Option<Arc<dyn Authenticator>>)>,
+    chooser: Option<Box<dyn ServerChooser>>,
+    store: Option<Arc<dyn PublishStore>>,
+    handler: Option<Handler>,
+    last_chance: Option<LastChance>,
+    connector: Option<Arc<dyn Connector>>,
+    runtime: Option<Handle>,
+    backoff: Option<Backoff>,
+    connect_timeout: Duration,
+    logon_timeout: Duration,
+    command_timeout: Duration,
+    heartbeat: Option<Duration>,
+    publish_ids: bool,
+    ack_conflation: Option<String>,
+    logon_options: Option<String>,
+    logon_correlation: Option<String>,
+    max_message: usize,
+    max_frame: usize,
+    delivery: Config,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+impl Builder {
+    pub(crate) fn new(name: String) -> Self {
+        Builder {
+            name,
+            servers: Vec::new(),
+            chooser: None,
+            store: None,
+            handler: None,
+            last_chance: None,
+            connector: None,
+            runtime: None,
+            backoff: None,
+            connect_timeout: Duration::from_secs(10),
+            logon_timeout: Duration::from_secs(10),
+            command_timeout: Duration::from_secs(30),
+            heartbeat: None,
+            publish_ids: false,
+            ack_conflation: None,
+            logon_options: None,
+            logon_correlation: None,
+            // About what server transports take for one command (`amps-protocol.md` §1).
+            max_message: 200 << 20,
+            max_frame: DEFAULT_MAX_FRAME,
+            delivery: Config::default(),
+        }
+    }
+
+    /// Adds a server, `tcp://[user:password@]host:port/amps/json`. Several are tried in
+    /// turn. They must all have what the others have: fail-over to a server that is behind
+    /// loses messages (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
+    #[must_use]
+    pub fn server(mut self, uri: impl Into<String>) -> Self {
+        self.servers.push((uri.into(), None));
+        self
+    }
+
+    /// Adds a server with an authenticator of its own.
+    #[must_use]
+    pub fn server_with(
+        mut self,
+        uri: impl Into<String>,
+        authenticator: Arc<dyn Authenticator>,
+    ) -> Self {
+        self.servers.push((uri.into(), Some(authenticator)));
+        self
+    }
+
+    /// Chooses servers in another way than in turn.
+    #[must_use]
+    pub fn chooser(mut self, chooser: impl ServerChooser + 'static) -> Self {
+        self.chooser = Some(Box::new(chooser));
+        self
+    }
+
+    /// Keeps messages in this store until the server settles them. Without a store,
+    /// messages are sent and forgotten, and no acks are asked for.
+    #[must_use]
+    pub fn store(mut self, store: impl PublishStore) -> Self {
+        self.store = Some(Arc::new(store));
+        self
+    }
+
+    /// Called for every message the server refused, one at a time, in order of sequence, on
+    /// a task of its own. `Ok` takes the refusal over; it is gone afterwards. With `Err`, or
+    /// a panic, it waits and is offered again at the next open, or on request. Called at
+    /// least once per refusal: a crash between the handler and its `Ok` repeats it.
+    /// Refusals found in the store come first, before any network.
+    #[must_use]
+    pub fn on_failed_write<F, Fut>(mut self, handler: F) -> Self
+    where
+        F: Fn(FailedWrite) -> Fut + Send + Sync + 'static,
+        Fut: Future<Output = Result<(), HandlerError>> + Send + 'static,
+    {
+        self.handler = Some(Arc::new(move |failed| Box::pin(handler(failed))));
+        self
+    }
+
+    /// As [`on_failed_write`](Self::on_failed_write), with a closure that may block: it
+    /// runs on a thread for blocking work.
+    #[must_use]
+    pub fn on_failed_write_blocking<F>(mut self, handler: F) -> Self
+    where
+        F: Fn(FailedWrite) -> Result<(), HandlerError> + Send + Sync + 'static,
+    {
+        let handler = Arc::new(handler);
+        self.handler = Some(Arc::new(move |failed| blocking_handler(handler.clone(), failed)));
+        self
+    }
+
+    /// Called for acks that nothing else takes, and for refusals when there is no
+    /// failed-write handler (they wait in the store all the same). Must not block.
+    #[must_use]
+    pub fn on_last_chance(mut self, handler: impl Fn(UnhandledAck) + Send + Sync + 'static) -> Self {
+        self.last_chance = Some(Arc::new(handler));
+        self
+    }
+
+    /// Opens connections in another way than by the URI's scheme.
+    #[must_use]
+    pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
+        self.connector = Some(connector);
+        self
+    }
+
+    /// Runs on this runtime instead of the one `open` is called in.
+    #[must_use]
+    pub fn runtime(mut self, handle: Handle) -> Self {
+        self.runtime = Some(handle);
+        self
+    }
+
+    /// Heartbeats at this interval, whole seconds, in both directions. The link is given up
+    /// when nothing is heard for twice as long. None unless asked for.
+    #[must_use]
+    pub fn heartbeat(mut self, interval: Duration) -> Self {
+        self.heartbeat = Some(interval);
+        self
+    }
+
+    /// Time for opening a connection; 10 s unless set.
+    #[must_use]
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Time for the answer to a logon; 10 s unless set.
+    #[must_use]
+    pub fn logon_timeout(mut self, timeout: Duration) -> Self {
+        self.logon_timeout = timeout;
+        self
+    }
+
+    /// Time for the answer to any other command; 30 s unless set.
+    #[must_use]
+    pub fn command_timeout(mut self, timeout: Duration) -> Self {
+        self.command_timeout = timeout;
+        self
+    }
+
+    /// Waits between attempts to connect; see [`Backoff`] for the default.
+    #[must_use]
+    pub fn backoff(mut self, backoff: Backoff) -> Self {
+        self.backoff = Some(backoff);
+        self
+    }
+
+    /// Sends each message's sequence as its command id, for servers whose refusals name
+    /// nothing else. Costs some bytes per message.
+    #[must_use]
+    pub fn publish_ids(mut self, on: bool) -> Self {
+        self.publish_ids = on;
+        self
+    }
+
+    /// What to do with a server that is behind what was settled.
+    #[must_use]
+    pub fn gap_policy(mut self, policy: GapPolicy) -> Self {
+        self.delivery.gap = policy;
+        self
+    }
+
+    /// What to do when the server's figure is beyond anything this store can have sent.
+    #[must_use]
+    pub fn rebase_policy(mut self, policy: RebasePolicy) -> Self {
+        self.delivery.rebase = policy;
+        self
+    }
+
+    /// Asks the server to conflate acks over this interval, such as `100ms`
+    /// (server 5.2.3.0 and later, `amps-protocol.md` §4.2); its default is about a second.
+    #[must_use]
+    pub fn ack_conflation(mut self, interval: impl Into<String>) -> Self {
+        self.ack_conflation = Some(interval.into());
+        self
+    }
+
+    /// Other logon options, sent verbatim.
+    #[must_use]
+    pub fn logon_options(mut self, options: impl Into<String>) -> Self {
+        self.logon_options = Some(options.into());
+        self
+    }
+
+    /// Correlation data of the logon.
+    #[must_use]
+    pub fn logon_correlation(mut self, id: impl Into<String>) -> Self {
+        self.logon_correlation = Some(id.into());
+        self
+    }
+
+    /// The largest payload taken, in bytes; 200 MiB unless set. Larger ones are refused
+    /// before they are stored.
+    #[must_use]
+    pub fn max_message(mut self, bytes: usize) -> Self {
+        self.max_message = bytes;
+        self
+    }
+
+    /// The largest frame accepted from a server, in bytes; 256 MiB unless set.
+    #[must_use]
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.max_frame = bytes;
+        self
+    }
+
+    /// Most messages and payload bytes on the way without an answer; a million messages
+    /// and 64 MiB unless set.
+    #[must_use]
+    pub fn max_in_flight(mut self, messages: u64, bytes: u64) -> Self {
+        self.delivery.max_in_flight = messages;
+        self.delivery.max_in_flight_bytes = bytes;
+        self
+    }
+
+    /// Most messages per second when sending again after a logon; as fast as the link
+    /// takes them unless set.
+    #[must_use]
+    pub fn replay_rate(mut self, messages_per_second: u32) -> Self {
+        self.delivery.replay_rate = Some(messages_per_second);
+        self
+    }
+
+    /// Lost links in a row with the same first unsettled message before it is reported as
+    /// stalled; 3 unless set.
+    #[must_use]
+    pub fn stall_after(mut self, links: u32) -> Self {
+        self.delivery.stall_after = links;
+        self
+    }
+
+    /// Starts the client. It accepts publishes at once, whether or not a server can be
+    /// reached, and connects in the background, for ever.
+    ///
+    /// # Errors
+    /// The description cannot be used; nothing was started.
+    pub async fn open(self) -> Result<Client, OpenError> {
+        self.start()
+    }
+
+    pub(crate) fn start(mut self) -> Result<Client, OpenError> {
+        let runtime = match self.runtime.take() {
+            Some(handle) => handle,
+            None => Handle::try_current().map_err(|_| OpenError::NoRuntime)?,
+        };
+        self.check()?;
+        let chooser = self.choose()?;
+        let (asks, asked) = mpsc::channel(ASKS);
+        let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
+        let delivery = self
+            .store
+            .as_ref()
+            .map(|store| Delivery::new(store.as_ref(), self.delivery.clone()));
+        let status = LinkStatus { servers: chooser.len(), ..LinkStatus::default() };
+        let shared = Arc::new(Shared {
+            name: self.name.clone(),
+            watched: self.store.clone().map(|store| Arc::new(Watched::new(store))),
+            doorbell: Default::default(),
+            room: Notify::new(),
+            status: watch::Sender::new(status),
+            events: broadcast::Sender::new(EVENTS),
+            asks,
+            closed: AtomicBool::new(false),
+            dropped: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
+            published: AtomicU64::new(0),
+            totals: Default::default(),
+            direct: Direct::default().into(),
+            offers: Offers::default(),
+            max_message: self.max_message,
+        });
+        if let Some(store) = &self.store {
+            let observed = Arc::downgrade(&shared);
+            store.observe(Arc::new(move |signal| {
+                if let Some(shared) = observed.upgrade() {
+                    shared.signal(signal);
+                }
+            }));
+            self.tell_of_refusals(store.as_ref());
+        }
+        let has_handler = self.handler.is_some() && self.store.is_some();
+        let handler_task = self
+            .handler
+            .take()
+            .filter(|_| has_handler)
+            .map(|handler| runtime.spawn(offer_refusals(shared.clone(), handler)));
+        let handler = self.last_chance.take().unwrap_or_else(|| {
+            Arc::new(|ack| tracing::warn!(?ack, "an ack that nothing takes"))
+        });
+        runtime.spawn(last_chance(unhandled_acks, handler));
+        let driver = Driver {
+            shared: shared.clone(),
+            settings: Settings {
+                connect_timeout: self.connect_timeout,
+                publish_ids: self.publish_ids,
+                has_handler,
+                max_frame: self.max_frame,
+            },
+            chooser,
+            connector: self.connector.take().unwrap_or_else(|| Arc::new(SchemeConnector::new())),
+            backoff: self.backoff.take().unwrap_or_else(|| Backoff::default().seed(seed(&self.name))),
+            delivery,
+            session: Session::new(self.session()),
+            asks: asked,
+            unhandled,
+            handler_task,
+            work: Work::new(),
+        };
+        runtime.spawn(driver.run());
+        Ok(Client { _alive: Arc::new(Alive(shared.clone())), shared })
+    }
+
+    fn check(&self) -> Result<(), OpenError> {
+        let bad = |c: char| c.is_control() || c == '[' || c == ']';
+        if self.name.is_empty() || self.name.chars().any(bad) {
+            return Err(OpenError::BadClientName(self.name.clone()));
+        }
+        if let Some(store) = &self.store {
+            let found = store.client_name();
+            if found != self.name {
+                return Err(OpenError::WrongClientName { found, wanted: self.name.clone() });
+            }
+        }
+        if self.heartbeat.is_some_and(|interval| interval < Duration::from_secs(1)) {
+            let error = "the heartbeat interval is below one second".to_owned();
+            return Err(OpenError::Options(error));
+        }
+        Ok(())
+    }
+
+    fn choose(&mut self) -> Result<Box<dyn ServerChooser>, OpenError> {
+        if let Some(chooser) = self.chooser.take() {
+            return Ok(chooser);
+        }
+        if self.servers.is_empty() {
+            return Err(OpenError::NoServer);
+        }
+        let mut servers = Vec::new();
+        for (uri, authenticator) in self.servers.drain(..) {
+            let uri: Uri = uri.parse().map_err(|e| OpenError::Uri(format!("{e}")))?;
+            servers.push(Server { uri, authenticator });
+        }
+        Ok(Box::new(RoundRobin::new(servers)))
+    }
+
+    fn session(&self) -> SessionConfig {
+        let conflation = self.ack_conflation.as_ref().map(|i| format!("ack_conflation={i}"));
+        let options: Vec<String> =
+            conflation.into_iter().chain(self.logon_options.clone()).collect();
+        SessionConfig {
+            client_name: self.name.clone(),
+            logon_options: (!options.is_empty()).then(|| options.join(",")),
+            logon_correlation: self.logon_correlation.clone(),
+            heartbeat: self.heartbeat,
+            logon_timeout: self.logon_timeout,
+            command_timeout: self.command_timeout,
+            publish_ids: self.publish_ids,
+        }
+    }
+
+    fn tell_of_refusals(&self, store: &dyn PublishStore) {
+        let waiting = store.bounds().rejections;
+        if waiting > 0 && self.handler.is_none() {
+            tracing::warn!(waiting, "refused messages wait in the store, and there is no failed-write handler");
+        }
+    }
+}
+
+/// Different clients should not draw the same jitter.
+fn seed(name: &str) -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(name)
+}

@@ -1,0 +1,404 @@
+//! The client as applications hold it.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use amps_store::{Bounds, Envelope, PublishStore};
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+
+use crate::builder::Builder;
+use crate::driver::Ask;
+use crate::error::{
+    CloseReport, CommandError, FlushError, FlushReport, LogonError, PublishError, PublishFailure,
+};
+use crate::event::{ConnectionState, Events, LinkEnd};
+use crate::failed::{Failed, is_handling};
+use crate::message::{Message, check_topic};
+use crate::receipt::Receipt;
+use crate::shared::{Shared, unix_micros};
+use crate::subscribe::{Answer, Request, Subscribe, Subscription};
+
+/// A publisher (and subscriber) of one AMPS instance or a group of them.
+///
+/// Cheap to clone; clones are one client. Every method may be called from any thread and
+/// from inside any handler. When the last clone is dropped without
+/// [`close`](Client::close), the client ends at once; what is unsettled stays in the store.
+/// A handler that holds a clone keeps the client alive.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) shared: Arc<Shared>,
+    /// Tells the driver when the last handle is gone.
+    pub(crate) _alive: Arc<Alive>,
+}
+
+pub(crate) struct Alive(pub(crate) Arc<Shared>);
+
+impl Drop for Alive {
+    fn drop(&mut self) {
+        self.0.dropped.store(true, Ordering::Release);
+        self.0.doorbell.ring_always();
+    }
+}
+
+impl fmt::Debug for Client {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Client").field("name", &self.shared.name).finish_non_exhaustive()
+    }
+}
+
+/// Numbers of this run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Counts {
+    /// Messages accepted by `publish` and its like.
+    pub published: u64,
+    /// Settled as a success by an ack.
+    pub persisted: u64,
+    /// Settled as a success at a logon without any ack: persisted, or refused with a
+    /// refusal that was lost.
+    pub persisted_at_logon: u64,
+    /// Refused, with the refusal in the log.
+    pub rejected: u64,
+    /// Sent although they may have been sent before.
+    pub resent: u64,
+    /// Refusals that came after a success.
+    pub late: u64,
+    /// Refusals that named no message.
+    pub unattributed: u64,
+}
+
+/// A look at a client.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Health {
+    /// Where the connection stands.
+    pub state: ConnectionState,
+    /// The server concerned, without its credentials.
+    pub server: String,
+    /// How the last link or attempt ended, and at which server.
+    pub last_error: Option<(String, LinkEnd)>,
+    /// Logons accepted in this run.
+    pub logons: u64,
+    /// Messages in the store that are not settled.
+    pub unsettled: u64,
+    /// Sequence of the first of them.
+    pub first_unsettled: Option<u64>,
+    /// Refusals that wait for the application.
+    pub rejections: u64,
+    /// Bytes taken in the store, with the room charged for their future.
+    pub live_bytes: u64,
+    /// The most `live_bytes` may become.
+    pub limit_bytes: u64,
+    /// A sync failed: nothing in this store can be made durable any more.
+    pub sync_failed: bool,
+    /// Numbers of this run.
+    pub counts: Counts,
+}
+
+impl Client {
+    /// Starts to describe a client with this name: its identity at the server, together
+    /// with its sequence numbers. Two live publishers must never share one.
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    /// The client's name.
+    pub fn name(&self) -> &str {
+        &self.shared.name
+    }
+
+    /// Publishes `payload` to `topic`. As [`send`](Self::send), without a [`Message`] to
+    /// build.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<Receipt, PublishError> {
+        let payload = payload.into();
+        let failure = match &self.shared.watched {
+            None => return self.send(Message::publish(topic.to_owned(), payload)).await,
+            Some(watched) => match check_topic(topic) {
+                Err(bad) => PublishFailure::Message(bad),
+                Ok(()) => {
+                    let mut envelope = Envelope::publish(topic);
+                    envelope.published_at = unix_micros();
+                    match self.shared.append(watched, &envelope, &payload) {
+                        Ok(receipt) => return Ok(receipt),
+                        Err(failure) => failure,
+                    }
+                }
+            },
+        };
+        let message = Message::publish(topic.to_owned(), payload);
+        self.wait_for_room(PublishError::new(failure, message), None).await
+    }
+
+    /// Stores a message, to be sent as soon as the server lets it. Waits for room in the
+    /// store if it is full, and for nothing else; without a store it waits for room in the
+    /// send buffer. Inside a handler it never waits.
+    ///
+    /// When this returns, a process crash loses nothing; `receipt.durable()` covers a power
+    /// cut. What becomes of the message tells the receipt, or the failed-write handler.
+    ///
+    /// Cancel safe: a cancelled call has stored nothing. Storing and returning the receipt
+    /// happen in one step.
+    ///
+    /// # Errors
+    /// A [`PublishError`], which hands the message back and says whether trying again
+    /// makes sense.
+    pub async fn send(&self, message: Message) -> Result<Receipt, PublishError> {
+        match self.try_send(message) {
+            Ok(receipt) => Ok(receipt),
+            Err(error) => self.wait_for_room(error, None).await,
+        }
+    }
+
+    /// As [`send`](Self::send), but waits for room until `deadline` at the latest.
+    ///
+    /// Cancel safe, as [`send`](Self::send).
+    ///
+    /// # Errors
+    /// As [`send`](Self::send), and [`PublishFailure::Deadline`].
+    pub async fn send_deadline(
+        &self,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<Receipt, PublishError> {
+        match self.try_send(message) {
+            Ok(receipt) => Ok(receipt),
+            Err(error) => self.wait_for_room(error, Some(deadline)).await,
+        }
+    }
+
+    /// As [`send`](Self::send), but never waits.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); a full store is one of them.
+    pub fn try_send(&self, message: Message) -> Result<Receipt, PublishError> {
+        self.shared.accept(&message).map_err(|failure| PublishError::new(failure, message))
+    }
+
+    async fn wait_for_room(
+        &self,
+        mut error: PublishError,
+        deadline: Option<Instant>,
+    ) -> Result<Receipt, PublishError> {
+        loop {
+            let for_room = match &error.reason {
+                PublishFailure::Full => true,
+                PublishFailure::Store(error) => error.is_retryable(),
+                _ => false,
+            };
+            // A handler that waits for room may wait for itself: acks free room, and a
+            // refusal is an ack that waits for its handler.
+            if !for_room || is_handling(&self.shared) {
+                return Err(error);
+            }
+            // Registered before the next try: room that comes in between is not missed.
+            let room = self.shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            error = match self.try_send(*error.message) {
+                Ok(receipt) => return Ok(receipt),
+                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) => error,
+            };
+            let Some(deadline) = deadline else {
+                room.await;
+                continue;
+            };
+            if timeout_at(deadline, room).await.is_err() {
+                return Err(PublishError { reason: PublishFailure::Deadline, ..error });
+            }
+        }
+    }
+
+    /// Waits until everything stored before this call is settled, over any number of
+    /// reconnects. A refusal counts as settled once it is in the log. Without a store it
+    /// asks the server to confirm that it has processed everything.
+    ///
+    /// Cancel safe: nothing but the waiting ends.
+    ///
+    /// # Errors
+    /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on.
+    pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
+        let until = Instant::now().checked_add(timeout);
+        let (reply, answer) = oneshot::channel();
+        let closed = || FlushError::Closed(self.report_now());
+        self.shared.asks.send(Ask::Flush { until, reply }).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
+    }
+
+    fn report_now(&self) -> FlushReport {
+        let totals = self.shared.totals();
+        FlushReport {
+            persisted: totals.persisted,
+            persisted_at_logon: totals.persisted_at_logon,
+            rejected: totals.rejected,
+            left: self.bounds().unsettled,
+        }
+    }
+
+    /// Waits until a server accepts the logon.
+    ///
+    /// Cancel safe.
+    ///
+    /// # Errors
+    /// [`LogonError::Refused`] as soon as every server refused in turn;
+    /// [`LogonError::Deadline`] at the deadline. The client goes on trying.
+    pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
+        let mut status = self.shared.status.subscribe();
+        let until = Instant::now().checked_add(deadline);
+        loop {
+            {
+                let now = status.borrow_and_update();
+                match now.state {
+                    ConnectionState::Shutdown => return Err(LogonError::Closed),
+                    ConnectionState::Disconnected
+                    | ConnectionState::Connecting
+                    | ConnectionState::Connected => {}
+                    _ => return Ok(()),
+                }
+                if now.refused >= now.servers.max(1) {
+                    if let Some((server, LinkEnd::LogonRefused(reason))) = &now.last {
+                        let (server, reason) = (server.clone(), reason.clone());
+                        return Err(LogonError::Refused { server, reason });
+                    }
+                }
+            }
+            let changed = match until {
+                Some(until) => timeout_at(until, status.changed()).await,
+                None => Ok(status.changed().await),
+            };
+            match changed {
+                Ok(Ok(())) => {}
+                Ok(Err(_)) => return Err(LogonError::Closed),
+                Err(_) => {
+                    let last = status.borrow().last.clone();
+                    return Err(match last {
+                        Some((server, LinkEnd::LogonRefused(reason))) => {
+                            LogonError::Refused { server, reason }
+                        }
+                        last => LogonError::Deadline { within: deadline, last },
+                    });
+                }
+            }
+        }
+    }
+
+    /// Ends the client: accepts nothing more, waits until everything is settled or the
+    /// deadline is over, then closes the store. Never hangs, at most about a second beyond
+    /// the deadline when the disk is slow; never discards: what is left is sent after the
+    /// next open. From inside a handler it does not wait for that handler.
+    ///
+    /// Receipts without an outcome then say `Unknown`. Cancelling the call does not stop
+    /// the closing.
+    pub async fn close(&self, deadline: Duration) -> CloseReport {
+        let until = Instant::now() + deadline.min(Duration::from_secs(86_400 * 365));
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.room.notify_waiters();
+        let wait_for_handler = !is_handling(&self.shared);
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask::Close { until, wait_for_handler, reply };
+        let already = CloseReport { left: self.bounds().unsettled, clean: false, error: None };
+        match self.shared.asks.send(ask).await {
+            Ok(()) => answer.await.unwrap_or(already),
+            Err(_) => already,
+        }
+    }
+
+    /// What happens to this client from now on.
+    pub fn events(&self) -> Events {
+        Events::new(self.shared.events.subscribe())
+    }
+
+    /// A look at the client as it is.
+    pub fn health(&self) -> Health {
+        let bounds = self.bounds();
+        let totals = self.shared.totals();
+        let status = self.shared.status.borrow();
+        Health {
+            state: status.state,
+            server: status.server.clone(),
+            last_error: status.last.clone(),
+            logons: status.logons,
+            unsettled: bounds.unsettled,
+            first_unsettled: bounds.first_unsettled,
+            rejections: bounds.rejections,
+            live_bytes: bounds.live_bytes,
+            limit_bytes: bounds.limit_bytes,
+            sync_failed: self.shared.sync_failed.load(Ordering::Acquire),
+            counts: Counts {
+                published: self.shared.published.load(Ordering::Relaxed),
+                persisted: totals.persisted,
+                persisted_at_logon: totals.persisted_at_logon,
+                rejected: totals.rejected,
+                resent: totals.resent,
+                late: totals.late,
+                unattributed: totals.unattributed,
+            },
+        }
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.shared.store().map(|store| store.bounds()).unwrap_or_default()
+    }
+
+    /// The store, if there is one.
+    pub fn store(&self) -> Option<&Arc<dyn PublishStore>> {
+        self.shared.store()
+    }
+
+    /// Subscribes, or queries. Before the first logon it waits for it; afterwards the
+    /// subscription is placed again after every reconnect.
+    ///
+    /// Cancelling the call gives the subscription up.
+    ///
+    /// # Errors
+    /// The server refused it or did not answer in time, or the client is closed.
+    pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, CommandError> {
+        if subscribe.topic.is_empty() {
+            return Err(CommandError::Bad("the topic is empty"));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Subscribe { spec: subscribe, reply }).await?;
+        answer.await.map_err(|_| CommandError::Closed)?
+    }
+
+    /// Sends a command of any name and waits for its acks, at most as long as the command
+    /// timeout.
+    ///
+    /// # Errors
+    /// The server refused it or did not answer in time, there is no connection, or it is
+    /// lost before the answer.
+    pub async fn command(&self, request: Request) -> Result<Answer, CommandError> {
+        if matches!(request.name.as_str(), "" | "logon" | "publish" | "p" | "delta_publish") {
+            return Err(CommandError::Bad("this command has its own method, or no name"));
+        }
+        let (reply, answer) = oneshot::channel();
+        self.ask(Ask::Command { request, until: None, reply }).await?;
+        answer.await.map_err(|_| CommandError::Closed)?
+    }
+
+    async fn ask(&self, ask: Ask) -> Result<(), CommandError> {
+        self.shared.asks.send(ask).await.map_err(|_: mpsc::error::SendError<Ask>| CommandError::Closed)
+    }
+
+    /// The refusals that wait, and what can be done with them.
+    pub fn failed(&self) -> Failed<'_> {
+        Failed { client: self }
+    }
+
+    /// Allows one more rebase in this run, after [`Event::NameShared`](crate::Event) said
+    /// that sending stopped. Make sure first that nobody else publishes under this name.
+    pub async fn allow_rebase(&self) -> Result<(), CommandError> {
+        self.ask(Ask::AllowRebase).await
+    }
+}

@@ -1,0 +1,149 @@
+//! Sequences, wire numbers and the server's figures: charter §5.3 and nothing else.
+
+use amps_store::{Bounds, PublishStore, Rebase};
+
+/// The highest number any publisher can reach; a figure above it is the server's error.
+pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
+
+/// A server's figure, translated and judged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Figure {
+    /// It covers our messages up to this sequence.
+    Within(u64),
+    /// It belongs to a numbering that a rebase has ended; settles nothing.
+    Below,
+    /// It is beyond anything this store can have sent.
+    Foreign,
+    /// No publisher can have reached it.
+    Impossible,
+}
+
+#[derive(Debug)]
+pub(super) struct Figures {
+    rebase: Option<Rebase>,
+    /// M: the highest sequence that may have been sent, in this run or before.
+    reach: u64,
+    /// G: sequences up to here may be handed to a transport.
+    grant: u64,
+    /// Rebases still allowed in this run.
+    rebases_left: u32,
+    /// The highest figure at a logon or sequence handed over, in this run.
+    known: Option<u64>,
+    /// Numbers in between were never given out: the last sequence of earlier runs, and the
+    /// first of this one.
+    skip: (u64, u64),
+}
+
+impl Figures {
+    pub(super) fn new(store: &dyn PublishStore) -> Self {
+        let numbers = store.numbers();
+        let bounds = store.bounds();
+        let last_before = bounds.last.min(numbers.first_of_run.saturating_sub(1));
+        Figures {
+            rebase: numbers.rebase,
+            reach: numbers.found_grant,
+            grant: numbers.grant,
+            rebases_left: 1,
+            known: None,
+            skip: (last_before, numbers.first_of_run),
+        }
+    }
+
+    pub(super) fn reach(&self) -> u64 {
+        self.reach
+    }
+
+    pub(super) fn grant(&self) -> u64 {
+        self.grant
+    }
+
+    pub(super) fn wire(&self, sequence: u64) -> u64 {
+        match self.rebase {
+            Some(rebase) if sequence >= rebase.from => {
+                sequence.wrapping_add_signed(rebase.delta)
+            }
+            _ => sequence,
+        }
+    }
+
+    pub(super) fn at_logon(&self, figure: u64) -> Figure {
+        match (self.judge(figure), self.rebase) {
+            (Figure::Below, Some(rebase)) => Figure::Within(rebase.from - 1),
+            (judged, _) => judged,
+        }
+    }
+
+    pub(super) fn on_ack(&self, figure: u64) -> Figure {
+        self.judge(figure)
+    }
+
+    fn judge(&self, figure: u64) -> Figure {
+        if figure > MAX_FIGURE {
+            return Figure::Impossible;
+        }
+        let sequence = match self.rebase {
+            None => figure,
+            Some(rebase) if figure < self.wire(rebase.from) => return Figure::Below,
+            Some(rebase) => figure.wrapping_add_signed(rebase.delta.wrapping_neg()),
+        };
+        match sequence > self.reach {
+            true => Figure::Foreign,
+            false => Figure::Within(sequence),
+        }
+    }
+
+    pub(super) fn may_have_sent(&self, sequence: u64) -> bool {
+        sequence <= self.reach
+    }
+
+    pub(super) fn handed_over(&mut self, sequence: u64) {
+        self.reach = self.reach.max(sequence);
+        self.known = Some(self.known.unwrap_or(0).max(sequence));
+    }
+
+    pub(super) fn judged(&mut self, through: u64) {
+        self.known = Some(self.known.unwrap_or(0).max(through));
+    }
+
+    /// Whether a figure at logon is above everything this run has seen or sent: someone
+    /// else may be counting.
+    pub(super) fn runs_ahead(&self, through: u64) -> bool {
+        self.known.is_some_and(|known| through > known)
+    }
+
+    /// Whether less than half a step is granted above the highest number in use.
+    pub(super) fn grant_is_low(&self, step: u64) -> bool {
+        self.grant < MAX_FIGURE && self.grant.saturating_sub(self.reach) < step.div_ceil(2)
+    }
+
+    pub(super) fn reload_grant(&mut self, store: &dyn PublishStore) {
+        self.grant = store.numbers().grant;
+    }
+
+    pub(super) fn may_rebase(&self) -> bool {
+        self.rebases_left > 0
+    }
+
+    pub(super) fn allow_rebase(&mut self) {
+        self.rebases_left = 1;
+    }
+
+    pub(super) fn rebased(&mut self, store: &dyn PublishStore, rebase: Rebase) {
+        self.rebases_left = self.rebases_left.saturating_sub(1);
+        self.rebase = Some(rebase);
+        self.reach = rebase.from.saturating_sub(1);
+        self.known = Some(self.reach);
+        self.reload_grant(store);
+    }
+
+    /// The highest message known to be settled with everything below it. The store's floor
+    /// may stand on numbers that an unclean stop skipped; the server never saw those.
+    pub(super) fn settled_floor(&self, bounds: &Bounds) -> u64 {
+        let floor = bounds.floor.min(bounds.last);
+        let (last_before, first_of_run) = self.skip;
+        match floor > last_before && floor < first_of_run {
+            true => last_before,
+            false => floor,
+        }
+    }
+}

@@ -1,0 +1,681 @@
+//! The client's one task: carries out what [`Delivery`] and [`Session`] decide. It decides
+//! nothing about acks itself.
+
+mod link;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use amps_store::{PublishStore, StoreError};
+use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
+
+use crate::backoff::Backoff;
+use crate::chooser::{Server, ServerChooser};
+use crate::connector::Connector;
+use crate::delivery::{Delivery, DropReason, Input, Note, Now, Output};
+use crate::error::{CloseReport, CommandError, FlushError, FlushReport};
+use crate::event::{ConnectionState, Event, LinkEnd};
+use crate::failed::UnhandledAck;
+use crate::protocol::{AckKind, Reason, Status};
+use crate::receipt::Outcome;
+use crate::session::{Credentials, Session};
+use crate::shared::{Shared, unix_micros};
+use crate::subscribe::{Answer, Delivered, Request, Subscribe, Subscription, SubscriptionEnd};
+
+/// What a handle asks the driver for.
+pub(crate) enum Ask {
+    Flush { until: Option<Instant>, reply: oneshot::Sender<Result<FlushReport, FlushError>> },
+    Command {
+        request: Request,
+        until: Option<Instant>,
+        reply: oneshot::Sender<Result<Answer, CommandError>>,
+    },
+    Subscribe { spec: Subscribe, reply: oneshot::Sender<Result<Subscription, CommandError>> },
+    Unsubscribe { subscription: u64 },
+    AllowRebase,
+    Close { until: Instant, wait_for_handler: bool, reply: oneshot::Sender<CloseReport> },
+}
+
+pub(crate) struct Settings {
+    pub(crate) connect_timeout: Duration,
+    pub(crate) publish_ids: bool,
+    pub(crate) has_handler: bool,
+    pub(crate) max_frame: usize,
+}
+
+pub(crate) struct Driver {
+    pub(crate) shared: Arc<Shared>,
+    pub(crate) settings: Settings,
+    pub(crate) chooser: Box<dyn ServerChooser>,
+    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) backoff: Backoff,
+    pub(crate) delivery: Option<Delivery>,
+    pub(crate) session: Session,
+    pub(crate) asks: mpsc::Receiver<Ask>,
+    pub(crate) unhandled: mpsc::Sender<UnhandledAck>,
+    pub(crate) handler_task: Option<JoinHandle<()>>,
+    pub(crate) work: Work,
+}
+
+/// What is under way.
+pub(crate) struct Work {
+    start: Instant,
+    next_id: u64,
+    /// Bytes of commands and answers that go out ahead of messages.
+    out: Vec<u8>,
+    flushes: BTreeMap<u64, FlushReply>,
+    commands: BTreeMap<u64, CommandReply>,
+    subscriptions: BTreeMap<u64, SubscriptionEntry>,
+    jobs: VecDeque<Job>,
+    running: Option<JoinHandle<Done>>,
+    drop_link: Option<LinkEnd>,
+    sync_failed: bool,
+    closing: Option<Closing>,
+    stopped: bool,
+    server: String,
+}
+
+enum FlushReply {
+    Caller(oneshot::Sender<Result<FlushReport, FlushError>>),
+    Close,
+}
+
+enum CommandReply {
+    Answer(oneshot::Sender<Result<Answer, CommandError>>),
+    Flush(oneshot::Sender<Result<FlushReport, FlushError>>),
+    Close,
+}
+
+struct SubscriptionEntry {
+    messages: mpsc::Sender<Delivered>,
+    end: oneshot::Sender<SubscriptionEnd>,
+    placed: Option<(oneshot::Sender<Result<Subscription, CommandError>>, Subscription)>,
+}
+
+struct Closing {
+    until: Instant,
+    wait_for_handler: bool,
+    reply: oneshot::Sender<CloseReport>,
+}
+
+/// A store call that waits for the device; one at a time, in order.
+#[derive(Debug)]
+enum Job {
+    RaiseGrant(u64),
+    Rebase(u64),
+}
+
+enum Done {
+    Raised(Result<(), StoreError>),
+    Rebased(Result<amps_store::Rebase, StoreError>),
+}
+
+/// A link that lived this long, or settled anything, was good: the back-off starts anew.
+const HEALTHY: Duration = Duration::from_secs(10);
+
+/// How long the end of a client may take beyond its deadline, for a last sync.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl Work {
+    pub(crate) fn new() -> Self {
+        Work {
+            start: Instant::now(),
+            next_id: 0,
+            out: Vec::new(),
+            flushes: BTreeMap::new(),
+            commands: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            jobs: VecDeque::new(),
+            running: None,
+            drop_link: None,
+            sync_failed: false,
+            closing: None,
+            stopped: false,
+            server: String::new(),
+        }
+    }
+}
+
+/// The client is being closed.
+struct Stopped;
+
+impl Driver {
+    /// Connects for ever, until the client is closed or dropped.
+    pub(crate) async fn run(mut self) {
+        while !self.work.stopped {
+            let Some(server) = self.chooser.current() else {
+                tracing::warn!("the server chooser gave up; no more attempts are made");
+                let _ = self.meanwhile(std::future::pending::<()>()).await;
+                break;
+            };
+            self.work.server = server.uri.authority();
+            let (since, settled) = (Instant::now(), self.settled());
+            let end = self.attempt(&server).await;
+            if self.settled() > settled || since.elapsed() >= HEALTHY {
+                self.backoff.reset();
+            }
+            if self.work.stopped {
+                break;
+            }
+            let Some(delay) = self.link_ended(&server, end) else {
+                tracing::warn!("the back-off gave up; no more attempts are made");
+                let _ = self.meanwhile(std::future::pending::<()>()).await;
+                break;
+            };
+            let _ = self.meanwhile(tokio::time::sleep(delay)).await;
+        }
+        self.finish().await;
+    }
+
+    fn settled(&self) -> u64 {
+        let totals = self.shared.totals();
+        totals.persisted + totals.persisted_at_logon + totals.rejected
+    }
+
+    async fn attempt(&mut self, server: &Server) -> LinkEnd {
+        self.state(ConnectionState::Connecting);
+        let given = Credentials {
+            user: server.uri.user().map(str::to_owned),
+            password: server.uri.password().map(str::to_owned),
+        };
+        let credentials = match &server.authenticator {
+            None => given,
+            Some(authenticator) => {
+                let asked = authenticator.authenticate(&server.uri, given);
+                match self.meanwhile(asked).await {
+                    Ok(Ok(credentials)) => credentials,
+                    Ok(Err(error)) => return LinkEnd::Authenticator(error),
+                    Err(Stopped) => return LinkEnd::Shutdown,
+                }
+            }
+        };
+        let connector = self.connector.clone();
+        let opening =
+            tokio::time::timeout(self.settings.connect_timeout, connector.connect(&server.uri));
+        let stream = match self.meanwhile(opening).await {
+            Ok(Ok(Ok(stream))) => stream,
+            Ok(Ok(Err(error))) => return LinkEnd::Connect(error.to_string()),
+            Ok(Err(_)) => return LinkEnd::ConnectTimeout,
+            Err(Stopped) => return LinkEnd::Shutdown,
+        };
+        self.state(ConnectionState::Connected);
+        self.link(stream, server, &credentials).await
+    }
+
+    /// Takes in the end of a link or of an attempt; how long to wait before the next.
+    fn link_ended(&mut self, server: &Server, end: LinkEnd) -> Option<Duration> {
+        self.shared.direct().open = false;
+        self.work.out.clear();
+        self.work.drop_link = None;
+        let mut received = Vec::new();
+        self.session.disconnected(&mut |item| received.push(link::Owned::from(item)));
+        for item in received {
+            self.received(item);
+        }
+        self.input(Input::LinkLost);
+        self.turn();
+        self.chooser.failed(server, &end);
+        let longest = self.delivery.as_ref().is_some_and(Delivery::wants_longest_delay);
+        let delay = match longest {
+            true => self.backoff.longest_delay(),
+            false => self.backoff.next_delay(),
+        };
+        let refused = matches!(end, LinkEnd::LogonRefused(_));
+        let retry_in_ms = delay.map_or(u64::MAX, |delay| delay.as_millis() as u64);
+        tracing::info!(server = %self.work.server, why = %end, retry_in_ms, "link ended");
+        let servers = self.chooser.len();
+        self.shared.status.send_modify(|status| {
+            status.state = ConnectionState::Disconnected;
+            status.last = Some((self.work.server.clone(), end.clone()));
+            status.refused = if refused { status.refused + 1 } else { 0 };
+            status.servers = servers;
+            status.in_flight = 0;
+        });
+        let server = self.work.server.clone();
+        self.shared.event(Event::State { state: ConnectionState::Disconnected, server: server.clone() });
+        self.shared.event(Event::LinkLost { server, why: end, retry_in_ms });
+        delay
+    }
+
+    /// Runs `future` while everything that needs no link goes on.
+    async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Stopped> {
+        tokio::pin!(future);
+        loop {
+            self.turn();
+            if self.work.stopped {
+                return Err(Stopped);
+            }
+            let deadline = self.deadline();
+            tokio::select! {
+                output = &mut future => return Ok(output),
+                event = next_event(&mut self.asks, &mut self.work.running, &self.shared, deadline) => {
+                    self.local(event);
+                }
+            }
+        }
+    }
+
+    /// What happens without a link: questions, finished store calls, time.
+    fn local(&mut self, event: Local) {
+        match event {
+            Local::Ask(ask) => self.ask(ask),
+            Local::Done(done) => {
+                self.work.running = None;
+                match done {
+                    Some(Done::Raised(result)) => self.input(Input::GrantRaised(result)),
+                    Some(Done::Rebased(result)) => self.input(Input::Rebased(result)),
+                    // The runtime is going down; so is this task.
+                    None => self.work.stopped = true,
+                }
+            }
+            Local::Time | Local::Bell => {}
+        }
+    }
+
+    /// Lets time pass, and carries out what was decided.
+    fn turn(&mut self) {
+        if self.shared.dropped.load(Ordering::Acquire) {
+            self.work.stopped = true;
+        }
+        if !self.work.sync_failed && self.shared.sync_failed.load(Ordering::Acquire) {
+            self.work.sync_failed = true;
+            self.input(Input::SyncFailed);
+        }
+        self.input(Input::Tick);
+        self.carry_out();
+        self.start_job();
+        if self.closing_is_over() {
+            self.work.stopped = true;
+        }
+    }
+
+    fn closing_is_over(&self) -> bool {
+        self.work.closing.as_ref().is_some_and(|closing| Instant::now() >= closing.until)
+    }
+
+    fn deadline(&self) -> Option<Instant> {
+        let delivery = self.delivery.as_ref().and_then(Delivery::deadline);
+        let earliest = [delivery, self.session.deadline()].into_iter().flatten().min();
+        let earliest = earliest.map(|at| self.work.start + at);
+        let closing = self.work.closing.as_ref().map(|closing| closing.until);
+        [earliest, closing].into_iter().flatten().min()
+    }
+
+    fn now(&self) -> Now {
+        Now { at: self.work.start.elapsed(), unix_micros: unix_micros() }
+    }
+
+    fn input(&mut self, input: Input<'_>) {
+        let now = self.now();
+        if let (Some(delivery), Some(store)) = (&mut self.delivery, self.shared.store()) {
+            delivery.handle(store.as_ref(), now, input);
+        }
+    }
+
+    fn start_job(&mut self) {
+        if self.work.running.is_some() {
+            return;
+        }
+        let (Some(job), Some(store)) = (self.work.jobs.pop_front(), self.shared.store()) else {
+            return;
+        };
+        let store: Arc<dyn PublishStore> = store.clone();
+        self.work.running = Some(tokio::task::spawn_blocking(move || match job {
+            Job::RaiseGrant(to) => Done::Raised(store.raise_grant(to)),
+            Job::Rebase(figure) => Done::Rebased(store.rebase(figure)),
+        }));
+    }
+
+    fn carry_out(&mut self) {
+        let Some(delivery) = &mut self.delivery else { return };
+        let mut outputs = VecDeque::new();
+        while let Some(output) = delivery.poll() {
+            outputs.push_back(output);
+        }
+        if outputs.is_empty() {
+            return;
+        }
+        self.shared.set_totals(delivery.totals());
+        for output in outputs {
+            self.output(output);
+        }
+    }
+
+    fn output(&mut self, output: Output) {
+        match output {
+            Output::RaiseGrant { to } => self.work.jobs.push_back(Job::RaiseGrant(to)),
+            Output::Rebase { figure } => self.work.jobs.push_back(Job::Rebase(figure)),
+            Output::DropLink { why } => self.work.drop_link = Some(link_end(why)),
+            Output::SettledThrough { through, via } => {
+                if let Some(watched) = &self.shared.watched {
+                    watched.book.settled_through(through, via);
+                }
+            }
+            Output::Settled { sequence, via } => {
+                self.resolve(sequence, Outcome::Persisted { via });
+            }
+            Output::Refused { sequence, reason, late, attempts, ordinal: _ } => {
+                self.refused(sequence, Reason::new(reason), late, attempts);
+            }
+            Output::RefusalNotLogged { sequence, reason, attempts: _ } => {
+                let reason = Reason::new(reason);
+                tracing::warn!(sequence, %reason, "no room for a late refusal");
+                self.last_chance(Some(sequence), None, reason.clone(), false);
+                self.shared.event(Event::RefusalNotLogged { sequence, reason });
+            }
+            Output::Unattributed { figure, reason } => {
+                let reason = Reason::new(reason);
+                tracing::error!(?figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
+                self.last_chance(None, figure, reason.clone(), false);
+                self.shared.event(Event::Unattributed { figure, reason });
+            }
+            Output::Flushed { id, left } => self.flushed(id, left),
+            Output::Note(note) => self.note(note),
+        }
+    }
+
+    fn refused(&mut self, sequence: u64, reason: Reason, late: bool, attempts: u32) {
+        if !late {
+            self.resolve(sequence, Outcome::Rejected { reason: reason.clone() });
+        }
+        if self.settings.has_handler {
+            return self.shared.offers.refused(sequence, attempts);
+        }
+        tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
+        self.last_chance(Some(sequence), None, reason, true);
+    }
+
+    fn resolve(&self, sequence: u64, outcome: Outcome) {
+        if let Some(watched) = &self.shared.watched {
+            watched.book.settled_one(sequence, outcome);
+        }
+    }
+
+    fn last_chance(
+        &mut self,
+        sequence: Option<u64>,
+        figure: Option<u64>,
+        reason: Reason,
+        waits_in_store: bool,
+    ) {
+        self.unhandled(UnhandledAck {
+            kind: Some(AckKind::Persisted),
+            status: Some(Status::Failure),
+            reason,
+            sequence,
+            figure,
+            command_id: None,
+            waits_in_store,
+        });
+    }
+
+    fn unhandled(&mut self, ack: UnhandledAck) {
+        if let Err(mpsc::error::TrySendError::Full(ack)) = self.unhandled.try_send(ack) {
+            tracing::warn!(?ack, "the last-chance handler is too slow; an ack was dropped");
+        }
+    }
+
+    fn note(&mut self, note: Note) {
+        let event = match note {
+            Note::PublishGap { server, settled, unknown_publisher } => {
+                tracing::error!(server, settled, unknown_publisher, "publish gap: the server has less than it acknowledged");
+                Event::PublishGap { server, settled, unknown_publisher }
+            }
+            Note::ForeignFigure { figure, may_have_sent } => {
+                tracing::warn!(figure, may_have_sent, "the server speaks of messages this store never sent");
+                Event::ForeignFigure { figure, may_have_sent }
+            }
+            Note::Rebased { figure, from, possible_duplicates } => {
+                tracing::warn!(figure, from, possible_duplicates, "numbering above the server's figure");
+                Event::Rebased { figure, from, possible_duplicates }
+            }
+            Note::NameShared { figure, stopped } => {
+                tracing::error!(figure, stopped, "another publisher seems to use this client name");
+                Event::NameShared { figure, stopped }
+            }
+            Note::Stalled { sequence, links } => {
+                tracing::warn!(sequence, links, "the same message was unsettled on every one of the latest links");
+                Event::Stalled { sequence, links }
+            }
+            Note::Replayed => return self.state(ConnectionState::PublishReplayed),
+            Note::StoreFailed { doing, error } => {
+                tracing::error!(doing, %error, "the store failed");
+                Event::StoreFailed { doing, error: error.to_string() }
+            }
+            Note::SendingStopped { through } => {
+                tracing::error!(through, "nothing more is sent");
+                Event::SendingStopped { through }
+            }
+        };
+        self.shared.event(event);
+    }
+
+    fn ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::Flush { until, reply } => match self.delivery {
+                Some(_) => self.flush(until, FlushReply::Caller(reply)),
+                None => self.server_flush(until, CommandReply::Flush(reply)),
+            },
+            Ask::Command { request, until, reply } => {
+                self.command(&request, until, CommandReply::Answer(reply));
+            }
+            Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
+            Ask::Unsubscribe { subscription } => {
+                self.work.subscriptions.remove(&subscription);
+                self.session.unsubscribe(subscription, &mut self.work.out);
+            }
+            Ask::AllowRebase => self.input(Input::AllowRebase),
+            Ask::Close { until, wait_for_handler, reply } => {
+                if self.work.closing.is_some() {
+                    return;
+                }
+                self.work.closing = Some(Closing { until, wait_for_handler, reply });
+                match self.delivery {
+                    Some(_) => self.flush(Some(until), FlushReply::Close),
+                    None => self.server_flush(Some(until), CommandReply::Close),
+                }
+            }
+        }
+    }
+
+    fn flush(&mut self, until: Option<Instant>, reply: FlushReply) {
+        self.work.next_id += 1;
+        let id = self.work.next_id;
+        self.work.flushes.insert(id, reply);
+        let until = until.map(|until| until.saturating_duration_since(self.work.start));
+        self.input(Input::Flush { id, until });
+    }
+
+    fn flushed(&mut self, id: u64, left: u64) {
+        let totals = self.shared.totals();
+        let report = FlushReport {
+            persisted: totals.persisted,
+            persisted_at_logon: totals.persisted_at_logon,
+            rejected: totals.rejected,
+            left,
+        };
+        let result = match left {
+            0 => Ok(report),
+            _ => Err(FlushError::Timeout(report)),
+        };
+        match self.work.flushes.remove(&id) {
+            // The caller may have stopped waiting.
+            Some(FlushReply::Caller(reply)) => drop(reply.send(result)),
+            Some(FlushReply::Close) => self.work.stopped = true,
+            None => {}
+        }
+    }
+
+    fn server_flush(&mut self, until: Option<Instant>, reply: CommandReply) {
+        // What was accepted before must be on the wire before the flush.
+        let mut direct = self.shared.direct();
+        self.work.out.append(&mut direct.bytes);
+        drop(direct);
+        self.command(&Request::new("flush"), until, reply);
+    }
+
+    fn command(&mut self, request: &Request, until: Option<Instant>, reply: CommandReply) {
+        let now = self.work.start.elapsed();
+        let until = until.map(|until| until.saturating_duration_since(self.work.start));
+        match self.session.command(now, request, until, &mut self.work.out) {
+            Ok(Some(id)) => drop(self.work.commands.insert(id, reply)),
+            Ok(None) => self.command_done(reply, Ok(Answer::default())),
+            Err(error) => self.command_done(reply, Err(error)),
+        }
+    }
+
+    fn command_done(&mut self, reply: CommandReply, result: Result<Answer, CommandError>) {
+        // A caller may have stopped waiting.
+        match reply {
+            CommandReply::Answer(reply) => drop(reply.send(result)),
+            CommandReply::Flush(reply) => {
+                let result = result.map(|_| FlushReport::default()).map_err(FlushError::Command);
+                drop(reply.send(result));
+            }
+            CommandReply::Close => self.work.stopped = true,
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        spec: Subscribe,
+        reply: oneshot::Sender<Result<Subscription, CommandError>>,
+    ) {
+        let (messages, receiver) = mpsc::channel(spec.buffer);
+        let (end, ended) = oneshot::channel();
+        let query = spec.is_query();
+        let now = self.work.start.elapsed();
+        let id = self.session.subscribe(now, spec, &mut self.work.out);
+        let subscription = Subscription {
+            id,
+            messages: receiver,
+            end: ended,
+            ended: false,
+            query,
+            asks: self.shared.asks.downgrade(),
+        };
+        let placed = Some((reply, subscription));
+        self.work.subscriptions.insert(id, SubscriptionEntry { messages, end, placed });
+    }
+
+    fn end_subscription(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
+        let Some(entry) = self.work.subscriptions.remove(&subscription) else { return };
+        if let (Some((reply, _)), Some(SubscriptionEnd::Command(error))) = (entry.placed, &end) {
+            // Never placed: the call itself fails.
+            drop(reply.send(Err(error.clone())));
+        }
+        if let Some(end) = end {
+            // Its reader may be gone.
+            drop(entry.end.send(end));
+        }
+    }
+
+    pub(crate) fn state(&mut self, state: ConnectionState) {
+        let server = self.work.server.clone();
+        tracing::debug!(%server, ?state, "connection");
+        self.shared.status.send_modify(|status| {
+            status.state = state;
+            status.server.clone_from(&server);
+            if state == ConnectionState::LoggedOn {
+                status.refused = 0;
+                status.logons += 1;
+            }
+        });
+        self.shared.event(Event::State { state, server });
+    }
+
+    async fn finish(mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.direct().open = false;
+        self.input(Input::LinkLost);
+        self.carry_out();
+        self.asks.close();
+        let closing = self.work.closing.take();
+        let until = closing.as_ref().map_or_else(Instant::now, |closing| closing.until);
+        self.shared.offers.stop();
+        if closing.as_ref().is_some_and(|closing| closing.wait_for_handler) {
+            if let Some(task) = self.handler_task.take() {
+                // A handler that is still busy at the deadline finishes on its own; its
+                // refusal is offered again at the next open.
+                let _ = tokio::time::timeout_at(until, task).await;
+            }
+        }
+        if let Some(job) = self.work.running.take() {
+            let _ = tokio::time::timeout_at(until + GRACE, job).await;
+        }
+        let report = self.close_store(until).await;
+        let totals = self.shared.totals();
+        for (_, reply) in std::mem::take(&mut self.work.flushes) {
+            if let FlushReply::Caller(reply) = reply {
+                let report = FlushReport {
+                    persisted: totals.persisted,
+                    persisted_at_logon: totals.persisted_at_logon,
+                    rejected: totals.rejected,
+                    left: report.left,
+                };
+                drop(reply.send(Err(FlushError::Closed(report))));
+            }
+        }
+        for (_, entry) in std::mem::take(&mut self.work.subscriptions) {
+            drop(entry.end.send(SubscriptionEnd::Closed));
+        }
+        if let Some(watched) = &self.shared.watched {
+            watched.book.close();
+            watched.durable.send_modify(|moves| *moves += 1);
+        }
+        self.shared.room.notify_waiters();
+        self.state(ConnectionState::Shutdown);
+        if let Some(closing) = closing {
+            drop(closing.reply.send(report));
+        }
+    }
+
+    async fn close_store(&mut self, until: Instant) -> CloseReport {
+        let Some(store) = self.shared.store().cloned() else {
+            return CloseReport { left: 0, clean: true, error: None };
+        };
+        let left = store.bounds().unsettled;
+        let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
+        let close = tokio::task::spawn_blocking(move || store.close(handed_over));
+        match tokio::time::timeout_at(until.max(Instant::now()) + GRACE, close).await {
+            Ok(Ok(Ok(()))) => CloseReport { left, clean: true, error: None },
+            Ok(Ok(Err(error))) => CloseReport { left, clean: false, error: Some(error) },
+            Ok(Err(_)) | Err(_) => CloseReport { left, clean: false, error: None },
+        }
+    }
+}
+
+fn link_end(why: DropReason) -> LinkEnd {
+    match why {
+        DropReason::ForeignFigure => LinkEnd::ForeignFigure,
+        DropReason::BadFigure => LinkEnd::BadFigure,
+        DropReason::PublishGap => LinkEnd::PublishGap,
+        DropReason::StoreFailed => LinkEnd::Store("it could not write a rebase".to_owned()),
+    }
+}
+
+enum Local {
+    Ask(Ask),
+    Done(Option<Done>),
+    Time,
+    Bell,
+}
+
+async fn next_event(
+    asks: &mut mpsc::Receiver<Ask>,
+    running: &mut Option<JoinHandle<Done>>,
+    shared: &Shared,
+    deadline: Option<Instant>,
+) -> Local {
+    tokio::select! {
+        Some(ask) = asks.recv() => Local::Ask(ask),
+        done = async { match running { Some(job) => job.await.ok(), None => std::future::pending().await } } => Local::Done(done),
+        () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Local::Time,
+        () = shared.doorbell.rung() => Local::Bell,
+    }
+}

@@ -1,0 +1,410 @@
+//! One link: bytes in, bytes out, until it ends.
+
+use std::future::{Future, poll_fn};
+use std::io;
+use std::pin::{Pin, pin};
+use std::task::Poll;
+
+use amps_store::{ReadError, StoredMessage};
+use bytes::BytesMut;
+use tokio::io::AsyncReadExt;
+
+use super::{Driver, next_event};
+use crate::chooser::Server;
+use crate::connector::Stream;
+use crate::delivery::Input;
+use crate::error::CommandError;
+use crate::event::{ConnectionState, Event, LinkEnd};
+use crate::failed::UnhandledAck;
+use crate::protocol::{FrameDecoder, Header, Reason};
+use crate::session::{Credentials, Expired, Received};
+use crate::subscribe::{Answer, Delivered, SubscriptionEnd};
+use crate::wire;
+
+/// Bytes gathered for one write; beyond it larger writes gain nothing.
+const WRITE_BATCH: usize = 64 * 1024;
+
+/// A write buffer that grew beyond this for one large message is given back.
+const WRITE_KEEP: usize = 4 * WRITE_BATCH;
+
+/// What the session passes up, owning its bytes.
+pub(super) enum Owned {
+    LoggedOn,
+    LogonRefused(Reason),
+    Challenge(Credentials),
+    HeartbeatInitiated,
+    Resubscribed,
+    Done { id: u64, result: Result<Answer, CommandError> },
+    Delivered { subscription: u64, message: Delivered },
+    SubscriptionEnded { subscription: u64, error: Option<CommandError> },
+    Unhandled(UnhandledAck),
+    Nothing,
+}
+
+impl From<Received<'_>> for Owned {
+    fn from(received: Received<'_>) -> Self {
+        match received {
+            Received::LoggedOn { .. } => Owned::LoggedOn,
+            Received::LogonRefused(reason) => Owned::LogonRefused(reason),
+            Received::Challenge(challenge) => Owned::Challenge(challenge),
+            Received::HeartbeatInitiated => Owned::HeartbeatInitiated,
+            Received::Resubscribed => Owned::Resubscribed,
+            Received::Ack(_) => Owned::Nothing,
+            Received::Done { id, result } => Owned::Done { id, result },
+            Received::Delivered { subscription, message } => {
+                Owned::Delivered { subscription, message }
+            }
+            Received::SubscriptionEnded { subscription, error } => {
+                Owned::SubscriptionEnded { subscription, error }
+            }
+            Received::Unhandled(header) => Owned::Unhandled(unhandled(header)),
+        }
+    }
+}
+
+fn unhandled(header: &Header<'_>) -> UnhandledAck {
+    UnhandledAck {
+        kind: header.ack_kind(),
+        status: header.status.clone(),
+        reason: header.reason(),
+        sequence: None,
+        figure: header.sequence,
+        command_id: header.command_id.as_deref().map(str::to_owned),
+        waits_in_store: false,
+    }
+}
+
+/// Bytes on their way out.
+#[derive(Default)]
+struct WriteBuffer {
+    bytes: Vec<u8>,
+    written: usize,
+    unflushed: bool,
+}
+
+impl WriteBuffer {
+    fn pending(&self) -> &[u8] {
+        &self.bytes[self.written..]
+    }
+
+    fn has_room(&self) -> bool {
+        self.bytes.len() - self.written < WRITE_BATCH
+    }
+
+    /// Drops what was written, so that the buffer can be appended to.
+    fn compact(&mut self) {
+        self.bytes.drain(..self.written);
+        self.written = 0;
+        if self.bytes.capacity() > WRITE_KEEP && self.bytes.len() < WRITE_BATCH {
+            self.bytes.shrink_to(WRITE_BATCH);
+        }
+    }
+}
+
+enum Progress {
+    Read(usize),
+    Wrote,
+}
+
+impl Driver {
+    /// Serves one open link to its end.
+    pub(super) async fn link(
+        &mut self,
+        mut stream: Box<dyn Stream>,
+        server: &Server,
+        credentials: &Credentials,
+    ) -> LinkEnd {
+        let mut decoder = FrameDecoder::with_max_frame(self.settings.max_frame);
+        let mut out = WriteBuffer::default();
+        let mut message = StoredMessage::new();
+        let now = self.now().at;
+        let message_type = server.uri.message_type();
+        let logon =
+            self.session.connected(now, message_type, credentials, &mut self.work.out);
+        if let Err(error) = logon {
+            return LinkEnd::Protocol(error.to_string());
+        }
+        loop {
+            if let Err(end) = self.serve(server, &mut message, &mut out) {
+                return end;
+            }
+            if out.pending().is_empty() {
+                // Look once more after saying that we sleep: what is appended from here on
+                // rings the bell.
+                self.shared.doorbell.arm();
+                if let Err(end) = self.serve(server, &mut message, &mut out) {
+                    return end;
+                }
+            }
+            let deadline = self.deadline();
+            tokio::select! {
+                biased;
+                progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
+                    Ok(Progress::Read(0)) => return LinkEnd::Closed,
+                    Ok(Progress::Read(_)) => {
+                        if let Err(end) = self.read(server, &mut decoder).await {
+                            return end;
+                        }
+                    }
+                    Ok(Progress::Wrote) => self.session.wrote(self.work.start.elapsed()),
+                    Err(error) => return LinkEnd::Io(error.to_string()),
+                },
+                event = next_event(&mut self.asks, &mut self.work.running, &self.shared, deadline) => {
+                    self.local(event);
+                }
+            }
+            self.shared.doorbell.disarm();
+        }
+    }
+
+    /// Everything that is due, then as much to write as fits.
+    fn serve(
+        &mut self,
+        server: &Server,
+        message: &mut StoredMessage,
+        out: &mut WriteBuffer,
+    ) -> Result<(), LinkEnd> {
+        let now = self.work.start.elapsed();
+        if self.session.deadline().is_some_and(|at| now >= at) {
+            let mut received = Vec::new();
+            let ticked = self.session.tick(now, &mut self.work.out, &mut |item| {
+                received.push(Owned::from(item));
+            });
+            for item in received {
+                self.received(item);
+            }
+            ticked.map_err(|expired| match expired {
+                Expired::Logon => LinkEnd::LogonTimeout,
+                Expired::Heartbeat => LinkEnd::HeartbeatLost,
+            })?;
+        }
+        self.turn();
+        if let Some(end) = self.work.drop_link.take() {
+            return Err(end);
+        }
+        if self.work.stopped {
+            tracing::debug!(server = %server.uri.authority(), "closing");
+            return Err(LinkEnd::Shutdown);
+        }
+        if !out.has_room() {
+            return Ok(());
+        }
+        out.compact();
+        out.bytes.append(&mut self.work.out);
+        match self.delivery {
+            Some(_) => self.fill(message, out),
+            None => {
+                self.take_direct(out);
+                Ok(())
+            }
+        }
+    }
+
+    fn fill(&mut self, message: &mut StoredMessage, out: &mut WriteBuffer) -> Result<(), LinkEnd> {
+        let now = self.now();
+        let (Some(delivery), Some(store)) = (&mut self.delivery, self.shared.store()) else {
+            return Ok(());
+        };
+        while out.has_room() {
+            match delivery.next_to_send(store.as_ref(), now, message) {
+                Ok(Some(to_send)) => {
+                    let encoded =
+                        wire::encode(message, to_send, self.settings.publish_ids, &mut out.bytes);
+                    if let Err(error) = encoded {
+                        return Err(unreadable(&self.shared, to_send.sequence, &error));
+                    }
+                }
+                Ok(None) => break,
+                Err(ReadError::Damaged { sequence, offset }) => {
+                    let error = ReadError::Damaged { sequence, offset };
+                    return Err(unreadable(&self.shared, sequence, &error));
+                }
+                Err(error) => return Err(LinkEnd::Store(error.to_string())),
+            }
+        }
+        self.carry_out();
+        self.start_job();
+        Ok(())
+    }
+
+    fn take_direct(&mut self, out: &mut WriteBuffer) {
+        let mut direct = self.shared.direct();
+        if direct.bytes.is_empty() {
+            return;
+        }
+        if out.bytes.is_empty() {
+            std::mem::swap(&mut out.bytes, &mut direct.bytes);
+        } else {
+            out.bytes.append(&mut direct.bytes);
+        }
+        drop(direct);
+        self.shared.room.notify_waiters();
+    }
+
+    /// Takes in every frame that is complete.
+    async fn read(&mut self, server: &Server, decoder: &mut FrameDecoder) -> Result<(), LinkEnd> {
+        let now = self.now();
+        loop {
+            let frame = decoder.next_frame().map_err(|e| LinkEnd::Protocol(e.to_string()))?;
+            let Some(frame) = frame else { break };
+            let mut received = Owned::Nothing;
+            let mut more = Vec::new();
+            let (delivery, store) = (&mut self.delivery, self.shared.store());
+            let mut sink = |item: Received<'_>| {
+                // Acks reach delivery at once and in order; the rest can wait for the end
+                // of this frame.
+                if let (Some(delivery), Some(store)) = (&mut *delivery, store) {
+                    match &item {
+                        Received::Ack(ack) => {
+                            return delivery.handle(store.as_ref(), now, Input::Ack(*ack));
+                        }
+                        Received::LoggedOn { figure } => {
+                            delivery.handle(
+                                store.as_ref(),
+                                now,
+                                Input::LoggedOn { figure: *figure },
+                            );
+                        }
+                        _ => {}
+                    }
+                }
+                match received {
+                    Owned::Nothing => received = Owned::from(item),
+                    _ => more.push(Owned::from(item)),
+                }
+            };
+            self.session
+                .receive(now.at, &frame, &mut self.work.out, &mut sink)
+                .map_err(|error| LinkEnd::Protocol(error.to_string()))?;
+            for item in std::iter::once(received).chain(more) {
+                match item {
+                    Owned::Nothing => {}
+                    Owned::LogonRefused(reason) => return Err(LinkEnd::LogonRefused(reason)),
+                    Owned::Challenge(challenge) => self.challenge(server, challenge).await?,
+                    Owned::LoggedOn => self.logged_on(server),
+                    item => self.received(item),
+                }
+            }
+        }
+        self.input(Input::AcksEnd);
+        Ok(())
+    }
+
+    fn logged_on(&mut self, server: &Server) {
+        self.chooser.succeeded(server);
+        if let Some(authenticator) = &server.authenticator {
+            authenticator.completed(&server.uri);
+        }
+        if self.delivery.is_none() {
+            self.shared.direct().open = true;
+        }
+        self.state(ConnectionState::LoggedOn);
+    }
+
+    async fn challenge(&mut self, server: &Server, challenge: Credentials) -> Result<(), LinkEnd> {
+        let Some(authenticator) = &server.authenticator else {
+            let error = "the server asks for an answer to a challenge".to_owned();
+            return Err(LinkEnd::Authenticator(error));
+        };
+        let answer = match self.meanwhile(authenticator.answer(&server.uri, challenge)).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(error)) => return Err(LinkEnd::Authenticator(error)),
+            Err(_) => return Err(LinkEnd::Shutdown),
+        };
+        let now = self.work.start.elapsed();
+        self.session
+            .answer_challenge(now, &answer, &mut self.work.out)
+            .map_err(|error| LinkEnd::Protocol(error.to_string()))
+    }
+
+    /// Passes on what concerns neither the logon nor delivery.
+    pub(super) fn received(&mut self, item: Owned) {
+        match item {
+            Owned::HeartbeatInitiated => self.state(ConnectionState::HeartbeatInitiated),
+            Owned::Resubscribed => self.state(ConnectionState::Resubscribed),
+            Owned::Done { id, result } => self.done(id, result),
+            Owned::Delivered { subscription, message } => self.deliver(subscription, message),
+            Owned::SubscriptionEnded { subscription, error } => {
+                self.end_subscription(subscription, error.map(SubscriptionEnd::Command));
+            }
+            Owned::Unhandled(ack) => {
+                tracing::debug!(?ack, "an ack that belongs to nothing");
+                self.unhandled(ack);
+            }
+            Owned::LoggedOn | Owned::LogonRefused(_) | Owned::Challenge(_) | Owned::Nothing => {}
+        }
+    }
+
+    fn done(&mut self, id: u64, result: Result<Answer, CommandError>) {
+        if let Some(reply) = self.work.commands.remove(&id) {
+            return self.command_done(reply, result);
+        }
+        let Some(entry) = self.work.subscriptions.get_mut(&id) else { return };
+        let Some((reply, subscription)) = entry.placed.take() else { return };
+        let result = result.map(|_| subscription);
+        // If the caller stopped waiting, the subscription is dropped here and unsubscribes.
+        drop(reply.send(result));
+    }
+
+    fn deliver(&mut self, subscription: u64, message: Delivered) {
+        let Some(entry) = self.work.subscriptions.get(&subscription) else { return };
+        let end = match entry.messages.try_send(message) {
+            Ok(()) => return,
+            Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => Some(SubscriptionEnd::Lagged),
+            Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => None,
+        };
+        self.session.unsubscribe(subscription, &mut self.work.out);
+        self.end_subscription(subscription, end);
+    }
+}
+
+fn unreadable(
+    shared: &crate::shared::Shared,
+    sequence: u64,
+    error: &dyn std::fmt::Display,
+) -> LinkEnd {
+    let error = error.to_string();
+    tracing::error!(sequence, error, "a stored message cannot be sent");
+    shared.event(Event::Unreadable { sequence, error: error.clone() });
+    LinkEnd::Store(error)
+}
+
+/// Writes what is pending and reads what has come, whichever goes first: a peer that does
+/// not read until we do must not stop us.
+///
+/// Cancel safe: what was written is noted in `out`, what was read is in `input`.
+async fn exchange(
+    stream: &mut dyn Stream,
+    out: &mut WriteBuffer,
+    input: &mut BytesMut,
+) -> io::Result<Progress> {
+    poll_fn(|cx| {
+        let mut wrote = false;
+        while !out.pending().is_empty() {
+            match Pin::new(&mut *stream).poll_write(cx, out.pending()) {
+                Poll::Ready(Ok(0)) => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
+                Poll::Ready(Ok(count)) => {
+                    out.written += count;
+                    out.unflushed = true;
+                    wrote = true;
+                }
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => break,
+            }
+        }
+        if out.unflushed && out.pending().is_empty() {
+            match Pin::new(&mut *stream).poll_flush(cx) {
+                Poll::Ready(Ok(())) => out.unflushed = false,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                Poll::Pending => {}
+            }
+        }
+        let read = pin!(stream.read_buf(input));
+        match read.poll(cx) {
+            Poll::Ready(result) => Poll::Ready(result.map(Progress::Read)),
+            Poll::Pending if wrote => Poll::Ready(Ok(Progress::Wrote)),
+            Poll::Pending => Poll::Pending,
+        }
+    })
+    .await
+}

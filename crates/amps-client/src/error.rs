@@ -1,0 +1,191 @@
+//! What can go wrong, and what to do next.
+
+use std::time::Duration;
+
+use amps_store::{AppendError, StoreError};
+
+use crate::event::LinkEnd;
+use crate::message::{BadMessage, Message};
+use crate::protocol::Reason;
+
+/// A client could not be opened. Nothing was started.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OpenError {
+    /// The store was created for another client name.
+    #[error("the store belongs to client name {found:?}, not {wanted:?}; use that name or another store")]
+    WrongClientName {
+        /// The store's name.
+        found: String,
+        /// The name asked for.
+        wanted: String,
+    },
+    /// A client name the server would not take.
+    #[error("{0:?} is no client name: use a short one without control characters or square brackets")]
+    BadClientName(String),
+    /// No server was given.
+    #[error("no server was given; add one with `.server(\"tcp://host:port/amps/json\")`")]
+    NoServer,
+    /// A server's URI cannot be used.
+    #[error("bad server URI: {0}")]
+    Uri(String),
+    /// No tokio runtime is at hand.
+    #[error("no tokio runtime is at hand; open the client inside one, give a handle with `.runtime(…)`, or use the blocking client")]
+    NoRuntime,
+    /// An option is out of range.
+    #[error("bad client option: {0}")]
+    Options(String),
+}
+
+/// A message was not accepted. It is handed back, and nothing was stored or sent.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct PublishError {
+    /// Why.
+    #[source]
+    pub reason: PublishFailure,
+    /// The message.
+    pub message: Box<Message>,
+}
+
+impl PublishError {
+    pub(crate) fn new(reason: impl Into<PublishFailure>, message: Message) -> Self {
+        PublishError { reason: reason.into(), message: Box::new(message) }
+    }
+
+    /// Whether the same message can be accepted later.
+    pub fn is_retryable(&self) -> bool {
+        match &self.reason {
+            PublishFailure::Store(error) => error.is_retryable(),
+            PublishFailure::Full | PublishFailure::Deadline | PublishFailure::NotConnected => true,
+            PublishFailure::Message(_)
+            | PublishFailure::TooLarge { .. }
+            | PublishFailure::Closed => false,
+        }
+    }
+}
+
+/// Why a message was not accepted.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PublishFailure {
+    /// No server would understand it.
+    #[error(transparent)]
+    Message(#[from] BadMessage),
+    /// It is larger than the limit set for this client.
+    #[error("the payload has {bytes} bytes, this client takes {max}")]
+    TooLarge {
+        /// Bytes of its payload.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The store did not take it: full (when not waiting), too large, or broken.
+    #[error(transparent)]
+    Store(#[from] AppendError),
+    /// No room came before the deadline.
+    #[error("the store stayed full up to the deadline")]
+    Deadline,
+    /// The client was closed.
+    #[error("the client is closed")]
+    Closed,
+    /// Without a store, a message can only be sent while logged on.
+    #[error("not connected, and there is no store to keep the message in")]
+    NotConnected,
+    /// Without a store, the send buffer is full.
+    #[error("the send buffer is full")]
+    Full,
+}
+
+/// The server has not accepted a logon yet. The client goes on trying.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum LogonError {
+    /// Every server refused, the last one with this reason.
+    #[error("{server} refused the logon: {reason}")]
+    Refused {
+        /// The server, without its credentials.
+        server: String,
+        /// Its reason.
+        reason: Reason,
+    },
+    /// No server was reached, or none answered, before the deadline.
+    #[error("no server accepted a logon within {within:?}{}", .last.as_ref().map(|(s, e)| format!("; the last attempt, at {s}, ended with: {e}")).unwrap_or_default())]
+    Deadline {
+        /// The time given.
+        within: Duration,
+        /// The server tried last and how that ended.
+        last: Option<(String, LinkEnd)>,
+    },
+    /// The client was closed.
+    #[error("the client is closed")]
+    Closed,
+}
+
+/// A flush ended before everything it covers was settled.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum FlushError {
+    /// The time is over; what is left stays in the store and is sent on.
+    #[error("{} message(s) are not settled after the flush timeout; they stay in the store", .0.left)]
+    Timeout(FlushReport),
+    /// The client was closed meanwhile.
+    #[error("the client was closed while flushing")]
+    Closed(FlushReport),
+    /// Without a store: the server did not confirm.
+    #[error("the server did not confirm the flush: {0}")]
+    Command(CommandError),
+}
+
+/// What became of the messages of this client, since it was opened.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct FlushReport {
+    /// Persisted, by the server's ack.
+    pub persisted: u64,
+    /// Covered by the server's figure at a logon without any ack: persisted, or refused
+    /// with a refusal that was lost (AMPS does not say which).
+    pub persisted_at_logon: u64,
+    /// Refused, with the refusal in the log.
+    pub rejected: u64,
+    /// Covered by this flush and not settled.
+    pub left: u64,
+}
+
+/// How a client ended.
+#[derive(Clone, Debug, Default)]
+pub struct CloseReport {
+    /// Unsettled messages left in the store; the next open sends them.
+    pub left: u64,
+    /// The store was closed cleanly. Otherwise the next open treats this as an unclean
+    /// stop, which costs numbers but no message.
+    pub clean: bool,
+    /// Why the store could not be closed cleanly.
+    pub error: Option<StoreError>,
+}
+
+/// A command other than a publish did not succeed.
+#[derive(Debug, Clone, thiserror::Error)]
+#[non_exhaustive]
+pub enum CommandError {
+    /// The server refused it.
+    #[error("the server refused: {0}")]
+    Refused(Reason),
+    /// The server did not answer in time.
+    #[error("no answer in time")]
+    Timeout,
+    /// The link ended before the answer came.
+    #[error("the connection ended before the answer came")]
+    Disconnected,
+    /// Not connected.
+    #[error("not connected")]
+    NotConnected,
+    /// The client was closed.
+    #[error("the client is closed")]
+    Closed,
+    /// Too many commands wait for an answer.
+    #[error("too many commands wait for an answer")]
+    TooMany,
+    /// The command itself is malformed.
+    #[error("bad command: {0}")]
+    Bad(&'static str),
+}

@@ -1,0 +1,240 @@
+//! What an application may want to watch: one lossy stream.
+
+use std::fmt;
+
+use tokio::sync::broadcast;
+
+use crate::protocol::Reason;
+
+/// Where the connection stands.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum ConnectionState {
+    /// No link; the next attempt waits for its turn.
+    #[default]
+    Disconnected,
+    /// A connection is being opened.
+    Connecting,
+    /// The link is open, the server has not answered the logon yet.
+    Connected,
+    /// The server accepted the logon.
+    LoggedOn,
+    /// The server confirmed heartbeats.
+    HeartbeatInitiated,
+    /// Everything that was stored when the server accepted the logon was sent.
+    PublishReplayed,
+    /// Every subscription was placed again.
+    Resubscribed,
+    /// The client was closed.
+    Shutdown,
+}
+
+/// Why a link was given up.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum LinkEnd {
+    /// The server closed it, or the network did.
+    Closed,
+    /// No connection could be opened.
+    Connect(String),
+    /// Reading or writing failed.
+    Io(String),
+    /// The server sent something that is not AMPS.
+    Protocol(String),
+    /// The connection could not be opened in time.
+    ConnectTimeout,
+    /// The server did not answer the logon in time.
+    LogonTimeout,
+    /// The server refused the logon.
+    LogonRefused(Reason),
+    /// The authenticator had no credentials.
+    Authenticator(String),
+    /// Nothing was heard for twice the heartbeat interval.
+    HeartbeatLost,
+    /// The server is behind what it acknowledged before, and the client was told to try
+    /// another one (`GapPolicy::NextServer`).
+    PublishGap,
+    /// The server speaks of messages this client never sent.
+    ForeignFigure,
+    /// The server named a number no publisher can reach (2^63 or more).
+    BadFigure,
+    /// The store could not do what the link needs.
+    Store(String),
+    /// The client was closed.
+    Shutdown,
+}
+
+impl fmt::Display for LinkEnd {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            LinkEnd::Closed => f.write_str("the connection was closed"),
+            LinkEnd::Connect(error) | LinkEnd::Io(error) => f.write_str(error),
+            LinkEnd::Protocol(error) => write!(f, "the server does not speak AMPS: {error}"),
+            LinkEnd::ConnectTimeout => f.write_str("the connection could not be opened in time"),
+            LinkEnd::LogonTimeout => f.write_str("the logon was not answered in time"),
+            LinkEnd::LogonRefused(reason) => write!(f, "the logon was refused: {reason}"),
+            LinkEnd::Authenticator(error) => write!(f, "no credentials: {error}"),
+            LinkEnd::HeartbeatLost => {
+                f.write_str("nothing was heard for twice the heartbeat interval")
+            }
+            LinkEnd::PublishGap => f.write_str("the server is behind what was acknowledged"),
+            LinkEnd::ForeignFigure => {
+                f.write_str("the server speaks of messages this client never sent")
+            }
+            LinkEnd::BadFigure => f.write_str("the server named an impossible number"),
+            LinkEnd::Store(error) => write!(f, "the store failed: {error}"),
+            LinkEnd::Shutdown => f.write_str("the client was closed"),
+        }
+    }
+}
+
+/// Something that happened. Numbers are sequences of the store unless they are said to be
+/// the server's.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Event {
+    /// The connection moved on.
+    State {
+        /// Where it is now.
+        state: ConnectionState,
+        /// The server concerned, without its credentials.
+        server: String,
+    },
+    /// A link ended, or could not be opened.
+    LinkLost {
+        /// The server concerned, without its credentials.
+        server: String,
+        /// Why.
+        why: LinkEnd,
+        /// How long the client waits before the next attempt, in milliseconds.
+        retry_in_ms: u64,
+    },
+    /// The server has less than it acknowledged before: messages `server + 1 ..= settled`
+    /// may be missing there, and can no longer be resent.
+    PublishGap {
+        /// The server's figure, as a sequence.
+        server: u64,
+        /// Settled before.
+        settled: u64,
+        /// The figure was 0: the server does not know this publisher at all.
+        unknown_publisher: bool,
+    },
+    /// The server speaks of more than this store can have sent. Another publisher uses the
+    /// name, or the store is an old copy. Nothing was settled on that claim.
+    ForeignFigure {
+        /// The server's own number.
+        figure: u64,
+        /// The highest sequence this store may have sent.
+        may_have_sent: u64,
+    },
+    /// Numbering on the wire goes on above the server's figure. Messages sent before under
+    /// their old numbers may reach the server twice.
+    Rebased {
+        /// The server's own number.
+        figure: u64,
+        /// First sequence concerned.
+        from: u64,
+        /// Unsettled messages that may be duplicates: they may have been sent before.
+        possible_duplicates: u64,
+    },
+    /// Another live publisher seems to use the same client name. Give each its own.
+    NameShared {
+        /// The server's own number that shows it.
+        figure: u64,
+        /// Sending stopped until [`Client::allow_rebase`](crate::Client::allow_rebase) or
+        /// the next open.
+        stopped: bool,
+    },
+    /// The same first message was unsettled at the end of several links; it may be what
+    /// the server stumbles over.
+    Stalled {
+        /// The message.
+        sequence: u64,
+        /// Links lost in a row with it at the head.
+        links: u32,
+    },
+    /// A refusal that names no message of this client; it cannot be attributed.
+    /// [`Builder::publish_ids`](crate::Builder::publish_ids) makes such servers safe.
+    Unattributed {
+        /// The server's own number, if it sent one.
+        figure: Option<u64>,
+        /// The server's reason.
+        reason: Reason,
+    },
+    /// A late refusal came when the log had no room for it; the last-chance handler got it.
+    RefusalNotLogged {
+        /// The message.
+        sequence: u64,
+        /// The server's reason.
+        reason: Reason,
+    },
+    /// The store failed; what follows from it is said in the error.
+    StoreFailed {
+        /// What the client was doing.
+        doing: &'static str,
+        /// The store's word.
+        error: String,
+    },
+    /// Nothing more is sent: the store cannot be made durable any more.
+    SendingStopped {
+        /// Highest sequence that may still be sent.
+        through: u64,
+    },
+    /// A stored message cannot be sent: its record is damaged or unreadable.
+    Unreadable {
+        /// The message.
+        sequence: u64,
+        /// The store's word.
+        error: String,
+    },
+    /// A failed-write handler returned an error or panicked; the refusal waits.
+    HandlerFailed {
+        /// The message.
+        sequence: u64,
+        /// The handler's word.
+        error: String,
+    },
+}
+
+/// A stream of [`Event`]s. It never holds the client up: when its reader is slow, the
+/// oldest events are dropped and counted.
+#[derive(Debug)]
+pub struct Events {
+    receiver: broadcast::Receiver<Event>,
+    dropped: u64,
+}
+
+impl Events {
+    pub(crate) fn new(receiver: broadcast::Receiver<Event>) -> Self {
+        Events { receiver, dropped: 0 }
+    }
+
+    /// The next event; `None` once the client is gone.
+    ///
+    /// Cancel safe: a cancelled call takes no event.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            match self.receiver.recv().await {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::RecvError::Lagged(count)) => self.dropped += count,
+                Err(broadcast::error::RecvError::Closed) => return None,
+            }
+        }
+    }
+
+    /// The next event, if one is there.
+    pub fn try_next(&mut self) -> Option<Event> {
+        loop {
+            match self.receiver.try_recv() {
+                Ok(event) => return Some(event),
+                Err(broadcast::error::TryRecvError::Lagged(count)) => self.dropped += count,
+                Err(_) => return None,
+            }
+        }
+    }
+
+    /// How many events this stream has dropped so far.
+    pub fn dropped(&self) -> u64 {
+        self.dropped
+    }
+}

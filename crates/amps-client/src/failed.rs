@@ -1,0 +1,313 @@
+//! Refused messages: how the application learns of them, and takes them over.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use amps_store::{AppendError, Level, PublishStore, Rejection, StoreError, StoredMessage};
+use tokio::sync::{Notify, mpsc};
+
+use crate::client::Client;
+use crate::event::Event;
+use crate::message::Message;
+use crate::protocol::{AckKind, Reason, Status};
+use crate::shared::{Shared, unix_micros};
+
+/// A message the server refused.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct FailedWrite {
+    /// Its sequence.
+    pub sequence: u64,
+    /// The server's reason, cut to 128 bytes.
+    pub reason: Reason,
+    /// The reason was longer.
+    pub reason_cut: bool,
+    /// When the refusal was received: microseconds since the Unix epoch.
+    pub at: u64,
+    /// It came after a success that covered the message; the receipt stays as resolved.
+    pub late: bool,
+    /// The message was published by an earlier run of this program.
+    pub earlier_run: bool,
+    /// How often this run handed the message to a transport; 0 when the refusal comes from
+    /// an earlier run.
+    pub attempts: u32,
+    /// The original message. `None` when its bytes are gone, which can happen to late
+    /// refusals only.
+    pub original: Option<Message>,
+}
+
+/// An ack that nothing was there to take.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct UnhandledAck {
+    /// The kind of ack.
+    pub kind: Option<AckKind>,
+    /// What it says.
+    pub status: Option<Status>,
+    /// The server's reason.
+    pub reason: Reason,
+    /// The message concerned, if it is one of ours.
+    pub sequence: Option<u64>,
+    /// The server's own number, if it sent one.
+    pub figure: Option<u64>,
+    /// The ack's command id.
+    pub command_id: Option<String>,
+    /// It is a refusal that waits in the store; see [`Failed`].
+    pub waits_in_store: bool,
+}
+
+/// Why a handler did not take a refusal over.
+pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
+
+pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>;
+pub(crate) type Handler = Arc<dyn Fn(FailedWrite) -> HandlerFuture + Send + Sync>;
+pub(crate) type LastChance = Arc<dyn Fn(UnhandledAck) + Send + Sync>;
+
+/// Refusals looked at together.
+const PAGE: usize = 64;
+
+tokio::task_local! {
+    /// The client whose handler is running.
+    static HANDLING: usize;
+}
+
+/// Whether the calling task is a handler of this client.
+pub(crate) fn is_handling(shared: &Shared) -> bool {
+    HANDLING.try_with(|client| *client == identity(shared)).unwrap_or(false)
+}
+
+/// Runs a closure with the same mark on another thread.
+pub(crate) fn blocking_handler<F>(handler: Arc<F>, failed: FailedWrite) -> HandlerFuture
+where
+    F: Fn(FailedWrite) -> Result<(), HandlerError> + Send + Sync + 'static,
+{
+    Box::pin(async move {
+        let client = HANDLING.try_with(|client| *client).unwrap_or_default();
+        let run = move || HANDLING.sync_scope(client, || handler(failed));
+        match tokio::task::spawn_blocking(run).await {
+            Ok(result) => result,
+            Err(error) => Err(panicked(error)),
+        }
+    })
+}
+
+fn identity(shared: &Shared) -> usize {
+    std::ptr::from_ref(shared).addr()
+}
+
+fn panicked(error: tokio::task::JoinError) -> HandlerError {
+    let Ok(panic) = error.try_into_panic() else { return "the handler was cancelled".into() };
+    let text = panic
+        .downcast_ref::<&str>()
+        .map(|text| (*text).to_owned())
+        .or_else(|| panic.downcast_ref::<String>().cloned());
+    format!("the handler panicked: {}", text.unwrap_or_default()).into()
+}
+
+/// What the driver tells the task that calls handlers.
+#[derive(Debug, Default)]
+pub(crate) struct Offers {
+    state: Mutex<OfferState>,
+    changed: Notify,
+}
+
+#[derive(Debug, Default)]
+struct OfferState {
+    /// Refusals from here on may not have been offered yet.
+    from: u64,
+    /// Offered in this run and not taken over.
+    declined: BTreeSet<u64>,
+    /// How often a refused message was sent, until it is offered.
+    attempts: BTreeMap<u64, u32>,
+    stop: bool,
+}
+
+impl Offers {
+    /// A refusal is in the log.
+    pub(crate) fn refused(&self, sequence: u64, attempts: u32) {
+        let mut state = self.lock();
+        state.from = state.from.min(sequence);
+        state.attempts.insert(sequence, attempts);
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Offers everything that waits once more.
+    fn again(&self) {
+        let mut state = self.lock();
+        state.from = 0;
+        state.declined.clear();
+        drop(state);
+        self.changed.notify_one();
+    }
+
+    /// Ends the task once the handler that runs is done.
+    pub(crate) fn stop(&self) {
+        self.lock().stop = true;
+        self.changed.notify_one();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, OfferState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Calls the failed-write handler for every refusal that waits, one at a time, in order of
+/// sequence, off the I/O path. Those found at open come first, before any network.
+pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
+    let Some(watched) = shared.watched.clone() else { return };
+    let mut durable = BTreeSet::new();
+    while let Some(rejection) = next_offer(&shared, watched.store.as_ref()).await {
+        // A power cut must not take back what a handler has acted on (charter S6).
+        let at_disk = watched.store.level() == Level::Disk;
+        if at_disk && !durable.remove(&rejection.sequence) {
+            durable.clear();
+            let page = watched.store.rejections(rejection.sequence, PAGE);
+            let store = watched.store.clone();
+            match tokio::task::spawn_blocking(move || store.sync()).await {
+                Ok(Ok(_)) => durable.extend(page.iter().map(|found| found.sequence)),
+                Ok(Err(error)) => {
+                    let error = error.to_string();
+                    return shared.event(Event::StoreFailed { doing: "make a refusal durable", error });
+                }
+                Err(_) => return,
+            }
+            durable.remove(&rejection.sequence);
+        }
+        let sequence = rejection.sequence;
+        let failed = failed_write(&shared, watched.store.as_ref(), rejection);
+        let call = handler.clone();
+        let run = HANDLING.scope(identity(&shared), async move { call(failed).await });
+        let result = match tokio::spawn(run).await {
+            Ok(result) => result,
+            Err(error) => Err(panicked(error)),
+        };
+        let error = match result {
+            Ok(()) => match watched.store.accept(sequence) {
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            },
+            Err(error) => Some(error.to_string()),
+        };
+        let mut state = shared.offers.lock();
+        state.attempts.remove(&sequence);
+        if let Some(error) = error {
+            state.declined.insert(sequence);
+            drop(state);
+            tracing::warn!(sequence, error, "a refused message was not taken over; it waits");
+            shared.event(Event::HandlerFailed { sequence, error });
+        }
+    }
+}
+
+async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejection> {
+    loop {
+        {
+            let mut state = shared.offers.lock();
+            if state.stop {
+                return None;
+            }
+            loop {
+                let page = store.rejections(state.from, PAGE);
+                let Some(last) = page.last().map(|rejection| rejection.sequence) else { break };
+                let open =
+                    page.into_iter().find(|found| !state.declined.contains(&found.sequence));
+                if let Some(rejection) = open {
+                    state.from = rejection.sequence;
+                    return Some(rejection);
+                }
+                state.from = last + 1;
+            }
+        }
+        shared.offers.changed.notified().await;
+    }
+}
+
+fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection) -> FailedWrite {
+    let sequence = rejection.sequence;
+    let mut stored = StoredMessage::new();
+    let original = match store.get(sequence, &mut stored) {
+        Ok(true) => Message::from_stored(&stored),
+        Ok(false) => None,
+        Err(error) => {
+            shared.event(Event::Unreadable { sequence, error: error.to_string() });
+            None
+        }
+    };
+    FailedWrite {
+        sequence,
+        reason: Reason::new(rejection.reason),
+        reason_cut: rejection.reason_cut,
+        at: rejection.at,
+        late: rejection.late,
+        earlier_run: sequence < store.numbers().first_of_run,
+        attempts: shared.offers.lock().attempts.get(&sequence).copied().unwrap_or(0),
+        original,
+    }
+}
+
+/// Passes acks that nothing took to the last-chance handler, off the I/O path.
+pub(crate) async fn last_chance(mut acks: mpsc::Receiver<UnhandledAck>, handler: LastChance) {
+    while let Some(ack) = acks.recv().await {
+        if catch_unwind(AssertUnwindSafe(|| handler(ack))).is_err() {
+            tracing::warn!("the last-chance handler panicked");
+        }
+    }
+}
+
+/// The refusals that wait, and what can be done with them.
+#[derive(Clone, Debug)]
+pub struct Failed<'a> {
+    pub(crate) client: &'a Client,
+}
+
+impl Failed<'_> {
+    /// Refusals that wait, with sequence `from` or above, at most `limit` of them, each
+    /// with its original message.
+    pub fn page(&self, from: u64, limit: usize) -> Vec<FailedWrite> {
+        let shared = &self.client.shared;
+        let Some(store) = shared.store() else { return Vec::new() };
+        let page = store.rejections(from, limit);
+        page.into_iter().map(|found| failed_write(shared, store.as_ref(), found)).collect()
+    }
+
+    /// All refusals that wait, without their messages.
+    pub fn list(&self) -> Vec<Rejection> {
+        let store = self.client.shared.store();
+        store.map(|store| store.rejections(0, usize::MAX)).unwrap_or_default()
+    }
+
+    /// Takes a refusal over; it is gone afterwards. `false`: none waits under this number.
+    ///
+    /// # Errors
+    /// The store cannot record it.
+    pub fn accept(&self, sequence: u64) -> Result<bool, StoreError> {
+        match self.client.shared.store() {
+            Some(store) => store.accept(sequence),
+            None => Ok(false),
+        }
+    }
+
+    /// Publishes a refused message again, under a new sequence; the refusal is accepted in
+    /// the same record, so a crash in between leaves one message, not two. `None`: none
+    /// waits under this number, or its message is gone.
+    ///
+    /// # Errors
+    /// The store cannot take it, for lack of room among others.
+    pub fn requeue(&self, sequence: u64) -> Result<Option<u64>, AppendError> {
+        let shared = &self.client.shared;
+        let Some(store) = shared.store() else { return Ok(None) };
+        let appended = store.requeue(sequence, unix_micros())?;
+        shared.doorbell.ring();
+        Ok(appended.map(|appended| appended.sequence))
+    }
+
+    /// Offers everything that waits to the failed-write handler once more, what it refused
+    /// to take included.
+    pub fn offer_again(&self) {
+        self.client.shared.offers.again();
+    }
+}

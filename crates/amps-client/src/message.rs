@@ -1,0 +1,278 @@
+//! What an application publishes.
+
+use std::borrow::Cow;
+
+use amps_store::{Envelope, MAX_TAG, Operation, Origin, StoredMessage};
+use bytes::Bytes;
+
+/// A message to publish, or a request to delete records, with everything that travels
+/// with it.
+///
+/// Cheap to clone where the payload is: [`Bytes`] are shared. The payload is copied once,
+/// into the store.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Message {
+    operation: Operation,
+    topic: Cow<'static, str>,
+    data: Bytes,
+    user_tag: Bytes,
+    correlation_id: Option<String>,
+    expiration: Option<u32>,
+    sow_key: Option<String>,
+    selector: Option<String>,
+    options: Option<String>,
+}
+
+impl Message {
+    /// Publishes `data` to `topic`, a literal name (AMPS does not interpret regular
+    /// expressions in a publish, `amps-protocol.md` §2).
+    pub fn publish(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
+        Message { topic: topic.into(), data: data.into(), ..Message::default() }
+    }
+
+    /// Merges `data` into the record of `topic` that it identifies.
+    pub fn delta_publish(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
+        Message { operation: Operation::DeltaPublish, ..Message::publish(topic, data) }
+    }
+
+    /// Deletes the records of `topic` that match `filter`. After a resend the filter acts
+    /// on the records as they are then.
+    pub fn sow_delete_by_filter(
+        topic: impl Into<Cow<'static, str>>,
+        filter: impl Into<String>,
+    ) -> Self {
+        Message {
+            operation: Operation::SowDeleteByFilter,
+            selector: Some(filter.into()),
+            ..Message::publish(topic, Bytes::new())
+        }
+    }
+
+    /// Deletes the records of `topic` with these keys. They are the server's own SOW
+    /// keys, not values of a field (`amps-protocol.md` §4.3).
+    pub fn sow_delete_by_keys<K: AsRef<str>>(
+        topic: impl Into<Cow<'static, str>>,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Self {
+        let mut list = String::new();
+        for key in keys {
+            if !list.is_empty() {
+                list.push(',');
+            }
+            list.push_str(key.as_ref());
+        }
+        Message {
+            operation: Operation::SowDeleteByKeys,
+            selector: Some(list),
+            ..Message::publish(topic, Bytes::new())
+        }
+    }
+
+    /// Deletes the record of `topic` that `data` identifies.
+    pub fn sow_delete_by_data(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
+        Message { operation: Operation::SowDeleteByData, ..Message::publish(topic, data) }
+    }
+
+    /// Marks the message with up to [`MAX_TAG`] opaque bytes of the application. The tag of
+    /// the highest message recovered or settled is the point to resume behind
+    /// (`PublishStore::resume_tag`).
+    #[must_use]
+    pub fn user_tag(mut self, tag: impl Into<Bytes>) -> Self {
+        self.user_tag = tag.into();
+        self
+    }
+
+    /// A correlation id, delivered to subscribers as it is. Base64 characters only
+    /// (`amps-protocol.md` §2).
+    #[must_use]
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.correlation_id = Some(id.into());
+        self
+    }
+
+    /// Lifetime of the record at the server, in seconds.
+    #[must_use]
+    pub fn expiration(mut self, seconds: u32) -> Self {
+        self.expiration = Some(seconds);
+        self
+    }
+
+    /// An explicit SOW key, for topics set up to take one. Base64 characters only.
+    #[must_use]
+    pub fn sow_key(mut self, key: impl Into<String>) -> Self {
+        self.sow_key = Some(key.into());
+        self
+    }
+
+    /// Options of the command, sent verbatim.
+    #[must_use]
+    pub fn options(mut self, options: impl Into<String>) -> Self {
+        self.options = Some(options.into());
+        self
+    }
+
+    /// What the server is asked to do.
+    pub fn operation(&self) -> Operation {
+        self.operation
+    }
+
+    /// The topic.
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    /// The payload; empty for deletes by filter or keys.
+    pub fn data(&self) -> &Bytes {
+        &self.data
+    }
+
+    /// The application's mark, empty if none was set.
+    pub fn tag(&self) -> &[u8] {
+        &self.user_tag
+    }
+
+    /// The correlation id.
+    pub fn correlation(&self) -> Option<&str> {
+        self.correlation_id.as_deref()
+    }
+
+    /// Lifetime of the record in seconds.
+    pub fn lifetime(&self) -> Option<u32> {
+        self.expiration
+    }
+
+    /// The explicit SOW key.
+    pub fn key(&self) -> Option<&str> {
+        self.sow_key.as_deref()
+    }
+
+    /// Filter or keys of a delete.
+    pub fn selector(&self) -> Option<&str> {
+        self.selector.as_deref()
+    }
+
+    /// Options of the command.
+    pub fn command_options(&self) -> Option<&str> {
+        self.options.as_deref()
+    }
+
+    /// The same message as it stands in a store. `None` if its envelope cannot be read.
+    pub fn from_stored(stored: &StoredMessage) -> Option<Self> {
+        let envelope = stored.envelope().ok()?.into_owned();
+        Some(Message {
+            operation: envelope.operation,
+            topic: envelope.topic,
+            data: Bytes::copy_from_slice(stored.payload()),
+            user_tag: Bytes::from(envelope.user_tag.into_owned()),
+            correlation_id: envelope.correlation_id.map(Cow::into_owned),
+            expiration: envelope.expiration,
+            sow_key: envelope.sow_key.map(Cow::into_owned),
+            selector: envelope.selector.map(Cow::into_owned),
+            options: envelope.options.map(Cow::into_owned),
+        })
+    }
+
+    /// The envelope to store it with, borrowing from the message.
+    pub(crate) fn envelope(&self, published_at: u64) -> Envelope<'_> {
+        Envelope {
+            operation: self.operation,
+            topic: Cow::Borrowed(&self.topic),
+            correlation_id: self.correlation_id.as_deref().map(Cow::Borrowed),
+            expiration: self.expiration,
+            sow_key: self.sow_key.as_deref().map(Cow::Borrowed),
+            selector: self.selector.as_deref().map(Cow::Borrowed),
+            options: self.options.as_deref().map(Cow::Borrowed),
+            published_at,
+            user_tag: Cow::Borrowed(&self.user_tag),
+            origin: Origin::Publish,
+        }
+    }
+
+    /// Why the server would not understand this message, if so. Checked before it is
+    /// stored, because a stored message is resent for ever.
+    pub(crate) fn check(&self) -> Result<(), BadMessage> {
+        check_topic(&self.topic)?;
+        if self.user_tag.len() > MAX_TAG {
+            return Err(BadMessage::Tag(self.user_tag.len()));
+        }
+        for (field, value) in
+            [("correlation_id", &self.correlation_id), ("sow_key", &self.sow_key)]
+        {
+            if let Some(value) = value {
+                if value.is_empty() || !value.bytes().all(is_base64) {
+                    return Err(BadMessage::NotBase64(field));
+                }
+            }
+        }
+        match self.operation {
+            Operation::SowDeleteByFilter | Operation::SowDeleteByKeys
+                if self.selector.as_deref().is_none_or(str::is_empty) =>
+            {
+                Err(BadMessage::NoSelector)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+/// Refuses topics no server takes: an empty one, and control characters, whose escapes a
+/// real server may not undo (`amps-protocol.md` §2).
+pub(crate) fn check_topic(topic: &str) -> Result<(), BadMessage> {
+    if topic.is_empty() {
+        return Err(BadMessage::NoTopic);
+    }
+    if topic.bytes().any(|b| b < 0x20) {
+        return Err(BadMessage::ControlInTopic);
+    }
+    Ok(())
+}
+
+/// A message no server would understand; it was not stored.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadMessage {
+    /// The topic is empty.
+    #[error("the topic is empty; name the topic to publish to")]
+    NoTopic,
+    /// The topic holds control characters.
+    #[error("the topic holds control characters; use printable ones")]
+    ControlInTopic,
+    /// The user tag is too long.
+    #[error("the user tag has {0} bytes, {MAX_TAG} are allowed")]
+    Tag(usize),
+    /// A field that takes Base64 characters only holds others, or nothing.
+    #[error("{0} must be one or more Base64 characters (A-Z a-z 0-9 + / =)")]
+    NotBase64(&'static str),
+    /// A delete without filter or keys.
+    #[error("a delete by filter or keys needs a filter or at least one key")]
+    NoSelector,
+}
+
+fn is_base64(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || matches!(byte, b'+' | b'/' | b'=')
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn messages_no_server_understands_are_refused() {
+        assert_eq!(Message::publish("", "x").check(), Err(BadMessage::NoTopic));
+        assert_eq!(Message::publish("a\nb", "x").check(), Err(BadMessage::ControlInTopic));
+        assert_eq!(
+            Message::publish("t", "x").correlation_id("a b").check(),
+            Err(BadMessage::NotBase64("correlation_id"))
+        );
+        assert_eq!(
+            Message::publish("t", "x").user_tag(vec![0; 65]).check(),
+            Err(BadMessage::Tag(65))
+        );
+        assert_eq!(
+            Message::sow_delete_by_keys("t", [""; 0]).check(),
+            Err(BadMessage::NoSelector)
+        );
+        assert_eq!(Message::sow_delete_by_keys("t", ["1", "2"]).selector(), Some("1,2"));
+        assert_eq!(Message::publish("t", "x").sow_key("k1=").check(), Ok(()));
+    }
+}

@@ -1,0 +1,728 @@
+//! One AMPS session as a state machine: logon, heartbeats, commands that wait for an
+//! answer, subscriptions, and where each ack belongs (`amps-protocol.md` §4–§8). No
+//! sockets, clocks or tasks: bytes to send are appended to a buffer, time is an argument.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use crate::delivery::{PublishAck, Verdict};
+use crate::error::CommandError;
+use crate::protocol::{
+    AckKind, AckKinds, Command, FrameError, Header, HeaderError, Reason, SowRecords, Status, Verb,
+};
+use crate::subscribe::{Answer, Delivered, DeliveredKind, Request, Subscribe};
+
+/// What a session needs to know.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The client name: identity of the publisher at the server.
+    pub client_name: String,
+    /// Logon options, such as `ack_conflation=100ms`. None are sent unless set here.
+    pub logon_options: Option<String>,
+    /// Correlation data of the logon.
+    pub logon_correlation: Option<String>,
+    /// Interval of heartbeats, in whole seconds on the wire; none: no heartbeats.
+    pub heartbeat: Option<Duration>,
+    /// Time for the answer to a logon.
+    pub logon_timeout: Duration,
+    /// Time for the answer to any other command.
+    pub command_timeout: Duration,
+    /// Publishes carry their sequence as command id; then such an id in an ack names one.
+    pub publish_ids: bool,
+}
+
+/// Who logs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub user: Option<String>,
+    /// Password, or the answer to a challenge.
+    pub password: Option<String>,
+}
+
+/// Challenges answered on one link before the logon counts as refused
+/// (`amps-protocol.md` §5.3).
+pub const MAX_CHALLENGES: u32 = 3;
+
+/// Commands that may wait for an answer at once.
+pub const MAX_WAITING: usize = 1024;
+
+/// A delivered body below this size is copied out of the read buffer, so that a slow reader
+/// does not keep whole buffers alive.
+const COPY_BELOW: usize = 16 * 1024;
+
+/// What came in.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Received<'a> {
+    /// The server accepted the logon.
+    LoggedOn {
+        /// The highest number it knows of this publisher; `None` if it does not say.
+        figure: Option<u64>,
+    },
+    /// The server refused the logon; the link is of no more use.
+    LogonRefused(Reason),
+    /// The server asks again; answer with [`Session::answer_challenge`].
+    Challenge(Credentials),
+    /// The server confirmed heartbeats.
+    HeartbeatInitiated,
+    /// Every subscription was answered after a logon.
+    Resubscribed,
+    /// An ack for publishes.
+    Ack(PublishAck<'a>),
+    /// A command is done.
+    Done {
+        /// As returned when it was given.
+        id: u64,
+        /// How it went.
+        result: Result<Answer, CommandError>,
+    },
+    /// A message for a subscription.
+    Delivered {
+        /// The subscription.
+        subscription: u64,
+        /// The message.
+        message: Delivered,
+    },
+    /// A subscription is over: a query is answered, or the server refused to take the
+    /// subscription up again.
+    SubscriptionEnded {
+        /// The subscription.
+        subscription: u64,
+        /// Why, unless it simply came to its end.
+        error: Option<CommandError>,
+    },
+    /// An ack that belongs to nothing.
+    Unhandled(&'a Header<'a>),
+}
+
+/// Why the session gives its link up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// No answer to the logon in time.
+    Logon,
+    /// Nothing was heard for twice the heartbeat interval.
+    Heartbeat,
+}
+
+/// The session. See the module's page.
+#[derive(Debug)]
+pub struct Session {
+    config: SessionConfig,
+    phase: Phase,
+    message_type: Option<String>,
+    next_id: u64,
+    waiting: BTreeMap<u64, Waiting>,
+    subscriptions: BTreeMap<u64, Placed>,
+    resubscribing: usize,
+    heard: Duration,
+    beat_at: Option<Duration>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Offline,
+    LoggingOn { id: u64, until: Duration, challenges: u32 },
+    LoggedOn,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    what: What,
+    left: AckKinds,
+    until: Duration,
+    answer: Answer,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum What {
+    Command,
+    Heartbeat,
+    Subscribe { subscription: u64, again: bool },
+}
+
+#[derive(Debug)]
+struct Placed {
+    spec: Subscribe,
+    bookmark: Option<String>,
+}
+
+impl Session {
+    /// A session without a link.
+    pub fn new(config: SessionConfig) -> Self {
+        Session {
+            config,
+            phase: Phase::Offline,
+            message_type: None,
+            next_id: 1,
+            waiting: BTreeMap::new(),
+            subscriptions: BTreeMap::new(),
+            resubscribing: 0,
+            heard: Duration::ZERO,
+            beat_at: None,
+        }
+    }
+
+    /// A link is open: logs on.
+    ///
+    /// # Errors
+    /// The logon does not fit a frame.
+    pub fn connected(
+        &mut self,
+        now: Duration,
+        message_type: Option<&str>,
+        credentials: &Credentials,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FrameError> {
+        self.message_type = message_type.map(str::to_owned);
+        self.heard = now;
+        self.log_on(now, credentials, 0, out)
+    }
+
+    /// Answers [`Received::Challenge`] with another logon on the same link.
+    ///
+    /// # Errors
+    /// The logon does not fit a frame.
+    pub fn answer_challenge(
+        &mut self,
+        now: Duration,
+        credentials: &Credentials,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FrameError> {
+        match self.phase {
+            Phase::LoggingOn { challenges, .. } => self.log_on(now, credentials, challenges, out),
+            Phase::Offline | Phase::LoggedOn => Ok(()),
+        }
+    }
+
+    /// The link is gone. Commands that waited fail; subscriptions stay, to be placed again.
+    pub fn disconnected(&mut self, sink: &mut dyn FnMut(Received<'_>)) {
+        self.phase = Phase::Offline;
+        self.beat_at = None;
+        self.resubscribing = 0;
+        for (id, waiting) in std::mem::take(&mut self.waiting) {
+            let error = CommandError::Disconnected;
+            match waiting.what {
+                What::Command => sink(Received::Done { id, result: Err(error) }),
+                // A first subscribe is retried after the reconnect like all others.
+                What::Heartbeat | What::Subscribe { .. } => {}
+            }
+        }
+        let queries: Vec<u64> =
+            self.subscriptions.iter().filter(|(_, p)| p.spec.is_query()).map(|(id, _)| *id).collect();
+        for subscription in queries {
+            // A query cannot be continued, and asking again would repeat its answer.
+            self.subscriptions.remove(&subscription);
+            let error = Some(CommandError::Disconnected);
+            sink(Received::SubscriptionEnded { subscription, error });
+        }
+    }
+
+    /// Takes in one frame. Bytes to send in answer are appended to `out`.
+    ///
+    /// # Errors
+    /// The frame has no readable header; the link is of no more use.
+    pub fn receive(
+        &mut self,
+        now: Duration,
+        frame: &Bytes,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) -> Result<(), HeaderError> {
+        self.heard = now;
+        let (header, body) = Header::parse(frame)?;
+        match &header.verb {
+            Some(Verb::Ack) => self.ack(now, &header, out, sink),
+            Some(Verb::Publish | Verb::DeltaPublish) => {
+                self.deliver(DeliveredKind::Publish, &header, frame, body, sink);
+            }
+            Some(Verb::Oof) => {
+                self.deliver(DeliveredKind::OutOfFocus, &header, frame, body, sink);
+            }
+            Some(Verb::Sow) => {
+                for record in SowRecords::new(body) {
+                    let record = record?;
+                    self.deliver_record(&header, &record.header, frame, record.body, sink);
+                }
+            }
+            // Heartbeats count as life, and what is not known is ignored: servers may say
+            // more than this client knows.
+            _ => {}
+        }
+        Ok(())
+    }
+
+    /// Does what is due: beats, timeouts.
+    ///
+    /// # Errors
+    /// The link must be given up.
+    pub fn tick(
+        &mut self,
+        now: Duration,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) -> Result<(), Expired> {
+        if let Phase::LoggingOn { until, .. } = self.phase {
+            if now >= until {
+                return Err(Expired::Logon);
+            }
+        }
+        let due: Vec<u64> = self
+            .waiting
+            .iter()
+            .filter(|(_, waiting)| now >= waiting.until)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in due {
+            self.finish(id, Err(CommandError::Timeout), out, sink);
+        }
+        if let (Some(interval), Some(beat_at)) = (self.config.heartbeat, self.beat_at) {
+            if now >= self.heard + interval * 2 {
+                return Err(Expired::Heartbeat);
+            }
+            if now >= beat_at {
+                let _ = Command::heartbeat_beat().encode(out);
+                self.beat_at = Some(now + interval);
+            }
+        }
+        Ok(())
+    }
+
+    /// When to call [`tick`](Self::tick) at the latest.
+    pub fn deadline(&self) -> Option<Duration> {
+        let logon = match self.phase {
+            Phase::LoggingOn { until, .. } => Some(until),
+            Phase::Offline | Phase::LoggedOn => None,
+        };
+        let silence =
+            self.beat_at.and(self.config.heartbeat).map(|interval| self.heard + interval * 2);
+        let waiting = self.waiting.values().map(|waiting| waiting.until).min();
+        [logon, silence, self.beat_at, waiting].into_iter().flatten().min()
+    }
+
+    /// Bytes were written just now; a beat would say nothing new for an interval.
+    pub fn wrote(&mut self, now: Duration) {
+        if let (Some(interval), Some(_)) = (self.config.heartbeat, self.beat_at) {
+            self.beat_at = Some(now + interval);
+        }
+    }
+
+    /// Whether the server accepted the logon on this link.
+    pub fn is_logged_on(&self) -> bool {
+        self.phase == Phase::LoggedOn
+    }
+
+    /// Sends a command; [`Received::Done`] with the returned id follows, at the link's end at
+    /// the latest. `None`: it asks for no ack, so there is nothing to wait for.
+    ///
+    /// # Errors
+    /// Not logged on, too many commands wait, or the command does not fit a frame.
+    pub fn command(
+        &mut self,
+        now: Duration,
+        request: &Request,
+        until: Option<Duration>,
+        out: &mut Vec<u8>,
+    ) -> Result<Option<u64>, CommandError> {
+        self.may_wait()?;
+        let id = self.take_id();
+        request
+            .command(&wire_id(id))
+            .encode(out)
+            .map_err(|_| CommandError::Bad("larger than a frame can be"))?;
+        if request.acks.is_empty() {
+            return Ok(None);
+        }
+        let until = until.unwrap_or(now + self.config.command_timeout);
+        self.wait(id, What::Command, request.acks, until);
+        Ok(Some(id))
+    }
+
+    /// Gives up waiting for a command.
+    pub fn forget(&mut self, id: u64) {
+        self.waiting.remove(&id);
+    }
+
+    /// Places a subscription, now or after the next logon. [`Received::Done`] with the
+    /// returned id tells when the server accepted or refused it first.
+    pub fn subscribe(&mut self, now: Duration, spec: Subscribe, out: &mut Vec<u8>) -> u64 {
+        let subscription = self.take_id();
+        self.subscriptions.insert(subscription, Placed { spec, bookmark: None });
+        if self.is_logged_on() {
+            self.place(now, subscription, false, out);
+        }
+        subscription
+    }
+
+    /// Ends a subscription.
+    pub fn unsubscribe(&mut self, subscription: u64, out: &mut Vec<u8>) {
+        if self.subscriptions.remove(&subscription).is_some() && self.is_logged_on() {
+            let id = wire_id(self.take_id());
+            // Too long for a frame it cannot be.
+            let _ = Command::unsubscribe(&id, &sub_id(subscription)).encode(out);
+        }
+    }
+
+    /// Whether a subscription still stands.
+    pub fn is_subscribed(&self, subscription: u64) -> bool {
+        self.subscriptions.contains_key(&subscription)
+    }
+
+    fn log_on(
+        &mut self,
+        now: Duration,
+        credentials: &Credentials,
+        challenges: u32,
+        out: &mut Vec<u8>,
+    ) -> Result<(), FrameError> {
+        let id = self.take_id();
+        let wire = wire_id(id);
+        let mut command = Command::logon(&wire, &self.config.client_name);
+        command.message_type = self.message_type.as_deref();
+        command.user_id = credentials.user.as_deref();
+        command.password = credentials.password.as_deref();
+        command.options = self.config.logon_options.as_deref();
+        command.correlation_id = self.config.logon_correlation.as_deref();
+        command.version = Some(concat!(env!("CARGO_PKG_VERSION"), ":rust"));
+        command.encode(out)?;
+        self.phase = Phase::LoggingOn { id, until: now + self.config.logon_timeout, challenges };
+        Ok(())
+    }
+
+    fn ack(
+        &mut self,
+        now: Duration,
+        header: &Header<'_>,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let waiting_id = header.command_id.as_deref().and_then(own_id);
+        if let Phase::LoggingOn { id, challenges, .. } = self.phase {
+            let processed = header.ack_kind() == Some(AckKind::Processed);
+            if waiting_id == Some(id) && (processed || header.status != Some(Status::Success)) {
+                self.logon_ack(now, header, challenges, out, sink);
+            }
+            return;
+        }
+        if let Some(id) = waiting_id {
+            if self.waiting.contains_key(&id) {
+                return self.command_ack(id, header, out, sink);
+            }
+        }
+        let failed = header.status == Some(Status::Failure);
+        let succeeded = header.status == Some(Status::Success);
+        let persisted = header.ack_kind() == Some(AckKind::Persisted);
+        if header.sub_id.is_some() {
+            // Progress of a bookmark subscription, never of the publish store (§7).
+            return self.subscription_ack(header, out, sink);
+        }
+        let figure = header.sequence.filter(|sequence| *sequence > 0);
+        let sequence = match self.config.publish_ids {
+            true => header.command_id.as_deref().and_then(|id| id.parse().ok()),
+            false => None,
+        };
+        let names_nothing = header.command_id.is_none() && figure.is_none();
+        if persisted && succeeded && (figure.is_some() || sequence.is_some()) {
+            sink(Received::Ack(PublishAck { figure, sequence, verdict: Verdict::Persisted }));
+        } else if failed && (figure.is_some() || sequence.is_some() || names_nothing) {
+            let reason = header.reason_text.as_deref().unwrap_or_default();
+            sink(Received::Ack(PublishAck {
+                figure,
+                sequence,
+                verdict: Verdict::Refused(reason),
+            }));
+        } else if !(succeeded && sequence.is_some()) {
+            sink(Received::Unhandled(header));
+        }
+    }
+
+    fn logon_ack(
+        &mut self,
+        now: Duration,
+        header: &Header<'_>,
+        challenges: u32,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        match header.status {
+            Some(Status::Success) => {
+                self.phase = Phase::LoggedOn;
+                sink(Received::LoggedOn { figure: header.sequence });
+                self.start_heartbeat(now, out);
+                self.resubscribe(now, out, sink);
+            }
+            Some(Status::Retry) if challenges < MAX_CHALLENGES => {
+                if let Phase::LoggingOn { challenges, .. } = &mut self.phase {
+                    *challenges += 1;
+                }
+                // The reference puts the challenge into user_id and pw; one server was seen
+                // to put it into the reason (§5.3).
+                let owned = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
+                sink(Received::Challenge(Credentials {
+                    user: owned(&header.user_id),
+                    password: owned(&header.password).or_else(|| owned(&header.reason_text)),
+                }));
+            }
+            _ => {
+                self.phase = Phase::Offline;
+                sink(Received::LogonRefused(header.reason()));
+            }
+        }
+    }
+
+    fn start_heartbeat(&mut self, now: Duration, out: &mut Vec<u8>) {
+        let Some(interval) = self.config.heartbeat else { return };
+        let id = self.take_id();
+        let options = format!("start,{}", interval.as_secs().max(1));
+        if Command::heartbeat_start(&wire_id(id), &options).encode(out).is_ok() {
+            self.wait(id, What::Heartbeat, AckKinds::PROCESSED, now + self.config.command_timeout);
+            self.heard = now;
+            self.beat_at = Some(now + interval);
+        }
+    }
+
+    fn resubscribe(
+        &mut self,
+        now: Duration,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let all: Vec<u64> = self.subscriptions.keys().copied().collect();
+        self.resubscribing = 0;
+        for subscription in &all {
+            self.place(now, *subscription, true, out);
+        }
+        self.resubscribing = all.len();
+        if all.is_empty() {
+            sink(Received::Resubscribed);
+        }
+    }
+
+    fn place(&mut self, now: Duration, subscription: u64, again: bool, out: &mut Vec<u8>) {
+        let id = self.take_id();
+        let Some(placed) = self.subscriptions.get(&subscription) else { return };
+        let (wire, sub) = (wire_id(id), sub_id(subscription));
+        let command = placed.spec.command(&wire, &sub, placed.bookmark.as_deref());
+        let acks = match placed.spec.is_query() {
+            true => AckKinds::PROCESSED,
+            false => command.acks,
+        };
+        if command.encode(out).is_ok() {
+            let what = What::Subscribe { subscription, again };
+            self.wait(id, what, acks, now + self.config.command_timeout);
+        }
+    }
+
+    fn command_ack(
+        &mut self,
+        id: u64,
+        header: &Header<'_>,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        if header.status == Some(Status::Failure) {
+            return self.finish(id, Err(CommandError::Refused(header.reason())), out, sink);
+        }
+        let Some(waiting) = self.waiting.get_mut(&id) else { return };
+        let answer = &mut waiting.answer;
+        answer.records_deleted = header.records_deleted.or(answer.records_deleted);
+        answer.records_returned = header.records_returned.or(answer.records_returned);
+        answer.matches = header.matches.or(answer.matches);
+        if let Some(bookmark) = header.bookmark.as_deref() {
+            answer.bookmark = Some(bookmark.to_owned());
+        }
+        if let Some(kind) = header.ack_kind() {
+            waiting.left = waiting
+                .left
+                .iter()
+                .filter(|left| *left != kind)
+                .fold(AckKinds::NONE, AckKinds::with);
+        }
+        let completed = header.ack_kind() == Some(AckKind::Completed);
+        if let (What::Subscribe { subscription, .. }, true) = (waiting.what, completed) {
+            self.query_completed(subscription, sink);
+        }
+        if self.waiting.get(&id).is_some_and(|waiting| waiting.left.is_empty()) {
+            let answer = self.waiting.get(&id).map(|w| w.answer.clone()).unwrap_or_default();
+            self.finish(id, Ok(answer), out, sink);
+        }
+    }
+
+    fn finish(
+        &mut self,
+        id: u64,
+        result: Result<Answer, CommandError>,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let Some(waiting) = self.waiting.remove(&id) else { return };
+        match waiting.what {
+            What::Command => sink(Received::Done { id, result }),
+            What::Heartbeat => match result {
+                Ok(_) => sink(Received::HeartbeatInitiated),
+                // A server without heartbeats is not dead for its silence.
+                Err(_) => self.beat_at = None,
+            },
+            What::Subscribe { subscription, again } => {
+                let failed = result.as_ref().err().cloned();
+                if failed.is_some() {
+                    // The server may have placed it all the same.
+                    self.unsubscribe(subscription, out);
+                }
+                sink(Received::Done { id: subscription, result });
+                if let Some(error) = failed {
+                    let error = Some(error);
+                    sink(Received::SubscriptionEnded { subscription, error });
+                }
+                if again {
+                    self.resubscribing = self.resubscribing.saturating_sub(1);
+                    if self.resubscribing == 0 {
+                        sink(Received::Resubscribed);
+                    }
+                }
+            }
+        }
+    }
+
+    fn subscription_ack(
+        &mut self,
+        header: &Header<'_>,
+        out: &mut Vec<u8>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let Some(subscription) = header.sub_id.as_deref().and_then(own_sub) else {
+            return sink(Received::Unhandled(header));
+        };
+        if header.status == Some(Status::Failure) && self.is_subscribed(subscription) {
+            self.unsubscribe(subscription, out);
+            let error = Some(CommandError::Refused(header.reason()));
+            sink(Received::SubscriptionEnded { subscription, error });
+        } else if header.ack_kind() == Some(AckKind::Completed) {
+            self.query_completed(subscription, sink);
+        }
+    }
+
+    fn query_completed(&mut self, subscription: u64, sink: &mut dyn FnMut(Received<'_>)) {
+        let is_query =
+            self.subscriptions.get(&subscription).is_some_and(|placed| placed.spec.is_query());
+        if is_query {
+            self.subscriptions.remove(&subscription);
+            sink(Received::SubscriptionEnded { subscription, error: None });
+        }
+    }
+
+    fn deliver(
+        &mut self,
+        kind: DeliveredKind,
+        header: &Header<'_>,
+        frame: &Bytes,
+        body: &[u8],
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let ids = header
+            .sub_ids
+            .as_deref()
+            .or(header.sub_id.as_deref())
+            .or(header.query_id.as_deref())
+            .unwrap_or_default();
+        for subscription in ids.split(',').filter_map(own_sub) {
+            let message = delivered(kind, header, header.topic.as_deref(), frame, body);
+            self.hand_out(subscription, message, sink);
+        }
+    }
+
+    fn deliver_record(
+        &mut self,
+        group: &Header<'_>,
+        record: &Header<'_>,
+        frame: &Bytes,
+        body: &[u8],
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let id = group.query_id.as_deref().or(record.query_id.as_deref()).and_then(own_sub);
+        if let Some(subscription) = id {
+            let topic = record.topic.as_deref().or(group.topic.as_deref());
+            let message = delivered(DeliveredKind::Sow, record, topic, frame, body);
+            self.hand_out(subscription, message, sink);
+        }
+    }
+
+    fn hand_out(
+        &mut self,
+        subscription: u64,
+        message: Delivered,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let Some(placed) = self.subscriptions.get_mut(&subscription) else { return };
+        if placed.spec.bookmark.is_some() {
+            if let Some(bookmark) = &message.bookmark {
+                placed.bookmark = Some(bookmark.clone());
+            }
+        }
+        sink(Received::Delivered { subscription, message });
+    }
+
+    fn may_wait(&self) -> Result<(), CommandError> {
+        if !self.is_logged_on() {
+            return Err(CommandError::NotConnected);
+        }
+        match self.waiting.len() < MAX_WAITING {
+            true => Ok(()),
+            false => Err(CommandError::TooMany),
+        }
+    }
+
+    fn wait(&mut self, id: u64, what: What, left: AckKinds, until: Duration) {
+        self.waiting.insert(id, Waiting { what, left, until, answer: Answer::default() });
+    }
+
+    fn take_id(&mut self) -> u64 {
+        self.next_id += 1;
+        self.next_id - 1
+    }
+}
+
+fn delivered(
+    kind: DeliveredKind,
+    header: &Header<'_>,
+    topic: Option<&str>,
+    frame: &Bytes,
+    body: &[u8],
+) -> Delivered {
+    let owned = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
+    let data = match body.len() < COPY_BELOW {
+        true => Bytes::copy_from_slice(body),
+        false => frame.slice_ref(body),
+    };
+    Delivered {
+        kind,
+        topic: topic.unwrap_or_default().to_owned(),
+        bookmark: owned(&header.bookmark),
+        sow_key: owned(&header.sow_key),
+        correlation_id: owned(&header.correlation_id),
+        timestamp: owned(&header.timestamp),
+        user_id: owned(&header.user_id),
+        reason: header.reason_text.as_deref().map(Reason::new),
+        data,
+    }
+}
+
+/// Command ids of the session start with a letter, so that they never look like the
+/// decimal sequence of a publish.
+fn wire_id(id: u64) -> String {
+    format!("c{id}")
+}
+
+fn own_id(text: &str) -> Option<u64> {
+    text.strip_prefix('c')?.parse().ok()
+}
+
+fn sub_id(subscription: u64) -> String {
+    format!("s{subscription}")
+}
+
+fn own_sub(text: &str) -> Option<u64> {
+    text.trim().strip_prefix('s')?.parse().ok()
+}

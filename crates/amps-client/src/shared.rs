@@ -1,0 +1,227 @@
+//! What the client's handles, its driver and its receipts have in common.
+
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use amps_store::{Envelope, PublishStore, Signal, StoreError};
+use tokio::sync::{Notify, broadcast, mpsc, watch};
+
+use crate::delivery::Totals;
+use crate::driver::Ask;
+use crate::error::PublishFailure;
+use crate::event::{ConnectionState, Event, LinkEnd};
+use crate::failed::Offers;
+use crate::message::Message;
+use crate::protocol::Publish;
+use crate::receipt::{Receipt, Watched};
+
+pub(crate) struct Shared {
+    pub(crate) name: String,
+    pub(crate) watched: Option<Arc<Watched>>,
+    pub(crate) doorbell: Doorbell,
+    pub(crate) room: Notify,
+    pub(crate) status: watch::Sender<LinkStatus>,
+    pub(crate) events: broadcast::Sender<Event>,
+    pub(crate) asks: mpsc::Sender<Ask>,
+    pub(crate) closed: AtomicBool,
+    pub(crate) dropped: AtomicBool,
+    pub(crate) sync_failed: AtomicBool,
+    pub(crate) published: AtomicU64,
+    pub(crate) totals: Mutex<Totals>,
+    pub(crate) direct: Mutex<Direct>,
+    pub(crate) offers: Offers,
+    pub(crate) max_message: usize,
+}
+
+/// Where the connection stands, for those who wait for it.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct LinkStatus {
+    pub(crate) state: ConnectionState,
+    pub(crate) server: String,
+    /// How the last attempt ended, and where.
+    pub(crate) last: Option<(String, LinkEnd)>,
+    /// Logons refused in a row.
+    pub(crate) refused: usize,
+    /// Servers to try in turn.
+    pub(crate) servers: usize,
+    pub(crate) in_flight: u64,
+    pub(crate) logons: u64,
+}
+
+/// Messages on their way without a store.
+#[derive(Debug, Default)]
+pub(crate) struct Direct {
+    pub(crate) bytes: Vec<u8>,
+    pub(crate) open: bool,
+}
+
+/// Bytes a client without a store holds for the link.
+const DIRECT_LIMIT: usize = 1 << 20;
+
+impl Shared {
+    pub(crate) fn store(&self) -> Option<&Arc<dyn PublishStore>> {
+        self.watched.as_ref().map(|watched| &watched.store)
+    }
+
+    /// Stores a message, or hands it to the link if there is no store. Never waits.
+    pub(crate) fn accept(&self, message: &Message) -> Result<Receipt, PublishFailure> {
+        message.check()?;
+        match &self.watched {
+            Some(watched) => {
+                self.append(watched, &message.envelope(unix_micros()), message.data())
+            }
+            None => self.send_direct(message),
+        }
+    }
+
+    pub(crate) fn append(
+        &self,
+        watched: &Arc<Watched>,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<Receipt, PublishFailure> {
+        self.may_publish(payload.len())?;
+        let append = || watched.store.append(envelope, payload).map(|appended| appended.sequence);
+        let sequence = watched.book.register(append)?;
+        self.published.fetch_add(1, Ordering::Relaxed);
+        self.doorbell.ring();
+        Ok(Receipt::new(sequence, watched.clone()))
+    }
+
+    fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
+        use amps_store::Operation;
+        self.may_publish(message.data().len())?;
+        let mut direct = self.direct();
+        if !direct.open {
+            return Err(PublishFailure::NotConnected);
+        }
+        if direct.bytes.len() >= DIRECT_LIMIT {
+            return Err(PublishFailure::Full);
+        }
+        let encoded = match message.operation() {
+            Operation::Publish | Operation::DeltaPublish => Publish {
+                delta: message.operation() == Operation::DeltaPublish,
+                expiration: message.lifetime(),
+                options: message.command_options(),
+                correlation_id: message.correlation(),
+                sow_key: message.key(),
+                ..Publish::new(message.topic(), message.data())
+            }
+            .encode(&mut direct.bytes),
+            operation => crate::wire::delete(
+                operation,
+                message.topic(),
+                message.selector(),
+                message.command_options(),
+                message.data(),
+            )
+            .encode(&mut direct.bytes),
+        };
+        drop(direct);
+        if encoded.is_err() {
+            let bytes = message.data().len();
+            return Err(PublishFailure::TooLarge { bytes, max: u32::MAX as usize });
+        }
+        self.published.fetch_add(1, Ordering::Relaxed);
+        self.doorbell.ring();
+        Ok(Receipt::unknown())
+    }
+
+    fn may_publish(&self, bytes: usize) -> Result<(), PublishFailure> {
+        if self.closed.load(Ordering::Acquire) {
+            return Err(PublishFailure::Closed);
+        }
+        match bytes > self.max_message {
+            true => Err(PublishFailure::TooLarge { bytes, max: self.max_message }),
+            false => Ok(()),
+        }
+    }
+
+    /// Takes in what the store has to say. Called from the store's threads.
+    pub(crate) fn signal(&self, signal: Signal) {
+        match signal {
+            Signal::Room => self.room.notify_waiters(),
+            Signal::Durable => {
+                self.durable_moved();
+                self.doorbell.ring();
+            }
+            Signal::SyncFailed => {
+                if let Some(watched) = &self.watched {
+                    let error = "a sync failed while the store was open".to_owned();
+                    watched.book.sync_failed(StoreError::SyncFailed(error));
+                }
+                self.sync_failed.store(true, Ordering::Release);
+                self.durable_moved();
+                self.doorbell.ring_always();
+            }
+        }
+    }
+
+    fn durable_moved(&self) {
+        if let Some(watched) = &self.watched {
+            watched.durable.send_modify(|moves| *moves += 1);
+        }
+    }
+
+    pub(crate) fn event(&self, event: Event) {
+        // Nobody listening is no error.
+        let _ = self.events.send(event);
+    }
+
+    pub(crate) fn direct(&self) -> MutexGuard<'_, Direct> {
+        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn totals(&self) -> Totals {
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn set_totals(&self, totals: Totals) {
+        *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+}
+
+/// Wakes the driver only when it sleeps: while it is busy, a publish costs one load.
+#[derive(Debug, Default)]
+pub(crate) struct Doorbell {
+    asleep: AtomicBool,
+    notify: Notify,
+}
+
+impl Doorbell {
+    /// There is something to send.
+    pub(crate) fn ring(&self) {
+        // Pairs with the fence in `arm`: either this sees the driver asleep, or the driver's
+        // last look at the store sees what was appended before this call.
+        fence(Ordering::SeqCst);
+        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
+            self.notify.notify_one();
+        }
+    }
+
+    /// Something happened that must not wait for the driver's next look.
+    pub(crate) fn ring_always(&self) {
+        self.notify.notify_one();
+    }
+
+    /// The driver is about to sleep; it must look for work once more afterwards.
+    pub(crate) fn arm(&self) {
+        self.asleep.store(true, Ordering::Relaxed);
+        fence(Ordering::SeqCst);
+    }
+
+    /// The driver is awake.
+    pub(crate) fn disarm(&self) {
+        self.asleep.store(false, Ordering::Relaxed);
+    }
+
+    pub(crate) async fn rung(&self) {
+        self.notify.notified().await;
+    }
+}
+
+/// The wall clock in microseconds since the Unix epoch.
+pub(crate) fn unix_micros() -> u64 {
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+}

@@ -1,0 +1,394 @@
+//! Subscriptions and queries, enough to be useful beside a publisher.
+
+use bytes::Bytes;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::driver::Ask;
+use crate::error::CommandError;
+use crate::protocol::{AckKind, AckKinds, Command, Reason};
+
+/// What to subscribe to, or to query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Subscribe {
+    pub(crate) kind: SubscribeKind,
+    pub(crate) topic: String,
+    pub(crate) filter: Option<String>,
+    pub(crate) options: Option<String>,
+    pub(crate) bookmark: Option<String>,
+    pub(crate) order_by: Option<String>,
+    pub(crate) top_n: Option<u64>,
+    pub(crate) batch_size: Option<u64>,
+    pub(crate) buffer: usize,
+}
+
+/// The command behind a subscription.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum SubscribeKind {
+    Subscribe,
+    DeltaSubscribe,
+    Sow,
+    SowAndSubscribe,
+    SowAndDeltaSubscribe,
+}
+
+/// Messages a subscription holds for a slow reader unless told otherwise.
+pub const DEFAULT_BUFFER: usize = 8192;
+
+impl Subscribe {
+    /// Everything published to `topic` from now on. The topic may be a regular expression
+    /// (`amps-protocol.md` §8).
+    pub fn topic(topic: impl Into<String>) -> Self {
+        Subscribe::new(SubscribeKind::Subscribe, topic)
+    }
+
+    /// Only what changed in each record.
+    pub fn delta(topic: impl Into<String>) -> Self {
+        Subscribe::new(SubscribeKind::DeltaSubscribe, topic)
+    }
+
+    /// What the topic holds now; the stream ends with the answer.
+    pub fn sow(topic: impl Into<String>) -> Self {
+        Subscribe::new(SubscribeKind::Sow, topic)
+    }
+
+    /// What the topic holds now, then everything published to it. After a reconnect both
+    /// come again.
+    pub fn sow_and_subscribe(topic: impl Into<String>) -> Self {
+        Subscribe::new(SubscribeKind::SowAndSubscribe, topic)
+    }
+
+    /// What the topic holds now, then what changes in each record.
+    pub fn sow_and_delta_subscribe(topic: impl Into<String>) -> Self {
+        Subscribe::new(SubscribeKind::SowAndDeltaSubscribe, topic)
+    }
+
+    fn new(kind: SubscribeKind, topic: impl Into<String>) -> Self {
+        Subscribe {
+            kind,
+            topic: topic.into(),
+            filter: None,
+            options: None,
+            bookmark: None,
+            order_by: None,
+            top_n: None,
+            batch_size: None,
+            buffer: DEFAULT_BUFFER,
+        }
+    }
+
+    /// Only messages whose content matches.
+    #[must_use]
+    pub fn filter(mut self, filter: impl Into<String>) -> Self {
+        self.filter = Some(filter.into());
+        self
+    }
+
+    /// Options of the command, sent verbatim.
+    #[must_use]
+    pub fn options(mut self, options: impl Into<String>) -> Self {
+        self.options = Some(options.into());
+        self
+    }
+
+    /// Replays from a bookmark first: `0` is the beginning of the server's log, `0|1|` is
+    /// now, and a bookmark of a delivered message continues behind it
+    /// (`amps-protocol.md` §8). After a reconnect the subscription continues behind the
+    /// last message delivered.
+    #[must_use]
+    pub fn bookmark(mut self, bookmark: impl Into<String>) -> Self {
+        self.bookmark = Some(bookmark.into());
+        self
+    }
+
+    /// The order of a query's answer.
+    #[must_use]
+    pub fn order_by(mut self, order: impl Into<String>) -> Self {
+        self.order_by = Some(order.into());
+        self
+    }
+
+    /// At most this many records of a query, or messages of a replay.
+    #[must_use]
+    pub fn top_n(mut self, count: u64) -> Self {
+        self.top_n = Some(count);
+        self
+    }
+
+    /// Records per frame of a query's answer; the server's default is 1.
+    #[must_use]
+    pub fn batch_size(mut self, records: u64) -> Self {
+        self.batch_size = Some(records);
+        self
+    }
+
+    /// Messages held for a slow reader, at least 1. One more ends the subscription with
+    /// [`SubscriptionEnd::Lagged`]: the link is always read, so that acks and heartbeats
+    /// do not wait for the reader.
+    #[must_use]
+    pub fn buffer(mut self, messages: usize) -> Self {
+        self.buffer = messages.max(1);
+        self
+    }
+
+    /// The command to place this subscription, from `bookmark` on.
+    pub(crate) fn command<'a>(
+        &'a self,
+        command_id: &'a str,
+        sub_id: &'a str,
+        bookmark: Option<&'a str>,
+    ) -> Command<'a> {
+        let mut command = match self.kind {
+            SubscribeKind::Subscribe => Command::subscribe(command_id, &self.topic, sub_id),
+            SubscribeKind::Sow => Command::sow(command_id, &self.topic, sub_id),
+            SubscribeKind::SowAndSubscribe => {
+                Command::sow_and_subscribe(command_id, &self.topic, sub_id, sub_id)
+            }
+            SubscribeKind::DeltaSubscribe => Command {
+                name: "delta_subscribe",
+                ..Command::subscribe(command_id, &self.topic, sub_id)
+            },
+            SubscribeKind::SowAndDeltaSubscribe => Command {
+                name: "sow_and_delta_subscribe",
+                ..Command::sow_and_subscribe(command_id, &self.topic, sub_id, sub_id)
+            },
+        };
+        command.filter = self.filter.as_deref();
+        command.options = self.options.as_deref();
+        command.bookmark = bookmark.or(self.bookmark.as_deref());
+        command.order_by = self.order_by.as_deref();
+        command.top_n = self.top_n;
+        command.batch_size = self.batch_size;
+        command
+    }
+
+    pub(crate) fn is_query(&self) -> bool {
+        self.kind == SubscribeKind::Sow
+    }
+}
+
+/// What a delivered message is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum DeliveredKind {
+    /// A published message.
+    Publish,
+    /// A record that a query found.
+    Sow,
+    /// A record left the subscription's focus: deleted, expired or changed.
+    OutOfFocus,
+}
+
+/// A message a subscription delivers.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Delivered {
+    /// What it is.
+    pub kind: DeliveredKind,
+    /// Its topic.
+    pub topic: String,
+    /// Its place in the server's log, to continue behind.
+    pub bookmark: Option<String>,
+    /// Its SOW key.
+    pub sow_key: Option<String>,
+    /// The publisher's correlation id.
+    pub correlation_id: Option<String>,
+    /// When the server took it; only with the `timestamp` option.
+    pub timestamp: Option<String>,
+    /// The identity of its publisher, if the server tells.
+    pub user_id: Option<String>,
+    /// Why a record went out of focus.
+    pub reason: Option<Reason>,
+    /// The message itself.
+    pub data: Bytes,
+}
+
+/// Why a subscription ended before its reader dropped it.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SubscriptionEnd {
+    /// Its reader was too slow and the buffer overflowed. Subscribe again, from the last
+    /// bookmark if there is one.
+    #[error("the subscription's reader was too slow; its buffer overflowed")]
+    Lagged,
+    /// The server refused it, now or after a reconnect.
+    #[error("the subscription ended: {0}")]
+    Command(CommandError),
+    /// The client was closed.
+    #[error("the client is closed")]
+    Closed,
+}
+
+/// A running subscription. Dropping it unsubscribes.
+///
+/// It is placed again after every reconnect.
+#[derive(Debug)]
+pub struct Subscription {
+    pub(crate) id: u64,
+    pub(crate) messages: mpsc::Receiver<Delivered>,
+    pub(crate) end: oneshot::Receiver<SubscriptionEnd>,
+    pub(crate) ended: bool,
+    pub(crate) query: bool,
+    pub(crate) asks: mpsc::WeakSender<Ask>,
+}
+
+impl Drop for Subscription {
+    fn drop(&mut self) {
+        if let Some(asks) = self.asks.upgrade() {
+            // When the queue is full, the next message finds the receiver gone.
+            let _ = asks.try_send(Ask::Unsubscribe { subscription: self.id });
+        }
+    }
+}
+
+impl Subscription {
+    /// The next message. `None` after the end of a query's answer, or after an error was
+    /// told.
+    ///
+    /// Cancel safe: a cancelled call takes no message.
+    pub async fn next(&mut self) -> Option<Result<Delivered, SubscriptionEnd>> {
+        if self.ended {
+            return None;
+        }
+        if let Some(delivered) = self.messages.recv().await {
+            return Some(Ok(delivered));
+        }
+        self.ended = true;
+        match (&mut self.end).await {
+            Ok(end) => Some(Err(end)),
+            Err(_) if self.query => None,
+            Err(_) => Some(Err(SubscriptionEnd::Closed)),
+        }
+    }
+
+    /// Number of this subscription, unique within the client.
+    pub fn id(&self) -> u64 {
+        self.id
+    }
+}
+
+/// A command of any name, for what has no method of its own.
+///
+/// Publishes must go through the store instead: a number or a `persisted` ack of one's own
+/// would mix with the store's.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    pub(crate) name: String,
+    pub(crate) topic: Option<String>,
+    pub(crate) filter: Option<String>,
+    pub(crate) sow_keys: Option<String>,
+    pub(crate) options: Option<String>,
+    pub(crate) bookmark: Option<String>,
+    pub(crate) correlation_id: Option<String>,
+    pub(crate) sub_id: Option<String>,
+    pub(crate) query_id: Option<String>,
+    pub(crate) acks: AckKinds,
+    pub(crate) body: Bytes,
+}
+
+impl Request {
+    /// A command that waits for its `processed` ack.
+    pub fn new(name: impl Into<String>) -> Self {
+        Request { name: name.into(), acks: AckKinds::PROCESSED, ..Request::default() }
+    }
+
+    /// The topic.
+    #[must_use]
+    pub fn topic(mut self, topic: impl Into<String>) -> Self {
+        self.topic = Some(topic.into());
+        self
+    }
+
+    /// A content filter.
+    #[must_use]
+    pub fn filter(mut self, filter: impl Into<String>) -> Self {
+        self.filter = Some(filter.into());
+        self
+    }
+
+    /// SOW keys, comma separated.
+    #[must_use]
+    pub fn sow_keys(mut self, keys: impl Into<String>) -> Self {
+        self.sow_keys = Some(keys.into());
+        self
+    }
+
+    /// Options, sent verbatim.
+    #[must_use]
+    pub fn options(mut self, options: impl Into<String>) -> Self {
+        self.options = Some(options.into());
+        self
+    }
+
+    /// A bookmark, or a list of them.
+    #[must_use]
+    pub fn bookmark(mut self, bookmark: impl Into<String>) -> Self {
+        self.bookmark = Some(bookmark.into());
+        self
+    }
+
+    /// A correlation id.
+    #[must_use]
+    pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
+        self.correlation_id = Some(id.into());
+        self
+    }
+
+    /// A subscription id.
+    #[must_use]
+    pub fn sub_id(mut self, id: impl Into<String>) -> Self {
+        self.sub_id = Some(id.into());
+        self
+    }
+
+    /// A query id.
+    #[must_use]
+    pub fn query_id(mut self, id: impl Into<String>) -> Self {
+        self.query_id = Some(id.into());
+        self
+    }
+
+    /// The acks to ask for; the command is done when all of them came. With none it is
+    /// done when it was handed to the link.
+    #[must_use]
+    pub fn acks(mut self, acks: impl IntoIterator<Item = AckKind>) -> Self {
+        self.acks = acks.into_iter().fold(AckKinds::NONE, AckKinds::with);
+        self
+    }
+
+    /// The body.
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Bytes>) -> Self {
+        self.body = body.into();
+        self
+    }
+
+    pub(crate) fn command<'a>(&'a self, command_id: &'a str) -> Command<'a> {
+        let mut command = Command::generic(&self.name);
+        command.command_id = Some(command_id);
+        command.topic = self.topic.as_deref();
+        command.filter = self.filter.as_deref();
+        command.sow_keys = self.sow_keys.as_deref();
+        command.options = self.options.as_deref();
+        command.bookmark = self.bookmark.as_deref();
+        command.correlation_id = self.correlation_id.as_deref();
+        command.sub_id = self.sub_id.as_deref();
+        command.query_id = self.query_id.as_deref();
+        command.acks = self.acks;
+        command.body = &self.body;
+        command
+    }
+}
+
+/// What the server answered to a [`Request`], summed over its acks.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Answer {
+    /// Records a delete removed.
+    pub records_deleted: Option<u64>,
+    /// Records a query returned.
+    pub records_returned: Option<u64>,
+    /// Records that matched.
+    pub matches: Option<u64>,
+    /// The bookmark of the last ack that had one.
+    pub bookmark: Option<String>,
+}
