@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::error::{AppendError, ReadError, StoreError};
+use crate::format::RECORD_HEADER;
 
 /// Longest user tag in bytes.
 pub const MAX_TAG: usize = 64;
@@ -30,8 +31,10 @@ pub enum Level {
 pub struct StoredMessage {
     /// Its sequence, 0 while the buffer is empty.
     pub sequence: u64,
-    pub(crate) envelope_len: usize,
+    /// The raw record: header, envelope, payload. Longer than `len` when reused.
     pub(crate) bytes: Vec<u8>,
+    pub(crate) len: usize,
+    pub(crate) envelope_end: usize,
 }
 
 impl StoredMessage {
@@ -45,12 +48,16 @@ impl StoredMessage {
     /// # Errors
     /// The record is intact, but its envelope is not of a version this program knows.
     pub fn envelope(&self) -> Result<Envelope<'_>, EnvelopeError> {
-        Envelope::decode(&self.bytes[..self.envelope_len])
+        Envelope::decode(
+            self.bytes
+                .get(RECORD_HEADER..self.envelope_end)
+                .unwrap_or(&[]),
+        )
     }
 
     /// The payload, byte for byte as published.
     pub fn payload(&self) -> &[u8] {
-        &self.bytes[self.envelope_len..]
+        self.bytes.get(self.envelope_end..self.len).unwrap_or(&[])
     }
 }
 

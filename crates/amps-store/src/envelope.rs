@@ -84,7 +84,10 @@ pub struct EnvelopeError(String);
 impl<'a> Envelope<'a> {
     /// A publish to `topic`, everything else empty.
     pub fn publish(topic: impl Into<Cow<'a, str>>) -> Self {
-        Envelope { topic: topic.into(), ..Envelope::default() }
+        Envelope {
+            topic: topic.into(),
+            ..Envelope::default()
+        }
     }
 
     /// The same envelope, borrowing nothing.
@@ -132,7 +135,10 @@ impl<'a> Envelope<'a> {
             bincode::serde::borrow_decode_from_slice(bytes, bincode::config::standard())
                 .map_err(|e| EnvelopeError(e.to_string()))?;
         if used != bytes.len() {
-            return Err(EnvelopeError(format!("{} bytes are left over", bytes.len() - used)));
+            return Err(EnvelopeError(format!(
+                "{} bytes are left over",
+                bytes.len() - used
+            )));
         }
         Ok(envelope)
     }

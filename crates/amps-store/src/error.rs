@@ -8,7 +8,9 @@ use std::path::PathBuf;
 #[non_exhaustive]
 pub enum AppendError {
     /// No room now; room comes when the server settles messages.
-    #[error("the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements or open it with a larger cap")]
+    #[error(
+        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements or open it with a larger cap"
+    )]
     Full {
         /// Bytes unsettled, with their charges.
         live: u64,
@@ -17,8 +19,24 @@ pub enum AppendError {
         /// Bytes this message needs, with its charges.
         needed: u64,
     },
+    /// The file could not grow to make room, though its cap allows it.
+    #[error(
+        "no space to grow the store: {error}; {live} of {limit} bytes are unsettled and this message needs {needed}; free some disk space or wait for acknowledgements"
+    )]
+    NoSpace {
+        /// The system's word.
+        error: String,
+        /// Bytes unsettled, with their charges.
+        live: u64,
+        /// The most they may become in the space there is.
+        limit: u64,
+        /// Bytes this message needs, with its charges.
+        needed: u64,
+    },
     /// The message can never fit.
-    #[error("the message needs a record of {needed} bytes, the largest this store takes is {max}; create the store with larger segments")]
+    #[error(
+        "the message needs a record of {needed} bytes, the largest this store takes is {max}; create the store with larger segments"
+    )]
     TooLarge {
         /// Bytes of its record.
         needed: u64,
@@ -36,7 +54,7 @@ pub enum AppendError {
 impl AppendError {
     /// Whether trying again later can succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, AppendError::Full { .. })
+        matches!(self, AppendError::Full { .. } | AppendError::NoSpace { .. })
     }
 }
 
@@ -52,7 +70,9 @@ pub enum StoreError {
     Forked,
     /// A sync failed, so nothing can be made durable any more. What was appended is safe
     /// from a process crash only: evacuate the store to a fresh file.
-    #[error("a sync failed earlier ({0}): nothing in this store can be made durable any more; evacuate it to a fresh file")]
+    #[error(
+        "a sync failed earlier ({0}): nothing in this store can be made durable any more; evacuate it to a fresh file"
+    )]
     SyncFailed(String),
     /// The disk is full, or a quota or the file size limit was reached.
     #[error("no space to {what}: {error}; free some and try again")]
@@ -61,6 +81,14 @@ pub enum StoreError {
         what: &'static str,
         /// The system's word.
         error: String,
+    },
+    /// A record needed for the store's own upkeep is damaged.
+    #[error(
+        "the record at offset {offset} was damaged while the store was open; close it and look with `amps store verify`"
+    )]
+    Damaged {
+        /// Where it stands.
+        offset: u64,
     },
     /// Another system error.
     #[error("cannot {what}: {error}")]
@@ -83,10 +111,14 @@ impl StoreError {
     pub(crate) fn io(what: &'static str, error: &io::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match error.kind() {
-            StorageFull | QuotaExceeded | FileTooLarge => {
-                StoreError::NoSpace { what, error: error.to_string() }
-            }
-            _ => StoreError::Io { what, error: error.to_string() },
+            StorageFull | QuotaExceeded | FileTooLarge => StoreError::NoSpace {
+                what,
+                error: error.to_string(),
+            },
+            _ => StoreError::Io {
+                what,
+                error: error.to_string(),
+            },
         }
     }
 }
@@ -139,13 +171,17 @@ pub enum OpenError {
         error: io::Error,
     },
     /// There is no store at this place.
-    #[error("there is no store at {path}; check the path, or create the store by publishing with it")]
+    #[error(
+        "there is no store at {path}; check the path, or create the store by publishing with it"
+    )]
     Missing {
         /// The file.
         path: PathBuf,
     },
     /// Another process owns the store.
-    #[error("the store {path} is in use ({owner}); stop that process, or look inside without the lock with `amps store info`")]
+    #[error(
+        "the store {path} is in use ({owner}); stop that process, or look inside without the lock with `amps store info`"
+    )]
     Locked {
         /// The file.
         path: PathBuf,
@@ -153,7 +189,9 @@ pub enum OpenError {
         owner: String,
     },
     /// The store belongs to another client name.
-    #[error("the store {path} belongs to client name {found:?}, not {wanted:?}; use that name or another store")]
+    #[error(
+        "the store {path} belongs to client name {found:?}, not {wanted:?}; use that name or another store"
+    )]
     WrongClientName {
         /// The file.
         path: PathBuf,
@@ -171,7 +209,9 @@ pub enum OpenError {
         why: String,
     },
     /// A newer program wrote it.
-    #[error("{path} has format version {found}, this program knows {known}; open it with the newer program")]
+    #[error(
+        "{path} has format version {found}, this program knows {known}; open it with the newer program"
+    )]
     Version {
         /// The file.
         path: PathBuf,
@@ -189,7 +229,9 @@ pub enum OpenError {
         ranges: Vec<DamagedRange>,
     },
     /// No space to create or open it.
-    #[error("no space for the store {path} ({needed} bytes): {error}; free some, or choose a smaller cap")]
+    #[error(
+        "no space for the store {path} ({needed} bytes): {error}; free some, or choose a smaller cap"
+    )]
     NoSpace {
         /// The file.
         path: PathBuf,

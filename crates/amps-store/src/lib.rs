@@ -3,10 +3,25 @@
 mod api;
 mod envelope;
 mod error;
+mod file;
+mod format;
+mod index;
+mod log;
+mod medium;
+mod options;
+mod recover;
+mod report;
+mod scan;
+mod space;
+mod state;
+mod store;
 
 pub use api::{
-    Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore,
-    Rebase, Rejected, Rejection, Signal, StoredMessage,
+    Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,
+    Rejected, Rejection, Signal, StoredMessage,
 };
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
 pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
+pub use options::{Options, Recovery};
+pub use report::{RecoveryReport, Stop};
+pub use store::Store;

@@ -1,0 +1,468 @@
+//! From a path to an open log: create, lock, recover.
+
+use std::fs::{File, OpenOptions, TryLockError};
+use std::io;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use crate::error::{OpenError, StoreError};
+use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
+use crate::log::Log;
+use crate::medium::{Mapped, Medium, reserve};
+use crate::options::{Options, Recovery, Shape};
+use crate::recover::{Header, Recovered, Refusal, read_header, recover};
+use crate::report::{RecoveryReport, Stop};
+use crate::scan::Source;
+
+/// Whether a missing file is created.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Missing {
+    Create,
+    Refuse,
+}
+
+/// Opens a file and everything in it. Nothing is changed before every check has passed.
+pub(crate) fn open(
+    path: &Path,
+    options: &Options,
+    missing: Missing,
+) -> Result<(Log, RecoveryReport), OpenError> {
+    let file = open_locked(path, missing)?;
+    let io = |what| {
+        move |error| OpenError::Io {
+            path: path.to_owned(),
+            what,
+            error,
+        }
+    };
+    let len = file.metadata().map_err(io("look at"))?.len();
+    let header = match read_header(&FileSource(&file), len) {
+        Ok(header) => header,
+        Err(Refusal::NotCreated) => {
+            let shape = options.shape().map_err(OpenError::Options)?;
+            let superblock = create(path, &file, &shape, options)?;
+            let len = SEGMENTS_AT + shape.segments * shape.segment_size;
+            return start(
+                path,
+                file,
+                len,
+                Header {
+                    superblock,
+                    repair: false,
+                },
+                options,
+                true,
+            );
+        }
+        Err(refusal) => return Err(refused(path, refusal)),
+    };
+    check_name(path, &header.superblock, options)?;
+    start(path, file, len, header, options, false)
+}
+
+/// Opens the log on a medium that is ours alone already.
+pub(crate) fn open_medium(
+    path: &Path,
+    mut medium: Box<dyn Medium>,
+    options: &Options,
+) -> Result<(Log, RecoveryReport), OpenError> {
+    let header = match read_header(&*medium, medium.len()) {
+        Ok(header) => header,
+        Err(Refusal::NotCreated) => {
+            let shape = options.shape().map_err(OpenError::Options)?;
+            let superblock = create_on(path, &mut *medium, &shape, options)?;
+            let header = Header {
+                superblock,
+                repair: false,
+            };
+            return start_on(path, medium, header, options, true);
+        }
+        Err(refusal) => return Err(refused(path, refusal)),
+    };
+    check_name(path, &header.superblock, options)?;
+    start_on(path, medium, header, options, false)
+}
+
+pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
+    let path = path.to_owned();
+    match refusal {
+        Refusal::NotCreated => OpenError::Missing { path },
+        Refusal::NotAStore(why) => OpenError::NotAStore { path, why },
+        Refusal::Version(found) => OpenError::Version {
+            path,
+            found,
+            known: crate::format::VERSION,
+        },
+        Refusal::Io(error) => OpenError::Io {
+            path,
+            what: "read",
+            error,
+        },
+    }
+}
+
+fn check_name(path: &Path, superblock: &Superblock, options: &Options) -> Result<(), OpenError> {
+    match &options.client_name {
+        Some(wanted) if *wanted != superblock.client_name => Err(OpenError::WrongClientName {
+            path: path.to_owned(),
+            found: superblock.client_name.clone(),
+            wanted: wanted.clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// Opens the file and locks it. The descriptor is close-on-exec; the lock lives as long as
+/// it does, and dies with the process.
+fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
+    loop {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(missing == Missing::Create)
+            .truncate(false)
+            .open(path)
+            .map_err(|error| match error.kind() {
+                io::ErrorKind::NotFound if missing == Missing::Refuse => OpenError::Missing {
+                    path: path.to_owned(),
+                },
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => OpenError::NoSpace {
+                    path: path.to_owned(),
+                    needed: SEGMENTS_AT,
+                    error: error.to_string(),
+                },
+                _ => OpenError::Io {
+                    path: path.to_owned(),
+                    what: "open",
+                    error,
+                },
+            })?;
+        let io = |what| {
+            move |error| OpenError::Io {
+                path: path.to_owned(),
+                what,
+                error,
+            }
+        };
+        let metadata = file.metadata().map_err(io("look at"))?;
+        if !metadata.is_file() {
+            return Err(OpenError::NotAStore {
+                path: path.to_owned(),
+                why: "not a regular file".into(),
+            });
+        }
+        match file.try_lock() {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => {
+                let owner = match read_header(&FileSource(&file), metadata.len()) {
+                    Ok(h) => owner(&h.superblock),
+                    Err(_) => "being created".to_owned(),
+                };
+                return Err(OpenError::Locked {
+                    path: path.to_owned(),
+                    owner,
+                });
+            }
+            Err(TryLockError::Error(error)) => return Err(io("lock")(error)),
+        }
+        // Somebody may have replaced the file between open and lock.
+        match std::fs::metadata(path) {
+            Ok(now) if (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()) => {
+                return Ok(file);
+            }
+            Ok(_) => {}
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(error) => return Err(io("look at")(error)),
+        }
+    }
+}
+
+pub(crate) fn owner(superblock: &Superblock) -> String {
+    format!(
+        "last opened by process {} on {}",
+        superblock.owner_pid, superblock.owner_host
+    )
+}
+
+/// Gives a new file its blocks, and last its superblocks: before those it is "not created".
+fn create(
+    path: &Path,
+    file: &File,
+    shape: &Shape,
+    options: &Options,
+) -> Result<Superblock, OpenError> {
+    let len = SEGMENTS_AT + shape.segments * shape.segment_size;
+    let failed = |error: io::Error| match StoreError::io("create", &error) {
+        StoreError::NoSpace { error, .. } => OpenError::NoSpace {
+            path: path.to_owned(),
+            needed: len,
+            error,
+        },
+        _ => OpenError::Io {
+            path: path.to_owned(),
+            what: "create",
+            error,
+        },
+    };
+    file.set_len(0).map_err(failed)?;
+    reserve(file, 0, len).map_err(failed)?;
+    let clone = file.try_clone().map_err(failed)?;
+    let mut medium = Mapped::new(clone, len, len).map_err(failed)?;
+    let superblock = create_on(path, &mut medium, shape, options)?;
+    // The name must survive a power cut as well as the bytes.
+    let directory = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent,
+        _ => Path::new("."),
+    };
+    File::open(directory)
+        .and_then(|d| d.sync_all())
+        .map_err(failed)?;
+    Ok(superblock)
+}
+
+fn create_on(
+    path: &Path,
+    medium: &mut dyn Medium,
+    shape: &Shape,
+    options: &Options,
+) -> Result<Superblock, OpenError> {
+    let io = |error| OpenError::Io {
+        path: path.to_owned(),
+        what: "create",
+        error,
+    };
+    let device = medium.device();
+    let len = SEGMENTS_AT + shape.segments * shape.segment_size;
+    if medium.len() < len {
+        device.reserve(medium.len(), len).map_err(io)?;
+        medium.adopt(len);
+    }
+    let id = random();
+    let superblock = Superblock {
+        counter: 1,
+        store_id: id,
+        key: (random() >> 32) as u32,
+        segment_size: shape.segment_size,
+        segments: shape.segments,
+        cap_segments: shape.cap_segments,
+        grant: 0,
+        number_floor: 0,
+        rebase_from: 0,
+        rebase_delta: 0,
+        generation: 0,
+        closed_at: 0,
+        owner_pid: std::process::id(),
+        owner_host: host(),
+        client_name: options
+            .client_name
+            .clone()
+            .unwrap_or_else(|| format!("amps-{id:016x}")),
+    };
+    for segment in 0..shape.segments {
+        let at = SEGMENTS_AT + segment * shape.segment_size;
+        medium.write(at, &SegmentHeader::Free.encode(superblock.key, at, 0));
+    }
+    device.sync().map_err(io)?;
+    for at in SUPERBLOCKS {
+        device.write_around(at, &superblock.encode()).map_err(io)?;
+    }
+    Ok(superblock)
+}
+
+fn start(
+    path: &Path,
+    file: File,
+    len: u64,
+    header: Header,
+    options: &Options,
+    created: bool,
+) -> Result<(Log, RecoveryReport), OpenError> {
+    let superblock = &header.superblock;
+    let cap = SEGMENTS_AT + superblock.cap_segments * superblock.segment_size;
+    let whole = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+    let len = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
+    let medium = Mapped::new(file, len, cap).map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        what: "map",
+        error,
+    })?;
+    start_on(path, Box::new(medium), header, options, created)
+}
+
+fn start_on(
+    path: &Path,
+    mut medium: Box<dyn Medium>,
+    header: Header,
+    options: &Options,
+    created: bool,
+) -> Result<(Log, RecoveryReport), OpenError> {
+    let io = |what| {
+        move |error| OpenError::Io {
+            path: path.to_owned(),
+            what,
+            error,
+        }
+    };
+    let begun = Instant::now();
+    let mut superblock = header.superblock;
+    let mut recovered =
+        recover(&*medium, medium.len(), &superblock).map_err(|r| refused(path, r))?;
+    let scan = begun.elapsed();
+    if options.recovery == Recovery::Strict && !recovered.damaged.is_empty() {
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            ranges: recovered.damaged,
+        });
+    }
+    let begun = Instant::now();
+    let mut report = report(&recovered);
+    report.created = created;
+    report.scan = scan;
+    report.superblock_repaired = header.repair;
+
+    // What a growth left unfinished is cut off; what a truncation took is given up.
+    let size = superblock.segment_size;
+    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / size;
+    superblock.segments = superblock.segments.min(there);
+    let len = SEGMENTS_AT + superblock.segments * size;
+    if medium.len() > len {
+        medium.shrink(len).map_err(io("shrink"))?;
+    }
+    superblock.generation = superblock.generation.max(recovered.max_generation) + 1;
+    superblock.owner_pid = std::process::id();
+    superblock.owner_host = host();
+    superblock.closed_at = 0;
+    superblock.counter += 1;
+    let device = medium.device();
+    if recovered.stop != Stop::CleanClose && !created {
+        // The page cache may show bytes that a failed write-back has lost: they are
+        // written again, and free segments stamped again, before the sync below.
+        write_again(&mut *medium, &recovered);
+    }
+    let used: Vec<usize> = recovered.chain.iter().map(|c| c.segment).collect();
+    for segment in (0..superblock.segments as usize).filter(|s| !used.contains(s)) {
+        let at = recovered.geometry.segment_at(segment);
+        let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
+        medium.write(at, &stamp);
+    }
+    if recovered.stop != Stop::CleanClose && !created {
+        device.sync().map_err(io("sync"))?;
+    }
+    let bytes = superblock.encode();
+    for at in SUPERBLOCKS {
+        device
+            .write_around(at, &bytes)
+            .map_err(io("write the superblock of"))?;
+    }
+    recovered.durable = recovered.last_ordinal;
+    report.resync = begun.elapsed();
+    let log = Log::start(medium, superblock, recovered).map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        what: "start a new epoch in",
+        error: io::Error::other(error),
+    })?;
+    report.next = log.bounds().next;
+    Ok((log, report))
+}
+
+fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
+    let mut buffer = vec![0; 64 << 10];
+    for link in recovered
+        .chain
+        .iter()
+        .filter(|c| c.last_ordinal > recovered.durable)
+    {
+        let mut at = recovered.geometry.segment_at(link.segment);
+        while at < link.end {
+            let n = (link.end - at).min(buffer.len() as u64) as usize;
+            medium.read(at, &mut buffer[..n]);
+            medium.write(at, &buffer[..n]);
+            at += n as u64;
+        }
+    }
+}
+
+/// What recovery found, for people and programs.
+pub(crate) fn report(recovered: &Recovered) -> RecoveryReport {
+    let state = &recovered.state;
+    let first = state.first_unsettled();
+    let mut sequences = recovered
+        .set_aside
+        .iter()
+        .filter(|s| s.kind().is_message())
+        .map(|s| s.header.sequence);
+    let set_aside_sequences = sequences
+        .next()
+        .map(|s| sequences.fold((s, s), |(low, high), s| (low.min(s), high.max(s))));
+    RecoveryReport {
+        recovered: state.unsettled(),
+        first,
+        last: state.last_unsettled(),
+        next: recovered.next.max(recovered.max_sequence + 1),
+        rejections: state.rejections().len() as u64,
+        stop: recovered.stop.clone(),
+        durable_ordinal: recovered.durable,
+        last_ordinal: recovered.last_ordinal,
+        set_aside: recovered.set_aside.len() as u64,
+        set_aside_sequences,
+        set_aside_rejections: recovered
+            .set_aside
+            .iter()
+            .filter(|s| s.kind() == crate::format::Kind::Rejection)
+            .map(|s| s.header.sequence)
+            .collect(),
+        damaged: recovered.damaged.clone(),
+        ignored: recovered.ignored.clone(),
+        lost: recovered
+            .lost
+            .iter()
+            .map(|l| (l.first_sequence, l.last_sequence))
+            .collect(),
+        bytes: recovered.bytes,
+        ..RecoveryReport::default()
+    }
+}
+
+/// A file read with `pread`: no mapping, no lock.
+pub(crate) struct FileSource<'a>(pub(crate) &'a File);
+
+impl Source for FileSource<'_> {
+    fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        use std::os::unix::fs::FileExt;
+        let mut done = 0;
+        while done < into.len() {
+            match self.0.read_at(&mut into[done..], offset + done as u64) {
+                // A file that shrank reads as zeros: nothing is there.
+                Ok(0) => {
+                    into[done..].fill(0);
+                    return Ok(());
+                }
+                Ok(n) => done += n,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(e) => return Err(e),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn host() -> String {
+    rustix::system::uname()
+        .nodename()
+        .to_string_lossy()
+        .into_owned()
+}
+
+/// Fresh bits from the process's own source of them; not for secrets.
+fn random() -> u64 {
+    use std::hash::{BuildHasher, Hasher};
+    std::collections::hash_map::RandomState::new()
+        .build_hasher()
+        .finish()
+}
+
+/// The path a memory store goes by in messages.
+pub(crate) fn memory_path() -> PathBuf {
+    PathBuf::from("(memory)")
+}

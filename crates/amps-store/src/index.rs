@@ -1,0 +1,319 @@
+//! Sequence → where its newest record stands, and whether it is settled.
+//!
+//! One word per sequence in chunks of a thousand: nothing doubles, nothing is bigger than
+//! the records that are in the file, and a jump in the numbers costs a new chunk and no
+//! more. The words of settled messages stay until their segment is reused.
+
+use std::collections::VecDeque;
+
+const CHUNK: usize = 1024;
+/// A jump of more numbers than this starts a new chunk instead of filling with zeros.
+const GAP: u64 = 16;
+
+/// Where a record stands: offset and stride in units of 8 bytes, and two marks.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub(crate) struct Entry(u64);
+
+const SETTLED: u64 = 1 << 63;
+const REJECTED: u64 = 1 << 62;
+const LEN_BITS: u32 = 22;
+const OFFSET_MASK: u64 = (1 << 40) - 1;
+
+impl Entry {
+    pub(crate) fn new(offset: u64, stride: u64) -> Self {
+        debug_assert!(offset / 8 <= OFFSET_MASK && stride / 8 < 1 << LEN_BITS);
+        Entry((stride / 8) << 40 | offset / 8)
+    }
+
+    pub(crate) fn offset(self) -> u64 {
+        (self.0 & OFFSET_MASK) * 8
+    }
+
+    pub(crate) fn stride(self) -> u64 {
+        (self.0 >> 40 & ((1 << LEN_BITS) - 1)) * 8
+    }
+
+    /// Persisted or refused.
+    pub(crate) fn is_settled(self) -> bool {
+        self.0 & SETTLED != 0
+    }
+
+    /// Refused, and the refusal waits for the application.
+    pub(crate) fn is_rejected(self) -> bool {
+        self.0 & REJECTED != 0
+    }
+
+    /// Must survive the reuse of its segment.
+    pub(crate) fn is_needed(self) -> bool {
+        self.0 & (SETTLED | REJECTED) != SETTLED
+    }
+
+    pub(crate) fn settled(self) -> Self {
+        Entry(self.0 | SETTLED)
+    }
+
+    pub(crate) fn rejected(self, yes: bool) -> Self {
+        if yes {
+            Entry(self.0 | SETTLED | REJECTED)
+        } else {
+            Entry(self.0 & !REJECTED)
+        }
+    }
+
+    /// The same marks at another place.
+    pub(crate) fn moved(self, offset: u64) -> Self {
+        Entry(self.0 & !OFFSET_MASK | offset / 8)
+    }
+}
+
+struct Chunk {
+    first: u64,
+    /// Zero where a sequence has no record.
+    words: Vec<u64>,
+    present: u32,
+}
+
+impl Chunk {
+    fn end(&self) -> u64 {
+        self.first + self.words.len() as u64
+    }
+}
+
+#[derive(Default)]
+pub(crate) struct Index {
+    chunks: VecDeque<Chunk>,
+}
+
+impl Index {
+    /// The chunk that may hold `sequence`, or the first one behind it.
+    fn chunk_at(&self, sequence: u64) -> usize {
+        let Some(front) = self.chunks.front() else {
+            return 0;
+        };
+        // Full chunks without jumps: the guess is exact.
+        let guess = (sequence.saturating_sub(front.first) / CHUNK as u64) as usize;
+        if let Some(chunk) = self.chunks.get(guess)
+            && chunk.first <= sequence
+            && sequence < chunk.end()
+        {
+            return guess;
+        }
+        self.chunks.partition_point(|c| c.end() <= sequence)
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<Entry> {
+        let chunk = self.chunks.get(self.chunk_at(sequence))?;
+        let word = *chunk
+            .words
+            .get(usize::try_from(sequence.checked_sub(chunk.first)?).ok()?)?;
+        (word != 0).then_some(Entry(word))
+    }
+
+    /// Enters or replaces. New sequences mostly rise; lower ones come from recovery only.
+    pub(crate) fn put(&mut self, sequence: u64, entry: Entry) {
+        match self.chunks.back_mut() {
+            Some(back) if sequence >= back.end() => {
+                let gap = sequence - back.end();
+                if gap <= GAP && back.words.len() as u64 + gap < CHUNK as u64 {
+                    back.words.resize(back.words.len() + gap as usize, 0);
+                    back.words.push(entry.0);
+                    back.present += 1;
+                } else {
+                    self.push_chunk(sequence, entry);
+                }
+            }
+            None => self.push_chunk(sequence, entry),
+            Some(_) => self.put_low(sequence, entry),
+        }
+    }
+
+    fn push_chunk(&mut self, sequence: u64, entry: Entry) {
+        self.chunks.push_back(Chunk {
+            first: sequence,
+            words: vec![entry.0],
+            present: 1,
+        });
+    }
+
+    fn put_low(&mut self, sequence: u64, entry: Entry) {
+        let at = self.chunk_at(sequence);
+        let chunk = &mut self.chunks[at];
+        if sequence >= chunk.first {
+            let word = &mut chunk.words[(sequence - chunk.first) as usize];
+            chunk.present += u32::from(*word == 0);
+            *word = entry.0;
+        } else {
+            self.chunks.insert(
+                at,
+                Chunk {
+                    first: sequence,
+                    words: vec![entry.0],
+                    present: 1,
+                },
+            );
+        }
+    }
+
+    /// Forgets a sequence whose bytes are about to be reused.
+    pub(crate) fn remove(&mut self, sequence: u64) {
+        let at = self.chunk_at(sequence);
+        let Some(chunk) = self.chunks.get_mut(at) else {
+            return;
+        };
+        let Some(word) = sequence
+            .checked_sub(chunk.first)
+            .and_then(|i| usize::try_from(i).ok())
+            .and_then(|i| chunk.words.get_mut(i))
+        else {
+            return;
+        };
+        if *word != 0 {
+            *word = 0;
+            chunk.present -= 1;
+            if chunk.present == 0 {
+                self.chunks.remove(at);
+            }
+        }
+    }
+
+    /// The lowest unsettled sequence in `from..=through`.
+    pub(crate) fn next_unsettled(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
+        let mut at = self.chunk_at(from);
+        while let Some(chunk) = self.chunks.get(at) {
+            if chunk.first > through {
+                return None;
+            }
+            let skip = from.saturating_sub(chunk.first) as usize;
+            for (i, &word) in chunk.words.iter().enumerate().skip(skip) {
+                let sequence = chunk.first + i as u64;
+                if sequence > through {
+                    return None;
+                }
+                if word != 0 && !Entry(word).is_settled() {
+                    return Some((sequence, Entry(word)));
+                }
+            }
+            at += 1;
+        }
+        None
+    }
+
+    /// The highest unsettled sequence.
+    pub(crate) fn last_unsettled(&self) -> Option<u64> {
+        self.chunks.iter().rev().find_map(|chunk| {
+            let open = |w: &u64| *w != 0 && !Entry(*w).is_settled();
+            chunk
+                .words
+                .iter()
+                .rposition(open)
+                .map(|i| chunk.first + i as u64)
+        })
+    }
+
+    /// Marks one sequence settled; gives what it was if it was unsettled.
+    pub(crate) fn settle(&mut self, sequence: u64) -> Option<Entry> {
+        let entry = self.get(sequence).filter(|e| !e.is_settled())?;
+        self.put_low(sequence, entry.settled());
+        Some(entry)
+    }
+
+    /// Marks everything in `from..=through` settled and shows each that was not.
+    pub(crate) fn settle_range(&mut self, from: u64, through: u64, mut each: impl FnMut(Entry)) {
+        let mut at = self.chunk_at(from);
+        while let Some(chunk) = self.chunks.get_mut(at) {
+            if chunk.first > through {
+                return;
+            }
+            let skip = from.saturating_sub(chunk.first) as usize;
+            let take = (through - chunk.first)
+                .saturating_add(1)
+                .min(chunk.words.len() as u64);
+            for word in chunk.words.iter_mut().take(take as usize).skip(skip) {
+                if *word != 0 && *word & SETTLED == 0 {
+                    each(Entry(*word));
+                    *word |= SETTLED;
+                }
+            }
+            at += 1;
+        }
+    }
+
+    /// Replaces the entry of a sequence that is there.
+    pub(crate) fn update(&mut self, sequence: u64, entry: Entry) {
+        debug_assert!(self.get(sequence).is_some());
+        self.put_low(sequence, entry);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn an_entry_keeps_the_largest_place_and_length() {
+        let entry = Entry::new((1 << 43) - 8, (1 << 25) - 8);
+        assert_eq!(
+            (entry.offset(), entry.stride()),
+            ((1 << 43) - 8, (1 << 25) - 8)
+        );
+        assert!(entry.is_needed() && !entry.settled().is_needed());
+        assert!(entry.rejected(true).is_needed() && entry.rejected(true).is_settled());
+        assert!(!entry.rejected(true).rejected(false).is_needed());
+        assert_eq!(entry.settled().moved(64).offset(), 64);
+    }
+
+    #[test]
+    fn agrees_with_a_map_over_jumps_and_removals() {
+        let mut index = Index::default();
+        let mut model = BTreeMap::new();
+        let mut sequence = 0u64;
+        let mut x = 7u64;
+        for round in 0..20_000u64 {
+            x = x
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            sequence += match x >> 60 {
+                0 => 5000,
+                1 => 12,
+                2 => 17,
+                _ => 1,
+            };
+            let entry = Entry::new(8 + round * 8, 64);
+            index.put(sequence, entry);
+            model.insert(sequence, entry);
+            if x >> 61 == 3 {
+                let gone = *model.keys().nth(model.len() / 3).unwrap();
+                index.remove(gone);
+                model.remove(&gone);
+            }
+            if x >> 61 == 5 {
+                let settled = *model.keys().nth(model.len() / 2).unwrap();
+                index.settle(settled);
+                model.get_mut(&settled).unwrap().0 |= SETTLED;
+            }
+        }
+        for s in 0..sequence + 10 {
+            if s % 97 == 0 || model.contains_key(&s) {
+                assert_eq!(index.get(s), model.get(&s).copied(), "sequence {s}");
+            }
+        }
+        let mut from = 0;
+        let open: Vec<u64> = std::iter::from_fn(|| {
+            let (s, _) = index.next_unsettled(from, u64::MAX)?;
+            from = s + 1;
+            Some(s)
+        })
+        .collect();
+        let expected: Vec<u64> = model
+            .iter()
+            .filter(|(_, e)| !e.is_settled())
+            .map(|(s, _)| *s)
+            .collect();
+        assert_eq!(open, expected);
+        let mut count = 0;
+        index.settle_range(0, sequence, |_| count += 1);
+        assert_eq!(count, expected.len());
+        assert_eq!(index.next_unsettled(0, u64::MAX), None);
+    }
+}

@@ -1,0 +1,698 @@
+//! The log while it is open: appending, settling, refusing. One thread at a time.
+//!
+//! Everything that must be remembered is appended here as a record; `space.rs` finds the
+//! room for it and `recover.rs` reads it back.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::api::{Appended, Bounds, Durable, MAX_TAG, Rebase, Rejected, Rejection, StoredMessage};
+use crate::envelope::{Envelope, Origin};
+use crate::error::{AppendError, ReadError, StoreError};
+use crate::format::{
+    ACCEPTANCE, CHARGE, Epoch, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED, Mark,
+    RECORD_HEADER, RecordHeader, RejectionBody, Superblock, commit_word, record_crc,
+    record_is_intact, stride,
+};
+use crate::index::Entry;
+use crate::medium::{Device, Medium};
+use crate::recover::Recovered;
+use crate::scan::Geometry;
+use crate::space::{Segments, Space};
+use crate::state::{Standing, State};
+
+/// A record shorter than this is put together in one buffer first: one checksum call and
+/// one copy beat three of each.
+const SMALL: usize = 1024;
+
+pub(crate) struct Log {
+    pub(crate) medium: Box<dyn Medium>,
+    pub(crate) geometry: Geometry,
+    pub(crate) superblock: Superblock,
+    pub(crate) state: State,
+    pub(crate) space: Space,
+    generation: u64,
+    /// Ordinal of the last record.
+    pub(crate) ordinal: u64,
+    /// Ordinal of the last record that is not a mark.
+    pub(crate) unmarked: u64,
+    next: u64,
+    first_of_run: u64,
+    found_grant: u64,
+    tag: Tag,
+    pub(crate) durable: Durable,
+    /// The first failed sync, for good.
+    pub(crate) failed: Option<String>,
+    pub(crate) closed: bool,
+    scratch: Vec<u8>,
+}
+
+/// User tag of the newest publish.
+#[derive(Clone)]
+struct Tag {
+    len: Option<u8>,
+    bytes: [u8; MAX_TAG],
+}
+
+impl Tag {
+    fn new(tag: Option<&[u8]>) -> Self {
+        let mut this = Tag {
+            len: None,
+            bytes: [0; MAX_TAG],
+        };
+        if let Some(tag) = tag {
+            this.set(tag);
+        }
+        this
+    }
+
+    fn set(&mut self, tag: &[u8]) {
+        let tag = &tag[..tag.len().min(MAX_TAG)];
+        self.len = Some(tag.len() as u8);
+        self.bytes[..tag.len()].copy_from_slice(tag);
+    }
+
+    fn get(&self) -> Option<&[u8]> {
+        self.len.map(|n| &self.bytes[..n as usize])
+    }
+}
+
+impl Log {
+    /// Takes over what recovery found and opens a new epoch behind it. The superblock
+    /// already names this run; free segments are stamped and durable.
+    pub(crate) fn start(
+        medium: Box<dyn Medium>,
+        superblock: Superblock,
+        recovered: Recovered,
+    ) -> Result<Log, StoreError> {
+        let next = recovered.next.max(recovered.max_sequence + 1);
+        let in_place = recovered.resumes_in_place();
+        let chain: VecDeque<_> = recovered
+            .chain
+            .iter()
+            .map(|c| (c.segment, c.first_ordinal))
+            .collect();
+        let last: Vec<usize> = {
+            let mut held: Vec<usize> = recovered
+                .set_aside
+                .iter()
+                .map(|s| recovered.geometry.segment_of(s.offset))
+                .collect();
+            held.dedup();
+            held
+        };
+        let tail = recovered.chain.last().map(|c| (c.segment, c.end));
+        let lost: Vec<LostBody> = recovered
+            .damaged
+            .iter()
+            .filter(|r| r.first_ordinal != 0)
+            .map(|r| LostBody {
+                first_ordinal: r.first_ordinal,
+                last_ordinal: r.last_ordinal.unwrap_or(r.first_ordinal),
+                first_sequence: r.sequences.map_or(0, |s| s.0),
+                last_sequence: r.sequences.map_or(0, |s| s.1),
+            })
+            .collect();
+        let mut log = Log {
+            geometry: recovered.geometry,
+            space: Space::new(
+                recovered.geometry,
+                Segments::new(superblock.segments as usize, chain, last),
+            ),
+            generation: superblock.generation,
+            ordinal: recovered.last_ordinal,
+            unmarked: 0,
+            next,
+            first_of_run: next,
+            found_grant: superblock.grant,
+            tag: Tag::new(recovered.tag.as_deref()),
+            durable: Durable {
+                ordinal: recovered.durable,
+                sequence: 0,
+            },
+            failed: None,
+            closed: false,
+            scratch: Vec::with_capacity(4096),
+            state: recovered.state,
+            medium,
+            superblock,
+        };
+        let follows = recovered.last_ordinal;
+        let epoch = Epoch {
+            follows,
+            last_before: log.state.last(),
+            first_after: next,
+            mark: log.mark(false),
+        };
+        let mut body = Vec::new();
+        epoch.encode(&mut body);
+        if let (Some((segment, end)), true) = (tail, in_place) {
+            log.space.resume(segment, end);
+        }
+        if !(in_place && log.space.fits(stride(RECORD_HEADER + body.len()))) {
+            log.ordinal = if in_place {
+                follows
+            } else {
+                recovered.max_ordinal
+            };
+            let fallback = tail.filter(|_| !in_place);
+            log.space.open_for_epoch(
+                &mut *log.medium,
+                log.generation,
+                log.ordinal + 1,
+                fallback,
+            )?;
+        }
+        log.write_internal(Kind::Epoch, 0, &body)?;
+        for range in lost {
+            let mut body = Vec::new();
+            range.encode(&mut body);
+            log.write_internal(Kind::Lost, 0, &body)?;
+        }
+        Ok(log)
+    }
+
+    pub(crate) fn limit(&self) -> u64 {
+        self.space.limit(self.superblock.cap_segments)
+    }
+
+    pub(crate) fn usable(&self) -> Result<(), StoreError> {
+        if self.closed {
+            Err(StoreError::Closed)
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Stores a message under the next sequence.
+    pub(crate) fn append(
+        &mut self,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<Appended, AppendError> {
+        self.usable()?;
+        let mut record = std::mem::take(&mut self.scratch);
+        let appended = self.append_with(&mut record, envelope, payload);
+        self.scratch = record;
+        appended
+    }
+
+    fn append_with(
+        &mut self,
+        record: &mut Vec<u8>,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<Appended, AppendError> {
+        record.clear();
+        record.resize(RECORD_HEADER, 0);
+        envelope.encode(record)?;
+        let envelope_len = record.len() - RECORD_HEADER;
+        let stride = stride(record.len() + payload.len());
+        if stride > self.geometry.max_record {
+            return Err(AppendError::TooLarge {
+                needed: stride,
+                max: self.geometry.max_record,
+            });
+        }
+        let (live, limit) = (self.state.charged(), self.limit());
+        if live + stride + CHARGE > limit {
+            return Err(self.full(stride));
+        }
+        if !self.space.fits(stride) && !self.rotate_for_publish()? {
+            return Err(self.full(stride));
+        }
+        self.space.satisfied();
+        let offset = self.space.take(stride);
+        let sequence = self.next;
+        let quiet = envelope.origin != Origin::Publish;
+        self.write(
+            record,
+            Kind::Publish,
+            quiet,
+            sequence,
+            envelope_len,
+            payload,
+            offset,
+        );
+        self.unmarked = self.ordinal;
+        self.next += 1;
+        self.state
+            .append(sequence, Entry::new(offset, stride), self.space.current());
+        if quiet {
+            if let Origin::Requeue { accepts } = envelope.origin {
+                self.state.accept(accepts);
+            }
+        } else {
+            self.tag.set(&envelope.user_tag);
+        }
+        Ok(Appended {
+            sequence,
+            ordinal: self.ordinal,
+        })
+    }
+
+    fn full(&mut self, stride: u64) -> AppendError {
+        self.space.demand();
+        let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
+        match self.space.growth_error() {
+            Some(error) => AppendError::NoSpace {
+                error: error.to_string(),
+                live,
+                limit,
+                needed,
+            },
+            None => AppendError::Full {
+                live,
+                limit,
+                needed,
+            },
+        }
+    }
+
+    /// Writes a record whose header and envelope stand in `record`. The commit word comes
+    /// last: before it, the place still reads as the end of the log.
+    #[allow(clippy::too_many_arguments)]
+    fn write(
+        &mut self,
+        record: &mut Vec<u8>,
+        kind: Kind,
+        quiet: bool,
+        sequence: u64,
+        envelope_len: usize,
+        payload: &[u8],
+        offset: u64,
+    ) {
+        let len = record.len() + payload.len();
+        let padding = stride(len) as usize - len;
+        self.ordinal += 1;
+        let header = RecordHeader {
+            len: len as u32,
+            kind,
+            quiet,
+            envelope_len: envelope_len as u32,
+            sequence,
+            ordinal: self.ordinal,
+            generation: self.generation,
+        };
+        record[..RECORD_HEADER].copy_from_slice(&header.encode());
+        // The next commit word reads zero as soon as this one is there.
+        let room = self.space.remaining() >= 8;
+        let tail = [0; 16];
+        let key = self.geometry.key;
+        let crc = if len <= SMALL {
+            record.extend_from_slice(payload);
+            record.extend_from_slice(&tail[..padding + if room { 8 } else { 0 }]);
+            self.medium.write(offset + 8, &record[8..]);
+            record_crc(key, offset, &[&record[4..len + padding]])
+        } else {
+            let rest = offset + record.len() as u64;
+            self.medium.write(offset + 8, &record[8..]);
+            self.medium.write(rest, payload);
+            let zeros = padding + if room { 8 } else { 0 };
+            self.medium
+                .write(rest + payload.len() as u64, &tail[..zeros]);
+            record_crc(key, offset, &[&record[4..], payload, &tail[..padding]])
+        };
+        self.medium.commit(offset, commit_word(crc, header.len));
+    }
+
+    /// Appends one of the log's own records; it takes any room there is.
+    fn write_internal(
+        &mut self,
+        kind: Kind,
+        sequence: u64,
+        body: &[u8],
+    ) -> Result<Entry, StoreError> {
+        self.write_kept(kind, false, sequence, 0, body)
+    }
+
+    /// Appends a record of any kind without admission.
+    pub(crate) fn write_kept(
+        &mut self,
+        kind: Kind,
+        quiet: bool,
+        sequence: u64,
+        envelope_len: usize,
+        body: &[u8],
+    ) -> Result<Entry, StoreError> {
+        let stride = stride(RECORD_HEADER + body.len());
+        self.make_room(stride)?;
+        let offset = self.space.take(stride);
+        let mut record = std::mem::take(&mut self.scratch);
+        record.clear();
+        record.resize(RECORD_HEADER, 0);
+        self.write(
+            &mut record,
+            kind,
+            quiet,
+            sequence,
+            envelope_len,
+            body,
+            offset,
+        );
+        self.scratch = record;
+        if kind != Kind::Mark {
+            self.unmarked = self.ordinal;
+        }
+        Ok(Entry::new(offset, stride))
+    }
+
+    /// What a mark written now says.
+    pub(crate) fn mark(&self, clean: bool) -> Mark {
+        Mark {
+            floor: self.state.floor(),
+            durable: self.durable.ordinal,
+            next: self.next,
+            oldest_needed: self.space.oldest_needed(&self.state),
+            clean,
+            tag: self.tag.get().map(<[u8]>::to_vec),
+        }
+    }
+
+    pub(crate) fn write_mark(&mut self, clean: bool) -> Result<(), StoreError> {
+        let mut body = Vec::with_capacity(MAX_OPENING as usize);
+        self.mark(clean).encode(&mut body);
+        self.write_internal(Kind::Mark, 0, &body).map(drop)
+    }
+
+    /// Settles a prefix.
+    pub(crate) fn settle_through(&mut self, sequence: u64) -> Result<u64, StoreError> {
+        self.usable()?;
+        let sequence = sequence.min(self.next - 1);
+        if sequence <= self.state.floor() {
+            return Ok(0);
+        }
+        self.make_room(MAX_OPENING)?;
+        let settled = self.state.settle_through(sequence);
+        self.write_mark(false)?;
+        Ok(settled)
+    }
+
+    /// Settles single messages.
+    pub(crate) fn settle(&mut self, sequences: &[u64]) -> Result<u64, StoreError> {
+        self.usable()?;
+        let floor = self.state.floor();
+        let mut settled = 0;
+        let mut body = Vec::with_capacity(MAX_SETTLED * 8);
+        for batch in sequences.chunks(MAX_SETTLED) {
+            body.clear();
+            for &sequence in batch {
+                if self.state.standing(sequence) == Standing::Unsettled {
+                    body.extend_from_slice(&sequence.to_le_bytes());
+                }
+            }
+            if body.is_empty() {
+                continue;
+            }
+            self.write_internal(Kind::Settlement, 0, &body)?;
+            for &sequence in batch {
+                settled += u64::from(self.state.settle(sequence));
+            }
+        }
+        if self.state.floor() > floor {
+            self.write_mark(false)?;
+        }
+        Ok(settled)
+    }
+
+    /// Logs a refusal.
+    pub(crate) fn reject(
+        &mut self,
+        sequence: u64,
+        reason: &str,
+        at: u64,
+    ) -> Result<Rejected, StoreError> {
+        self.usable()?;
+        if sequence == 0 || sequence >= self.next {
+            return Ok(Rejected::Unknown);
+        }
+        let standing = self.state.standing(sequence);
+        if standing == Standing::Rejected {
+            return Ok(Rejected::Known);
+        }
+        let late = standing != Standing::Unsettled;
+        if late {
+            let message = self.state.get(sequence).map_or(0, Entry::stride);
+            let needed = message + MAX_REJECTION + ACCEPTANCE;
+            if self.state.charged() + needed > self.limit() {
+                return Ok(Rejected::NoRoom);
+            }
+        }
+        let mut body = Vec::with_capacity(MAX_REJECTION as usize);
+        RejectionBody::new(reason, at, late).encode(&mut body);
+        let floor = self.state.floor();
+        let record = self.write_internal(Kind::Rejection, sequence, &body)?;
+        let ordinal = self.ordinal;
+        self.state.reject(sequence, record);
+        if self.state.floor() > floor {
+            self.write_mark(false)?;
+        }
+        Ok(Rejected::Logged { ordinal, late })
+    }
+
+    /// The application took a refusal over.
+    pub(crate) fn accept(&mut self, sequence: u64) -> Result<bool, StoreError> {
+        self.usable()?;
+        if self.state.rejection(sequence).is_none() {
+            return Ok(false);
+        }
+        self.write_internal(Kind::Acceptance, sequence, &[])?;
+        Ok(self.state.accept(sequence))
+    }
+
+    /// Publishes a refused message again; the record itself accepts the refusal.
+    pub(crate) fn requeue(
+        &mut self,
+        sequence: u64,
+        now: u64,
+    ) -> Result<Option<Appended>, AppendError> {
+        self.usable()?;
+        if self.state.rejection(sequence).is_none() {
+            return Ok(None);
+        }
+        let mut message = StoredMessage::new();
+        match self.get(sequence, &mut message) {
+            Ok(true) => {}
+            Ok(false) => return Ok(None),
+            Err(ReadError::Store(error)) => return Err(error.into()),
+            Err(ReadError::Damaged { offset, .. }) => {
+                return Err(StoreError::Damaged { offset }.into());
+            }
+        }
+        let mut envelope = message.envelope()?;
+        envelope.origin = Origin::Requeue { accepts: sequence };
+        envelope.published_at = now;
+        self.append(&envelope, message.payload()).map(Some)
+    }
+
+    /// Reads a message if its bytes are still there. The checksum is checked by the caller
+    /// of [`check`], without the lock.
+    pub(crate) fn copy_out(&self, sequence: u64, into: &mut StoredMessage) -> Option<Place> {
+        let entry = self.state.get(sequence)?;
+        self.copy_entry(sequence, entry, into)
+    }
+
+    pub(crate) fn copy_next(
+        &self,
+        from: u64,
+        through: u64,
+        into: &mut StoredMessage,
+    ) -> Option<Place> {
+        let (sequence, entry) = self.state.next_unsettled(from, through)?;
+        self.copy_entry(sequence, entry, into)
+    }
+
+    fn copy_entry(&self, sequence: u64, entry: Entry, into: &mut StoredMessage) -> Option<Place> {
+        into.sequence = sequence;
+        // The buffer only ever grows to the largest message read through it.
+        let len = entry.stride() as usize;
+        if into.bytes.len() < len {
+            into.bytes.resize(len, 0);
+        }
+        into.len = len;
+        self.medium.read(entry.offset(), &mut into.bytes[..len]);
+        Some(Place {
+            offset: entry.offset(),
+            key: self.geometry.key,
+            max: self.geometry.max_record,
+        })
+    }
+
+    fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
+        match self.copy_out(sequence, into) {
+            Some(place) => check(place, into).map(|()| true),
+            None => Ok(false),
+        }
+    }
+
+    pub(crate) fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
+        let read = |(&sequence, entry): (&u64, &Entry)| {
+            let mut bytes = vec![0; entry.stride() as usize];
+            self.medium.read(entry.offset(), &mut bytes);
+            let header = RecordHeader::decode(&bytes, self.geometry.max_record);
+            let body = header
+                .filter(|_| record_is_intact(&bytes, self.geometry.key, entry.offset()))
+                .and_then(|h| RejectionBody::decode(&bytes[RECORD_HEADER..h.len as usize]));
+            // A damaged record must not hide that the message was refused.
+            let body = body.unwrap_or_else(|| {
+                RejectionBody::new("(the record of the reason is damaged)", 0, false)
+            });
+            Rejection {
+                sequence,
+                reason: body.reason,
+                reason_cut: body.cut,
+                at: body.at,
+                late: body.late,
+            }
+        };
+        self.state
+            .rejections()
+            .range(from..)
+            .take(limit)
+            .map(read)
+            .collect()
+    }
+
+    pub(crate) fn bounds(&self) -> Bounds {
+        Bounds {
+            first_unsettled: self.state.first_unsettled(),
+            last: self.state.last(),
+            next: self.next,
+            floor: self.state.floor(),
+            unsettled: self.state.unsettled(),
+            rejections: self.state.rejections().len() as u64,
+            live_bytes: self.state.charged(),
+            limit_bytes: self.limit(),
+        }
+    }
+
+    pub(crate) fn numbers(&self) -> crate::Numbers {
+        crate::Numbers {
+            grant: self.superblock.grant,
+            found_grant: self.found_grant,
+            first_of_run: self.first_of_run,
+            rebase: (self.superblock.rebase_from != 0).then_some(Rebase {
+                from: self.superblock.rebase_from,
+                delta: self.superblock.rebase_delta,
+            }),
+        }
+    }
+
+    /// The rebase above `figure`, and the superblock that makes it so.
+    pub(crate) fn plan_rebase(&self, figure: u64) -> Result<(Rebase, Superblock), StoreError> {
+        self.usable()?;
+        let from = self.state.first_unsettled().unwrap_or(self.next);
+        let first_wire = figure
+            .checked_add(1)
+            .filter(|f| *f < 1 << 63)
+            .ok_or(StoreError::OutOfRange(figure))?;
+        let delta = first_wire.cast_signed() - from.cast_signed();
+        let mut superblock = self.superblock.clone();
+        superblock.number_floor = superblock
+            .number_floor
+            .max(superblock.grant)
+            .max(self.next - 1);
+        superblock.grant = from - 1;
+        superblock.rebase_from = from;
+        superblock.rebase_delta = delta;
+        Ok((Rebase { from, delta }, superblock))
+    }
+
+    pub(crate) fn resume_tag(&self) -> Option<Vec<u8>> {
+        self.tag.get().filter(|t| !t.is_empty()).map(<[u8]>::to_vec)
+    }
+
+    /// Ends the log: a mark that says so, a sync, and a superblock that names the mark and
+    /// gives unused numbers back.
+    pub(crate) fn close(
+        &mut self,
+        device: &Arc<dyn Device>,
+        handed_over: u64,
+    ) -> Result<(), StoreError> {
+        self.usable()?;
+        // A sync first, so that the closing mark can say everything before it is durable.
+        let ticket = self.begin_sync();
+        self.finish_sync(ticket, device.sync())?;
+        self.write_mark(true)?;
+        let ticket = self.begin_sync();
+        self.closed = true;
+        self.finish_sync(ticket, device.sync())?;
+        let mut superblock = self.superblock.clone();
+        superblock.closed_at = self.ordinal;
+        superblock.grant = superblock.grant.min(handed_over.max(self.state.floor()));
+        self.write_superblock(superblock)
+    }
+
+    /// A sync was started: what it will cover.
+    pub(crate) fn begin_sync(&mut self) -> Ticket {
+        Ticket {
+            number: self.space.sync_started(),
+            durable: Durable {
+                ordinal: self.ordinal,
+                sequence: self.next - 1,
+            },
+            marks_only: self.unmarked <= self.durable.ordinal,
+        }
+    }
+
+    /// A sync ended. A failure is final: nothing is called durable ever after.
+    pub(crate) fn finish_sync(
+        &mut self,
+        ticket: Ticket,
+        result: std::io::Result<()>,
+    ) -> Result<(), StoreError> {
+        if let Err(error) = result {
+            self.failed.get_or_insert_with(|| error.to_string());
+        }
+        if let Some(why) = &self.failed {
+            return Err(StoreError::SyncFailed(why.clone()));
+        }
+        if ticket.durable.ordinal > self.durable.ordinal {
+            self.durable = ticket.durable;
+        }
+        self.space.sync_finished(ticket.number);
+        if !ticket.marks_only && !self.closed {
+            self.write_mark(false)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a sync covers once it returns.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Ticket {
+    number: u64,
+    durable: Durable,
+    marks_only: bool,
+}
+
+/// Where a message was copied from.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    offset: u64,
+    key: u32,
+    max: u64,
+}
+
+/// Checks a message copied out, and makes the buffer show it.
+pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), ReadError> {
+    let bytes = &message.bytes[..message.len];
+    let header = RecordHeader::decode(bytes, place.max)
+        .filter(|h| {
+            h.kind.is_message()
+                && h.sequence == message.sequence
+                && h.stride() as usize == bytes.len()
+        })
+        .filter(|_| record_is_intact(bytes, place.key, place.offset));
+    let Some(header) = header else {
+        let sequence = std::mem::take(&mut message.sequence);
+        message.len = 0;
+        return Err(ReadError::Damaged {
+            sequence,
+            offset: place.offset,
+        });
+    };
+    message.envelope_end = RECORD_HEADER + header.envelope_len as usize;
+    message.len = header.len as usize;
+    Ok(())
+}

@@ -1,0 +1,218 @@
+//! The mapped file: the only file of the workspace with `unsafe` in it.
+//!
+//! Contract. The file is mapped once, shared, over the whole length its cap allows; the
+//! mapping never moves and is never resized. Only bytes below `len` are touched, and `len`
+//! covers only blocks that were allocated and written, so a store cannot meet a hole (no
+//! SIGBUS from a full disk). No reference into the mapping exists: bytes are copied in and
+//! out through raw pointers, so another process that scribbles over the file can spoil
+//! data, which the checksums notice, but never a Rust reference. What remains is a file
+//! cut short by somebody else while mapped: the kernel ends the process then.
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::ptr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use memmap2::{Advice, MmapMut, MmapOptions, MmapRaw};
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::{Device, Medium};
+use crate::format::BLOCK;
+
+pub(crate) struct Mapped {
+    len: u64,
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    file: File,
+    map: MmapRaw,
+}
+
+impl Mapped {
+    /// Maps `cap` bytes of `file`, of which `len` exist.
+    pub(crate) fn new(file: File, len: u64, cap: u64) -> io::Result<Self> {
+        let cap = usize::try_from(cap).map_err(io::Error::other)?;
+        let map = MmapOptions::new().len(cap).map_raw(&file)?;
+        // A child of fork() shall not inherit pages it must never write.
+        map.advise(Advice::DontFork)?;
+        Ok(Mapped {
+            len,
+            shared: Arc::new(Shared { file, map }),
+        })
+    }
+
+    /// A pointer to `len` bytes at `offset`.
+    ///
+    /// # Panics
+    /// The range leaves what exists: a defect of the log, stopped before it does harm.
+    fn at(&self, offset: u64, len: usize) -> *mut u8 {
+        assert!(
+            offset
+                .checked_add(len as u64)
+                .is_some_and(|end| end <= self.len),
+            "access to {len} bytes at {offset} beyond {}",
+            self.len
+        );
+        // SAFETY: `offset + len <= self.len <= map.len()`, so the result stays within the
+        // mapping, which lives as long as `self.shared`.
+        unsafe { self.shared.map.as_mut_ptr().add(offset as usize) }
+    }
+}
+
+impl Medium for Mapped {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    #[inline]
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        let from = self.at(offset, into.len());
+        // SAFETY: `at` proves `into.len()` bytes from `from` lie in the mapping over
+        // allocated blocks; `into` is a Rust slice, so it cannot overlap the mapping. No
+        // thread of this process writes meanwhile: stores need `&mut self`.
+        unsafe { ptr::copy_nonoverlapping(from, into.as_mut_ptr(), into.len()) }
+    }
+
+    #[inline]
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let to = self.at(offset, bytes.len());
+        // SAFETY: as in `read`, with `&mut self` against other threads of this process.
+        unsafe { ptr::copy_nonoverlapping(bytes.as_ptr(), to, bytes.len()) }
+    }
+
+    #[inline]
+    fn commit(&mut self, offset: u64, word: u64) {
+        assert!(offset.is_multiple_of(8), "unaligned commit at {offset}");
+        let to = self.at(offset, 8).cast::<u64>();
+        // SAFETY: eight bytes within the mapping by `at`; aligned, since the mapping is
+        // page aligned and `offset` is a multiple of eight. All accesses to the mapping
+        // are serialised by `&mut self`; the atomic only keeps the compiler and the
+        // processor from moving earlier stores behind this one.
+        unsafe { AtomicU64::from_ptr(to).store(word.to_le(), Ordering::Release) }
+    }
+
+    fn adopt(&mut self, len: u64) {
+        self.len = len.min(self.shared.map.len() as u64);
+    }
+
+    fn shrink(&mut self, len: u64) -> io::Result<()> {
+        // First out of reach, then out of existence.
+        let before = self.len;
+        self.len = self.len.min(len);
+        self.shared
+            .file
+            .set_len(len)
+            .inspect_err(|_| self.len = before)
+    }
+
+    fn device(&self) -> Arc<dyn Device> {
+        self.shared.clone()
+    }
+}
+
+impl Device for Shared {
+    fn sync(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = [io::IoSlice::new(&bytes[done..])];
+            let at = offset + done as u64;
+            match rustix::io::pwritev2(&self.file, &rest, at, ReadWriteFlags::DSYNC) {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    self.file.write_all_at(&bytes[done..], at)?;
+                    return self.file.sync_data();
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
+        reserve(&self.file, from, to)
+    }
+
+    fn prefault(&self, offset: u64, len: u64) {
+        // Kernels before 5.14 refuse; then the first store to each page takes the fault.
+        let _ = self
+            .map
+            .advise_range(Advice::PopulateWrite, offset as usize, len as usize);
+    }
+}
+
+/// Allocates and zero-fills `from..to` of a file. A failure cuts the file back to `from`.
+///
+/// Filling by single blocks keeps the page cache in small folios, so that a later small
+/// record dirties 4 KiB and not a megabyte (`performance.md` §2).
+pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let filled = || -> io::Result<()> {
+        within_file_size_limit(to)?;
+        match rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from) {
+            // Not every file system can allocate ahead; writing allocates as well.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let zeros = [0; BLOCK as usize];
+        let mut at = from;
+        while at < to {
+            let n = (to - at).min(BLOCK) as usize;
+            file.write_all_at(&zeros[..n], at)?;
+            at += n as u64;
+        }
+        Ok(())
+    };
+    filled().inspect_err(|_| {
+        // Best effort: what stays behind is above every length the store knows.
+        let _ = file.set_len(from);
+    })
+}
+
+/// Beyond RLIMIT_FSIZE a write raises SIGXFSZ, which kills; so the limit is asked first.
+fn within_file_size_limit(len: u64) -> io::Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    match limit {
+        Some(limit) if len > limit => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("the file size limit of this process is {limit} bytes"),
+        )),
+        _ => Ok(()),
+    }
+}
+
+/// Tells a forked child from the process that opened the store, without a system call: the
+/// kernel wipes this page in children.
+pub(crate) struct ForkGuard(MmapMut);
+
+impl ForkGuard {
+    pub(crate) fn new() -> io::Result<Self> {
+        const PAGE: usize = BLOCK as usize;
+        let mut page = MmapMut::map_anon(PAGE)?;
+        // SAFETY: the range is exactly the anonymous private mapping just made, and the
+        // advice changes nothing in this process.
+        unsafe {
+            rustix::mm::madvise(
+                page.as_mut_ptr().cast(),
+                PAGE,
+                rustix::mm::Advice::LinuxWipeOnFork,
+            )?;
+        }
+        page[0] = 1;
+        Ok(ForkGuard(page))
+    }
+
+    #[inline]
+    pub(crate) fn is_child(&self) -> bool {
+        self.0[0] == 0
+    }
+}

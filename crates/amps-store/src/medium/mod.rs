@@ -1,0 +1,74 @@
+//! What lies under the log: bytes that can be read, written, committed and synced.
+//!
+//! The log never knows which medium it stands on, so the code that runs on a mapped file
+//! is the code that runs on the simulated disk.
+
+mod heap;
+mod mapped;
+
+use std::io;
+use std::sync::Arc;
+
+pub(crate) use heap::Heap;
+pub(crate) use mapped::{ForkGuard, Mapped, reserve};
+
+/// Bytes under a log. Offsets passed in lie within [`len`](Medium::len); the log checks
+/// every figure of the file before it uses it.
+pub trait Medium: Send {
+    /// Bytes that exist, filled and safe to touch.
+    fn len(&self) -> u64;
+
+    /// Whether nothing exists yet.
+    fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    /// Copies bytes out.
+    fn read(&self, offset: u64, into: &mut [u8]);
+
+    /// Copies bytes in. They survive a process crash, and a power cut once synced.
+    fn write(&mut self, offset: u64, bytes: &[u8]);
+
+    /// Writes one aligned word after everything written before, as far as any other
+    /// thread or a process crash can tell.
+    fn commit(&mut self, offset: u64, word: u64);
+
+    /// Makes bytes up to `len` part of the medium, after [`Device::reserve`] made them.
+    fn adopt(&mut self, len: u64);
+
+    /// Gives back everything from `len` on.
+    ///
+    /// # Errors
+    /// The length is unchanged.
+    fn shrink(&mut self, len: u64) -> io::Result<()>;
+
+    /// What the background thread works through without the log's lock.
+    fn device(&self) -> Arc<dyn Device>;
+}
+
+/// The part of a medium that needs no lock.
+pub trait Device: Send + Sync {
+    /// Makes everything written before the call durable.
+    ///
+    /// # Errors
+    /// Linux reports a failed write-back once and forgets it: after one error nothing may
+    /// ever be called durable again.
+    fn sync(&self) -> io::Result<()>;
+
+    /// Writes bytes that are on the device when this returns, around any mapping.
+    ///
+    /// # Errors
+    /// The device refused; old or new bytes may be there, in units of sectors.
+    fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()>;
+
+    /// Extends the medium to `to` with zeros that are allocated, so that no later store can
+    /// fail. The log may touch them once adopted.
+    ///
+    /// # Errors
+    /// No space, quota, or file size limit: the length is unchanged.
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
+
+    /// Makes the pages of a range ready for stores, so that the append path takes no
+    /// fault. Best effort: without it appends are slower, nothing else.
+    fn prefault(&self, offset: u64, len: u64);
+}

@@ -1,0 +1,136 @@
+//! How a store is opened.
+
+use crate::api::Level;
+use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_sound};
+
+/// What to do about damage at or below the durable mark.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Recovery {
+    /// Refuse to open, naming every damaged range.
+    #[default]
+    Strict,
+    /// Keep what is intact, note what is lost in the log, and go on.
+    Salvage,
+}
+
+/// Options of [`Store::open`](crate::Store::open). Those about the file's shape are used
+/// when it is created; later the file knows.
+#[derive(Clone, Debug)]
+#[must_use]
+pub struct Options {
+    pub(crate) capacity: u64,
+    pub(crate) segment_size: Option<u64>,
+    pub(crate) client_name: Option<String>,
+    pub(crate) level: Level,
+    pub(crate) recovery: Recovery,
+    pub(crate) preallocate: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Options {
+            capacity: 256 << 20,
+            segment_size: None,
+            client_name: None,
+            level: Level::Os,
+            recovery: Recovery::Strict,
+            preallocate: false,
+        }
+    }
+}
+
+impl Options {
+    /// 256 MiB, level [`Level::Os`], strict recovery, growing on demand.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Most bytes the whole file may take, at least 64 KiB. Used at creation.
+    pub fn capacity(mut self, bytes: u64) -> Self {
+        self.capacity = bytes;
+        self
+    }
+
+    /// Bytes of one segment: a multiple of 4096, at least 8192, at most a sixth of the
+    /// capacity and 128 MiB. The largest record is a quarter of it. Default: the largest
+    /// power of two up to a sixteenth of the capacity. Used at creation.
+    pub fn segment_size(mut self, bytes: u64) -> Self {
+        self.segment_size = Some(bytes);
+        self
+    }
+
+    /// The client this store belongs to, at most 512 bytes. Without one, a new store gets
+    /// a name of its own and an existing one keeps its name. A different name is refused.
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.client_name = Some(name.into());
+        self
+    }
+
+    /// When messages become durable.
+    pub fn level(mut self, level: Level) -> Self {
+        self.level = level;
+        self
+    }
+
+    /// What to do about damage.
+    pub fn recovery(mut self, recovery: Recovery) -> Self {
+        self.recovery = recovery;
+        self
+    }
+
+    /// Reserves the whole capacity at creation, so that a full disk can never matter
+    /// later.
+    pub fn preallocate(mut self, yes: bool) -> Self {
+        self.preallocate = yes;
+        self
+    }
+
+    /// Segment size and count for a new file.
+    pub(crate) fn shape(&self) -> Result<Shape, String> {
+        let room = self.capacity.saturating_sub(SEGMENTS_AT);
+        let size = match self.segment_size {
+            Some(size) => size,
+            None => {
+                let sixteenth = (self.capacity / 16).max(2 * BLOCK);
+                (1 << sixteenth.ilog2()).min(64 << 20)
+            }
+        };
+        if size == 0 || !size.is_multiple_of(BLOCK) {
+            return Err(format!(
+                "a segment of {size} bytes is not a multiple of {BLOCK}"
+            ));
+        }
+        let cap_segments = room / size;
+        if cap_segments < MIN_SEGMENTS || !geometry_is_sound(size, 1, cap_segments) {
+            return Err(format!(
+                "a capacity of {} bytes with segments of {size} bytes: at least {MIN_SEGMENTS} segments of 8 KiB to 128 MiB must fit, and at most 8 TiB in all",
+                self.capacity
+            ));
+        }
+        if self
+            .client_name
+            .as_ref()
+            .is_some_and(|n| n.is_empty() || n.len() > MAX_NAME)
+        {
+            return Err(format!("a client name has 1 to {MAX_NAME} bytes"));
+        }
+        let segments = if self.preallocate {
+            cap_segments
+        } else {
+            cap_segments.min(4)
+        };
+        Ok(Shape {
+            segment_size: size,
+            cap_segments,
+            segments,
+        })
+    }
+}
+
+/// The shape of a new file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shape {
+    pub(crate) segment_size: u64,
+    pub(crate) cap_segments: u64,
+    pub(crate) segments: u64,
+}

@@ -1,0 +1,673 @@
+//! From bytes to what they mean: pure, bounded, total (`store-format.md`, "Recovery").
+//!
+//! The log is walked record by record from its oldest segment. Where it does not go on,
+//! everything intact behind the hole is gathered, and each gap is judged: bridged by an
+//! epoch record, named by a lost record, damage (at or below the durable mark), or what a
+//! power cut may do.
+
+use std::io;
+
+use crate::DamagedRange;
+use crate::envelope::{Envelope, Origin};
+use crate::format::{
+    BLOCK, Epoch, Kind, LostBody, Mark, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader,
+    Superblock, SuperblockVerdict, max_record, settled_sequences,
+};
+use crate::index::Entry;
+use crate::report::Stop;
+use crate::scan::{Geometry, Scanner, Seen, Source, Verdict};
+use crate::state::State;
+
+/// Why a file cannot be recovered at all.
+#[derive(Debug)]
+pub(crate) enum Refusal {
+    /// Zeros only: a creation that never finished, or never began.
+    NotCreated,
+    NotAStore(String),
+    Version(u32),
+    Io(io::Error),
+}
+
+impl From<io::Error> for Refusal {
+    fn from(error: io::Error) -> Self {
+        Refusal::Io(error)
+    }
+}
+
+/// The superblock in force.
+pub(crate) struct Header {
+    pub(crate) superblock: Superblock,
+    /// The other copy is damaged or behind.
+    pub(crate) repair: bool,
+}
+
+/// A segment of the log, in order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct ChainSegment {
+    pub(crate) segment: usize,
+    pub(crate) first_ordinal: u64,
+    pub(crate) last_ordinal: u64,
+    /// Behind its last record.
+    pub(crate) end: u64,
+}
+
+/// A stretch without intact records, between two ordinals.
+#[derive(Clone, Debug)]
+struct Gap {
+    range: DamagedRange,
+    /// Every missing record is a publish: its sequences, by the neighbours' count.
+    publishes: Option<(u64, u64)>,
+}
+
+/// The log as recovered.
+pub(crate) struct Recovered {
+    pub(crate) geometry: Geometry,
+    pub(crate) state: State,
+    /// Segments that hold the log, oldest first.
+    pub(crate) chain: Vec<ChainSegment>,
+    pub(crate) last_ordinal: u64,
+    /// Highest ordinal of any intact record, set aside ones included.
+    pub(crate) max_ordinal: u64,
+    pub(crate) max_generation: u64,
+    /// Highest sequence of any intact record or mark.
+    pub(crate) max_sequence: u64,
+    pub(crate) durable: u64,
+    pub(crate) next: u64,
+    pub(crate) tag: Option<Vec<u8>>,
+    pub(crate) stop: Stop,
+    pub(crate) set_aside: Vec<Seen>,
+    /// Damage that concerns records at or below the durable mark.
+    pub(crate) damaged: Vec<DamagedRange>,
+    /// Damage proved to concern nothing needed.
+    pub(crate) ignored: Vec<DamagedRange>,
+    /// Ranges named by lost records.
+    pub(crate) lost: Vec<LostBody>,
+    /// Records are missing at the end, and no later one is known.
+    pub(crate) tail_damaged: bool,
+    pub(crate) bytes: u64,
+}
+
+impl Recovered {
+    /// Whether appending may go on right behind the last record.
+    pub(crate) fn resumes_in_place(&self) -> bool {
+        self.set_aside.is_empty() && !self.tail_damaged && !self.chain.is_empty()
+    }
+}
+
+/// Reads both superblock copies and takes the newer intact one.
+pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<Header, Refusal> {
+    let mut verdicts = Vec::with_capacity(2);
+    for at in SUPERBLOCKS {
+        let mut bytes = vec![0; BLOCK as usize];
+        if at + BLOCK <= len {
+            source.fetch(at, &mut bytes)?;
+        }
+        verdicts.push(Superblock::decode(&bytes));
+    }
+    let newest = verdicts
+        .iter()
+        .filter_map(|v| {
+            if let SuperblockVerdict::Intact(s) = v {
+                Some(s)
+            } else {
+                None
+            }
+        })
+        .max_by_key(|s| s.counter);
+    if let Some(superblock) = newest {
+        let repair = verdicts
+            .iter()
+            .any(|v| *v != SuperblockVerdict::Intact(superblock.clone()));
+        return Ok(Header {
+            superblock: superblock.clone(),
+            repair,
+        });
+    }
+    for verdict in &verdicts {
+        match verdict {
+            SuperblockVerdict::Version(v) => return Err(Refusal::Version(*v)),
+            SuperblockVerdict::Features(f) => {
+                return Err(Refusal::NotAStore(format!(
+                    "it needs unknown features {f:#x}"
+                )));
+            }
+            _ => {}
+        }
+    }
+    if verdicts.iter().all(|v| *v == SuperblockVerdict::Blank) && is_blank(source, len)? {
+        return Err(Refusal::NotCreated);
+    }
+    let why = match (&verdicts[0], &verdicts[1]) {
+        (SuperblockVerdict::Damaged(why), _) | (_, SuperblockVerdict::Damaged(why)) => why,
+        _ => "both superblock copies are blank, and data follows",
+    };
+    Err(Refusal::NotAStore((*why).to_owned()))
+}
+
+fn is_blank<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
+    let mut buffer = vec![0; 64 << 10];
+    let mut at = 0;
+    while at < len {
+        let n = (len - at).min(buffer.len() as u64) as usize;
+        source.fetch(at, &mut buffer[..n])?;
+        if buffer[..n].iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        at += n as u64;
+    }
+    Ok(true)
+}
+
+/// Recovers the log. Damage is reported, never acted on: the caller decides.
+pub(crate) fn recover<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+    superblock: &Superblock,
+) -> Result<Recovered, Refusal> {
+    Recovery::new(source, len, superblock).run()
+}
+
+struct Recovery<'a, S: Source + ?Sized> {
+    source: &'a S,
+    scanner: Scanner<'a, S>,
+    geometry: Geometry,
+    segments: usize,
+    missing: Option<DamagedRange>,
+    out: Recovered,
+    /// Where the resume tag comes from.
+    tag: Tag,
+    closed_at: u64,
+}
+
+enum Tag {
+    None,
+    Mark(Vec<u8>),
+    Publish(Seen),
+}
+
+impl<'a, S: Source + ?Sized> Recovery<'a, S> {
+    fn new(source: &'a S, len: u64, superblock: &Superblock) -> Self {
+        let geometry = Geometry {
+            key: superblock.key,
+            segment_size: superblock.segment_size,
+            max_record: max_record(superblock.segment_size),
+        };
+        let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+        let segments = there.min(superblock.segments) as usize;
+        // A segment is announced only after it was filled and synced.
+        let missing = (there < superblock.segments).then(|| DamagedRange {
+            offset: SEGMENTS_AT + there * superblock.segment_size,
+            bytes: (superblock.segments - there) * superblock.segment_size,
+            first_ordinal: 0,
+            last_ordinal: None,
+            sequences: None,
+        });
+        Recovery {
+            source,
+            scanner: Scanner::new(source, geometry),
+            geometry,
+            segments,
+            missing,
+            tag: Tag::None,
+            closed_at: superblock.closed_at,
+            out: Recovered {
+                geometry,
+                state: State::new(geometry, segments),
+                chain: Vec::new(),
+                last_ordinal: 0,
+                max_ordinal: 0,
+                max_generation: superblock.generation,
+                max_sequence: superblock.number_floor.max(superblock.grant),
+                durable: 0,
+                next: 1,
+                tag: None,
+                stop: Stop::Unwritten,
+                set_aside: Vec::new(),
+                damaged: Vec::new(),
+                ignored: Vec::new(),
+                lost: Vec::new(),
+                tail_damaged: false,
+                bytes: 0,
+            },
+        }
+    }
+
+    fn run(mut self) -> Result<Recovered, Refusal> {
+        let used = self.used_segments()?;
+        let hole = self.walk(&used)?;
+        let mut gaps = Vec::new();
+        // A clean close says where the log ends; nothing can stand behind it.
+        if self.out.stop != Stop::CleanClose {
+            self.judge(&used, hole, &mut gaps)?;
+        }
+        let (floor, rejections) = (self.out.state.floor(), self.out.state.rejections());
+        let (ignored, damaged): (Vec<Gap>, Vec<Gap>) = gaps.into_iter().partition(|gap| {
+            gap.publishes.is_some_and(|(first, last)| {
+                last <= floor && rejections.range(first..=last).next().is_none()
+            })
+        });
+        self.out
+            .damaged
+            .extend(damaged.into_iter().map(|g| g.range));
+        self.out
+            .ignored
+            .extend(ignored.into_iter().map(|g| g.range));
+        self.out.damaged.extend(self.missing.take());
+        self.out.next = self.out.next.max(self.out.state.last() + 1);
+        self.out.max_sequence = self.out.max_sequence.max(self.out.next - 1);
+        self.out.tag = match std::mem::replace(&mut self.tag, Tag::None) {
+            Tag::None => None,
+            Tag::Mark(tag) => Some(tag),
+            Tag::Publish(seen) => self.envelope(&seen)?.map(|e| e.user_tag.into_owned()),
+        };
+        Ok(self.out)
+    }
+
+    /// Segments that hold records, by their first ordinal. A header that cannot be read is
+    /// replaced by the first record, which every segment opens with.
+    fn used_segments(&mut self) -> Result<Vec<(u64, usize)>, Refusal> {
+        let mut used = Vec::new();
+        for segment in 0..self.segments {
+            let at = self.geometry.segment_at(segment);
+            let mut bytes = [0; SEGMENT_HEADER as usize];
+            self.source.fetch(at, &mut bytes)?;
+            match SegmentHeader::decode(&bytes, self.geometry.key, at) {
+                Some(SegmentHeader::Free) => {}
+                Some(SegmentHeader::Used { first_ordinal }) => used.push((first_ordinal, segment)),
+                None => {
+                    let range = DamagedRange {
+                        offset: at,
+                        bytes: SEGMENT_HEADER,
+                        first_ordinal: 0,
+                        last_ordinal: None,
+                        sequences: None,
+                    };
+                    let (first, end) = (
+                        self.geometry.records_at(segment),
+                        self.geometry.end_of(segment),
+                    );
+                    match self.scanner.look(first, end)? {
+                        Verdict::Intact(header) => {
+                            used.push((header.ordinal, segment));
+                            self.out.ignored.push(range);
+                        }
+                        _ => self.out.damaged.push(range),
+                    }
+                }
+            }
+        }
+        used.sort_unstable();
+        Ok(used)
+    }
+
+    /// Follows the log as far as it goes, and returns where that is.
+    fn walk(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
+        let Some(&(first, _)) = used.first() else {
+            return Ok(SEGMENTS_AT);
+        };
+        self.out.last_ordinal = first.saturating_sub(1);
+        let mut clean = false;
+        let mut at = 0;
+        loop {
+            let (_, segment) = used[at];
+            let end = self.geometry.end_of(segment);
+            let mut position = self.geometry.records_at(segment);
+            let before = self.out.last_ordinal;
+            let verdict = loop {
+                let verdict = self.scanner.look(position, end)?;
+                let Verdict::Intact(header) = verdict else {
+                    break verdict;
+                };
+                let seen = Seen {
+                    offset: position,
+                    header,
+                };
+                if !self.follows(&seen)? {
+                    break verdict;
+                }
+                clean = self.apply(&seen)?;
+                self.out.last_ordinal = header.ordinal;
+                position += header.stride();
+            };
+            self.out.bytes += position - self.geometry.segment_at(segment);
+            if self.out.last_ordinal > before || at == 0 {
+                self.out.chain.push(ChainSegment {
+                    segment,
+                    first_ordinal: before + 1,
+                    last_ordinal: self.out.last_ordinal,
+                    end: position,
+                });
+            }
+            // The log goes on in the next segment, or in a later one whose epoch says so.
+            let next = (at + 1..used.len()).find(|&i| used[i].0 == self.out.last_ordinal + 1);
+            let next = match next {
+                Some(i) => Some(i),
+                None => self.bridging_segment(used, at)?,
+            };
+            match next {
+                Some(i) => at = i,
+                None => {
+                    clean &= self.out.last_ordinal == self.closed_at;
+                    self.out.stop = stop_reason(verdict, position, clean);
+                    return Ok(position);
+                }
+            }
+        }
+    }
+
+    /// The newest segment behind `at` that opens with an epoch following the last record.
+    fn bridging_segment(
+        &mut self,
+        used: &[(u64, usize)],
+        at: usize,
+    ) -> Result<Option<usize>, Refusal> {
+        for i in (at + 1..used.len()).rev() {
+            let offset = self.geometry.records_at(used[i].1);
+            if let Verdict::Intact(header) =
+                self.scanner.look(offset, self.geometry.end_of(used[i].1))?
+                && header.kind == Kind::Epoch
+                && header.ordinal > self.out.last_ordinal
+                && self
+                    .epoch(&Seen { offset, header })?
+                    .is_some_and(|e| e.follows == self.out.last_ordinal)
+            {
+                return Ok(Some(i));
+            }
+        }
+        Ok(None)
+    }
+
+    /// Whether a record is the next of the log: the next ordinal, or an epoch that names
+    /// the last record.
+    fn follows(&mut self, seen: &Seen) -> Result<bool, Refusal> {
+        let last = self.out.last_ordinal;
+        if seen.kind() == Kind::Epoch && seen.ordinal() > last {
+            let first_of_log = self.out.chain.is_empty() && seen.ordinal() == last + 1;
+            return Ok(first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last));
+        }
+        Ok(seen.ordinal() == last + 1)
+    }
+
+    /// Gathers what is intact behind the end of the walk and judges each gap.
+    fn judge(
+        &mut self,
+        used: &[(u64, usize)],
+        hole_at: u64,
+        gaps: &mut Vec<Gap>,
+    ) -> Result<(), Refusal> {
+        let mut beyond = self.search_beyond(used, hole_at)?;
+        let mut durable = self.out.durable.max(self.closed_at);
+        let mut oldest_needed = 0;
+        let mut dead = Vec::new();
+        let mut named = self.out.lost.clone();
+        for seen in &beyond {
+            self.out.max_ordinal = self.out.max_ordinal.max(seen.ordinal());
+            self.out.max_generation = self.out.max_generation.max(seen.header.generation);
+            if seen.kind() != Kind::Lost {
+                self.out.max_sequence = self.out.max_sequence.max(seen.header.sequence);
+            }
+            if let Some(mark) = self.mark(seen)? {
+                durable = durable.max(mark.durable);
+                oldest_needed = oldest_needed.max(mark.oldest_needed);
+                self.out.max_sequence = self.out.max_sequence.max(mark.next.saturating_sub(1));
+            }
+            if let Some(epoch) = self.epoch(seen)? {
+                dead.push((epoch.follows, seen.ordinal()));
+            }
+            named.extend(self.lost(seen)?);
+        }
+        self.out.durable = durable;
+        // An epoch that skips ordinals declared them dead when it was written.
+        beyond.retain(|seen| {
+            !dead
+                .iter()
+                .any(|(a, b)| *a < seen.ordinal() && seen.ordinal() < *b)
+        });
+
+        let mut i = 0;
+        while i < beyond.len() {
+            let (last, seen) = (self.out.last_ordinal, beyond[i]);
+            if seen.ordinal() <= last {
+                i += 1;
+                continue;
+            }
+            // The last missing ordinal: an epoch says itself what it follows.
+            let before = match self.epoch(&seen)? {
+                Some(epoch) => epoch.follows.max(last),
+                None => seen.ordinal() - 1,
+            };
+            if before > last {
+                let (first, through) = (last + 1, before);
+                let known = named
+                    .iter()
+                    .any(|l| l.first_ordinal <= first && through <= l.last_ordinal);
+                if !known && first > durable {
+                    self.out.stop = Stop::Hole { offset: hole_at };
+                    self.out.set_aside = beyond[i..].to_vec();
+                    return Ok(());
+                }
+                if !known {
+                    let gap = self.gap(hole_at, first, Some(through), Some(&seen))?;
+                    if through < oldest_needed {
+                        // Nothing before the gap is needed, and what settled it may be in
+                        // the gap.
+                        self.out.ignored.push(gap.range);
+                        self.out.next = self.out.next.max(self.out.state.last() + 1);
+                        self.out.state = State::new(self.geometry, self.segments);
+                    } else {
+                        gaps.push(gap);
+                    }
+                }
+            }
+            self.apply(&seen)?;
+            self.out.last_ordinal = seen.ordinal();
+            self.extend_chain(&seen);
+            i += 1;
+        }
+        if self.out.last_ordinal < durable {
+            let known = named.iter().any(|l| l.last_ordinal >= durable);
+            if !known {
+                let first = self.out.last_ordinal + 1;
+                let gap = self.gap(hole_at, first, Some(durable), None)?;
+                gaps.push(gap);
+                self.out.tail_damaged = true;
+            }
+        }
+        Ok(())
+    }
+
+    fn search_beyond(&mut self, used: &[(u64, usize)], hole_at: u64) -> Result<Vec<Seen>, Refusal> {
+        let above = self.out.last_ordinal;
+        let total = self.segments as u64 * self.geometry.segment_size;
+        // Ordinals run at most a few laps ahead of what is in place; anything higher is
+        // not ours, and looking at it would cost time.
+        let limit = used
+            .last()
+            .map_or(above, |u| u.0.max(above))
+            .saturating_add(total / 8 + 1);
+        let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
+        let mut beyond = Vec::new();
+        for segment in 0..self.segments {
+            let from = if self.geometry.segment_of(hole_at) == segment {
+                hole_at.max(self.geometry.records_at(segment))
+            } else if self.out.chain.iter().any(|c| c.segment == segment) {
+                continue;
+            } else {
+                self.geometry.records_at(segment)
+            };
+            let end = self.geometry.end_of(segment);
+            let whole = self
+                .scanner
+                .search(from, end, above, limit, &mut budget, &mut beyond)?;
+            self.out.bytes += end - from;
+            if !whole {
+                // Only a file made for it holds so many near-records: say so, and stop.
+                self.out.damaged.push(DamagedRange {
+                    offset: from,
+                    bytes: end - from,
+                    first_ordinal: above + 1,
+                    last_ordinal: None,
+                    sequences: None,
+                });
+                break;
+            }
+        }
+        beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation));
+        Ok(beyond)
+    }
+
+    fn gap(
+        &mut self,
+        hole_at: u64,
+        first: u64,
+        last: Option<u64>,
+        next: Option<&Seen>,
+    ) -> Result<Gap, Refusal> {
+        let (offset, bytes) = match next {
+            Some(seen)
+                if seen.offset > hole_at
+                    && self.geometry.segment_of(seen.offset)
+                        == self.geometry.segment_of(hole_at) =>
+            {
+                (hole_at, seen.offset - hole_at)
+            }
+            // The damage runs to the end of the last segment walked, or it fills the
+            // beginning of the one in which the log goes on.
+            _ => {
+                let end = self.geometry.end_of(self.geometry.segment_of(hole_at));
+                (hole_at, end - hole_at)
+            }
+        };
+        let next_sequence = match next {
+            Some(seen) if seen.kind() == Kind::Publish => Some(seen.header.sequence),
+            Some(seen) => self.mark(seen)?.map(|m| m.next),
+            None => None,
+        };
+        let known_next = self.out.next.max(self.out.state.last() + 1);
+        let missing = last.map(|l| l - first + 1);
+        let publishes = next_sequence
+            .filter(|n| *n > known_next && Some(*n - known_next) == missing)
+            .map(|n| (known_next, n - 1));
+        let sequences = next_sequence
+            .filter(|n| *n > known_next)
+            .map(|n| (known_next, n - 1));
+        Ok(Gap {
+            range: DamagedRange {
+                offset,
+                bytes,
+                first_ordinal: first,
+                last_ordinal: last,
+                sequences,
+            },
+            publishes,
+        })
+    }
+
+    fn extend_chain(&mut self, seen: &Seen) {
+        let segment = self.geometry.segment_of(seen.offset);
+        let end = seen.offset + seen.header.stride();
+        match self.out.chain.last_mut() {
+            Some(last) if last.segment == segment => {
+                last.last_ordinal = seen.ordinal();
+                last.end = last.end.max(end);
+            }
+            _ => self.out.chain.push(ChainSegment {
+                segment,
+                first_ordinal: seen.ordinal(),
+                last_ordinal: seen.ordinal(),
+                end,
+            }),
+        }
+    }
+
+    /// Takes a record of the log into account; whether it is that of a clean close.
+    fn apply(&mut self, seen: &Seen) -> Result<bool, Refusal> {
+        let header = seen.header;
+        let entry = Entry::new(seen.offset, header.stride());
+        self.out.max_ordinal = self.out.max_ordinal.max(header.ordinal);
+        self.out.max_generation = self.out.max_generation.max(header.generation);
+        match header.kind {
+            Kind::Publish | Kind::Copy => {
+                self.out.state.message(header.sequence, entry);
+                if header.quiet {
+                    if let Some(Origin::Requeue { accepts }) =
+                        self.envelope(seen)?.map(|e| e.origin)
+                    {
+                        self.out.state.accept(accepts);
+                    }
+                } else if header.kind == Kind::Publish {
+                    self.tag = Tag::Publish(*seen);
+                }
+            }
+            Kind::Settlement => {
+                let sequences: Option<Vec<u64>> =
+                    settled_sequences(self.scanner.body(seen)?).map(Iterator::collect);
+                for sequence in sequences.unwrap_or_default() {
+                    self.out.state.settle(sequence);
+                }
+            }
+            Kind::Rejection => self.out.state.reject(header.sequence, entry),
+            Kind::Acceptance => {
+                self.out.state.accept(header.sequence);
+            }
+            Kind::Mark | Kind::Epoch => {
+                if let Some(epoch) = self.epoch(seen)? {
+                    self.out.next = self.out.next.max(epoch.first_after);
+                }
+                if let Some(mark) = self.mark(seen)? {
+                    self.out.state.settle_through(mark.floor);
+                    self.out.durable = self.out.durable.max(mark.durable);
+                    self.out.next = self.out.next.max(mark.next);
+                    if let Some(tag) = mark.tag {
+                        self.tag = Tag::Mark(tag);
+                    }
+                    return Ok(mark.clean);
+                }
+            }
+            Kind::Lost => {
+                let lost = self.lost(seen)?;
+                self.out.lost.extend(lost);
+            }
+        }
+        Ok(false)
+    }
+
+    fn envelope(&mut self, seen: &Seen) -> Result<Option<Envelope<'static>>, Refusal> {
+        let len = seen.header.envelope_len as usize;
+        let body = self.scanner.body(seen)?;
+        Ok(Envelope::decode(&body[..len])
+            .ok()
+            .map(Envelope::into_owned))
+    }
+
+    fn epoch(&mut self, seen: &Seen) -> Result<Option<Epoch>, Refusal> {
+        Ok(match seen.kind() {
+            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?),
+            _ => None,
+        })
+    }
+
+    fn mark(&mut self, seen: &Seen) -> Result<Option<Mark>, Refusal> {
+        Ok(match seen.kind() {
+            Kind::Mark => Mark::decode(self.scanner.body(seen)?),
+            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?).map(|e| e.mark),
+            _ => None,
+        })
+    }
+
+    fn lost(&mut self, seen: &Seen) -> Result<Option<LostBody>, Refusal> {
+        Ok(match seen.kind() {
+            Kind::Lost => LostBody::decode(self.scanner.body(seen)?),
+            _ => None,
+        })
+    }
+}
+
+fn stop_reason(verdict: Verdict, offset: u64, clean: bool) -> Stop {
+    match verdict {
+        _ if clean => Stop::CleanClose,
+        Verdict::Unwritten | Verdict::SegmentEnd => Stop::Unwritten,
+        Verdict::Torn(_) => Stop::Torn { offset },
+        Verdict::Intact(_) | Verdict::Garbage => Stop::Stale { offset },
+    }
+}

@@ -1,0 +1,126 @@
+//! What recovery found: the one line an operator needs, as a value.
+
+use std::fmt;
+use std::time::Duration;
+
+use crate::DamagedRange;
+
+/// Where the log ended, and why there.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Stop {
+    /// After the last record of a clean close.
+    #[default]
+    CleanClose,
+    /// After the last record of a process that died: nothing was written behind it.
+    Unwritten,
+    /// A record that was being written, or was changed since, stands at the end.
+    Torn {
+        /// Where.
+        offset: u64,
+    },
+    /// Bytes of an earlier lap stand at the end: a power cut took what was written over
+    /// them, or nothing was.
+    Stale {
+        /// Where.
+        offset: u64,
+    },
+    /// Records are missing above the durable mark, and intact ones stand behind the hole.
+    Hole {
+        /// Where the hole starts.
+        offset: u64,
+    },
+}
+
+impl fmt::Display for Stop {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Stop::CleanClose => f.write_str("clean close"),
+            Stop::Unwritten => f.write_str("end of what was written"),
+            Stop::Torn { offset } => write!(f, "torn record at offset {offset}"),
+            Stop::Stale { offset } => write!(f, "bytes of an earlier lap at offset {offset}"),
+            Stop::Hole { offset } => write!(f, "hole above the durable mark at offset {offset}"),
+        }
+    }
+}
+
+/// What an open found and did. Counts are of messages unless they say otherwise.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RecoveryReport {
+    /// The file was created by this open.
+    pub created: bool,
+    /// Unsettled messages recovered.
+    pub recovered: u64,
+    /// The lowest of them.
+    pub first: Option<u64>,
+    /// The highest of them.
+    pub last: Option<u64>,
+    /// The sequence the next message gets.
+    pub next: u64,
+    /// Refusals that wait for the application.
+    pub rejections: u64,
+    /// Why the log ends where it ends.
+    pub stop: Stop,
+    /// The durable mark: every record up to this ordinal had reached the device.
+    pub durable_ordinal: u64,
+    /// The last record of the log.
+    pub last_ordinal: u64,
+    /// Intact records behind the hole: not delivered, their numbers never reused.
+    pub set_aside: u64,
+    /// Sequences of the messages among them: lowest and highest.
+    pub set_aside_sequences: Option<(u64, u64)>,
+    /// Sequences of refusals among them.
+    pub set_aside_rejections: Vec<u64>,
+    /// Damage at or below the durable mark that `Salvage` went past.
+    pub damaged: Vec<DamagedRange>,
+    /// Damage that concerned nothing needed.
+    pub ignored: Vec<DamagedRange>,
+    /// Ranges given up by this open or an earlier one.
+    pub lost: Vec<(u64, u64)>,
+    /// One superblock copy was damaged or behind; both are whole again.
+    pub superblock_repaired: bool,
+    /// Bytes of log read.
+    pub bytes: u64,
+    /// Time taken by the scan.
+    pub scan: Duration,
+    /// Time taken to write again and sync what lay above the durable mark.
+    pub resync: Duration,
+}
+
+impl RecoveryReport {
+    /// Whether anything is missing or was put aside.
+    pub fn is_clean(&self) -> bool {
+        self.set_aside == 0 && self.damaged.is_empty()
+    }
+}
+
+impl fmt::Display for RecoveryReport {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.created {
+            return write!(f, "created, next {}", self.next);
+        }
+        write!(f, "recovered {} message(s)", self.recovered)?;
+        if let (Some(first), Some(last)) = (self.first, self.last) {
+            write!(f, " {first}..{last}")?;
+        }
+        write!(f, ", next {}, stopped at {}", self.next, self.stop)?;
+        if self.rejections > 0 {
+            write!(f, ", {} refusal(s) waiting", self.rejections)?;
+        }
+        if self.set_aside > 0 {
+            write!(f, ", {} record(s) set aside", self.set_aside)?;
+            if let Some((a, b)) = self.set_aside_sequences {
+                write!(f, " (messages {a}..{b})")?;
+            }
+        }
+        for range in &self.damaged {
+            write!(
+                f,
+                ", DAMAGED at offset {} ({} bytes)",
+                range.offset, range.bytes
+            )?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,190 @@
+//! Looking at bytes: is there a record here, and is it the one that should follow?
+
+use std::io;
+
+use crate::format::{
+    Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, committed_len, record_is_intact,
+};
+
+/// Bytes to read from: a medium, or a file opened for inspection.
+pub(crate) trait Source {
+    /// Copies bytes out; what lies beyond the end reads as zeros.
+    fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+}
+
+impl Source for dyn crate::medium::Medium + '_ {
+    fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        self.read(offset, into);
+        Ok(())
+    }
+}
+
+/// What stands at a place where a record could be (the first half of the recovery table
+/// in `store-format.md`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Verdict {
+    /// A whole record. Whether it follows is decided by its ordinal.
+    Intact(RecordHeader),
+    /// The commit word is zero: nothing was written here since the segment was opened.
+    Unwritten,
+    /// A commit word and a possible header, but the checksum does not fit.
+    Torn(RecordHeader),
+    /// Neither: bytes of an earlier lap, or damage.
+    Garbage,
+    /// Too close to the end of the segment for a record.
+    SegmentEnd,
+}
+
+/// An intact record, by what the header tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Seen {
+    pub(crate) offset: u64,
+    pub(crate) header: RecordHeader,
+}
+
+/// Where segments lie and how to check what is in them.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Geometry {
+    pub(crate) key: u32,
+    pub(crate) segment_size: u64,
+    pub(crate) max_record: u64,
+}
+
+impl Geometry {
+    pub(crate) fn segment_at(&self, segment: usize) -> u64 {
+        crate::format::SEGMENTS_AT + segment as u64 * self.segment_size
+    }
+
+    pub(crate) fn records_at(&self, segment: usize) -> u64 {
+        self.segment_at(segment) + SEGMENT_HEADER
+    }
+
+    pub(crate) fn end_of(&self, segment: usize) -> u64 {
+        self.segment_at(segment) + self.segment_size
+    }
+
+    pub(crate) fn segment_of(&self, offset: u64) -> usize {
+        ((offset - crate::format::SEGMENTS_AT) / self.segment_size) as usize
+    }
+}
+
+const WINDOW: usize = 256 << 10;
+
+/// Reads records through a window, so that checksums run over ordinary memory.
+pub(crate) struct Scanner<'a, S: Source + ?Sized> {
+    source: &'a S,
+    geometry: Geometry,
+    window: Vec<u8>,
+    at: u64,
+}
+
+impl<'a, S: Source + ?Sized> Scanner<'a, S> {
+    pub(crate) fn new(source: &'a S, geometry: Geometry) -> Self {
+        Scanner {
+            source,
+            geometry,
+            window: Vec::new(),
+            at: 0,
+        }
+    }
+
+    /// `len` bytes at `offset`, which end at or before `end`.
+    fn bytes(&mut self, offset: u64, len: usize, end: u64) -> io::Result<&[u8]> {
+        let inside = offset >= self.at && offset + len as u64 <= self.at + self.window.len() as u64;
+        if !inside {
+            let size = (end - offset).min(WINDOW.max(len) as u64) as usize;
+            self.window.resize(size, 0);
+            self.at = offset;
+            self.source.fetch(offset, &mut self.window)?;
+        }
+        let from = (offset - self.at) as usize;
+        Ok(&self.window[from..from + len])
+    }
+
+    /// Forgets what was read, for a source that changes meanwhile.
+    pub(crate) fn refresh(&mut self) {
+        self.window.clear();
+    }
+
+    /// Judges the place `offset` in a segment that ends at `end`.
+    pub(crate) fn look(&mut self, offset: u64, end: u64) -> io::Result<Verdict> {
+        if offset + RECORD_HEADER as u64 > end {
+            return Ok(Verdict::SegmentEnd);
+        }
+        let (key, max) = (self.geometry.key, self.geometry.max_record);
+        let head = self.bytes(offset, RECORD_HEADER, end)?;
+        if committed_len(head) == 0 {
+            return Ok(if head[..4] == [0; 4] {
+                Verdict::Unwritten
+            } else {
+                Verdict::Garbage
+            });
+        }
+        let Some(header) = RecordHeader::decode(head, max.min(end - offset)) else {
+            return Ok(Verdict::Garbage);
+        };
+        let record = self.bytes(offset, header.stride() as usize, end)?;
+        Ok(if record_is_intact(record, key, offset) {
+            Verdict::Intact(header)
+        } else {
+            Verdict::Torn(header)
+        })
+    }
+
+    /// The body (envelope and payload included) of an intact record.
+    pub(crate) fn body(&mut self, seen: &Seen) -> io::Result<&[u8]> {
+        let end = self.geometry.end_of(self.geometry.segment_of(seen.offset));
+        let bytes = self.bytes(seen.offset, seen.header.len as usize, end)?;
+        Ok(&bytes[RECORD_HEADER..])
+    }
+
+    /// Every intact record with an ordinal in `above < ordinal <= limit` between two
+    /// places, trying each 8-byte step. `budget` bounds the bytes checksummed for
+    /// candidates that turn out to be none; false: it ran out.
+    pub(crate) fn search(
+        &mut self,
+        from: u64,
+        end: u64,
+        above: u64,
+        limit: u64,
+        budget: &mut u64,
+        found: &mut Vec<Seen>,
+    ) -> io::Result<bool> {
+        let mut at = from;
+        while at + RECORD_HEADER as u64 <= end {
+            let max = self.geometry.max_record.min(end - at);
+            let head = self.bytes(at, RECORD_HEADER, end)?;
+            let candidate = (committed_len(head) != 0)
+                .then(|| RecordHeader::decode(head, max))
+                .flatten()
+                .filter(|h| h.ordinal > above && h.ordinal <= limit && h.generation != 0);
+            let Some(header) = candidate else {
+                at += 8;
+                continue;
+            };
+            let key = self.geometry.key;
+            let record = self.bytes(at, header.stride() as usize, end)?;
+            if record_is_intact(record, key, at) {
+                found.push(Seen { offset: at, header });
+                at += header.stride();
+            } else {
+                let Some(left) = budget.checked_sub(header.stride()) else {
+                    return Ok(false);
+                };
+                *budget = left;
+                at += 8;
+            }
+        }
+        Ok(true)
+    }
+}
+
+impl Seen {
+    pub(crate) fn kind(&self) -> Kind {
+        self.header.kind
+    }
+
+    pub(crate) fn ordinal(&self) -> u64 {
+        self.header.ordinal
+    }
+}

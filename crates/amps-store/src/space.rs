@@ -1,0 +1,646 @@
+//! Room for records: which segment is written, which are free, and how they become free.
+//!
+//! Only the oldest segment is ever freed. What it still holds is copied to the head of the
+//! log and synced together with the settlements that emptied it; then it is stamped free,
+//! and that is synced before a byte of it is used again. Device work is handed out as
+//! [`Chore`]s, so that whoever owns the log decides whether to do it with the lock held.
+
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+use crate::error::StoreError;
+use crate::format::{
+    Kind, MAX_OPENING, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SUPERBLOCKS, SegmentHeader,
+    Superblock, record_is_intact,
+};
+use crate::log::Log;
+use crate::medium::{Device, Medium};
+use crate::scan::Geometry;
+use crate::state::State;
+
+/// Publishes leave this many segments to the log's own records and to recovery.
+const KEPT: usize = 2;
+/// Free segments worth having: one spare ahead of a publisher.
+const WANTED: usize = KEPT + 1;
+/// Records looked at in one hold of the lock.
+const BATCH: usize = 64;
+/// Pages made ready ahead of the writer.
+const AHEAD: u64 = 1 << 20;
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Status {
+    Used,
+    /// Stamped free; the stamp is durable after the sync with this number.
+    Stamped(u64),
+    /// Stamped in a part of the file that the superblock does not name yet.
+    Grown(u64),
+    Ready,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Link {
+    segment: usize,
+    first_ordinal: u64,
+    /// Behind its last record; unknown while it is written.
+    end: Option<u64>,
+}
+
+/// The segments of the file at start: how many, and which hold the log.
+pub(crate) struct Segments {
+    count: usize,
+    chain: VecDeque<(usize, u64)>,
+    /// Free ones that hold records set aside: reused last.
+    last: Vec<usize>,
+}
+
+impl Segments {
+    pub(crate) fn new(count: usize, chain: VecDeque<(usize, u64)>, last: Vec<usize>) -> Self {
+        Segments { count, chain, last }
+    }
+}
+
+/// How far the oldest segment is on its way to be free.
+#[derive(Clone, Copy, Debug)]
+enum Collecting {
+    /// Copying what is needed, from this place on.
+    Copying(u64),
+    /// Waiting until this ordinal is durable.
+    Covering(u64),
+    /// Forgetting where its messages stood, from this place on.
+    Forgetting(u64),
+}
+
+pub(crate) struct Space {
+    geometry: Geometry,
+    status: Vec<Status>,
+    /// In order of reuse when ready.
+    reuse_last: Vec<usize>,
+    /// Oldest first; the back is written.
+    chain: VecDeque<Link>,
+    position: u64,
+    end: u64,
+    collecting: Option<Collecting>,
+    syncs_started: u64,
+    syncs_finished: u64,
+    /// Somebody found no room.
+    demand: bool,
+    /// Segments collected for that demand: it ends after two rounds.
+    collected: usize,
+    growth_error: Option<StoreError>,
+    retry_growth: bool,
+    prefaulted: u64,
+    /// Upkeep is at work: the records it writes take what room there is.
+    working: bool,
+}
+
+/// Something to be done for the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chore {
+    /// Nothing.
+    Idle,
+    /// A bounded piece of work on the log itself: [`Log::work`].
+    Work,
+    /// A sync of everything appended.
+    Sync,
+    /// Growth of the file: [`Device::reserve`], then [`Log::reserved`].
+    Reserve(u64, u64),
+    /// [`Device::prefault`], then [`Log::prefaulted`].
+    Prefault(u64, u64),
+}
+
+impl Space {
+    pub(crate) fn new(geometry: Geometry, segments: Segments) -> Self {
+        let mut status = vec![Status::Ready; segments.count];
+        let chain: VecDeque<Link> = segments
+            .chain
+            .iter()
+            .map(|&(segment, first_ordinal)| Link {
+                segment,
+                first_ordinal,
+                end: None,
+            })
+            .collect();
+        for link in &chain {
+            status[link.segment] = Status::Used;
+        }
+        Space {
+            geometry,
+            status,
+            reuse_last: segments.last,
+            chain,
+            position: 0,
+            end: 0,
+            collecting: None,
+            syncs_started: 0,
+            syncs_finished: 0,
+            demand: false,
+            collected: 0,
+            growth_error: None,
+            retry_growth: false,
+            prefaulted: 0,
+            working: false,
+        }
+    }
+
+    /// Goes on writing behind the last record of the last segment.
+    pub(crate) fn resume(&mut self, segment: usize, position: u64) {
+        self.position = position;
+        self.end = self.geometry.end_of(segment);
+        self.prefaulted = position;
+    }
+
+    #[inline]
+    pub(crate) fn fits(&self, stride: u64) -> bool {
+        self.position + stride <= self.end
+    }
+
+    /// Takes room that was found to fit.
+    #[inline]
+    pub(crate) fn take(&mut self, stride: u64) -> u64 {
+        let offset = self.position;
+        self.position += stride;
+        debug_assert!(self.position <= self.end);
+        offset
+    }
+
+    /// Bytes left in the segment that is written.
+    #[inline]
+    pub(crate) fn remaining(&self) -> u64 {
+        self.end - self.position
+    }
+
+    pub(crate) fn current(&self) -> usize {
+        self.chain.back().map_or(0, |l| l.segment)
+    }
+
+    /// Whether the writer nears pages that were not made ready.
+    #[inline]
+    pub(crate) fn wants_prefault(&self) -> bool {
+        self.prefaulted < self.end && self.position + AHEAD / 2 > self.prefaulted
+    }
+
+    fn ready(&self) -> usize {
+        self.status.iter().filter(|s| **s == Status::Ready).count()
+    }
+
+    fn free(&self) -> usize {
+        self.status.len() - self.chain.len()
+    }
+
+    /// What surely fits into one segment, whatever the sizes of the records.
+    fn usable(&self) -> u64 {
+        self.geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - self.geometry.max_record
+    }
+
+    /// Most bytes that may be needed or charged at once.
+    pub(crate) fn limit(&self, cap_segments: u64) -> u64 {
+        let segments = match self.growth_error {
+            Some(_) => self.status.len() as u64,
+            None => cap_segments,
+        };
+        segments.saturating_sub(KEPT as u64) * self.usable()
+    }
+
+    /// Ordinal below which no record is needed.
+    pub(crate) fn oldest_needed(&self, state: &State) -> u64 {
+        let first = self
+            .chain
+            .iter()
+            .find(|l| state.segment_live(l.segment) > 0);
+        first.or(self.chain.back()).map_or(0, |l| l.first_ordinal)
+    }
+
+    pub(crate) fn demand(&mut self) {
+        if !self.demand {
+            self.collected = 0;
+        }
+        self.demand = true;
+        self.retry_growth = self.growth_error.is_some();
+    }
+
+    /// A publish found room.
+    #[inline]
+    pub(crate) fn satisfied(&mut self) {
+        self.demand = false;
+    }
+
+    /// Whether somebody waits for room.
+    pub(crate) fn demanded(&self) -> bool {
+        self.demand
+    }
+
+    pub(crate) fn growth_error(&self) -> Option<&StoreError> {
+        self.growth_error.as_ref()
+    }
+
+    /// Numbers a sync that begins now.
+    pub(crate) fn sync_started(&mut self) -> u64 {
+        self.syncs_started += 1;
+        self.syncs_started
+    }
+
+    /// Several syncs may overlap; each vouches only for what was there when it began.
+    pub(crate) fn sync_finished(&mut self, number: u64) {
+        self.syncs_finished = self.syncs_finished.max(number);
+        for status in &mut self.status {
+            if let Status::Stamped(sync) = *status
+                && sync <= self.syncs_finished
+            {
+                *status = Status::Ready;
+            }
+        }
+    }
+
+    /// Opens a segment for the first record of a run. `fallback`: the place of the cut, to
+    /// be written over when every segment holds some of the log.
+    pub(crate) fn open_for_epoch(
+        &mut self,
+        medium: &mut dyn Medium,
+        generation: u64,
+        first_ordinal: u64,
+        fallback: Option<(usize, u64)>,
+    ) -> Result<(), StoreError> {
+        if let Some(segment) = self.pick() {
+            self.open_segment(medium, segment, generation, first_ordinal);
+            return Ok(());
+        }
+        let (segment, position) = fallback.ok_or(StoreError::LogFull)?;
+        self.resume(segment, position);
+        if self.fits(2 * MAX_OPENING) {
+            Ok(())
+        } else {
+            Err(StoreError::LogFull)
+        }
+    }
+
+    fn pick(&self) -> Option<usize> {
+        let ready = |s: &usize| self.status[*s] == Status::Ready;
+        let plain = |s: &usize| !self.reuse_last.contains(s);
+        (0..self.status.len())
+            .filter(ready)
+            .find(plain)
+            .or_else(|| self.reuse_last.iter().copied().find(ready))
+    }
+
+    fn open_segment(
+        &mut self,
+        medium: &mut dyn Medium,
+        segment: usize,
+        generation: u64,
+        first_ordinal: u64,
+    ) {
+        if let Some(link) = self.chain.back_mut() {
+            link.end = Some(self.position);
+        }
+        let (at, records) = (
+            self.geometry.segment_at(segment),
+            self.geometry.records_at(segment),
+        );
+        medium.commit(records, 0);
+        let header = SegmentHeader::Used { first_ordinal };
+        medium.write(at, &header.encode(self.geometry.key, at, generation));
+        self.status[segment] = Status::Used;
+        self.reuse_last.retain(|s| *s != segment);
+        self.chain.push_back(Link {
+            segment,
+            first_ordinal,
+            end: None,
+        });
+        self.position = records;
+        self.end = self.geometry.end_of(segment);
+        self.prefaulted = at;
+    }
+}
+
+impl Log {
+    /// Opens the next segment for a publish; false: the background has to free one first.
+    pub(crate) fn rotate_for_publish(&mut self) -> Result<bool, StoreError> {
+        if self.space.ready() <= KEPT {
+            return Ok(false);
+        }
+        self.rotate()?;
+        Ok(true)
+    }
+
+    fn rotate(&mut self) -> Result<(), StoreError> {
+        let segment = self.space.pick().ok_or(StoreError::LogFull)?;
+        let (generation, ordinal) = (self.superblock.generation, self.ordinal + 1);
+        self.space
+            .open_segment(&mut *self.medium, segment, generation, ordinal);
+        self.write_mark(false)
+    }
+
+    /// Makes room for one of the log's own records, freeing a segment here and now if
+    /// there is no other way. The last free segment is left to the copies of a collection,
+    /// which need at most that much to win one back.
+    pub(crate) fn make_room(&mut self, stride: u64) -> Result<(), StoreError> {
+        if self.space.fits(stride) {
+            return Ok(());
+        }
+        if self.space.ready() < KEPT && !self.space.working {
+            self.space.demand();
+            let device = self.medium.device();
+            while self.space.ready() < KEPT && self.do_chore(&device)? {}
+            if self.space.fits(stride) {
+                return Ok(());
+            }
+        }
+        self.rotate()
+    }
+
+    /// Does one chore right here; false: there is none.
+    pub(crate) fn do_chore(&mut self, device: &Arc<dyn Device>) -> Result<bool, StoreError> {
+        match self.chore() {
+            Chore::Idle => return Ok(false),
+            Chore::Prefault(from, len) => {
+                device.prefault(from, len);
+                self.prefaulted(from + len);
+            }
+            Chore::Work => self.work()?,
+            Chore::Sync => {
+                let ticket = self.begin_sync();
+                self.finish_sync(ticket, device.sync())?;
+            }
+            Chore::Reserve(from, to) => self.reserved(to, device.reserve(from, to)),
+        }
+        Ok(true)
+    }
+
+    /// The next thing to be done for the log.
+    pub(crate) fn chore(&self) -> Chore {
+        let space = &self.space;
+        if self.failed.is_some() || self.closed {
+            return Chore::Idle;
+        }
+        if space.wants_prefault() {
+            let from = space.prefaulted.max(space.position);
+            return Chore::Prefault(from, AHEAD.min(space.end - from));
+        }
+        match space.collecting {
+            Some(Collecting::Covering(ordinal)) if self.durable.ordinal < ordinal => {
+                return Chore::Sync;
+            }
+            Some(_) => return Chore::Work,
+            None => {}
+        }
+        for status in &space.status {
+            match *status {
+                Status::Grown(sync) if sync <= space.syncs_finished => return Chore::Work,
+                Status::Stamped(_) | Status::Grown(_) => return Chore::Sync,
+                Status::Used | Status::Ready => {}
+            }
+        }
+        if space.free() >= WANTED {
+            return Chore::Idle;
+        }
+        let may_grow = (space.status.len() as u64) < self.superblock.cap_segments
+            && (space.growth_error.is_none() || space.retry_growth);
+        if may_grow && !self.is_collection_cheap() {
+            let from = self.medium.len();
+            return Chore::Reserve(from, from + self.geometry.segment_size);
+        }
+        if self.is_collection_useful() {
+            Chore::Work
+        } else {
+            Chore::Idle
+        }
+    }
+
+    /// Growing costs disk, collecting costs copies: collect while the oldest segment is
+    /// mostly garbage.
+    fn is_collection_cheap(&self) -> bool {
+        let Some(oldest) = self
+            .space
+            .chain
+            .front()
+            .filter(|_| self.space.chain.len() > 1)
+        else {
+            return false;
+        };
+        self.state.segment_live(oldest.segment) <= self.geometry.segment_size / 4
+    }
+
+    /// Whether collecting can win anything: below two free segments it always must; above,
+    /// only if what is needed fits into fewer segments, or somebody waits for room.
+    fn is_collection_useful(&self) -> bool {
+        let space = &self.space;
+        if space.chain.len() < 2 {
+            return false;
+        }
+        let fewer = (space.chain.len() as u64).saturating_sub(2) * space.usable();
+        space.free() < KEPT
+            || self.state.live() <= fewer
+            || (space.demand && space.collected < 2 * space.status.len())
+    }
+
+    /// Does a bounded piece of the work that [`chore`](Self::chore) found.
+    pub(crate) fn work(&mut self) -> Result<(), StoreError> {
+        self.space.working = true;
+        let done = self.work_on();
+        self.space.working = false;
+        done
+    }
+
+    fn work_on(&mut self) -> Result<(), StoreError> {
+        match self.space.collecting {
+            None => {
+                if self.announce_growth()? {
+                    return Ok(());
+                }
+                if let Some(oldest) = self.space.chain.front() {
+                    let first = self.geometry.records_at(oldest.segment);
+                    self.space.collecting = Some(Collecting::Copying(first));
+                    self.space.collected += 1;
+                }
+                Ok(())
+            }
+            Some(Collecting::Copying(from)) => self.copy_survivors(from),
+            Some(Collecting::Covering(_)) => {
+                let oldest = self.space.chain.front().map_or(0, |l| l.segment);
+                let first = self.geometry.records_at(oldest);
+                self.space.collecting = Some(Collecting::Forgetting(first));
+                Ok(())
+            }
+            Some(Collecting::Forgetting(from)) => {
+                self.forget(from);
+                Ok(())
+            }
+        }
+    }
+
+    fn copy_survivors(&mut self, from: u64) -> Result<(), StoreError> {
+        let Some(&oldest) = self.space.chain.front() else {
+            return Ok(());
+        };
+        let end = self.end_of(&oldest);
+        let mut at = if self.state.segment_live(oldest.segment) == 0 {
+            end
+        } else {
+            from
+        };
+        let mut bytes = Vec::new();
+        for _ in 0..BATCH {
+            let Some((offset, header)) = self.record_from(at, end) else {
+                at = end;
+                break;
+            };
+            at = offset + header.stride();
+            if self.is_needed_at(&header, offset) {
+                bytes.resize(header.stride() as usize, 0);
+                self.medium.read(offset, &mut bytes);
+                if !record_is_intact(&bytes, self.geometry.key, offset) {
+                    // Copying it would give wrong bytes a good checksum.
+                    self.space.collecting = None;
+                    let why = StoreError::Damaged { offset };
+                    self.failed.get_or_insert_with(|| why.to_string());
+                    return Err(why);
+                }
+                let body = &bytes[RECORD_HEADER..header.len as usize];
+                let kind = if header.kind == Kind::Publish {
+                    Kind::Copy
+                } else {
+                    header.kind
+                };
+                let (sequence, envelope) = (header.sequence, header.envelope_len as usize);
+                let entry = self.write_kept(kind, header.quiet, sequence, envelope, body)?;
+                if kind == Kind::Rejection {
+                    self.state.reject(sequence, entry);
+                } else {
+                    self.state.message(sequence, entry);
+                }
+            }
+        }
+        self.space.collecting = if at >= end {
+            // The mark makes the settlements that emptied the segment part of the sync.
+            self.write_mark(false)?;
+            Some(Collecting::Covering(self.ordinal))
+        } else {
+            Some(Collecting::Copying(at))
+        };
+        Ok(())
+    }
+
+    fn is_needed_at(&self, header: &RecordHeader, offset: u64) -> bool {
+        let newest = match header.kind {
+            Kind::Publish | Kind::Copy => self.state.get(header.sequence).filter(|e| e.is_needed()),
+            Kind::Rejection => self.state.rejection(header.sequence),
+            _ => None,
+        };
+        newest.is_some_and(|e| e.offset() == offset)
+    }
+
+    fn forget(&mut self, from: u64) {
+        let Some(&oldest) = self.space.chain.front() else {
+            return;
+        };
+        let end = self.end_of(&oldest);
+        let mut at = from;
+        for _ in 0..BATCH {
+            let Some((offset, header)) = self.record_from(at, end) else {
+                at = end;
+                break;
+            };
+            at = offset + header.stride();
+            if header.kind.is_message() {
+                self.state.forget(header.sequence, offset);
+            }
+        }
+        if at < end {
+            self.space.collecting = Some(Collecting::Forgetting(at));
+            return;
+        }
+        let place = self.geometry.segment_at(oldest.segment);
+        let header =
+            SegmentHeader::Free.encode(self.geometry.key, place, self.superblock.generation);
+        self.medium.write(place, &header);
+        self.space.chain.pop_front();
+        self.space.status[oldest.segment] = Status::Stamped(self.space.syncs_started + 1);
+        self.space.collecting = None;
+    }
+
+    fn end_of(&self, link: &Link) -> u64 {
+        link.end
+            .unwrap_or_else(|| self.geometry.end_of(link.segment))
+    }
+
+    /// The record at `at`, or the next one behind damage.
+    fn record_from(&self, mut at: u64, end: u64) -> Option<(u64, RecordHeader)> {
+        let mut head = [0; RECORD_HEADER];
+        let oldest = self.space.chain.front()?.first_ordinal;
+        let newest = self.space.chain.get(1)?.first_ordinal;
+        while at + RECORD_HEADER as u64 <= end {
+            self.medium.read(at, &mut head);
+            let max = self.geometry.max_record.min(end - at);
+            if let Some(header) = RecordHeader::decode(&head, max)
+                && (oldest..newest).contains(&header.ordinal)
+            {
+                return Some((at, header));
+            }
+            at += 8;
+        }
+        None
+    }
+
+    /// Names grown segments in the superblock once their bytes are durable.
+    fn announce_growth(&mut self) -> Result<bool, StoreError> {
+        let finished = self.space.syncs_finished;
+        let grown = |s: &Status| matches!(s, Status::Grown(sync) if *sync <= finished);
+        if !self.space.status.iter().any(grown) {
+            return Ok(false);
+        }
+        let mut superblock = self.superblock.clone();
+        superblock.segments = self.space.status.len() as u64;
+        self.write_superblock(superblock)?;
+        for status in self.space.status.iter_mut().filter(|s| grown(s)) {
+            *status = Status::Ready;
+        }
+        Ok(true)
+    }
+
+    /// The file was extended, or could not be.
+    pub(crate) fn reserved(&mut self, to: u64, result: std::io::Result<()>) {
+        self.space.retry_growth = false;
+        if let Err(error) = result {
+            self.space.growth_error = Some(StoreError::io("grow the store", &error));
+            return;
+        }
+        self.space.growth_error = None;
+        self.medium.adopt(to);
+        let segment = self.space.status.len();
+        let at = self.geometry.segment_at(segment);
+        let header = SegmentHeader::Free.encode(self.geometry.key, at, self.superblock.generation);
+        self.medium.write(at, &header);
+        self.space
+            .status
+            .push(Status::Grown(self.space.syncs_started + 1));
+        self.state.resize(self.space.status.len());
+    }
+
+    /// Pages up to here take stores without a fault.
+    pub(crate) fn prefaulted(&mut self, through: u64) {
+        self.space.prefaulted = self.space.prefaulted.max(through.min(self.space.end));
+    }
+
+    /// Puts a superblock into force: both copies, one after the other, so that one damaged
+    /// copy never takes a number back.
+    pub(crate) fn write_superblock(
+        &mut self,
+        mut superblock: Superblock,
+    ) -> Result<(), StoreError> {
+        if let Some(why) = &self.failed {
+            return Err(StoreError::SyncFailed(why.clone()));
+        }
+        superblock.counter += 1;
+        let bytes = superblock.encode();
+        let device = self.medium.device();
+        for at in SUPERBLOCKS {
+            if let Err(error) = device.write_around(at, &bytes) {
+                // Old or new: this run cannot know what the next one will find.
+                self.failed.get_or_insert_with(|| error.to_string());
+                return Err(StoreError::io("write the superblock", &error));
+            }
+        }
+        self.superblock = superblock;
+        Ok(())
+    }
+}

@@ -1,0 +1,272 @@
+//! What the records mean, taken together: which messages are open, refused or settled,
+//! and how much room they hold. Live operation and recovery feed the same functions.
+
+use std::collections::BTreeMap;
+
+use crate::format::{ACCEPTANCE, CHARGE};
+use crate::index::{Entry, Index};
+use crate::scan::Geometry;
+
+pub(crate) struct State {
+    geometry: Geometry,
+    index: Index,
+    /// Refusals that wait, and where their records stand.
+    rejections: BTreeMap<u64, Entry>,
+    floor: u64,
+    last: u64,
+    unsettled: u64,
+    live: u64,
+    charges: u64,
+    /// Needed bytes in each segment.
+    segment_live: Vec<u64>,
+}
+
+/// What a refusal did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Standing {
+    Unsettled,
+    /// Settled as a success before.
+    Settled,
+    /// A refusal of it waits.
+    Rejected,
+    /// No record of it is left.
+    Gone,
+}
+
+impl State {
+    pub(crate) fn new(geometry: Geometry, segments: usize) -> Self {
+        State {
+            geometry,
+            index: Index::default(),
+            rejections: BTreeMap::new(),
+            floor: 0,
+            last: 0,
+            unsettled: 0,
+            live: 0,
+            charges: 0,
+            segment_live: vec![0; segments],
+        }
+    }
+
+    pub(crate) fn resize(&mut self, segments: usize) {
+        self.segment_live.resize(segments, 0);
+    }
+
+    /// Everything up to here is settled.
+    pub(crate) fn floor(&self) -> u64 {
+        self.floor
+    }
+
+    /// The highest sequence of any record.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
+    pub(crate) fn unsettled(&self) -> u64 {
+        self.unsettled
+    }
+
+    /// Needed bytes with the room charged for their future.
+    pub(crate) fn charged(&self) -> u64 {
+        self.live + self.charges
+    }
+
+    /// Needed bytes.
+    pub(crate) fn live(&self) -> u64 {
+        self.live
+    }
+
+    pub(crate) fn segment_live(&self, segment: usize) -> u64 {
+        self.segment_live[segment]
+    }
+
+    pub(crate) fn get(&self, sequence: u64) -> Option<Entry> {
+        self.index.get(sequence)
+    }
+
+    pub(crate) fn rejection(&self, sequence: u64) -> Option<Entry> {
+        self.rejections.get(&sequence).copied()
+    }
+
+    pub(crate) fn rejections(&self) -> &BTreeMap<u64, Entry> {
+        &self.rejections
+    }
+
+    pub(crate) fn next_unsettled(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
+        self.index.next_unsettled(from.max(self.floor + 1), through)
+    }
+
+    pub(crate) fn first_unsettled(&self) -> Option<u64> {
+        (self.unsettled > 0)
+            .then(|| {
+                self.index
+                    .next_unsettled(self.floor + 1, u64::MAX)
+                    .map(|(s, _)| s)
+            })
+            .flatten()
+    }
+
+    /// The highest unsettled message.
+    pub(crate) fn last_unsettled(&self) -> Option<u64> {
+        self.index.last_unsettled()
+    }
+
+    pub(crate) fn standing(&self, sequence: u64) -> Standing {
+        if self.rejections.contains_key(&sequence) {
+            return Standing::Rejected;
+        }
+        match self.index.get(sequence) {
+            Some(e) if e.is_settled() => Standing::Settled,
+            Some(_) => Standing::Unsettled,
+            None => Standing::Gone,
+        }
+    }
+
+    fn hold(&mut self, entry: Entry) {
+        self.live += entry.stride();
+        self.segment_live[self.geometry.segment_of(entry.offset())] += entry.stride();
+    }
+
+    fn release(&mut self, entry: Entry) {
+        self.live -= entry.stride();
+        self.segment_live[self.geometry.segment_of(entry.offset())] -= entry.stride();
+    }
+
+    /// A message's newest record: a publish, or a copy of one.
+    pub(crate) fn message(&mut self, sequence: u64, entry: Entry) {
+        self.last = self.last.max(sequence);
+        if let Some(old) = self.index.get(sequence) {
+            if old.is_needed() {
+                self.release(old);
+                self.hold(entry);
+            }
+            // The marks stay, the place and (in a hostile file) the length are new.
+            let marked = if old.is_rejected() {
+                entry.rejected(true)
+            } else if old.is_settled() {
+                entry.settled()
+            } else {
+                entry
+            };
+            self.index.update(sequence, marked);
+        } else if self.rejections.contains_key(&sequence) {
+            self.index.put(sequence, entry.rejected(true));
+            self.hold(entry);
+        } else if sequence <= self.floor {
+            // A copy of a refused message whose refusal follows, or nothing.
+            self.index.put(sequence, entry.settled());
+        } else {
+            self.index.put(sequence, entry);
+            self.hold(entry);
+            self.unsettled += 1;
+            self.charges += CHARGE;
+        }
+    }
+
+    /// A new message, above every other: the hot path of [`message`](Self::message).
+    #[inline]
+    pub(crate) fn append(&mut self, sequence: u64, entry: Entry, segment: usize) {
+        debug_assert!(sequence > self.last);
+        self.last = sequence;
+        self.index.put(sequence, entry);
+        self.live += entry.stride();
+        self.segment_live[segment] += entry.stride();
+        self.unsettled += 1;
+        self.charges += CHARGE;
+    }
+
+    /// Settles a prefix; returns how many messages this concerned.
+    pub(crate) fn settle_through(&mut self, sequence: u64) -> u64 {
+        let before = self.unsettled;
+        // Entries come in runs within a segment: one division per run.
+        let geometry = self.geometry;
+        let (mut start, mut end, mut segment) = (0, 0, 0);
+        let (live, segment_live) = (&mut self.live, &mut self.segment_live);
+        let mut count = 0;
+        self.index.settle_range(self.floor + 1, sequence, |entry| {
+            let offset = entry.offset();
+            if offset < start || offset >= end {
+                segment = geometry.segment_of(offset);
+                (start, end) = (geometry.segment_at(segment), geometry.end_of(segment));
+            }
+            *live -= entry.stride();
+            segment_live[segment] -= entry.stride();
+            count += 1;
+        });
+        self.unsettled -= count;
+        self.charges -= count * CHARGE;
+        self.last = self.last.max(sequence);
+        self.floor = self.floor.max(sequence);
+        self.raise_floor();
+        before - self.unsettled
+    }
+
+    /// Settles one message; whether it was unsettled.
+    pub(crate) fn settle(&mut self, sequence: u64) -> bool {
+        let Some(entry) = self.index.settle(sequence) else {
+            return false;
+        };
+        self.release(entry);
+        self.unsettled -= 1;
+        self.charges -= CHARGE;
+        if sequence == self.floor + 1 || self.unsettled == 0 {
+            self.raise_floor();
+        }
+        true
+    }
+
+    /// Moves the floor over what is settled already. Amortised O(1): it never looks twice.
+    fn raise_floor(&mut self) {
+        self.floor = match self.first_unsettled() {
+            Some(first) => self.floor.max(first - 1),
+            None => self.floor.max(self.last),
+        };
+    }
+
+    /// A refusal's newest record.
+    pub(crate) fn reject(&mut self, sequence: u64, record: Entry) {
+        self.last = self.last.max(sequence);
+        match self.rejections.insert(sequence, record) {
+            Some(old) => self.release(old),
+            None => self.charges += ACCEPTANCE,
+        }
+        self.hold(record);
+        if let Some(entry) = self.index.get(sequence) {
+            if !entry.is_settled() {
+                self.unsettled -= 1;
+                self.charges -= CHARGE;
+            } else if !entry.is_rejected() {
+                self.hold(entry);
+            }
+            self.index.update(sequence, entry.rejected(true));
+            if sequence == self.floor + 1 || self.unsettled == 0 {
+                self.raise_floor();
+            }
+        }
+    }
+
+    /// The application took a refusal over; whether one waited.
+    pub(crate) fn accept(&mut self, sequence: u64) -> bool {
+        let Some(record) = self.rejections.remove(&sequence) else {
+            return false;
+        };
+        self.release(record);
+        self.charges -= ACCEPTANCE;
+        if let Some(entry) = self.index.get(sequence) {
+            self.release(entry);
+            self.index.update(sequence, entry.rejected(false));
+        }
+        true
+    }
+
+    /// The bytes of a message are about to be reused: forgets it if this was its newest
+    /// place.
+    pub(crate) fn forget(&mut self, sequence: u64, offset: u64) {
+        if let Some(entry) = self.index.get(sequence)
+            && entry.offset() == offset
+        {
+            debug_assert!(!entry.is_needed(), "message {sequence} is still needed");
+            self.index.remove(sequence);
+        }
+    }
+}

@@ -1,0 +1,631 @@
+//! The store as a handle: one lock around the log, one thread beside it.
+
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use crate::api::{
+    Appended, Bounds, Durable, Level, Numbers, Observer, PublishStore, Rebase, Rejected, Rejection,
+    Signal, StoredMessage,
+};
+use crate::envelope::Envelope;
+use crate::error::{AppendError, OpenError, ReadError, StoreError};
+use crate::file::{self, Missing};
+use crate::log::{Log, check};
+use crate::medium::{Device, ForkGuard, Heap, Medium};
+use crate::options::Options;
+use crate::report::RecoveryReport;
+use crate::space::Chore;
+
+/// A publish store in a file or in memory. Clones share it.
+///
+/// Dropping the last clone without [`close`](PublishStore::close) is what a process crash
+/// is: nothing is lost, and the next open counts as unclean.
+#[derive(Clone)]
+pub struct Store {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    report: RecoveryReport,
+    helper: Mutex<Option<JoinHandle<()>>>,
+}
+
+struct Shared {
+    core: Mutex<Core>,
+    /// Wakes the helper.
+    work: Condvar,
+    /// Wakes callers that block for room or durability.
+    progress: Condvar,
+    device: Arc<dyn Device>,
+    level: Level,
+    durable_ordinal: AtomicU64,
+    durable_sequence: AtomicU64,
+    observers: Mutex<Vec<Observer>>,
+    client_name: String,
+    fork_guard: Option<ForkGuard>,
+    helped: bool,
+}
+
+struct Core {
+    log: Log,
+    /// Ordinal that somebody wants durable.
+    wanted: u64,
+    last_sync: Instant,
+    helper_sleeps: bool,
+    stop: bool,
+}
+
+impl Store {
+    /// Opens the store at `path`, creating it if there is none, and recovers it.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was changed.
+    pub fn open(path: impl AsRef<Path>, options: Options) -> Result<Store, OpenError> {
+        Self::open_file(path.as_ref(), &options, Missing::Create)
+    }
+
+    /// Opens the store at `path`, which must be there.
+    ///
+    /// # Errors
+    /// See [`OpenError`]; nothing was changed.
+    pub fn open_existing(path: impl AsRef<Path>, options: Options) -> Result<Store, OpenError> {
+        Self::open_file(path.as_ref(), &options, Missing::Refuse)
+    }
+
+    fn open_file(path: &Path, options: &Options, missing: Missing) -> Result<Store, OpenError> {
+        let (log, report) = file::open(path, options, missing)?;
+        let io = |what| {
+            move |error| OpenError::Io {
+                path: path.to_owned(),
+                what,
+                error,
+            }
+        };
+        let guard = ForkGuard::new().map_err(io("guard against fork for"))?;
+        let store = Store::new(log, report, options, Some(guard));
+        store
+            .start_helper()
+            .map_err(io("start the helper thread of"))?;
+        tracing::info!(path = %path.display(), report = %store.inner.report, "store opened");
+        Ok(store)
+    }
+
+    /// A store in memory: the same rules, and nothing survives the process.
+    ///
+    /// # Errors
+    /// [`OpenError::Options`], or no memory.
+    pub fn memory(options: Options) -> Result<Store, OpenError> {
+        Self::on_medium(Box::new(Heap::new()), &options)
+    }
+
+    /// A store without a helper thread: chores are done by whoever needs them done.
+    pub(crate) fn on_medium(
+        medium: Box<dyn Medium>,
+        options: &Options,
+    ) -> Result<Store, OpenError> {
+        let (log, report) = file::open_medium(&file::memory_path(), medium, options)?;
+        Ok(Store::new(log, report, options, None))
+    }
+
+    fn new(
+        log: Log,
+        report: RecoveryReport,
+        options: &Options,
+        fork_guard: Option<ForkGuard>,
+    ) -> Self {
+        let durable = log.durable;
+        let shared = Shared {
+            device: log.medium.device(),
+            level: options.level,
+            durable_ordinal: AtomicU64::new(durable.ordinal),
+            durable_sequence: AtomicU64::new(log.bounds().next - 1),
+            observers: Mutex::new(Vec::new()),
+            client_name: log.superblock.client_name.clone(),
+            helped: fork_guard.is_some(),
+            fork_guard,
+            work: Condvar::new(),
+            progress: Condvar::new(),
+            core: Mutex::new(Core {
+                log,
+                wanted: 0,
+                last_sync: Instant::now(),
+                helper_sleeps: false,
+                stop: false,
+            }),
+        };
+        let inner = Inner {
+            shared: Arc::new(shared),
+            report,
+            helper: Mutex::new(None),
+        };
+        Store {
+            inner: Arc::new(inner),
+        }
+    }
+
+    fn start_helper(&self) -> std::io::Result<()> {
+        let shared = self.inner.shared.clone();
+        let thread = std::thread::Builder::new()
+            .name("amps-store".into())
+            .spawn(move || shared.help())?;
+        *self
+            .inner
+            .helper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(thread);
+        Ok(())
+    }
+
+    /// What recovery found when this store was opened.
+    pub fn report(&self) -> &RecoveryReport {
+        &self.inner.report
+    }
+
+    /// As [`append`](PublishStore::append), waiting for room at most until `deadline`. For
+    /// threads that may block.
+    ///
+    /// # Errors
+    /// As `append`; [`AppendError::Full`] once the deadline passed.
+    pub fn append_wait(
+        &self,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+        deadline: Instant,
+    ) -> Result<Appended, AppendError> {
+        let shared = &self.inner.shared;
+        loop {
+            match self.append(envelope, payload) {
+                Err(error) if error.is_retryable() => {
+                    let Some(left) = deadline.checked_duration_since(Instant::now()) else {
+                        return Err(error);
+                    };
+                    let core = shared.lock();
+                    // The slice bounds the harm of a wake that came before this wait.
+                    let slice = left.min(Duration::from_millis(10));
+                    drop(
+                        shared
+                            .progress
+                            .wait_timeout(core, slice)
+                            .unwrap_or_else(PoisonError::into_inner),
+                    );
+                }
+                other => return other,
+            }
+        }
+    }
+
+    fn change<T>(
+        &self,
+        change: impl FnOnce(&mut Log) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        self.inner.shared.not_forked()?;
+        let mut core = self.inner.shared.lock();
+        let result = change(&mut core.log);
+        self.inner.shared.after_change(core);
+        result
+    }
+
+    fn read(
+        &self,
+        into: &mut StoredMessage,
+        copy: impl FnOnce(&Log, &mut StoredMessage) -> Option<crate::log::Place>,
+    ) -> Result<bool, ReadError> {
+        self.inner.shared.not_forked()?;
+        let place = {
+            let core = self.inner.shared.lock();
+            core.log.usable()?;
+            copy(&core.log, into)
+        };
+        match place {
+            Some(place) => check(place, into).map(|()| true),
+            None => Ok(false),
+        }
+    }
+}
+
+impl PublishStore for Store {
+    fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let mut core = shared.lock();
+        let mut appended = core.log.append(envelope, payload);
+        if shared.do_chores(&mut core) && appended.as_ref().is_err_and(AppendError::is_retryable) {
+            appended = core.log.append(envelope, payload);
+        }
+        let wake = core.helper_sleeps
+            && (appended.is_err()
+                || shared.level != Level::Os
+                || core.log.space.wants_prefault()
+                || core.log.chore() != Chore::Idle);
+        if wake {
+            core.helper_sleeps = false;
+            drop(core);
+            shared.work.notify_one();
+        }
+        appended
+    }
+
+    fn read_next(
+        &self,
+        from: u64,
+        through: u64,
+        into: &mut StoredMessage,
+    ) -> Result<Option<u64>, ReadError> {
+        let found = self.read(into, |log, into| log.copy_next(from, through, into))?;
+        Ok(found.then_some(into.sequence))
+    }
+
+    fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
+        self.read(into, |log, into| log.copy_out(sequence, into))
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.inner.shared.lock().log.bounds()
+    }
+
+    fn is_unsettled(&self, sequence: u64) -> bool {
+        let core = self.inner.shared.lock();
+        core.log
+            .state
+            .get(sequence)
+            .is_some_and(|e| !e.is_settled())
+    }
+
+    fn settle_through(&self, sequence: u64) -> Result<u64, StoreError> {
+        self.change(|log| log.settle_through(sequence))
+    }
+
+    fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError> {
+        self.change(|log| log.settle(sequences))
+    }
+
+    fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError> {
+        self.change(|log| log.reject(sequence, reason, at))
+    }
+
+    fn accept(&self, sequence: u64) -> Result<bool, StoreError> {
+        self.change(|log| log.accept(sequence))
+    }
+
+    fn requeue(&self, sequence: u64, now: u64) -> Result<Option<Appended>, AppendError> {
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let mut core = shared.lock();
+        let mut requeued = core.log.requeue(sequence, now);
+        if shared.do_chores(&mut core) && requeued.as_ref().is_err_and(AppendError::is_retryable) {
+            requeued = core.log.requeue(sequence, now);
+        }
+        shared.after_change(core);
+        requeued
+    }
+
+    fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
+        self.inner.shared.lock().log.rejections(from, limit)
+    }
+
+    fn numbers(&self) -> Numbers {
+        self.inner.shared.lock().log.numbers()
+    }
+
+    fn raise_grant(&self, to: u64) -> Result<(), StoreError> {
+        self.change(|log| {
+            log.usable()?;
+            if to <= log.superblock.grant {
+                return Ok(());
+            }
+            if to >= 1 << 63 {
+                return Err(StoreError::OutOfRange(to));
+            }
+            let mut superblock = log.superblock.clone();
+            superblock.grant = to;
+            log.write_superblock(superblock)
+        })
+    }
+
+    fn rebase(&self, figure: u64) -> Result<Rebase, StoreError> {
+        self.change(|log| {
+            let (rebase, superblock) = log.plan_rebase(figure)?;
+            log.write_superblock(superblock)?;
+            Ok(rebase)
+        })
+    }
+
+    fn level(&self) -> Level {
+        self.inner.shared.level
+    }
+
+    fn durable(&self) -> Durable {
+        let shared = &self.inner.shared;
+        Durable {
+            ordinal: shared.durable_ordinal.load(Ordering::Acquire),
+            sequence: shared.durable_sequence.load(Ordering::Acquire),
+        }
+    }
+
+    fn request_sync(&self) {
+        let shared = &self.inner.shared;
+        let mut core = shared.lock();
+        core.wanted = core.log.ordinal;
+        if shared.helped {
+            shared.wake_helper(core);
+        } else {
+            let ticket = core.log.begin_sync();
+            let synced = core.log.finish_sync(ticket, shared.device.sync());
+            shared.after_sync(core, synced.is_ok());
+        }
+    }
+
+    fn sync(&self) -> Result<Durable, StoreError> {
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        if !shared.helped {
+            self.request_sync();
+        }
+        let mut core = shared.lock();
+        let target = core.log.ordinal;
+        loop {
+            if let Some(why) = &core.log.failed {
+                return Err(StoreError::SyncFailed(why.clone()));
+            }
+            core.log.usable()?;
+            if core.log.durable.ordinal >= target || !shared.helped {
+                return Ok(core.log.durable);
+            }
+            core.wanted = core.wanted.max(target);
+            if core.helper_sleeps {
+                core.helper_sleeps = false;
+                shared.work.notify_one();
+            }
+            core = shared
+                .progress
+                .wait(core)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+    }
+
+    fn observe(&self, observer: Observer) {
+        self.inner
+            .shared
+            .observers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(observer);
+    }
+
+    fn client_name(&self) -> String {
+        self.inner.shared.client_name.clone()
+    }
+
+    fn resume_tag(&self) -> Option<Vec<u8>> {
+        self.inner.shared.lock().log.resume_tag()
+    }
+
+    fn close(&self, handed_over: u64) -> Result<(), StoreError> {
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        self.inner.stop_helper();
+        let mut core = shared.lock();
+        let closed = core.log.close(&shared.device, handed_over);
+        shared.after_sync(core, closed.is_ok());
+        closed
+    }
+}
+
+impl Inner {
+    fn stop_helper(&self) {
+        if self.shared.not_forked().is_err() {
+            // The child has no such thread, and the parent's shall go on.
+            return;
+        }
+        let thread = self
+            .helper
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take();
+        if let Some(thread) = thread {
+            let mut core = self.shared.lock();
+            core.stop = true;
+            drop(core);
+            self.shared.work.notify_one();
+            if thread.thread().id() != std::thread::current().id() && thread.join().is_err() {
+                tracing::error!("the store's helper thread panicked");
+            }
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.stop_helper();
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Core> {
+        self.core.lock().unwrap_or_else(|poisoned| {
+            let mut core = poisoned.into_inner();
+            // A panic under the lock is a defect; what the log holds is whole records,
+            // but nothing more shall be promised by this run.
+            core.log
+                .failed
+                .get_or_insert_with(|| "a panic under the store's lock".to_owned());
+            core
+        })
+    }
+
+    fn not_forked(&self) -> Result<(), StoreError> {
+        match &self.fork_guard {
+            Some(guard) if guard.is_child() => Err(StoreError::Forked),
+            _ => Ok(()),
+        }
+    }
+
+    /// Without a helper, whoever changes the log does its chores; whether any was done.
+    fn do_chores(&self, core: &mut Core) -> bool {
+        let mut any = false;
+        while !self.helped {
+            match core.log.do_chore(&self.device) {
+                Ok(true) => any = true,
+                Ok(false) => break,
+                Err(error) => {
+                    core.log.failed.get_or_insert_with(|| error.to_string());
+                    break;
+                }
+            }
+        }
+        any
+    }
+
+    fn wake_helper(&self, mut core: MutexGuard<'_, Core>) {
+        if core.helper_sleeps {
+            core.helper_sleeps = false;
+            drop(core);
+            self.work.notify_one();
+        }
+    }
+
+    /// Room may have come, and work for the helper.
+    fn after_change(&self, mut core: MutexGuard<'_, Core>) {
+        self.do_chores(&mut core);
+        let room = core.log.space.demanded();
+        if core.log.chore() != Chore::Idle || self.level != Level::Os {
+            self.wake_helper(core);
+        } else {
+            drop(core);
+        }
+        if room {
+            self.progress.notify_all();
+            self.signal(Signal::Room);
+        }
+    }
+
+    fn after_sync(&self, core: MutexGuard<'_, Core>, good: bool) {
+        self.durable_sequence
+            .fetch_max(core.log.durable.sequence, Ordering::Release);
+        self.durable_ordinal
+            .fetch_max(core.log.durable.ordinal, Ordering::Release);
+        drop(core);
+        self.progress.notify_all();
+        self.signal(if good {
+            Signal::Durable
+        } else {
+            Signal::SyncFailed
+        });
+    }
+
+    fn signal(&self, signal: Signal) {
+        let observers = self
+            .observers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        for observer in observers {
+            observer(signal);
+        }
+    }
+
+    /// The helper: syncs as the level demands, and keeps free segments ready.
+    fn help(&self) {
+        let mut core = self.lock();
+        loop {
+            if core.stop {
+                return;
+            }
+            let sync_in = self.sync_due(&core);
+            let chore = match core.log.chore() {
+                _ if sync_in == Some(Duration::ZERO) => Chore::Sync,
+                chore => chore,
+            };
+            core = match chore {
+                Chore::Idle => {
+                    core.helper_sleeps = true;
+                    let mut core = match sync_in {
+                        Some(wait) => {
+                            self.work
+                                .wait_timeout(core, wait)
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .0
+                        }
+                        None => self.work.wait(core).unwrap_or_else(PoisonError::into_inner),
+                    };
+                    core.helper_sleeps = false;
+                    core
+                }
+                Chore::Sync => self.sync_once(core),
+                Chore::Work => {
+                    if let Err(error) = core.log.work() {
+                        tracing::error!(%error, "the store's upkeep failed");
+                        core.log.failed.get_or_insert_with(|| error.to_string());
+                        self.after_sync(core, false);
+                        self.lock()
+                    } else {
+                        let room = core.log.space.demanded();
+                        drop(core);
+                        if room {
+                            self.progress.notify_all();
+                            self.signal(Signal::Room);
+                        }
+                        self.lock()
+                    }
+                }
+                Chore::Reserve(from, to) => {
+                    drop(core);
+                    let reserved = self.device.reserve(from, to);
+                    let mut core = self.lock();
+                    if let Err(error) = &reserved {
+                        tracing::warn!(%error, "the store cannot grow");
+                    }
+                    core.log.reserved(to, reserved);
+                    core
+                }
+                Chore::Prefault(from, len) => {
+                    drop(core);
+                    self.device.prefault(from, len);
+                    let mut core = self.lock();
+                    core.log.prefaulted(from + len);
+                    core
+                }
+            };
+        }
+    }
+
+    /// When the level or a caller wants the next sync; zero is now.
+    fn sync_due(&self, core: &Core) -> Option<Duration> {
+        if core.log.failed.is_some() || core.log.closed {
+            return None;
+        }
+        if core.wanted > core.log.durable.ordinal {
+            return Some(Duration::ZERO);
+        }
+        if core.log.unmarked <= core.log.durable.ordinal {
+            return None;
+        }
+        match self.level {
+            Level::Os => None,
+            Level::Disk => Some(Duration::ZERO),
+            Level::Interval(every) => Some(every.saturating_sub(core.last_sync.elapsed())),
+        }
+    }
+
+    fn sync_once<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        let ticket = core.log.begin_sync();
+        drop(core);
+        let result = self.device.sync();
+        let mut core = self.lock();
+        core.last_sync = Instant::now();
+        let finished = core.log.finish_sync(ticket, result);
+        if let Err(error) = &finished {
+            tracing::error!(%error, "sync failed");
+        }
+        let room = core.log.space.demanded();
+        self.after_sync(core, finished.is_ok());
+        if room {
+            self.signal(Signal::Room);
+        }
+        self.lock()
+    }
+}

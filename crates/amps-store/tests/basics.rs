@@ -1,0 +1,314 @@
+//! The store on a real file, one promise at a time.
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use amps_store::{
+    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rejected, Stop, Store,
+    StoredMessage,
+};
+
+fn small() -> Options {
+    Options::new().capacity(64 << 10).client_name("tester")
+}
+
+fn open(path: &Path) -> Store {
+    Store::open(path, small()).expect("opens")
+}
+
+fn publish(store: &Store, n: u64) -> u64 {
+    let payload = format!("message {n}");
+    store
+        .append(&Envelope::publish("orders"), payload.as_bytes())
+        .expect("room")
+        .sequence
+}
+
+fn unsettled(store: &Store) -> Vec<(u64, String)> {
+    let mut out = Vec::new();
+    let mut message = StoredMessage::new();
+    let mut from = 0;
+    while let Some(sequence) = store
+        .read_next(from, u64::MAX, &mut message)
+        .expect("intact")
+    {
+        out.push((
+            sequence,
+            String::from_utf8(message.payload().to_vec()).expect("text"),
+        ));
+        from = sequence + 1;
+    }
+    out
+}
+
+#[test]
+fn what_was_appended_is_there_after_the_process_died() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    for n in 1..=20 {
+        assert_eq!(publish(&store, n), n);
+    }
+    let before = unsettled(&store);
+    drop(store);
+    let store = open(&path);
+    assert_eq!(unsettled(&store), before);
+    assert_eq!(store.report().recovered, 20);
+    assert_eq!(store.report().stop, Stop::Unwritten);
+    assert_eq!(publish(&store, 21), 21);
+}
+
+#[test]
+fn h01_an_ack_that_was_read_is_remembered_without_another_append() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    (1..=10).for_each(|n| drop(publish(&store, n)));
+    assert_eq!(store.settle_through(10).unwrap(), 10);
+    drop(store);
+    let store = open(&path);
+    assert_eq!(unsettled(&store), []);
+    assert_eq!(store.bounds().floor, 10);
+    assert_eq!(publish(&store, 11), 11);
+}
+
+#[test]
+fn a_clean_close_resends_nothing_settled_and_skips_no_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    store.raise_grant(1000).unwrap();
+    (1..=10).for_each(|n| drop(publish(&store, n)));
+    store.settle(&[2, 4, 9]).unwrap();
+    store.settle_through(5).unwrap();
+    store.close(10).unwrap();
+    assert!(store.append(&Envelope::publish("t"), b"x").is_err());
+    drop(store);
+    let store = open(&path);
+    assert_eq!(store.report().stop, Stop::CleanClose);
+    let left: Vec<u64> = unsettled(&store).iter().map(|m| m.0).collect();
+    assert_eq!(left, [6, 7, 8, 10]);
+    assert_eq!(store.numbers().grant, 10);
+    assert_eq!(publish(&store, 11), 11);
+}
+
+#[test]
+fn an_unclean_stop_skips_above_the_grant() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    store.raise_grant(1000).unwrap();
+    publish(&store, 1);
+    drop(store);
+    let store = open(&path);
+    assert_eq!(store.numbers().found_grant, 1000);
+    assert_eq!(publish(&store, 2), 1001);
+    assert_eq!(unsettled(&store).len(), 2);
+}
+
+#[test]
+fn a_refusal_keeps_its_message_over_restarts_until_it_is_accepted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    (1..=5).for_each(|n| drop(publish(&store, n)));
+    let rejected = store.reject(3, "not entitled", 77).unwrap();
+    assert!(matches!(rejected, Rejected::Logged { late: false, .. }));
+    assert_eq!(store.reject(3, "again", 78).unwrap(), Rejected::Known);
+    assert_eq!(store.reject(99, "whose?", 78).unwrap(), Rejected::Unknown);
+    // A later success covers it and does not override it.
+    assert_eq!(store.settle_through(5).unwrap(), 4);
+    drop(store);
+    let store = open(&path);
+    let waiting = store.rejections(0, 10);
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(
+        (
+            waiting[0].sequence,
+            waiting[0].reason.as_str(),
+            waiting[0].at
+        ),
+        (3, "not entitled", 77)
+    );
+    let mut message = StoredMessage::new();
+    assert!(store.get(3, &mut message).unwrap());
+    assert_eq!(message.payload(), b"message 3");
+    assert!(store.accept(3).unwrap());
+    assert!(!store.accept(3).unwrap());
+    drop(store);
+    assert!(open(&path).rejections(0, 10).is_empty());
+}
+
+#[test]
+fn h26_a_requeue_is_one_message_however_often_it_is_tried() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    (1..=5).for_each(|n| drop(publish(&store, n)));
+    store.reject(3, "no", 1).unwrap();
+    store.settle_through(5).unwrap();
+    assert_eq!(store.requeue(3, 2).unwrap().unwrap().sequence, 6);
+    drop(store);
+    let store = open(&path);
+    assert!(store.rejections(0, 10).is_empty());
+    assert_eq!(store.requeue(3, 3).unwrap(), None);
+    assert_eq!(unsettled(&store), [(6, "message 3".to_owned())]);
+}
+
+#[test]
+fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    (1..=5).for_each(|n| drop(publish(&store, n)));
+    store.settle_through(4).unwrap();
+    for n in 6..=20_000u64 {
+        let payload = format!("message {n}");
+        let deadline = Instant::now() + Duration::from_secs(30);
+        let at = store
+            .append_wait(&Envelope::publish("orders"), payload.as_bytes(), deadline)
+            .unwrap();
+        assert_eq!(at.sequence, n);
+        store.settle(&[n]).unwrap();
+    }
+    assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
+    assert!(std::fs::metadata(&path).unwrap().len() <= 64 << 10);
+    drop(store);
+    let store = open(&path);
+    assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
+    assert_eq!(publish(&store, 1), 20_001);
+}
+
+#[test]
+fn h24_a_full_ring_of_refusals_loses_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    let reason = "x".repeat(500);
+    let mut last = 0;
+    loop {
+        let deadline = Instant::now() + Duration::from_millis(200);
+        match store.append_wait(&Envelope::publish("t"), &[7; 64], deadline) {
+            Ok(at) => last = at.sequence,
+            Err(AppendError::Full { .. }) => break,
+            Err(e) => panic!("{e}"),
+        }
+    }
+    assert!(last > 50, "only {last} fit");
+    for n in 1..=last {
+        assert!(
+            matches!(
+                store.reject(n, &reason, n).unwrap(),
+                Rejected::Logged { .. }
+            ),
+            "{n}"
+        );
+    }
+    assert_eq!(store.rejections(0, usize::MAX).len() as u64, last);
+    assert!(matches!(
+        store.append(&Envelope::publish("t"), &[7; 64]),
+        Ok(_) | Err(AppendError::Full { .. })
+    ));
+    drop(store);
+    let store = open(&path);
+    let waiting = store.rejections(0, usize::MAX);
+    assert_eq!(waiting.len() as u64, last);
+    let mut message = StoredMessage::new();
+    for rejection in waiting {
+        assert!(store.get(rejection.sequence, &mut message).unwrap());
+        assert_eq!(message.payload(), [7; 64]);
+        assert!(rejection.reason_cut);
+        assert!(store.accept(rejection.sequence).unwrap());
+    }
+    publish(&store, 1);
+}
+
+#[test]
+fn a_store_has_one_owner_and_one_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    match Store::open(&path, small()).map(drop).unwrap_err() {
+        OpenError::Locked { owner, .. } => {
+            assert!(owner.contains(&std::process::id().to_string()), "{owner}");
+        }
+        e => panic!("{e}"),
+    }
+    drop(store);
+    match Store::open(&path, Options::new().client_name("other"))
+        .map(drop)
+        .unwrap_err()
+    {
+        OpenError::WrongClientName { found, .. } => assert_eq!(found, "tester"),
+        e => panic!("{e}"),
+    }
+    assert_eq!(
+        Store::open(&path, Options::new()).unwrap().client_name(),
+        "tester"
+    );
+}
+
+#[test]
+fn a_message_too_large_is_refused_before_any_wait() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("a.store"));
+    let error = store
+        .append(&Envelope::publish("t"), &[0; 4096])
+        .unwrap_err();
+    assert!(
+        matches!(error, AppendError::TooLarge { max: 2048, .. }),
+        "{error}"
+    );
+    assert!(!error.is_retryable());
+}
+
+#[test]
+fn durability_comes_with_the_sync_and_at_disk_by_itself() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("a.store"));
+    let at = store.append(&Envelope::publish("t"), b"x").unwrap();
+    assert!(store.durable().ordinal < at.ordinal);
+    assert!(store.sync().unwrap().ordinal >= at.ordinal);
+    assert!(store.durable().sequence >= at.sequence);
+
+    let store = Store::open(dir.path().join("b.store"), small().level(Level::Disk)).unwrap();
+    let (tx, rx) = std::sync::mpsc::channel();
+    store.observe(std::sync::Arc::new(move |signal| drop(tx.send(signal))));
+    let at = store.append(&Envelope::publish("t"), b"x").unwrap();
+    while store.durable().ordinal < at.ordinal {
+        rx.recv_timeout(Duration::from_secs(30))
+            .expect("a durable signal");
+    }
+}
+
+#[test]
+fn the_memory_store_keeps_the_same_rules() {
+    let store = Store::memory(small()).unwrap();
+    (1..=5).for_each(|n| drop(publish(&store, n)));
+    store.reject(2, "no", 1).unwrap();
+    store.settle_through(4).unwrap();
+    assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
+    assert_eq!(store.rejections(0, 9).len(), 1);
+    for n in 6..5000 {
+        publish(&store, n);
+        store.settle_through(n).unwrap();
+    }
+    assert_eq!(store.bounds().floor, 4999);
+}
+
+#[test]
+fn a_rebase_is_one_durable_step() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    (1..=10).for_each(|n| drop(publish(&store, n)));
+    store.settle_through(4).unwrap();
+    let rebase = store.rebase(500).unwrap();
+    assert_eq!((rebase.from, rebase.delta), (5, 496));
+    assert_eq!(store.numbers().grant, 4);
+    drop(store);
+    let store = open(&path);
+    assert_eq!(store.numbers().rebase, Some(rebase));
+    assert_eq!(store.numbers().found_grant, 4);
+    assert_eq!(publish(&store, 11), 11);
+}
