@@ -266,12 +266,11 @@ impl Client {
                     | ConnectionState::Connected => {}
                     _ => return Ok(()),
                 }
-                if now.refused >= now.servers.max(1) {
-                    if let Some((server, LinkEnd::LogonRefused(reason))) = &now.last {
+                if now.refused >= now.servers.max(1)
+                    && let Some((server, LinkEnd::LogonRefused(reason))) = &now.last {
                         let (server, reason) = (server.clone(), reason.clone());
                         return Err(LogonError::Refused { server, reason });
                     }
-                }
             }
             let changed = match until {
                 Some(until) => timeout_at(until, status.changed()).await,

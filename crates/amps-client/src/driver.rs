@@ -263,7 +263,7 @@ impl Driver {
     /// What happens without a link: questions, finished store calls, time.
     fn local(&mut self, event: Local) {
         match event {
-            Local::Ask(ask) => self.ask(ask),
+            Local::Ask(ask) => self.ask(*ask),
             Local::Done(done) => {
                 self.work.running = None;
                 match done {
@@ -598,13 +598,12 @@ impl Driver {
         let closing = self.work.closing.take();
         let until = closing.as_ref().map_or_else(Instant::now, |closing| closing.until);
         self.shared.offers.stop();
-        if closing.as_ref().is_some_and(|closing| closing.wait_for_handler) {
-            if let Some(task) = self.handler_task.take() {
+        if closing.as_ref().is_some_and(|closing| closing.wait_for_handler)
+            && let Some(task) = self.handler_task.take() {
                 // A handler that is still busy at the deadline finishes on its own; its
                 // refusal is offered again at the next open.
                 let _ = tokio::time::timeout_at(until, task).await;
             }
-        }
         if let Some(job) = self.work.running.take() {
             let _ = tokio::time::timeout_at(until + GRACE, job).await;
         }
@@ -660,7 +659,7 @@ fn link_end(why: DropReason) -> LinkEnd {
 }
 
 enum Local {
-    Ask(Ask),
+    Ask(Box<Ask>),
     Done(Option<Done>),
     Time,
     Bell,
@@ -673,7 +672,7 @@ async fn next_event(
     deadline: Option<Instant>,
 ) -> Local {
     tokio::select! {
-        Some(ask) = asks.recv() => Local::Ask(ask),
+        Some(ask) = asks.recv() => Local::Ask(Box::new(ask)),
         done = async { match running { Some(job) => job.await.ok(), None => std::future::pending().await } } => Local::Done(done),
         () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Local::Time,
         () = shared.doorbell.rung() => Local::Bell,

@@ -198,11 +198,10 @@ impl Message {
         for (field, value) in
             [("correlation_id", &self.correlation_id), ("sow_key", &self.sow_key)]
         {
-            if let Some(value) = value {
-                if value.is_empty() || !value.bytes().all(is_base64) {
+            if let Some(value) = value
+                && (value.is_empty() || !value.bytes().all(is_base64)) {
                     return Err(BadMessage::NotBase64(field));
                 }
-            }
         }
         match self.operation {
             Operation::SowDeleteByFilter | Operation::SowDeleteByKeys

@@ -264,11 +264,10 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) -> Result<(), Expired> {
-        if let Phase::LoggingOn { until, .. } = self.phase {
-            if now >= until {
+        if let Phase::LoggingOn { until, .. } = self.phase
+            && now >= until {
                 return Err(Expired::Logon);
             }
-        }
         let due: Vec<u64> = self
             .waiting
             .iter()
@@ -406,11 +405,10 @@ impl Session {
             }
             return;
         }
-        if let Some(id) = waiting_id {
-            if self.waiting.contains_key(&id) {
+        if let Some(id) = waiting_id
+            && self.waiting.contains_key(&id) {
                 return self.command_ack(id, header, out, sink);
             }
-        }
         let failed = header.status == Some(Status::Failure);
         let succeeded = header.status == Some(Status::Success);
         let persisted = header.ack_kind() == Some(AckKind::Persisted);
@@ -656,11 +654,10 @@ impl Session {
         sink: &mut dyn FnMut(Received<'_>),
     ) {
         let Some(placed) = self.subscriptions.get_mut(&subscription) else { return };
-        if placed.spec.bookmark.is_some() {
-            if let Some(bookmark) = &message.bookmark {
+        if placed.spec.bookmark.is_some()
+            && let Some(bookmark) = &message.bookmark {
                 placed.bookmark = Some(bookmark.clone());
             }
-        }
         sink(Received::Delivered { subscription, message });
     }
 

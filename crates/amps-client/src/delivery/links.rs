@@ -48,13 +48,12 @@ impl Links {
     /// Messages from `cursor` on go out on a new link.
     pub(super) fn started(&mut self, cursor: u64) {
         self.spans.retain(|span| span.through >= cursor);
-        if self.spans.len() == SPANS {
-            if let (Some(oldest), Some(next)) = (self.spans.pop_front(), self.spans.front_mut()) {
+        if self.spans.len() == SPANS
+            && let (Some(oldest), Some(next)) = (self.spans.pop_front(), self.spans.front_mut()) {
                 next.from = next.from.max(oldest.from);
                 next.through = next.through.min(oldest.through);
                 next.links = next.links.saturating_add(oldest.links);
             }
-        }
         self.spans.push_back(Span { from: cursor, through: cursor.saturating_sub(1), links: 1 });
     }
 

@@ -15,7 +15,7 @@ mod flight;
 mod flush;
 mod links;
 #[cfg(test)]
-#[cfg(any())] mod tests;
+mod tests;
 
 use std::collections::VecDeque;
 use std::time::Duration;

@@ -65,7 +65,7 @@ impl From<Received<'_>> for Owned {
 fn unhandled(header: &Header<'_>) -> UnhandledAck {
     UnhandledAck {
         kind: header.ack_kind(),
-        status: header.status.clone(),
+        status: header.status,
         reason: header.reason(),
         sequence: None,
         figure: header.sequence,

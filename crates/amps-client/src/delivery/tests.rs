@@ -1,0 +1,702 @@
+//! Each rule as a small history. Names carry the numbers of `histories.md`.
+
+use std::time::Duration;
+
+use amps_store::{Envelope, Level, Options, PublishStore, Store, StoredMessage};
+
+use super::*;
+
+const NAME: &str = "pub-1";
+
+struct Rig {
+    store: Store,
+    delivery: Delivery,
+    now: Now,
+    /// Carry out grants and rebases at once.
+    carry_out: bool,
+    buffer: StoredMessage,
+}
+
+fn options() -> Options {
+    Options::new().capacity(4 << 20).client_name(NAME)
+}
+
+fn rig() -> Rig {
+    rig_with(Store::memory(options()).unwrap(), Config::default())
+}
+
+fn rig_with(store: Store, config: Config) -> Rig {
+    let delivery = Delivery::new(&store, config);
+    let now = Now { at: Duration::from_secs(1), unix_micros: 1 };
+    Rig { store, delivery, now, carry_out: true, buffer: StoredMessage::new() }
+}
+
+impl Rig {
+    fn publish(&self, count: u64) -> Vec<u64> {
+        (0..count)
+            .map(|_| self.store.append(&Envelope::publish("orders"), b"payload").unwrap().sequence)
+            .collect()
+    }
+
+    fn input(&mut self, input: Input<'_>) -> Vec<Output> {
+        self.delivery.handle(&self.store, self.now, input);
+        self.drain()
+    }
+
+    fn drain(&mut self) -> Vec<Output> {
+        let mut outputs = Vec::new();
+        while let Some(output) = self.delivery.poll() {
+            match &output {
+                Output::RaiseGrant { to } if self.carry_out => {
+                    let result = self.store.raise_grant(*to);
+                    self.delivery.handle(&self.store, self.now, Input::GrantRaised(result));
+                }
+                Output::Rebase { figure } if self.carry_out => {
+                    let result = self.store.rebase(*figure);
+                    self.delivery.handle(&self.store, self.now, Input::Rebased(result));
+                }
+                _ => {}
+            }
+            outputs.push(output);
+        }
+        outputs
+    }
+
+    fn logon(&mut self, figure: impl Into<Option<u64>>) -> Vec<Output> {
+        self.input(Input::LoggedOn { figure: figure.into() })
+    }
+
+    /// Everything that goes out now: sequence and wire number.
+    fn send(&mut self) -> Vec<(u64, u64)> {
+        let mut sent = Vec::new();
+        loop {
+            let next =
+                self.delivery.next_to_send(&self.store, self.now, &mut self.buffer).unwrap();
+            let Some(next) = next else { break };
+            assert_eq!(self.buffer.sequence, next.sequence);
+            sent.push((next.sequence, next.wire));
+            self.drain();
+        }
+        assert!(sent.is_sorted(), "a higher number overtook a lower one: {sent:?}");
+        sent
+    }
+
+    fn ok(&mut self, figure: u64) -> Vec<Output> {
+        let ack =
+            PublishAck { figure: Some(figure), sequence: None, verdict: Verdict::Persisted };
+        let mut outputs = self.input(Input::Ack(ack));
+        outputs.extend(self.input(Input::AcksEnd));
+        outputs
+    }
+
+    fn fail(&mut self, figure: impl Into<Option<u64>>, id: Option<u64>) -> Vec<Output> {
+        let verdict = Verdict::Refused("not entitled");
+        let ack = PublishAck { figure: figure.into(), sequence: id, verdict };
+        let mut outputs = self.input(Input::Ack(ack));
+        outputs.extend(self.input(Input::AcksEnd));
+        outputs
+    }
+
+    fn lose(&mut self) -> Vec<Output> {
+        self.input(Input::LinkLost)
+    }
+
+    fn unsettled(&self) -> u64 {
+        self.store.bounds().unsettled
+    }
+}
+
+fn notes(outputs: &[Output]) -> Vec<&Note> {
+    outputs.iter().filter_map(|o| if let Output::Note(note) = o { Some(note) } else { None }).collect()
+}
+
+fn drops(outputs: &[Output]) -> Option<DropReason> {
+    outputs.iter().find_map(|o| if let Output::DropLink { why } = o { Some(*why) } else { None })
+}
+
+fn refused(outputs: &[Output]) -> Option<(u64, bool)> {
+    outputs.iter().find_map(|o| match o {
+        Output::Refused { sequence, late, .. } => Some((*sequence, *late)),
+        _ => None,
+    })
+}
+
+fn rebases(outputs: &[Output]) -> usize {
+    outputs.iter().filter(|o| matches!(o, Output::Rebase { .. })).count()
+}
+
+#[test]
+fn nothing_is_sent_before_the_grant_is_durable() {
+    let mut rig = rig();
+    rig.publish(3);
+    rig.carry_out = false;
+    assert!(rig.send().is_empty());
+    let outputs = rig.logon(0);
+    let to = outputs.iter().find_map(|o| match o {
+        Output::RaiseGrant { to } => Some(*to),
+        _ => None,
+    });
+    assert!(rig.send().is_empty(), "the grant is not durable yet");
+    rig.store.raise_grant(to.unwrap()).unwrap();
+    rig.input(Input::GrantRaised(Ok(())));
+    assert_eq!(rig.send(), [(1, 1), (2, 2), (3, 3)]);
+}
+
+#[test]
+fn a_grant_that_cannot_be_raised_stops_sending_and_says_so() {
+    let mut rig = rig();
+    rig.publish(1);
+    rig.carry_out = false;
+    rig.logon(0);
+    let outputs = rig.input(Input::GrantRaised(Err(StoreError::SyncFailed("EIO".into()))));
+    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::SendingStopped { through: 0 })));
+    assert!(rig.send().is_empty());
+}
+
+#[test]
+fn h2_persisted_but_never_acked_is_settled_at_logon_after_a_crash() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.publish(100);
+    rig.logon(0);
+    assert_eq!(rig.send().len(), 100);
+    let grant = rig.store.numbers().grant;
+    drop(rig);
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    assert_eq!(rig.unsettled(), 100);
+    let new = rig.publish(1)[0];
+    assert!(new > grant, "{new} is not above the grant {grant}");
+    let outputs = rig.logon(100);
+    assert!(outputs.iter().any(|o| matches!(o, Output::SettledThrough { through: 100, via: Via::Logon })));
+    assert_eq!(rebases(&outputs), 0);
+    assert_eq!(rig.delivery.totals().persisted_at_logon, 100);
+    assert_eq!(rig.delivery.totals().persisted, 0);
+    assert_eq!(rig.send(), [(new, new)]);
+}
+
+#[test]
+fn h3_a_fresh_store_under_a_known_name_is_rebased_and_nothing_called_persisted() {
+    let mut rig = rig();
+    rig.publish(1000);
+    let outputs = rig.logon(500);
+    assert_eq!(rebases(&outputs), 1);
+    assert_eq!(rig.unsettled(), 1000);
+    assert_eq!(rig.delivery.totals(), Totals::default());
+    let sent = rig.send();
+    assert_eq!(sent.len(), 1000);
+    assert_eq!((sent[0], sent[999]), ((1, 501), (1000, 1500)));
+    rig.ok(1500);
+    assert_eq!((rig.unsettled(), rig.delivery.totals().persisted), (0, 1000));
+}
+
+#[test]
+fn h4_h5_a_crash_after_the_rebase_needs_no_second_one() {
+    for sent_before_the_crash in [0, 7] {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("store");
+        let store = Store::open(&path, options()).unwrap();
+        for _ in 0..1000 {
+            store.append(&Envelope::publish("orders"), b"payload").unwrap();
+        }
+        drop(store);
+        let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+        rig.publish(10);
+        rig.carry_out = sent_before_the_crash > 0;
+        let outputs = rig.logon(500);
+        assert_eq!(rebases(&outputs), 1);
+        if !rig.carry_out {
+            rig.store.rebase(500).unwrap();
+        }
+        for _ in 0..sent_before_the_crash {
+            let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut rig.buffer);
+            assert!(next.unwrap().is_some());
+        }
+        drop(rig);
+        let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+        assert_eq!(rig.unsettled(), 1010);
+        let outputs = rig.logon(500 + sent_before_the_crash);
+        assert_eq!(rebases(&outputs), 0, "{outputs:?}");
+        assert_eq!(rig.delivery.totals().persisted_at_logon, sent_before_the_crash);
+        let sent = rig.send();
+        assert_eq!(sent.len() as u64, 1010 - sent_before_the_crash);
+        assert_eq!(sent[0], (1 + sent_before_the_crash, 501 + sent_before_the_crash));
+    }
+}
+
+#[test]
+fn h6_a_restored_old_copy_believes_no_foreign_figure() {
+    let mut rig = rig();
+    rig.publish(50);
+    rig.logon(0);
+    rig.send();
+    rig.ok(50);
+    rig.lose();
+    let fresh = rig.publish(10);
+    let outputs = rig.logon(500_000);
+    assert!(notes(&outputs)
+        .iter()
+        .any(|n| matches!(n, Note::ForeignFigure { figure: 500_000, may_have_sent: 50 })));
+    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::Rebased { from: 51, .. })));
+    assert_eq!(rig.unsettled(), 10);
+    let sent = rig.send();
+    assert_eq!(sent[0], (fresh[0], 500_001));
+    assert_eq!(sent.len(), 10);
+}
+
+#[test]
+fn h6_with_the_stop_policy_nothing_is_sent() {
+    let config = Config { rebase: RebasePolicy::Stop, ..Config::default() };
+    let mut rig = rig_with(Store::memory(options()).unwrap(), config);
+    rig.publish(1);
+    let outputs = rig.logon(9);
+    assert_eq!(drops(&outputs), Some(DropReason::ForeignFigure));
+    assert_eq!(rebases(&outputs), 0);
+    assert!(rig.send().is_empty());
+    assert!(rig.delivery.wants_longest_delay());
+}
+
+#[test]
+fn h7_a_shared_name_settles_nothing_and_never_rebases_for_ever() {
+    let mut rig = rig();
+    rig.publish(100);
+    rig.logon(0);
+    rig.send();
+    rig.ok(89);
+    let outputs = rig.ok(500);
+    assert_eq!(rig.unsettled(), 11);
+    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::NameShared { figure: 500, stopped: false })));
+    assert_eq!(drops(&outputs), Some(DropReason::ForeignFigure));
+    assert!(rig.send().is_empty());
+    rig.lose();
+    assert_eq!(rebases(&rig.logon(500)), 1);
+    assert_eq!(rig.send()[0], (90, 501));
+    // The other one rebased above us.
+    rig.lose();
+    let outputs = rig.logon(5000);
+    assert_eq!(rebases(&outputs), 0);
+    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::NameShared { stopped: true, .. })));
+    assert_eq!(drops(&outputs), Some(DropReason::ForeignFigure));
+    assert!(rig.delivery.wants_longest_delay());
+    assert_eq!(rig.unsettled(), 11);
+    rig.lose();
+    rig.input(Input::AllowRebase);
+    assert_eq!(rebases(&rig.logon(5000)), 1);
+    assert_eq!(rig.send()[0], (90, 5001));
+}
+
+#[test]
+fn h8_one_refusal_between_successes() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    rig.ok(2);
+    let outputs = rig.fail(3, None);
+    assert_eq!(refused(&outputs), Some((3, false)));
+    let outputs = rig.ok(5);
+    assert!(outputs.iter().any(|o| matches!(o, Output::SettledThrough { through: 5, via: Via::Ack })));
+    assert_eq!(rig.unsettled(), 0);
+    let totals = rig.delivery.totals();
+    assert_eq!((totals.persisted, totals.rejected, totals.persisted_at_logon), (4, 1, 0));
+    let waiting = rig.store.rejections(0, 10);
+    assert_eq!((waiting.len(), waiting[0].sequence), (1, 3));
+    assert_eq!(waiting[0].reason, "not entitled");
+}
+
+#[test]
+fn h8_acks_of_one_batch_keep_their_order() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    let ok = |figure| {
+        Input::Ack(PublishAck { figure: Some(figure), sequence: None, verdict: Verdict::Persisted })
+    };
+    let no = Verdict::Refused("no");
+    rig.delivery.handle(&rig.store, rig.now, ok(2));
+    let fail = PublishAck { figure: Some(3), sequence: None, verdict: no };
+    rig.delivery.handle(&rig.store, rig.now, Input::Ack(fail));
+    rig.delivery.handle(&rig.store, rig.now, ok(5));
+    let outputs = rig.input(Input::AcksEnd);
+    assert_eq!(refused(&outputs), Some((3, false)));
+    assert_eq!((rig.delivery.totals().persisted, rig.delivery.totals().late), (4, 0));
+}
+
+#[test]
+fn h10_a_refusal_lost_with_the_link_counts_as_logon_never_as_ack() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    rig.ok(2);
+    rig.lose();
+    rig.logon(5);
+    let totals = rig.delivery.totals();
+    assert_eq!((totals.persisted, totals.persisted_at_logon, totals.rejected), (2, 3, 0));
+    assert!(rig.send().is_empty());
+}
+
+#[test]
+fn h12_a_late_refusal_leaves_the_success_alone() {
+    let mut rig = rig();
+    rig.publish(10);
+    rig.logon(0);
+    rig.send();
+    rig.ok(10);
+    let outputs = rig.fail(7, None);
+    assert_eq!(refused(&outputs), Some((7, true)));
+    let totals = rig.delivery.totals();
+    assert_eq!((totals.persisted, totals.rejected, totals.late), (10, 0, 1));
+    // Told again, nothing new.
+    assert_eq!(refused(&rig.fail(7, None)), None);
+}
+
+#[test]
+fn h13_a_refusal_takes_nobody_with_it() {
+    let mut rig = rig();
+    rig.publish(3);
+    rig.logon(0);
+    rig.send();
+    rig.fail(3, None);
+    assert!(rig.store.is_unsettled(1) && rig.store.is_unsettled(2));
+    rig.lose();
+    rig.logon(0);
+    assert_eq!(rig.send(), [(1, 1), (2, 2)]);
+    rig.ok(2);
+    assert_eq!(rig.unsettled(), 0);
+}
+
+#[test]
+fn h14_a_refusal_that_names_nobody_is_told_and_settles_nothing() {
+    let mut rig = rig();
+    rig.publish(3);
+    rig.logon(0);
+    rig.send();
+    let outputs = rig.fail(None, None);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Unattributed { figure: None, .. })));
+    assert_eq!(rig.unsettled(), 3);
+    // With publish_ids the same refusal has a name.
+    assert_eq!(refused(&rig.fail(None, Some(2))), Some((2, false)));
+    rig.ok(3);
+    let totals = rig.delivery.totals();
+    assert_eq!((totals.persisted, totals.rejected, totals.unattributed), (2, 1, 1));
+}
+
+#[test]
+fn an_id_that_was_never_sent_names_nobody() {
+    let mut rig = rig();
+    rig.publish(3);
+    rig.logon(0);
+    rig.send();
+    let outputs = rig.fail(None, Some(99));
+    assert!(outputs.iter().any(|o| matches!(o, Output::Unattributed { .. })));
+    let ack = PublishAck { figure: None, sequence: Some(99), verdict: Verdict::Persisted };
+    rig.input(Input::Ack(ack));
+    rig.input(Input::AcksEnd);
+    assert_eq!(rig.unsettled(), 3);
+}
+
+#[test]
+fn acks_with_an_id_and_no_number_settle_one_message() {
+    let mut rig = rig();
+    rig.publish(200);
+    rig.logon(None);
+    rig.send();
+    for sequence in (2..=200).step_by(2) {
+        let ack = PublishAck { figure: None, sequence: Some(sequence), verdict: Verdict::Persisted };
+        rig.input(Input::Ack(ack));
+        rig.input(Input::Ack(ack));
+    }
+    let outputs = rig.input(Input::AcksEnd);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Settled { sequence: 200, via: Via::Ack })));
+    assert_eq!((rig.unsettled(), rig.delivery.totals().persisted), (100, 100));
+    assert!(rig.store.is_unsettled(1) && !rig.store.is_unsettled(2));
+}
+
+#[test]
+fn h15_old_repeated_and_reordered_acks_change_nothing() {
+    let mut rig = rig();
+    rig.publish(10);
+    rig.logon(0);
+    rig.send();
+    rig.ok(8);
+    for figure in [3, 8, 1, 8] {
+        let outputs = rig.ok(figure);
+        assert!(outputs.is_empty(), "{outputs:?}");
+    }
+    assert_eq!((rig.unsettled(), rig.delivery.totals().persisted), (2, 8));
+}
+
+#[test]
+fn h16_a_logon_without_a_figure_settles_nothing_and_resends_all() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    rig.ok(2);
+    rig.lose();
+    let outputs = rig.logon(None);
+    assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::PublishGap { .. })));
+    assert_eq!(rig.send(), [(3, 3), (4, 4), (5, 5)]);
+    assert_eq!(rig.delivery.totals().resent, 3);
+}
+
+#[test]
+fn h17_a_server_that_forgot_the_publisher_is_reported_and_numbering_goes_on() {
+    let mut rig = rig();
+    rig.publish(100);
+    rig.logon(0);
+    rig.send();
+    rig.ok(100);
+    rig.lose();
+    let outputs = rig.logon(0);
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::PublishGap { server: 0, settled: 100, unknown_publisher: true }
+    )));
+    rig.publish(1);
+    assert_eq!(rig.send(), [(101, 101)]);
+}
+
+#[test]
+fn h18_a_server_that_is_behind_is_reported_or_left() {
+    for policy in [GapPolicy::Report, GapPolicy::NextServer] {
+        let config = Config { gap: policy, ..Config::default() };
+        let mut rig = rig_with(Store::memory(options()).unwrap(), config);
+        rig.publish(100);
+        rig.logon(0);
+        rig.send();
+        rig.ok(100);
+        rig.lose();
+        rig.publish(1);
+        let outputs = rig.logon(80);
+        assert!(notes(&outputs).iter().any(|n| matches!(
+            n,
+            Note::PublishGap { server: 80, settled: 100, unknown_publisher: false }
+        )));
+        match policy {
+            GapPolicy::Report => assert_eq!(rig.send(), [(101, 101)]),
+            GapPolicy::NextServer => {
+                assert_eq!(drops(&outputs), Some(DropReason::PublishGap));
+                assert!(rig.send().is_empty());
+            }
+        }
+    }
+}
+
+#[test]
+fn numbers_skipped_by_an_unclean_stop_are_no_gap() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.publish(100);
+    rig.logon(0);
+    rig.send();
+    rig.ok(100);
+    drop(rig);
+    for _ in 0..2 {
+        let rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+        rig.publish(5);
+    }
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.publish(5);
+    let outputs = rig.logon(100);
+    assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::PublishGap { .. })), "{outputs:?}");
+    assert_eq!(rig.send().len(), 15);
+}
+
+#[test]
+fn h31_the_same_head_at_the_end_of_several_links_is_a_stall() {
+    let mut rig = rig();
+    rig.publish(2);
+    for link in 1..=4 {
+        rig.logon(0);
+        rig.send();
+        let outputs = rig.lose();
+        let stalled = notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::Stalled { sequence: 1, links } if *links == link));
+        assert_eq!(stalled, link >= 3);
+        assert_eq!(rig.delivery.wants_longest_delay(), link >= 3);
+    }
+    rig.logon(0);
+    rig.send();
+    // The refusal at last says how often it was tried, and ends the stall.
+    let outputs = rig.fail(1, None);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Refused { attempts: 5, .. })), "{outputs:?}");
+    assert!(!rig.delivery.wants_longest_delay());
+}
+
+#[test]
+fn an_impossible_figure_is_refused() {
+    let mut rig = rig();
+    rig.publish(1);
+    let outputs = rig.logon(1 << 63);
+    assert_eq!(drops(&outputs), Some(DropReason::BadFigure));
+    assert_eq!(rebases(&outputs), 0);
+    rig.lose();
+    rig.logon(0);
+    rig.send();
+    assert_eq!(drops(&rig.ok(u64::MAX)), Some(DropReason::BadFigure));
+    assert_eq!(rig.unsettled(), 1);
+}
+
+#[test]
+fn figures_below_a_rebase_settle_nothing() {
+    let mut rig = rig();
+    rig.publish(10);
+    rig.logon(500);
+    rig.send();
+    rig.ok(400);
+    assert_eq!(rig.unsettled(), 10);
+    let outputs = rig.fail(400, None);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Unattributed { figure: Some(400), .. })));
+    rig.lose();
+    // At logon such a figure says: nothing of the new numbering has arrived.
+    let outputs = rig.logon(400);
+    assert_eq!((rebases(&outputs), rig.unsettled()), (0, 10));
+    assert_eq!(rig.send()[0], (1, 501));
+}
+
+#[test]
+fn no_ack_counts_before_the_logon_was_judged() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    rig.lose();
+    rig.ok(5);
+    assert_eq!(rig.unsettled(), 5);
+    rig.carry_out = false;
+    assert_eq!(rebases(&rig.logon(500)), 1);
+    rig.ok(5);
+    assert_eq!(rig.unsettled(), 5);
+}
+
+#[test]
+fn at_disk_only_durable_messages_are_sent() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store"), options().level(Level::Disk)).unwrap();
+    let mut rig = rig_with(store, Config::default());
+    rig.logon(0);
+    rig.publish(20);
+    rig.store.sync().unwrap();
+    assert_eq!(rig.send().len(), 20);
+    let last = rig.publish(1)[0];
+    let durable = rig.store.durable().sequence;
+    assert_eq!(rig.send().len(), usize::from(durable >= last));
+}
+
+#[test]
+fn in_flight_bounds_hold_and_acks_give_room() {
+    let config = Config { max_in_flight: 10, ..Config::default() };
+    let mut rig = rig_with(Store::memory(options()).unwrap(), config);
+    rig.publish(30);
+    rig.logon(0);
+    assert_eq!(rig.send().len(), 10);
+    rig.ok(4);
+    assert_eq!(rig.send().len(), 4);
+    rig.fail(5, None);
+    assert_eq!(rig.send().len(), 1);
+
+    let config = Config { max_in_flight_bytes: 21, ..Config::default() };
+    let mut rig = rig_with(Store::memory(options()).unwrap(), config);
+    rig.publish(30);
+    rig.logon(0);
+    assert_eq!(rig.send().len(), 3);
+    rig.ok(3);
+    assert_eq!(rig.send().len(), 3);
+}
+
+#[test]
+fn a_replay_keeps_its_rate_and_new_messages_wait_behind_it() {
+    let config = Config { replay_rate: Some(100), ..Config::default() };
+    let mut rig = rig_with(Store::memory(options()).unwrap(), config);
+    rig.publish(300);
+    rig.logon(0);
+    let mut sent = 0;
+    for _ in 0..100 {
+        sent += rig.send().len();
+        let Some(until) = rig.delivery.deadline() else { break };
+        assert!(until > rig.now.at);
+        rig.now.at += Duration::from_millis(10);
+    }
+    assert!((95..=110).contains(&sent), "{sent} in one second");
+}
+
+#[test]
+fn a_flush_covers_what_was_stored_when_it_was_asked_for() {
+    let mut rig = rig();
+    rig.publish(3);
+    let outputs = rig.input(Input::Flush { id: 7, until: None });
+    assert!(outputs.is_empty());
+    rig.publish(2);
+    rig.logon(0);
+    rig.send();
+    assert!(!rig.ok(2).iter().any(|o| matches!(o, Output::Flushed { .. })));
+    // A refusal counts as flushed once it is in the log; 4 and 5 are not waited for.
+    let outputs = rig.fail(3, None);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 7, left: 0 })));
+    assert_eq!(rig.unsettled(), 2);
+}
+
+#[test]
+fn a_flush_ends_in_time_and_says_what_is_left() {
+    let mut rig = rig();
+    rig.publish(10);
+    rig.logon(0);
+    rig.send();
+    let until = rig.now.at + Duration::from_secs(5);
+    rig.input(Input::Flush { id: 1, until: Some(until) });
+    rig.ok(4);
+    rig.fail(7, None);
+    assert_eq!(rig.delivery.deadline(), Some(until));
+    rig.now.at = until;
+    let outputs = rig.input(Input::Tick);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 1, left: 5 })), "{outputs:?}");
+    let outputs = rig.input(Input::Flush { id: 2, until: None });
+    assert!(outputs.is_empty());
+    rig.lose();
+    let outputs = rig.logon(10);
+    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 2, left: 0 })));
+    let outputs = rig.input(Input::Flush { id: 3, until: None });
+    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 3, left: 0 })));
+}
+
+#[test]
+fn a_replay_ends_with_what_was_stored_at_logon() {
+    let mut rig = rig();
+    rig.publish(3);
+    let outputs = rig.logon(0);
+    assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::Replayed)));
+    let next = |rig: &mut Rig| {
+        rig.delivery.next_to_send(&rig.store, rig.now, &mut rig.buffer).unwrap();
+        rig.drain()
+    };
+    assert!(notes(&next(&mut rig)).is_empty());
+    next(&mut rig);
+    assert!(matches!(notes(&next(&mut rig))[..], [Note::Replayed]));
+}
+
+#[test]
+fn a_short_lived_link_and_a_figure_that_runs_ahead_point_to_a_shared_name() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    drop(rig);
+    // Everything up to the old grant counts as sent, so a foreign figure there cannot be
+    // told apart; but it may be seen to move on its own.
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.logon(5);
+    rig.lose();
+    let outputs = rig.logon(50);
+    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::NameShared { figure: 50, stopped: false })));
+    assert!(rig.delivery.wants_longest_delay());
+    rig.now.at += Duration::from_secs(60);
+    rig.lose();
+    assert!(!rig.delivery.wants_longest_delay());
+}

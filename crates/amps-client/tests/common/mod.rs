@@ -1,0 +1,170 @@
+//! A scripted server on the codec: the test says what it reads and what it answers.
+
+#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use amps_client::connector::{MemoryConnector, MemoryListener};
+use amps_client::protocol::{
+    Ack, AckKind, AckKinds, FrameDecoder, Header, LogonAck, Outbound, Status, Verb,
+};
+use amps_client::{Backoff, Builder, Client};
+use amps_store::{Options, Store};
+use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+
+pub const NAME: &str = "pub-1";
+
+pub fn options() -> Options {
+    Options::new().capacity(4 << 20).client_name(NAME)
+}
+
+pub fn memory() -> Store {
+    Store::memory(options()).unwrap()
+}
+
+/// A client of the scripted server, and the server's listener.
+pub fn pair() -> (Builder, MemoryListener) {
+    let connector = MemoryConnector::new();
+    let listener = connector.listen();
+    (builder(connector), listener)
+}
+
+pub fn builder(connector: MemoryConnector) -> Builder {
+    Client::builder(NAME)
+        .server("tcp://127.0.0.1:9007/amps/json")
+        .connector(Arc::new(connector))
+        .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(5)))
+}
+
+/// A frame as the server read it.
+#[derive(Clone, Debug, Default)]
+pub struct Frame {
+    pub verb: String,
+    pub id: Option<String>,
+    pub topic: Option<String>,
+    pub sequence: Option<u64>,
+    pub sub_id: Option<String>,
+    pub bookmark: Option<String>,
+    pub options: Option<String>,
+    pub filter: Option<String>,
+    pub client_name: Option<String>,
+    pub user: Option<String>,
+    pub password: Option<String>,
+    pub acks: AckKinds,
+    pub body: Vec<u8>,
+}
+
+pub struct Peer {
+    stream: DuplexStream,
+    decoder: FrameDecoder,
+}
+
+impl Peer {
+    /// The next connection, before its logon is answered.
+    pub async fn accept(listener: &mut MemoryListener) -> (Peer, Frame) {
+        let stream = listener.accept().await.unwrap();
+        let mut peer = Peer { stream, decoder: FrameDecoder::new() };
+        let logon = peer.next().await.expect("a logon");
+        assert_eq!(logon.verb, "Logon");
+        (peer, logon)
+    }
+
+    /// The next connection, logged on with this figure.
+    pub async fn logged_on(listener: &mut MemoryListener, figure: impl Into<Option<u64>>) -> Peer {
+        let (mut peer, logon) = Peer::accept(listener).await;
+        peer.accept_logon(&logon, figure).await;
+        peer
+    }
+
+    pub async fn accept_logon(&mut self, logon: &Frame, figure: impl Into<Option<u64>>) {
+        let ack = LogonAck {
+            command_id: logon.id.as_deref(),
+            sequence: figure.into(),
+            client_name: logon.client_name.as_deref(),
+            ..LogonAck::default()
+        };
+        let mut out = Vec::new();
+        ack.encode(&mut out).unwrap();
+        self.raw(&out).await;
+    }
+
+    /// The next frame, or `None` at the end of the link.
+    pub async fn next(&mut self) -> Option<Frame> {
+        loop {
+            if let Some(frame) = self.decoder.next_frame().unwrap() {
+                let (header, body) = Header::parse(&frame).unwrap();
+                let own = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(String::from);
+                return Some(Frame {
+                    verb: match &header.verb {
+                        Some(Verb::Other(name)) => name.to_string(),
+                        Some(verb) => format!("{verb:?}"),
+                        None => String::new(),
+                    },
+                    id: own(&header.command_id),
+                    topic: own(&header.topic),
+                    sequence: header.sequence,
+                    sub_id: own(&header.sub_id),
+                    bookmark: own(&header.bookmark),
+                    options: own(&header.options),
+                    filter: own(&header.filter),
+                    client_name: own(&header.client_name),
+                    user: own(&header.user_id),
+                    password: own(&header.password),
+                    acks: header.acks,
+                    body: body.to_vec(),
+                });
+            }
+            match self.stream.read_buf(self.decoder.read_buffer()).await {
+                Ok(0) | Err(_) => return None,
+                Ok(_) => {}
+            }
+        }
+    }
+
+    /// Reads publishes up to this wire number; their numbers.
+    pub async fn publishes_to(&mut self, last: u64) -> Vec<Frame> {
+        let mut frames = Vec::new();
+        while frames.last().and_then(|f: &Frame| f.sequence) != Some(last) {
+            let frame = self.next().await.expect("more publishes");
+            assert_eq!(frame.verb, "Publish");
+            frames.push(frame);
+        }
+        frames
+    }
+
+    pub async fn ok(&mut self, figure: u64) {
+        self.ack(&Ack::persisted(figure)).await;
+    }
+
+    pub async fn refuse(&mut self, figure: u64, reason: &str) {
+        self.ack(&Ack::refused(Some(figure), None, reason)).await;
+    }
+
+    pub async fn processed(&mut self, frame: &Frame) {
+        let mut ack = Ack::new(AckKind::Processed, Status::Success);
+        ack.command_id = frame.id.as_deref();
+        ack.sub_id = frame.sub_id.as_deref();
+        self.ack(&ack).await;
+    }
+
+    pub async fn ack(&mut self, ack: &Ack<'_>) {
+        let mut out = Vec::new();
+        ack.encode(&mut out).unwrap();
+        self.raw(&out).await;
+    }
+
+    pub async fn deliver(&mut self, sub_id: &str, topic: &str, bookmark: &str, body: &[u8]) {
+        let mut out = Vec::new();
+        let mut message = Outbound::new(topic, body);
+        message.sub_id = Some(sub_id);
+        message.bookmark = Some(bookmark);
+        message.encode(&mut out).unwrap();
+        self.raw(&out).await;
+    }
+
+    pub async fn raw(&mut self, bytes: &[u8]) {
+        // The client may have hung up already; the test notices by what it reads.
+        let _ = self.stream.write_all(bytes).await;
+    }
+}

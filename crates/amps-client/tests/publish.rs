@@ -1,0 +1,603 @@
+//! The publisher over the in-memory connector, against a scripted server.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use amps_client::connector::MemoryConnector;
+use amps_client::protocol::{Ack, AckKind, Status};
+use amps_client::{
+    Client, Event, FailedWrite, FlushError, LogonError, Message, Outcome, PublishFailure, Via,
+};
+use amps_store::{PublishStore, Store};
+use common::{NAME, Peer, builder, memory, options, pair};
+use tokio::sync::mpsc;
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn a_message_is_published_acked_and_settled() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let receipt = client.publish("orders", "one").await.unwrap();
+    assert_eq!(receipt.sequence(), 1);
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let frame = peer.next().await.unwrap();
+    assert_eq!((frame.sequence, frame.topic.as_deref()), (Some(1), Some("orders")));
+    assert_eq!(frame.body, b"one");
+    assert!(frame.acks.contains(AckKind::Persisted));
+    assert_eq!(frame.id, None);
+    peer.ok(1).await;
+    assert_eq!(receipt.await, Outcome::Persisted { via: Via::Ack });
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.persisted, report.left), (1, 0));
+    let closed = client.close(LONG).await;
+    assert!(closed.clean && closed.left == 0, "{closed:?}");
+    assert_eq!(peer.next().await.map(|f| f.verb), None);
+}
+
+#[tokio::test]
+async fn every_kind_of_message_goes_out_with_its_fields() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    for message in [
+        Message::delta_publish("t", "d").expiration(60).correlation_id("Y29y"),
+        Message::sow_delete_by_filter("t", "/id = 1"),
+        Message::sow_delete_by_keys("t", ["1", "2"]),
+        Message::sow_delete_by_data("t", "body"),
+    ] {
+        client.send(message).await.unwrap();
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let mut seen = Vec::new();
+    for _ in 0..4 {
+        let frame = peer.next().await.unwrap();
+        assert!(frame.acks.contains(AckKind::Persisted));
+        seen.push((frame.verb, frame.sequence, frame.filter, frame.body));
+    }
+    assert_eq!(seen[0], ("DeltaPublish".into(), Some(1), None, b"d".to_vec()));
+    assert_eq!(seen[1], ("SowDelete".into(), Some(2), Some("/id = 1".into()), Vec::new()));
+    assert_eq!(seen[2], ("SowDelete".into(), Some(3), None, Vec::new()));
+    assert_eq!(seen[3], ("SowDelete".into(), Some(4), None, b"body".to_vec()));
+}
+
+fn collect() -> (mpsc::UnboundedSender<FailedWrite>, mpsc::UnboundedReceiver<FailedWrite>) {
+    mpsc::unbounded_channel()
+}
+
+#[tokio::test]
+async fn h8_the_refused_message_comes_back_with_its_bytes() {
+    let (builder, mut listener) = pair();
+    let (failed, mut reports) = collect();
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |f| {
+            let failed = failed.clone();
+            async move { Ok(failed.send(f)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut receipts = Vec::new();
+    for n in 1..=5 {
+        let message = Message::publish("orders", format!("body {n}")).user_tag(n.to_string());
+        receipts.push(client.send(message).await.unwrap());
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(5).await;
+    peer.ok(2).await;
+    peer.refuse(3, "not entitled").await;
+    peer.ok(5).await;
+    for (at, receipt) in receipts.into_iter().enumerate() {
+        match (at + 1, receipt.await) {
+            (3, Outcome::Rejected { reason }) => assert_eq!(reason.as_str(), "not entitled"),
+            (3, other) => panic!("{other:?}"),
+            (_, outcome) => assert_eq!(outcome, Outcome::Persisted { via: Via::Ack }),
+        }
+    }
+    let report = reports.recv().await.unwrap();
+    assert_eq!((report.sequence, report.late, report.earlier_run), (3, false, false));
+    assert_eq!((report.attempts, report.reason.as_str()), (1, "not entitled"));
+    let original = report.original.unwrap();
+    assert_eq!((original.topic(), &original.data()[..], original.tag()), ("orders", &b"body 3"[..], &b"3"[..]));
+    let closed = client.close(LONG).await;
+    assert!(closed.clean);
+    assert!(reports.recv().await.is_none(), "called once");
+    let counts = client.health().counts;
+    assert_eq!((counts.published, counts.persisted, counts.rejected), (5, 4, 1));
+}
+
+#[tokio::test]
+async fn h9_a_refusal_logged_by_a_dead_process_is_offered_before_any_network() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let (first, mut listener) = pair();
+    let store = Store::open(&path, options()).unwrap();
+    let client = first.store(store).open().await.unwrap();
+    let mut receipts = Vec::new();
+    for n in 1..=5 {
+        receipts.push(client.publish("orders", format!("body {n}")).await.unwrap());
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(5).await;
+    peer.ok(2).await;
+    peer.refuse(3, "no").await;
+    assert!(matches!(receipts.remove(2).await, Outcome::Rejected { .. }));
+    // The process dies: everything but the file is gone. What had been written stays.
+    let crashed = dir.path().join("crashed");
+    std::fs::copy(&path, &crashed).unwrap();
+
+    let (failed, mut reports) = collect();
+    let store = Store::open(&crashed, options()).unwrap();
+    let nobody = MemoryConnector::new();
+    let client = builder(nobody)
+        .store(store)
+        .on_failed_write(move |f| {
+            let failed = failed.clone();
+            async move { Ok(failed.send(f)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let report = reports.recv().await.unwrap();
+    assert_eq!((report.sequence, report.earlier_run, report.attempts), (3, true, 0));
+    assert_eq!(&report.original.unwrap().data()[..], b"body 3");
+    let left = client.close(Duration::ZERO).await.left;
+    assert_eq!(left, 2);
+}
+
+#[tokio::test]
+async fn h10_what_only_the_logon_covers_is_never_called_acked() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut receipts = Vec::new();
+    for n in 1..=5 {
+        receipts.push(client.publish("orders", format!("{n}")).await.unwrap());
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(5).await;
+    peer.ok(2).await;
+    assert_eq!(receipts.remove(1).await, Outcome::Persisted { via: Via::Ack });
+    drop(peer);
+    let _peer = Peer::logged_on(&mut listener, 5).await;
+    for receipt in receipts.split_off(1) {
+        assert_eq!(receipt.await, Outcome::Persisted { via: Via::Logon });
+    }
+    assert_eq!(receipts.remove(0).await, Outcome::Persisted { via: Via::Ack });
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.persisted, report.persisted_at_logon, report.rejected), (2, 3, 0));
+}
+
+#[tokio::test]
+async fn h12_a_late_refusal_reaches_the_handler_and_leaves_the_receipt() {
+    let (builder, mut listener) = pair();
+    let (failed, mut reports) = collect();
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |f| {
+            let failed = failed.clone();
+            async move { Ok(failed.send(f)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut receipts = Vec::new();
+    for n in 1..=10 {
+        receipts.push(client.publish("orders", format!("{n}")).await.unwrap());
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(10).await;
+    peer.ok(10).await;
+    peer.refuse(7, "replication").await;
+    let report = reports.recv().await.unwrap();
+    assert!(report.late && report.sequence == 7);
+    assert_eq!(&report.original.unwrap().data()[..], b"7");
+    assert_eq!(receipts.remove(6).await, Outcome::Persisted { via: Via::Ack });
+}
+
+#[tokio::test]
+async fn h14_with_publish_ids_a_refusal_by_id_alone_is_attributed() {
+    for ids in [false, true] {
+        let (builder, mut listener) = pair();
+        let (told, mut acks) = mpsc::unbounded_channel();
+        let client = builder
+            .store(memory())
+            .publish_ids(ids)
+            .on_last_chance(move |ack| drop(told.send(ack)))
+            .open()
+            .await
+            .unwrap();
+        let mut events = client.events();
+        let mut receipts = Vec::new();
+        for n in 1..=3 {
+            receipts.push(client.publish("orders", format!("{n}")).await.unwrap());
+        }
+        // As other implementations do: no figure at logon, a processed failure with
+        // nothing but the command id, successes one by one.
+        let mut peer = Peer::logged_on(&mut listener, None).await;
+        let frames = peer.publishes_to(3).await;
+        assert_eq!(frames[1].id.as_deref(), ids.then_some("2"));
+        let mut refusal = Ack::new(AckKind::Processed, Status::Failure);
+        refusal.command_id = frames[1].id.as_deref();
+        refusal.reason = Some("bad message");
+        peer.ok(1).await;
+        peer.ack(&refusal).await;
+        peer.ok(3).await;
+        let outcome = receipts.remove(1).await;
+        let ack = acks.recv().await.unwrap();
+        assert_eq!(ack.reason.as_str(), "bad message");
+        if ids {
+            assert!(matches!(outcome, Outcome::Rejected { .. }));
+            assert_eq!((ack.sequence, ack.waits_in_store), (Some(2), true));
+        } else {
+            assert_eq!(outcome, Outcome::Persisted { via: Via::Ack });
+            assert_eq!((ack.sequence, ack.waits_in_store), (None, false));
+            let told = std::iter::from_fn(|| events.try_next())
+                .any(|e| matches!(e, Event::Unattributed { figure: None, .. }));
+            assert!(told, "reported loudly");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn h19_numbers_rise_on_every_link_while_eight_threads_publish() {
+    const EACH: usize = 500;
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let total = (8 * EACH) as u64;
+    let publishers: Vec<_> = (0..8)
+        .map(|thread| {
+            let client = client.clone();
+            tokio::spawn(async move {
+                for n in 0..EACH {
+                    client.publish("orders", format!("{thread}/{n}")).await.unwrap();
+                }
+            })
+        })
+        .collect();
+    let mut persisted = 0;
+    let mut bodies: Vec<Vec<u8>> = Vec::new();
+    let mut links = 0;
+    while persisted < total {
+        let mut peer = Peer::logged_on(&mut listener, persisted).await;
+        links += 1;
+        let mut highest = persisted;
+        // Each link is cut with 50 messages unsettled.
+        for _ in 0..400 {
+            if highest == total {
+                break;
+            }
+            let sequence = peer.next().await.unwrap();
+            let (number, body) = (sequence.sequence.unwrap(), sequence.body);
+            assert_eq!(number, highest + 1, "nothing overtakes, nothing is dropped");
+            highest = number;
+            if number > bodies.len() as u64 {
+                bodies.push(body);
+            } else {
+                assert_eq!(bodies[number as usize - 1], body, "same number, same message");
+            }
+        }
+        persisted = if highest == total { total } else { highest - 50 };
+        peer.ok(persisted).await;
+        if persisted == total {
+            client.publish_flush(LONG).await.unwrap();
+        }
+    }
+    for publisher in publishers {
+        publisher.await.unwrap();
+    }
+    assert!(links > 5);
+    bodies.sort();
+    bodies.dedup();
+    assert_eq!(bodies.len() as u64, total);
+    assert_eq!(client.health().unsettled, 0);
+}
+
+fn fill(client: &Client) -> u64 {
+    let mut count = 0;
+    loop {
+        match client.try_send(Message::publish("orders", vec![b'x'; 1000])) {
+            Ok(_) => count += 1,
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                assert_eq!(error.message.data().len(), 1000, "handed back");
+                return count;
+            }
+        }
+    }
+}
+
+#[tokio::test]
+async fn h25_a_publish_inside_a_handler_never_waits_for_room() {
+    let store = Store::memory(options().capacity(256 << 10)).unwrap();
+    let (builder, mut listener) = pair();
+    let slot: Arc<Mutex<Option<Client>>> = Arc::default();
+    let (told, mut results) = mpsc::unbounded_channel();
+    let inside = slot.clone();
+    let client = builder
+        .store(store)
+        .on_failed_write(move |_| {
+            let client = inside.lock().unwrap().clone().unwrap();
+            let told = told.clone();
+            async move {
+                fill(&client);
+                let result = client.publish("orders", vec![0; 1000]).await;
+                told.send(result.map(|r| r.sequence()).map_err(|e| e.is_retryable()))?;
+                Ok(())
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    *slot.lock().unwrap() = Some(client.clone());
+    let count = fill(&client);
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(count).await;
+    peer.refuse(1, "no").await;
+    assert_eq!(results.recv().await.unwrap(), Err(true));
+    slot.lock().unwrap().take();
+}
+
+#[tokio::test]
+async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
+    let store = Store::memory(options().capacity(256 << 10)).unwrap();
+    let (builder, mut listener) = pair();
+    let client = builder.store(store.clone()).open().await.unwrap();
+    let count = fill(&client);
+    let waiting = client.publish("orders", vec![1; 1000]);
+    assert!(tokio::time::timeout(Duration::from_millis(20), waiting).await.is_err());
+    assert_eq!(store.bounds().last, count);
+    let deadline = tokio::time::Instant::now() + Duration::from_millis(20);
+    let late = client.send_deadline(Message::publish("orders", vec![2; 1000]), deadline).await;
+    let error = late.unwrap_err();
+    assert!(matches!(error.reason, PublishFailure::Deadline) && error.is_retryable());
+    assert_eq!(error.message.data()[0], 2);
+    // Room wakes a waiting publish, and a dropped receipt does not stop its message.
+    let waiting = tokio::spawn({
+        let client = client.clone();
+        async move { client.publish("orders", vec![3; 1000]).await.map(drop) }
+    });
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(count).await;
+    peer.ok(count).await;
+    waiting.await.unwrap().unwrap();
+    let frame = peer.next().await.unwrap();
+    assert_eq!((frame.sequence, frame.body[0]), (Some(count + 1), 3));
+}
+
+#[tokio::test]
+async fn h33_close_while_disconnected_says_what_is_left() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let client = builder(MemoryConnector::new())
+        .store(Store::open(&path, options()).unwrap())
+        .open()
+        .await
+        .unwrap();
+    let mut receipts = Vec::new();
+    for n in 0..1000 {
+        receipts.push(client.publish("orders", format!("{n}")).await.unwrap());
+    }
+    let started = std::time::Instant::now();
+    let report = client.close(Duration::from_millis(100)).await;
+    assert!(started.elapsed() < Duration::from_secs(2));
+    assert!(report.left == 1000 && report.clean, "{report:?}");
+    assert_eq!(receipts.pop().unwrap().await, Outcome::Unknown);
+    let refused = client.publish("orders", "late").await.unwrap_err();
+    assert!(matches!(refused.reason, PublishFailure::Closed));
+    drop(client);
+    let store = Store::open(&path, options()).unwrap();
+    assert_eq!(store.bounds().unsettled, 1000);
+}
+
+#[tokio::test]
+async fn a_handler_that_fails_or_panics_leaves_the_refusal_waiting() {
+    let (builder, mut listener) = pair();
+    let calls = Arc::new(AtomicUsize::new(0));
+    let (told, mut done) = mpsc::unbounded_channel();
+    let counter = calls.clone();
+    let client = builder
+        .store(memory())
+        .on_failed_write_blocking(move |f| {
+            let call = counter.fetch_add(1, Ordering::SeqCst);
+            told.send(f.sequence)?;
+            match call {
+                0 => Err("not today".into()),
+                1 => panic!("really not"),
+                _ => Ok(()),
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    client.publish("orders", "1").await.unwrap();
+    client.publish("orders", "2").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(2).await;
+    peer.refuse(1, "no").await;
+    peer.refuse(2, "no").await;
+    let mut failures = Vec::new();
+    while failures.len() < 2 {
+        if let Some(Event::HandlerFailed { sequence, error }) = events.next().await {
+            failures.push((sequence, error));
+        }
+    }
+    assert_eq!(failures[0], (1, "not today".to_owned()));
+    assert!(failures[1].0 == 2 && failures[1].1.contains("really not"), "{failures:?}");
+    assert_eq!(client.failed().list().len(), 2);
+    assert_eq!(&client.failed().page(2, 1)[0].original.as_ref().unwrap().data()[..], b"2");
+    client.failed().offer_again();
+    assert_eq!([1, 2, 1, 2], [
+        done.recv().await.unwrap(),
+        done.recv().await.unwrap(),
+        done.recv().await.unwrap(),
+        done.recv().await.unwrap()
+    ]);
+    client.close(LONG).await;
+    assert_eq!(calls.load(Ordering::SeqCst), 4);
+}
+
+#[tokio::test]
+async fn refusals_can_be_accepted_and_requeued_by_hand() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    for n in 1..=3 {
+        client.publish("orders", format!("{n}")).await.unwrap();
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(3).await;
+    for n in 1..=3 {
+        peer.refuse(n, "no").await;
+    }
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.rejected, report.persisted, report.left), (3, 0, 0));
+    assert!(client.failed().accept(1).unwrap());
+    assert!(!client.failed().accept(1).unwrap());
+    assert_eq!(client.failed().requeue(2).unwrap(), Some(4));
+    let frame = peer.next().await.unwrap();
+    assert_eq!((frame.sequence, &frame.body[..]), (Some(4), &b"2"[..]));
+    let waiting: Vec<u64> = client.failed().list().iter().map(|r| r.sequence).collect();
+    assert_eq!(waiting, [3]);
+}
+
+#[tokio::test]
+async fn close_inside_a_handler_does_not_wait_for_it() {
+    let (builder, mut listener) = pair();
+    let slot: Arc<Mutex<Option<Client>>> = Arc::default();
+    let inside = slot.clone();
+    let (told, mut closed) = mpsc::unbounded_channel();
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |_| {
+            let client = inside.lock().unwrap().take().unwrap();
+            let told = told.clone();
+            async move { Ok(told.send(client.close(LONG).await)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    *slot.lock().unwrap() = Some(client.clone());
+    client.publish("orders", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(1).await;
+    peer.refuse(1, "no").await;
+    let report = tokio::time::timeout(Duration::from_secs(5), closed.recv()).await.unwrap();
+    assert_eq!(report.unwrap().left, 0);
+}
+
+#[tokio::test]
+async fn a_flush_that_times_out_says_what_is_left_and_discards_nothing() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let receipt = client.publish("orders", "1").await.unwrap();
+    client.publish("orders", "2").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(2).await;
+    peer.ok(1).await;
+    receipt.await;
+    match client.publish_flush(Duration::from_millis(30)).await {
+        Err(FlushError::Timeout(report)) => assert_eq!((report.persisted, report.left), (1, 1)),
+        other => panic!("{other:?}"),
+    }
+    peer.ok(2).await;
+    assert_eq!(client.publish_flush(LONG).await.unwrap().left, 0);
+}
+
+#[tokio::test]
+async fn durable_asks_for_a_sync_at_every_level() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store"), options()).unwrap();
+    let client = builder(MemoryConnector::new()).store(store).open().await.unwrap();
+    let receipt = client.publish("orders", "1").await.unwrap();
+    tokio::time::timeout(LONG, receipt.durable()).await.unwrap().unwrap();
+    assert!(client.store().unwrap().durable().sequence >= 1);
+}
+
+#[tokio::test]
+async fn a_refused_logon_is_told_with_its_reason() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut peer, logon) = Peer::accept(&mut listener).await;
+            let mut ack = Ack::new(AckKind::Processed, Status::Failure);
+            ack.command_id = logon.id.as_deref();
+            ack.reason = Some("auth failure");
+            peer.ack(&ack).await;
+        }
+    });
+    match client.wait_logged_on(LONG).await {
+        Err(LogonError::Refused { reason, .. }) => assert_eq!(reason.as_str(), "auth failure"),
+        other => panic!("{other:?}"),
+    }
+    // Publishing goes on all the same.
+    assert_eq!(client.publish("orders", "1").await.unwrap().sequence(), 1);
+}
+
+#[tokio::test]
+async fn nobody_to_log_on_to_is_told_at_the_deadline() {
+    let client = builder(MemoryConnector::new()).store(memory()).open().await.unwrap();
+    match client.wait_logged_on(Duration::from_millis(50)).await {
+        Err(LogonError::Deadline { last: Some((server, _)), .. }) => {
+            assert_eq!(server, "127.0.0.1:9007");
+        }
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test]
+async fn bytes_that_are_not_amps_end_the_link_and_nothing_else() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).max_frame(1 << 20).open().await.unwrap();
+    client.publish("orders", "1").await.unwrap();
+    let garbage: [&[u8]; 4] = [
+        &[0xFF; 64],
+        &[0, 0, 0, 2, b'n', b'o'],
+        &[0, 0, 0, 9, b'{', b'"', b'c', b'"', b':', b'{', b'{', b'{', b'}'],
+        &[0, 0, 0, 6, b'{', b'"', 0xFF, 0xFE, b'"', b'}'],
+    ];
+    for bytes in garbage {
+        let mut peer = Peer::logged_on(&mut listener, 0).await;
+        assert_eq!(peer.next().await.unwrap().sequence, Some(1));
+        peer.raw(bytes).await;
+        assert!(peer.next().await.is_none());
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    assert_eq!(peer.next().await.unwrap().sequence, Some(1));
+    peer.ok(1).await;
+    assert_eq!(client.publish_flush(LONG).await.unwrap().persisted, 1);
+}
+
+#[tokio::test]
+async fn a_store_of_another_client_is_refused() {
+    let error = Client::builder("other")
+        .server("tcp://127.0.0.1:9007/amps/json")
+        .store(memory())
+        .open()
+        .await
+        .unwrap_err();
+    assert!(error.to_string().contains(NAME), "{error}");
+}
+
+#[tokio::test]
+async fn dropping_the_last_handle_closes_the_store_cleanly() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let (builder, mut listener) = pair();
+    let client = builder.store(Store::open(&path, options()).unwrap()).open().await.unwrap();
+    client.publish("orders", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(1).await;
+    let mut events = client.events();
+    drop(client);
+    while events.next().await.is_some() {}
+    assert!(peer.next().await.is_none());
+    let store = Store::open(&path, options()).unwrap();
+    // A clean close lowers the grant to what was handed over, so numbering does not skip.
+    assert_eq!((store.bounds().unsettled, store.bounds().next), (1, 2));
+}
