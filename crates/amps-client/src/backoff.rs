@@ -108,8 +108,11 @@ mod tests {
     #[test]
     fn jitter_uses_the_whole_range_and_follows_the_seed() {
         let draw = |seed| {
-            let mut backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).seed(seed);
-            (0..200).map(|_| backoff.next_delay().unwrap()).collect::<Vec<_>>()
+            let mut backoff =
+                Backoff::new(Duration::from_secs(1), Duration::from_secs(1)).seed(seed);
+            (0..200)
+                .map(|_| backoff.next_delay().unwrap())
+                .collect::<Vec<_>>()
         };
         assert_eq!(draw(1), draw(1));
         assert_ne!(draw(1), draw(99));

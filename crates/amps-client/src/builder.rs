@@ -62,7 +62,9 @@ pub struct Builder {
 
 impl fmt::Debug for Builder {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Builder").field("name", &self.name).finish_non_exhaustive()
+        f.debug_struct("Builder")
+            .field("name", &self.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -151,14 +153,19 @@ impl Builder {
         F: Fn(FailedWrite) -> Result<(), HandlerError> + Send + Sync + 'static,
     {
         let handler = Arc::new(handler);
-        self.handler = Some(Arc::new(move |failed| blocking_handler(handler.clone(), failed)));
+        self.handler = Some(Arc::new(move |failed| {
+            blocking_handler(handler.clone(), failed)
+        }));
         self
     }
 
     /// Called for acks that nothing else takes, and for refusals when there is no
     /// failed-write handler (they wait in the store all the same). Must not block.
     #[must_use]
-    pub fn on_last_chance(mut self, handler: impl Fn(UnhandledAck) + Send + Sync + 'static) -> Self {
+    pub fn on_last_chance(
+        mut self,
+        handler: impl Fn(UnhandledAck) + Send + Sync + 'static,
+    ) -> Self {
         self.last_chance = Some(Arc::new(handler));
         self
     }
@@ -319,10 +326,16 @@ impl Builder {
             .store
             .as_ref()
             .map(|store| Delivery::new(store.as_ref(), self.delivery.clone()));
-        let status = LinkStatus { servers: chooser.len(), ..LinkStatus::default() };
+        let status = LinkStatus {
+            servers: chooser.len(),
+            ..LinkStatus::default()
+        };
         let shared = Arc::new(Shared {
             name: self.name.clone(),
-            watched: self.store.clone().map(|store| Arc::new(Watched::new(store))),
+            watched: self
+                .store
+                .clone()
+                .map(|store| Arc::new(Watched::new(store))),
             doorbell: Default::default(),
             room: Notify::new(),
             status: watch::Sender::new(status),
@@ -352,9 +365,10 @@ impl Builder {
             .take()
             .filter(|_| has_handler)
             .map(|handler| runtime.spawn(offer_refusals(shared.clone(), handler)));
-        let handler = self.last_chance.take().unwrap_or_else(|| {
-            Arc::new(|ack| tracing::warn!(?ack, "an ack that nothing takes"))
-        });
+        let handler = self
+            .last_chance
+            .take()
+            .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "an ack that nothing takes")));
         runtime.spawn(last_chance(unhandled_acks, handler));
         let driver = Driver {
             shared: shared.clone(),
@@ -365,8 +379,14 @@ impl Builder {
                 max_frame: self.max_frame,
             },
             chooser,
-            connector: self.connector.take().unwrap_or_else(|| Arc::new(SchemeConnector::new())),
-            backoff: self.backoff.take().unwrap_or_else(|| Backoff::default().seed(seed(&self.name))),
+            connector: self
+                .connector
+                .take()
+                .unwrap_or_else(|| Arc::new(SchemeConnector::new())),
+            backoff: self
+                .backoff
+                .take()
+                .unwrap_or_else(|| Backoff::default().seed(seed(&self.name))),
             delivery,
             session: Session::new(self.session()),
             asks: asked,
@@ -375,7 +395,10 @@ impl Builder {
             work: Work::new(),
         };
         runtime.spawn(driver.run());
-        Ok(Client { _alive: Arc::new(Alive(shared.clone())), shared })
+        Ok(Client {
+            _alive: Arc::new(Alive(shared.clone())),
+            shared,
+        })
     }
 
     fn check(&self) -> Result<(), OpenError> {
@@ -386,10 +409,16 @@ impl Builder {
         if let Some(store) = &self.store {
             let found = store.client_name();
             if found != self.name {
-                return Err(OpenError::WrongClientName { found, wanted: self.name.clone() });
+                return Err(OpenError::WrongClientName {
+                    found,
+                    wanted: self.name.clone(),
+                });
             }
         }
-        if self.heartbeat.is_some_and(|interval| interval < Duration::from_secs(1)) {
+        if self
+            .heartbeat
+            .is_some_and(|interval| interval < Duration::from_secs(1))
+        {
             let error = "the heartbeat interval is below one second".to_owned();
             return Err(OpenError::Options(error));
         }
@@ -412,9 +441,14 @@ impl Builder {
     }
 
     fn session(&self) -> SessionConfig {
-        let conflation = self.ack_conflation.as_ref().map(|i| format!("ack_conflation={i}"));
-        let options: Vec<String> =
-            conflation.into_iter().chain(self.logon_options.clone()).collect();
+        let conflation = self
+            .ack_conflation
+            .as_ref()
+            .map(|i| format!("ack_conflation={i}"));
+        let options: Vec<String> = conflation
+            .into_iter()
+            .chain(self.logon_options.clone())
+            .collect();
         SessionConfig {
             client_name: self.name.clone(),
             logon_options: (!options.is_empty()).then(|| options.join(",")),
@@ -429,7 +463,10 @@ impl Builder {
     fn tell_of_refusals(&self, store: &dyn PublishStore) {
         let waiting = store.bounds().rejections;
         if waiting > 0 && self.handler.is_none() {
-            tracing::warn!(waiting, "refused messages wait in the store, and there is no failed-write handler");
+            tracing::warn!(
+                waiting,
+                "refused messages wait in the store, and there is no failed-write handler"
+            );
         }
     }
 }

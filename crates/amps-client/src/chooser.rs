@@ -81,7 +81,8 @@ impl ServerChooser for RoundRobin {
 }
 
 /// The future of an [`Authenticator`].
-pub type Authenticating<'a> = Pin<Box<dyn Future<Output = Result<Credentials, String>> + Send + 'a>>;
+pub type Authenticating<'a> =
+    Pin<Box<dyn Future<Output = Result<Credentials, String>> + Send + 'a>>;
 
 /// Supplies the credentials of a logon. An error fails the attempt with its text; the next
 /// one asks again.

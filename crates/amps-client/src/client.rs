@@ -46,7 +46,9 @@ impl Drop for Alive {
 
 impl fmt::Debug for Client {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Client").field("name", &self.shared.name).finish_non_exhaustive()
+        f.debug_struct("Client")
+            .field("name", &self.shared.name)
+            .finish_non_exhaustive()
     }
 }
 
@@ -137,7 +139,8 @@ impl Client {
             },
         };
         let message = Message::publish(topic.to_owned(), payload);
-        self.wait_for_room(PublishError::new(failure, message), None).await
+        self.wait_for_room(PublishError::new(failure, message), None)
+            .await
     }
 
     /// Stores a message, to be sent as soon as the server lets it. Waits for room in the
@@ -182,7 +185,9 @@ impl Client {
     /// # Errors
     /// As [`send`](Self::send); a full store is one of them.
     pub fn try_send(&self, message: Message) -> Result<Receipt, PublishError> {
-        self.shared.accept(&message).map_err(|failure| PublishError::new(failure, message))
+        self.shared
+            .accept(&message)
+            .map_err(|failure| PublishError::new(failure, message))
     }
 
     async fn wait_for_room(
@@ -215,7 +220,10 @@ impl Client {
                 continue;
             };
             if timeout_at(deadline, room).await.is_err() {
-                return Err(PublishError { reason: PublishFailure::Deadline, ..error });
+                return Err(PublishError {
+                    reason: PublishFailure::Deadline,
+                    ..error
+                });
             }
         }
     }
@@ -232,7 +240,11 @@ impl Client {
         let until = Instant::now().checked_add(timeout);
         let (reply, answer) = oneshot::channel();
         let closed = || FlushError::Closed(self.report_now());
-        self.shared.asks.send(Ask::Flush { until, reply }).await.map_err(|_| closed())?;
+        self.shared
+            .asks
+            .send(Ask::Flush { until, reply })
+            .await
+            .map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
@@ -267,10 +279,11 @@ impl Client {
                     _ => return Ok(()),
                 }
                 if now.refused >= now.servers.max(1)
-                    && let Some((server, LinkEnd::LogonRefused(reason))) = &now.last {
-                        let (server, reason) = (server.clone(), reason.clone());
-                        return Err(LogonError::Refused { server, reason });
-                    }
+                    && let Some((server, LinkEnd::LogonRefused(reason))) = &now.last
+                {
+                    let (server, reason) = (server.clone(), reason.clone());
+                    return Err(LogonError::Refused { server, reason });
+                }
             }
             let changed = match until {
                 Some(until) => timeout_at(until, status.changed()).await,
@@ -285,7 +298,10 @@ impl Client {
                         Some((server, LinkEnd::LogonRefused(reason))) => {
                             LogonError::Refused { server, reason }
                         }
-                        last => LogonError::Deadline { within: deadline, last },
+                        last => LogonError::Deadline {
+                            within: deadline,
+                            last,
+                        },
                     });
                 }
             }
@@ -305,8 +321,16 @@ impl Client {
         self.shared.room.notify_waiters();
         let wait_for_handler = !is_handling(&self.shared);
         let (reply, answer) = oneshot::channel();
-        let ask = Ask::Close { until, wait_for_handler, reply };
-        let already = CloseReport { left: self.bounds().unsettled, clean: false, error: None };
+        let ask = Ask::Close {
+            until,
+            wait_for_handler,
+            reply,
+        };
+        let already = CloseReport {
+            left: self.bounds().unsettled,
+            clean: false,
+            error: None,
+        };
         match self.shared.asks.send(ask).await {
             Ok(()) => answer.await.unwrap_or(already),
             Err(_) => already,
@@ -347,7 +371,10 @@ impl Client {
     }
 
     fn bounds(&self) -> Bounds {
-        self.shared.store().map(|store| store.bounds()).unwrap_or_default()
+        self.shared
+            .store()
+            .map(|store| store.bounds())
+            .unwrap_or_default()
     }
 
     /// The store, if there is one.
@@ -367,7 +394,11 @@ impl Client {
             return Err(CommandError::Bad("the topic is empty"));
         }
         let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Subscribe { spec: subscribe, reply }).await?;
+        self.ask(Ask::Subscribe {
+            spec: subscribe,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| CommandError::Closed)?
     }
 
@@ -378,16 +409,30 @@ impl Client {
     /// The server refused it or did not answer in time, there is no connection, or it is
     /// lost before the answer.
     pub async fn command(&self, request: Request) -> Result<Answer, CommandError> {
-        if matches!(request.name.as_str(), "" | "logon" | "publish" | "p" | "delta_publish") {
-            return Err(CommandError::Bad("this command has its own method, or no name"));
+        if matches!(
+            request.name.as_str(),
+            "" | "logon" | "publish" | "p" | "delta_publish"
+        ) {
+            return Err(CommandError::Bad(
+                "this command has its own method, or no name",
+            ));
         }
         let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Command { request, until: None, reply }).await?;
+        self.ask(Ask::Command {
+            request,
+            until: None,
+            reply,
+        })
+        .await?;
         answer.await.map_err(|_| CommandError::Closed)?
     }
 
     async fn ask(&self, ask: Ask) -> Result<(), CommandError> {
-        self.shared.asks.send(ask).await.map_err(|_: mpsc::error::SendError<Ask>| CommandError::Closed)
+        self.shared
+            .asks
+            .send(ask)
+            .await
+            .map_err(|_: mpsc::error::SendError<Ask>| CommandError::Closed)
     }
 
     /// The refusals that wait, and what can be done with them.

@@ -29,16 +29,28 @@ use crate::subscribe::{Answer, Delivered, Request, Subscribe, Subscription, Subs
 
 /// What a handle asks the driver for.
 pub(crate) enum Ask {
-    Flush { until: Option<Instant>, reply: oneshot::Sender<Result<FlushReport, FlushError>> },
+    Flush {
+        until: Option<Instant>,
+        reply: oneshot::Sender<Result<FlushReport, FlushError>>,
+    },
     Command {
         request: Request,
         until: Option<Instant>,
         reply: oneshot::Sender<Result<Answer, CommandError>>,
     },
-    Subscribe { spec: Subscribe, reply: oneshot::Sender<Result<Subscription, CommandError>> },
-    Unsubscribe { subscription: u64 },
+    Subscribe {
+        spec: Subscribe,
+        reply: oneshot::Sender<Result<Subscription, CommandError>>,
+    },
+    Unsubscribe {
+        subscription: u64,
+    },
     AllowRebase,
-    Close { until: Instant, wait_for_handler: bool, reply: oneshot::Sender<CloseReport> },
+    Close {
+        until: Instant,
+        wait_for_handler: bool,
+        reply: oneshot::Sender<CloseReport>,
+    },
 }
 
 pub(crate) struct Settings {
@@ -94,7 +106,10 @@ enum CommandReply {
 struct SubscriptionEntry {
     messages: mpsc::Sender<Delivered>,
     end: oneshot::Sender<SubscriptionEnd>,
-    placed: Option<(oneshot::Sender<Result<Subscription, CommandError>>, Subscription)>,
+    placed: Option<(
+        oneshot::Sender<Result<Subscription, CommandError>>,
+        Subscription,
+    )>,
 }
 
 struct Closing {
@@ -195,8 +210,10 @@ impl Driver {
             }
         };
         let connector = self.connector.clone();
-        let opening =
-            tokio::time::timeout(self.settings.connect_timeout, connector.connect(&server.uri));
+        let opening = tokio::time::timeout(
+            self.settings.connect_timeout,
+            connector.connect(&server.uri),
+        );
         let stream = match self.meanwhile(opening).await {
             Ok(Ok(Ok(stream))) => stream,
             Ok(Ok(Err(error))) => return LinkEnd::Connect(error.to_string()),
@@ -213,14 +230,18 @@ impl Driver {
         self.work.out.clear();
         self.work.drop_link = None;
         let mut received = Vec::new();
-        self.session.disconnected(&mut |item| received.push(link::Owned::from(item)));
+        self.session
+            .disconnected(&mut |item| received.push(link::Owned::from(item)));
         for item in received {
             self.received(item);
         }
         self.input(Input::LinkLost);
         self.turn();
         self.chooser.failed(server, &end);
-        let longest = self.delivery.as_ref().is_some_and(Delivery::wants_longest_delay);
+        let longest = self
+            .delivery
+            .as_ref()
+            .is_some_and(Delivery::wants_longest_delay);
         let delay = match longest {
             true => self.backoff.longest_delay(),
             false => self.backoff.next_delay(),
@@ -237,8 +258,15 @@ impl Driver {
             status.in_flight = 0;
         });
         let server = self.work.server.clone();
-        self.shared.event(Event::State { state: ConnectionState::Disconnected, server: server.clone() });
-        self.shared.event(Event::LinkLost { server, why: end, retry_in_ms });
+        self.shared.event(Event::State {
+            state: ConnectionState::Disconnected,
+            server: server.clone(),
+        });
+        self.shared.event(Event::LinkLost {
+            server,
+            why: end,
+            retry_in_ms,
+        });
         delay
     }
 
@@ -295,19 +323,28 @@ impl Driver {
     }
 
     fn closing_is_over(&self) -> bool {
-        self.work.closing.as_ref().is_some_and(|closing| Instant::now() >= closing.until)
+        self.work
+            .closing
+            .as_ref()
+            .is_some_and(|closing| Instant::now() >= closing.until)
     }
 
     fn deadline(&self) -> Option<Instant> {
         let delivery = self.delivery.as_ref().and_then(Delivery::deadline);
-        let earliest = [delivery, self.session.deadline()].into_iter().flatten().min();
+        let earliest = [delivery, self.session.deadline()]
+            .into_iter()
+            .flatten()
+            .min();
         let earliest = earliest.map(|at| self.work.start + at);
         let closing = self.work.closing.as_ref().map(|closing| closing.until);
         [earliest, closing].into_iter().flatten().min()
     }
 
     fn now(&self) -> Now {
-        Now { at: self.work.start.elapsed(), unix_micros: unix_micros() }
+        Now {
+            at: self.work.start.elapsed(),
+            unix_micros: unix_micros(),
+        }
     }
 
     fn input(&mut self, input: Input<'_>) {
@@ -332,7 +369,9 @@ impl Driver {
     }
 
     fn carry_out(&mut self) {
-        let Some(delivery) = &mut self.delivery else { return };
+        let Some(delivery) = &mut self.delivery else {
+            return;
+        };
         let mut outputs = VecDeque::new();
         while let Some(output) = delivery.poll() {
             outputs.push_back(output);
@@ -359,14 +398,25 @@ impl Driver {
             Output::Settled { sequence, via } => {
                 self.resolve(sequence, Outcome::Persisted { via });
             }
-            Output::Refused { sequence, reason, late, attempts, ordinal: _ } => {
+            Output::Refused {
+                sequence,
+                reason,
+                late,
+                attempts,
+                ordinal: _,
+            } => {
                 self.refused(sequence, Reason::new(reason), late, attempts);
             }
-            Output::RefusalNotLogged { sequence, reason, attempts: _ } => {
+            Output::RefusalNotLogged {
+                sequence,
+                reason,
+                attempts: _,
+            } => {
                 let reason = Reason::new(reason);
                 tracing::warn!(sequence, %reason, "no room for a late refusal");
                 self.last_chance(Some(sequence), None, reason.clone(), false);
-                self.shared.event(Event::RefusalNotLogged { sequence, reason });
+                self.shared
+                    .event(Event::RefusalNotLogged { sequence, reason });
             }
             Output::Unattributed { figure, reason } => {
                 let reason = Reason::new(reason);
@@ -381,7 +431,12 @@ impl Driver {
 
     fn refused(&mut self, sequence: u64, reason: Reason, late: bool, attempts: u32) {
         if !late {
-            self.resolve(sequence, Outcome::Rejected { reason: reason.clone() });
+            self.resolve(
+                sequence,
+                Outcome::Rejected {
+                    reason: reason.clone(),
+                },
+            );
         }
         if self.settings.has_handler {
             return self.shared.offers.refused(sequence, attempts);
@@ -416,36 +471,86 @@ impl Driver {
 
     fn unhandled(&mut self, ack: UnhandledAck) {
         if let Err(mpsc::error::TrySendError::Full(ack)) = self.unhandled.try_send(ack) {
-            tracing::warn!(?ack, "the last-chance handler is too slow; an ack was dropped");
+            tracing::warn!(
+                ?ack,
+                "the last-chance handler is too slow; an ack was dropped"
+            );
         }
     }
 
     fn note(&mut self, note: Note) {
         let event = match note {
-            Note::PublishGap { server, settled, unknown_publisher } => {
-                tracing::error!(server, settled, unknown_publisher, "publish gap: the server has less than it acknowledged");
-                Event::PublishGap { server, settled, unknown_publisher }
+            Note::PublishGap {
+                server,
+                settled,
+                unknown_publisher,
+            } => {
+                tracing::error!(
+                    server,
+                    settled,
+                    unknown_publisher,
+                    "publish gap: the server has less than it acknowledged"
+                );
+                Event::PublishGap {
+                    server,
+                    settled,
+                    unknown_publisher,
+                }
             }
-            Note::ForeignFigure { figure, may_have_sent } => {
-                tracing::warn!(figure, may_have_sent, "the server speaks of messages this store never sent");
-                Event::ForeignFigure { figure, may_have_sent }
+            Note::ForeignFigure {
+                figure,
+                may_have_sent,
+            } => {
+                tracing::warn!(
+                    figure,
+                    may_have_sent,
+                    "the server speaks of messages this store never sent"
+                );
+                Event::ForeignFigure {
+                    figure,
+                    may_have_sent,
+                }
             }
-            Note::Rebased { figure, from, possible_duplicates } => {
-                tracing::warn!(figure, from, possible_duplicates, "numbering above the server's figure");
-                Event::Rebased { figure, from, possible_duplicates }
+            Note::Rebased {
+                figure,
+                from,
+                possible_duplicates,
+            } => {
+                tracing::warn!(
+                    figure,
+                    from,
+                    possible_duplicates,
+                    "numbering above the server's figure"
+                );
+                Event::Rebased {
+                    figure,
+                    from,
+                    possible_duplicates,
+                }
             }
             Note::NameShared { figure, stopped } => {
-                tracing::error!(figure, stopped, "another publisher seems to use this client name");
+                tracing::error!(
+                    figure,
+                    stopped,
+                    "another publisher seems to use this client name"
+                );
                 Event::NameShared { figure, stopped }
             }
             Note::Stalled { sequence, links } => {
-                tracing::warn!(sequence, links, "the same message was unsettled on every one of the latest links");
+                tracing::warn!(
+                    sequence,
+                    links,
+                    "the same message was unsettled on every one of the latest links"
+                );
                 Event::Stalled { sequence, links }
             }
             Note::Replayed => return self.state(ConnectionState::PublishReplayed),
             Note::StoreFailed { doing, error } => {
                 tracing::error!(doing, %error, "the store failed");
-                Event::StoreFailed { doing, error: error.to_string() }
+                Event::StoreFailed {
+                    doing,
+                    error: error.to_string(),
+                }
             }
             Note::SendingStopped { through } => {
                 tracing::error!(through, "nothing more is sent");
@@ -461,7 +566,11 @@ impl Driver {
                 Some(_) => self.flush(until, FlushReply::Caller(reply)),
                 None => self.server_flush(until, CommandReply::Flush(reply)),
             },
-            Ask::Command { request, until, reply } => {
+            Ask::Command {
+                request,
+                until,
+                reply,
+            } => {
                 self.command(&request, until, CommandReply::Answer(reply));
             }
             Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
@@ -470,11 +579,19 @@ impl Driver {
                 self.session.unsubscribe(subscription, &mut self.work.out);
             }
             Ask::AllowRebase => self.input(Input::AllowRebase),
-            Ask::Close { until, wait_for_handler, reply } => {
+            Ask::Close {
+                until,
+                wait_for_handler,
+                reply,
+            } => {
                 if self.work.closing.is_some() {
                     return;
                 }
-                self.work.closing = Some(Closing { until, wait_for_handler, reply });
+                self.work.closing = Some(Closing {
+                    until,
+                    wait_for_handler,
+                    reply,
+                });
                 match self.delivery {
                     Some(_) => self.flush(Some(until), FlushReply::Close),
                     None => self.server_flush(Some(until), CommandReply::Close),
@@ -522,7 +639,10 @@ impl Driver {
     fn command(&mut self, request: &Request, until: Option<Instant>, reply: CommandReply) {
         let now = self.work.start.elapsed();
         let until = until.map(|until| until.saturating_duration_since(self.work.start));
-        match self.session.command(now, request, until, &mut self.work.out) {
+        match self
+            .session
+            .command(now, request, until, &mut self.work.out)
+        {
             Ok(Some(id)) => drop(self.work.commands.insert(id, reply)),
             Ok(None) => self.command_done(reply, Ok(Answer::default())),
             Err(error) => self.command_done(reply, Err(error)),
@@ -534,7 +654,9 @@ impl Driver {
         match reply {
             CommandReply::Answer(reply) => drop(reply.send(result)),
             CommandReply::Flush(reply) => {
-                let result = result.map(|_| FlushReport::default()).map_err(FlushError::Command);
+                let result = result
+                    .map(|_| FlushReport::default())
+                    .map_err(FlushError::Command);
                 drop(reply.send(result));
             }
             CommandReply::Close => self.work.stopped = true,
@@ -560,11 +682,20 @@ impl Driver {
             asks: self.shared.asks.downgrade(),
         };
         let placed = Some((reply, subscription));
-        self.work.subscriptions.insert(id, SubscriptionEntry { messages, end, placed });
+        self.work.subscriptions.insert(
+            id,
+            SubscriptionEntry {
+                messages,
+                end,
+                placed,
+            },
+        );
     }
 
     fn end_subscription(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
-        let Some(entry) = self.work.subscriptions.remove(&subscription) else { return };
+        let Some(entry) = self.work.subscriptions.remove(&subscription) else {
+            return;
+        };
         if let (Some((reply, _)), Some(SubscriptionEnd::Command(error))) = (entry.placed, &end) {
             // Never placed: the call itself fails.
             drop(reply.send(Err(error.clone())));
@@ -596,14 +727,19 @@ impl Driver {
         self.carry_out();
         self.asks.close();
         let closing = self.work.closing.take();
-        let until = closing.as_ref().map_or_else(Instant::now, |closing| closing.until);
+        let until = closing
+            .as_ref()
+            .map_or_else(Instant::now, |closing| closing.until);
         self.shared.offers.stop();
-        if closing.as_ref().is_some_and(|closing| closing.wait_for_handler)
-            && let Some(task) = self.handler_task.take() {
-                // A handler that is still busy at the deadline finishes on its own; its
-                // refusal is offered again at the next open.
-                let _ = tokio::time::timeout_at(until, task).await;
-            }
+        if closing
+            .as_ref()
+            .is_some_and(|closing| closing.wait_for_handler)
+            && let Some(task) = self.handler_task.take()
+        {
+            // A handler that is still busy at the deadline finishes on its own; its
+            // refusal is offered again at the next open.
+            let _ = tokio::time::timeout_at(until, task).await;
+        }
         if let Some(job) = self.work.running.take() {
             let _ = tokio::time::timeout_at(until + GRACE, job).await;
         }
@@ -629,6 +765,9 @@ impl Driver {
         }
         self.shared.room.notify_waiters();
         self.state(ConnectionState::Shutdown);
+        // The store's lock goes with its last handle: whoever gets the report may open the
+        // store again at once.
+        drop(self);
         if let Some(closing) = closing {
             drop(closing.reply.send(report));
         }
@@ -636,15 +775,31 @@ impl Driver {
 
     async fn close_store(&mut self, until: Instant) -> CloseReport {
         let Some(store) = self.shared.store().cloned() else {
-            return CloseReport { left: 0, clean: true, error: None };
+            return CloseReport {
+                left: 0,
+                clean: true,
+                error: None,
+            };
         };
         let left = store.bounds().unsettled;
         let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
         let close = tokio::task::spawn_blocking(move || store.close(handed_over));
         match tokio::time::timeout_at(until.max(Instant::now()) + GRACE, close).await {
-            Ok(Ok(Ok(()))) => CloseReport { left, clean: true, error: None },
-            Ok(Ok(Err(error))) => CloseReport { left, clean: false, error: Some(error) },
-            Ok(Err(_)) | Err(_) => CloseReport { left, clean: false, error: None },
+            Ok(Ok(Ok(()))) => CloseReport {
+                left,
+                clean: true,
+                error: None,
+            },
+            Ok(Ok(Err(error))) => CloseReport {
+                left,
+                clean: false,
+                error: Some(error),
+            },
+            Ok(Err(_)) | Err(_) => CloseReport {
+                left,
+                clean: false,
+                error: None,
+            },
         }
     }
 }

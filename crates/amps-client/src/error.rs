@@ -13,7 +13,9 @@ use crate::protocol::Reason;
 #[non_exhaustive]
 pub enum OpenError {
     /// The store was created for another client name.
-    #[error("the store belongs to client name {found:?}, not {wanted:?}; use that name or another store")]
+    #[error(
+        "the store belongs to client name {found:?}, not {wanted:?}; use that name or another store"
+    )]
     WrongClientName {
         /// The store's name.
         found: String,
@@ -21,7 +23,9 @@ pub enum OpenError {
         wanted: String,
     },
     /// A client name the server would not take.
-    #[error("{0:?} is no client name: use a short one without control characters or square brackets")]
+    #[error(
+        "{0:?} is no client name: use a short one without control characters or square brackets"
+    )]
     BadClientName(String),
     /// No server was given.
     #[error("no server was given; add one with `.server(\"tcp://host:port/amps/json\")`")]
@@ -30,7 +34,9 @@ pub enum OpenError {
     #[error("bad server URI: {0}")]
     Uri(String),
     /// No tokio runtime is at hand.
-    #[error("no tokio runtime is at hand; open the client inside one, give a handle with `.runtime(…)`, or use the blocking client")]
+    #[error(
+        "no tokio runtime is at hand; open the client inside one, give a handle with `.runtime(…)`, or use the blocking client"
+    )]
     NoRuntime,
     /// An option is out of range.
     #[error("bad client option: {0}")]
@@ -50,7 +56,10 @@ pub struct PublishError {
 
 impl PublishError {
     pub(crate) fn new(reason: impl Into<PublishFailure>, message: Message) -> Self {
-        PublishError { reason: reason.into(), message: Box::new(message) }
+        PublishError {
+            reason: reason.into(),
+            message: Box::new(message),
+        }
     }
 
     /// Whether the same message can be accepted later.

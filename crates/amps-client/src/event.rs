@@ -206,7 +206,10 @@ pub struct Events {
 
 impl Events {
     pub(crate) fn new(receiver: broadcast::Receiver<Event>) -> Self {
-        Events { receiver, dropped: 0 }
+        Events {
+            receiver,
+            dropped: 0,
+        }
     }
 
     /// The next event; `None` once the client is gone.

@@ -76,7 +76,9 @@ tokio::task_local! {
 
 /// Whether the calling task is a handler of this client.
 pub(crate) fn is_handling(shared: &Shared) -> bool {
-    HANDLING.try_with(|client| *client == identity(shared)).unwrap_or(false)
+    HANDLING
+        .try_with(|client| *client == identity(shared))
+        .unwrap_or(false)
 }
 
 /// Runs a closure with the same mark on another thread.
@@ -99,7 +101,9 @@ fn identity(shared: &Shared) -> usize {
 }
 
 fn panicked(error: tokio::task::JoinError) -> HandlerError {
-    let Ok(panic) = error.try_into_panic() else { return "the handler was cancelled".into() };
+    let Ok(panic) = error.try_into_panic() else {
+        return "the handler was cancelled".into();
+    };
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
@@ -158,7 +162,9 @@ impl Offers {
 /// Calls the failed-write handler for every refusal that waits, one at a time, in order of
 /// sequence, off the I/O path. Those found at open come first, before any network.
 pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
-    let Some(watched) = shared.watched.clone() else { return };
+    let Some(watched) = shared.watched.clone() else {
+        return;
+    };
     let mut durable = BTreeSet::new();
     while let Some(rejection) = next_offer(&shared, watched.store.as_ref()).await {
         // A power cut must not take back what a handler has acted on (charter S6).
@@ -171,7 +177,10 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
                 Ok(Ok(_)) => durable.extend(page.iter().map(|found| found.sequence)),
                 Ok(Err(error)) => {
                     let error = error.to_string();
-                    return shared.event(Event::StoreFailed { doing: "make a refusal durable", error });
+                    return shared.event(Event::StoreFailed {
+                        doing: "make a refusal durable",
+                        error,
+                    });
                 }
                 Err(_) => return,
             }
@@ -197,7 +206,11 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
         if let Some(error) = error {
             state.declined.insert(sequence);
             drop(state);
-            tracing::warn!(sequence, error, "a refused message was not taken over; it waits");
+            tracing::warn!(
+                sequence,
+                error,
+                "a refused message was not taken over; it waits"
+            );
             shared.event(Event::HandlerFailed { sequence, error });
         }
     }
@@ -212,9 +225,12 @@ async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejecti
             }
             loop {
                 let page = store.rejections(state.from, PAGE);
-                let Some(last) = page.last().map(|rejection| rejection.sequence) else { break };
-                let open =
-                    page.into_iter().find(|found| !state.declined.contains(&found.sequence));
+                let Some(last) = page.last().map(|rejection| rejection.sequence) else {
+                    break;
+                };
+                let open = page
+                    .into_iter()
+                    .find(|found| !state.declined.contains(&found.sequence));
                 if let Some(rejection) = open {
                     state.from = rejection.sequence;
                     return Some(rejection);
@@ -233,7 +249,10 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
         Ok(true) => Message::from_stored(&stored),
         Ok(false) => None,
         Err(error) => {
-            shared.event(Event::Unreadable { sequence, error: error.to_string() });
+            shared.event(Event::Unreadable {
+                sequence,
+                error: error.to_string(),
+            });
             None
         }
     };
@@ -244,7 +263,13 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
         at: rejection.at,
         late: rejection.late,
         earlier_run: sequence < store.numbers().first_of_run,
-        attempts: shared.offers.lock().attempts.get(&sequence).copied().unwrap_or(0),
+        attempts: shared
+            .offers
+            .lock()
+            .attempts
+            .get(&sequence)
+            .copied()
+            .unwrap_or(0),
         original,
     }
 }
@@ -269,15 +294,21 @@ impl Failed<'_> {
     /// with its original message.
     pub fn page(&self, from: u64, limit: usize) -> Vec<FailedWrite> {
         let shared = &self.client.shared;
-        let Some(store) = shared.store() else { return Vec::new() };
+        let Some(store) = shared.store() else {
+            return Vec::new();
+        };
         let page = store.rejections(from, limit);
-        page.into_iter().map(|found| failed_write(shared, store.as_ref(), found)).collect()
+        page.into_iter()
+            .map(|found| failed_write(shared, store.as_ref(), found))
+            .collect()
     }
 
     /// All refusals that wait, without their messages.
     pub fn list(&self) -> Vec<Rejection> {
         let store = self.client.shared.store();
-        store.map(|store| store.rejections(0, usize::MAX)).unwrap_or_default()
+        store
+            .map(|store| store.rejections(0, usize::MAX))
+            .unwrap_or_default()
     }
 
     /// Takes a refusal over; it is gone afterwards. `false`: none waits under this number.
@@ -299,7 +330,9 @@ impl Failed<'_> {
     /// The store cannot take it, for lack of room among others.
     pub fn requeue(&self, sequence: u64) -> Result<Option<u64>, AppendError> {
         let shared = &self.client.shared;
-        let Some(store) = shared.store() else { return Ok(None) };
+        let Some(store) = shared.store() else {
+            return Ok(None);
+        };
         let appended = store.requeue(sequence, unix_micros())?;
         shared.doorbell.ring();
         Ok(appended.map(|appended| appended.sequence))

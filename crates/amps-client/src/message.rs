@@ -27,12 +27,19 @@ impl Message {
     /// Publishes `data` to `topic`, a literal name (AMPS does not interpret regular
     /// expressions in a publish, `amps-protocol.md` §2).
     pub fn publish(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
-        Message { topic: topic.into(), data: data.into(), ..Message::default() }
+        Message {
+            topic: topic.into(),
+            data: data.into(),
+            ..Message::default()
+        }
     }
 
     /// Merges `data` into the record of `topic` that it identifies.
     pub fn delta_publish(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
-        Message { operation: Operation::DeltaPublish, ..Message::publish(topic, data) }
+        Message {
+            operation: Operation::DeltaPublish,
+            ..Message::publish(topic, data)
+        }
     }
 
     /// Deletes the records of `topic` that match `filter`. After a resend the filter acts
@@ -70,7 +77,10 @@ impl Message {
 
     /// Deletes the record of `topic` that `data` identifies.
     pub fn sow_delete_by_data(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
-        Message { operation: Operation::SowDeleteByData, ..Message::publish(topic, data) }
+        Message {
+            operation: Operation::SowDeleteByData,
+            ..Message::publish(topic, data)
+        }
     }
 
     /// Marks the message with up to [`MAX_TAG`] opaque bytes of the application. The tag of
@@ -195,13 +205,15 @@ impl Message {
         if self.user_tag.len() > MAX_TAG {
             return Err(BadMessage::Tag(self.user_tag.len()));
         }
-        for (field, value) in
-            [("correlation_id", &self.correlation_id), ("sow_key", &self.sow_key)]
-        {
+        for (field, value) in [
+            ("correlation_id", &self.correlation_id),
+            ("sow_key", &self.sow_key),
+        ] {
             if let Some(value) = value
-                && (value.is_empty() || !value.bytes().all(is_base64)) {
-                    return Err(BadMessage::NotBase64(field));
-                }
+                && (value.is_empty() || !value.bytes().all(is_base64))
+            {
+                return Err(BadMessage::NotBase64(field));
+            }
         }
         match self.operation {
             Operation::SowDeleteByFilter | Operation::SowDeleteByKeys
@@ -258,7 +270,10 @@ mod tests {
     #[test]
     fn messages_no_server_understands_are_refused() {
         assert_eq!(Message::publish("", "x").check(), Err(BadMessage::NoTopic));
-        assert_eq!(Message::publish("a\nb", "x").check(), Err(BadMessage::ControlInTopic));
+        assert_eq!(
+            Message::publish("a\nb", "x").check(),
+            Err(BadMessage::ControlInTopic)
+        );
         assert_eq!(
             Message::publish("t", "x").correlation_id("a b").check(),
             Err(BadMessage::NotBase64("correlation_id"))
@@ -271,7 +286,10 @@ mod tests {
             Message::sow_delete_by_keys("t", [""; 0]).check(),
             Err(BadMessage::NoSelector)
         );
-        assert_eq!(Message::sow_delete_by_keys("t", ["1", "2"]).selector(), Some("1,2"));
+        assert_eq!(
+            Message::sow_delete_by_keys("t", ["1", "2"]).selector(),
+            Some("1,2")
+        );
         assert_eq!(Message::publish("t", "x").sow_key("k1=").check(), Ok(()));
     }
 }

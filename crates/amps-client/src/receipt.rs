@@ -50,18 +50,28 @@ pub(crate) struct Watched {
 
 impl Watched {
     pub(crate) fn new(store: Arc<dyn PublishStore>) -> Self {
-        Watched { book: Book::default(), store, durable: watch::Sender::new(0) }
+        Watched {
+            book: Book::default(),
+            store,
+            durable: watch::Sender::new(0),
+        }
     }
 }
 
 impl Receipt {
     pub(crate) fn new(sequence: u64, watched: Arc<Watched>) -> Self {
-        Receipt { sequence, watched: Some(watched) }
+        Receipt {
+            sequence,
+            watched: Some(watched),
+        }
     }
 
     /// For a message that went out without a store.
     pub(crate) fn unknown() -> Self {
-        Receipt { sequence: 0, watched: None }
+        Receipt {
+            sequence: 0,
+            watched: None,
+        }
     }
 
     /// The message's sequence, for the rest of its life; 0 without a store.
@@ -79,7 +89,9 @@ impl Receipt {
     /// message went out without a store, which makes nothing durable
     /// ([`StoreError::Closed`]).
     pub async fn durable(&self) -> Result<(), StoreError> {
-        let Some(watched) = &self.watched else { return Err(StoreError::Closed) };
+        let Some(watched) = &self.watched else {
+            return Err(StoreError::Closed);
+        };
         let mut moved = watched.durable.subscribe();
         loop {
             moved.borrow_and_update();
@@ -118,7 +130,9 @@ impl Drop for Receipt {
 
 impl fmt::Debug for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Receipt").field("sequence", &self.sequence).finish_non_exhaustive()
+        f.debug_struct("Receipt")
+            .field("sequence", &self.sequence)
+            .finish_non_exhaustive()
     }
 }
 
@@ -251,7 +265,9 @@ impl State {
 
     fn is_held(&self, sequence: u64) -> bool {
         let index = (sequence / CHUNK).checked_sub(self.first_chunk);
-        index.and_then(|index| self.held.get(index as usize)).is_some_and(|count| *count > 0)
+        index
+            .and_then(|index| self.held.get(index as usize))
+            .is_some_and(|count| *count > 0)
     }
 
     /// Drops what no held receipt can ask for. Of the ranges the last one stays: it says
@@ -266,7 +282,11 @@ impl State {
         }
         if oldest == u64::MAX {
             self.exceptions.clear();
-        } else if self.exceptions.first_key_value().is_some_and(|(first, _)| *first < oldest) {
+        } else if self
+            .exceptions
+            .first_key_value()
+            .is_some_and(|(first, _)| *first < oldest)
+        {
             self.exceptions = self.exceptions.split_off(&oldest);
         }
     }
@@ -289,11 +309,27 @@ mod tests {
         let book = Book::default();
         (1..=6).for_each(|sequence| hold(&book, sequence));
         book.settled_through(2, Via::Ack);
-        book.settled_one(3, Outcome::Rejected { reason: Reason::new("no") });
+        book.settled_one(
+            3,
+            Outcome::Rejected {
+                reason: Reason::new("no"),
+            },
+        );
         book.settled_through(5, Via::Logon);
-        assert_eq!(look(&book, 1), Poll::Ready(Outcome::Persisted { via: Via::Ack }));
-        assert_eq!(look(&book, 3), Poll::Ready(Outcome::Rejected { reason: Reason::new("no") }));
-        assert_eq!(look(&book, 4), Poll::Ready(Outcome::Persisted { via: Via::Logon }));
+        assert_eq!(
+            look(&book, 1),
+            Poll::Ready(Outcome::Persisted { via: Via::Ack })
+        );
+        assert_eq!(
+            look(&book, 3),
+            Poll::Ready(Outcome::Rejected {
+                reason: Reason::new("no")
+            })
+        );
+        assert_eq!(
+            look(&book, 4),
+            Poll::Ready(Outcome::Persisted { via: Via::Logon })
+        );
         assert_eq!(look(&book, 6), Poll::Pending);
         book.close();
         assert_eq!(look(&book, 6), Poll::Ready(Outcome::Unknown));
@@ -305,12 +341,23 @@ mod tests {
         for sequence in 1..100_000 {
             hold(&book, sequence);
             book.settled_one(sequence, Outcome::Persisted { via: Via::Ack });
-            book.settled_through(sequence, if sequence % 2 == 0 { Via::Ack } else { Via::Logon });
+            book.settled_through(
+                sequence,
+                if sequence % 2 == 0 {
+                    Via::Ack
+                } else {
+                    Via::Logon
+                },
+            );
             book.released(sequence);
         }
         let state = book.lock();
         assert!(state.held.len() <= 1);
-        assert!(state.ranges.len() <= 2 + CHUNK as usize, "{}", state.ranges.len());
+        assert!(
+            state.ranges.len() <= 2 + CHUNK as usize,
+            "{}",
+            state.ranges.len()
+        );
         assert!(state.exceptions.len() <= CHUNK as usize);
         assert!(state.waiting.is_empty());
     }

@@ -124,7 +124,11 @@ pub struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Offline,
-    LoggingOn { id: u64, until: Duration, challenges: u32 },
+    LoggingOn {
+        id: u64,
+        until: Duration,
+        challenges: u32,
+    },
     LoggedOn,
 }
 
@@ -205,18 +209,28 @@ impl Session {
         for (id, waiting) in std::mem::take(&mut self.waiting) {
             let error = CommandError::Disconnected;
             match waiting.what {
-                What::Command => sink(Received::Done { id, result: Err(error) }),
+                What::Command => sink(Received::Done {
+                    id,
+                    result: Err(error),
+                }),
                 // A first subscribe is retried after the reconnect like all others.
                 What::Heartbeat | What::Subscribe { .. } => {}
             }
         }
-        let queries: Vec<u64> =
-            self.subscriptions.iter().filter(|(_, p)| p.spec.is_query()).map(|(id, _)| *id).collect();
+        let queries: Vec<u64> = self
+            .subscriptions
+            .iter()
+            .filter(|(_, p)| p.spec.is_query())
+            .map(|(id, _)| *id)
+            .collect();
         for subscription in queries {
             // A query cannot be continued, and asking again would repeat its answer.
             self.subscriptions.remove(&subscription);
             let error = Some(CommandError::Disconnected);
-            sink(Received::SubscriptionEnded { subscription, error });
+            sink(Received::SubscriptionEnded {
+                subscription,
+                error,
+            });
         }
     }
 
@@ -265,9 +279,10 @@ impl Session {
         sink: &mut dyn FnMut(Received<'_>),
     ) -> Result<(), Expired> {
         if let Phase::LoggingOn { until, .. } = self.phase
-            && now >= until {
-                return Err(Expired::Logon);
-            }
+            && now >= until
+        {
+            return Err(Expired::Logon);
+        }
         let due: Vec<u64> = self
             .waiting
             .iter()
@@ -295,10 +310,15 @@ impl Session {
             Phase::LoggingOn { until, .. } => Some(until),
             Phase::Offline | Phase::LoggedOn => None,
         };
-        let silence =
-            self.beat_at.and(self.config.heartbeat).map(|interval| self.heard + interval * 2);
+        let silence = self
+            .beat_at
+            .and(self.config.heartbeat)
+            .map(|interval| self.heard + interval * 2);
         let waiting = self.waiting.values().map(|waiting| waiting.until).min();
-        [logon, silence, self.beat_at, waiting].into_iter().flatten().min()
+        [logon, silence, self.beat_at, waiting]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// Bytes were written just now; a beat would say nothing new for an interval.
@@ -348,7 +368,13 @@ impl Session {
     /// returned id tells when the server accepted or refused it first.
     pub fn subscribe(&mut self, now: Duration, spec: Subscribe, out: &mut Vec<u8>) -> u64 {
         let subscription = self.take_id();
-        self.subscriptions.insert(subscription, Placed { spec, bookmark: None });
+        self.subscriptions.insert(
+            subscription,
+            Placed {
+                spec,
+                bookmark: None,
+            },
+        );
         if self.is_logged_on() {
             self.place(now, subscription, false, out);
         }
@@ -386,7 +412,11 @@ impl Session {
         command.correlation_id = self.config.logon_correlation.as_deref();
         command.version = Some(concat!(env!("CARGO_PKG_VERSION"), ":rust"));
         command.encode(out)?;
-        self.phase = Phase::LoggingOn { id, until: now + self.config.logon_timeout, challenges };
+        self.phase = Phase::LoggingOn {
+            id,
+            until: now + self.config.logon_timeout,
+            challenges,
+        };
         Ok(())
     }
 
@@ -406,9 +436,10 @@ impl Session {
             return;
         }
         if let Some(id) = waiting_id
-            && self.waiting.contains_key(&id) {
-                return self.command_ack(id, header, out, sink);
-            }
+            && self.waiting.contains_key(&id)
+        {
+            return self.command_ack(id, header, out, sink);
+        }
         let failed = header.status == Some(Status::Failure);
         let succeeded = header.status == Some(Status::Success);
         let persisted = header.ack_kind() == Some(AckKind::Persisted);
@@ -423,7 +454,11 @@ impl Session {
         };
         let names_nothing = header.command_id.is_none() && figure.is_none();
         if persisted && succeeded && (figure.is_some() || sequence.is_some()) {
-            sink(Received::Ack(PublishAck { figure, sequence, verdict: Verdict::Persisted }));
+            sink(Received::Ack(PublishAck {
+                figure,
+                sequence,
+                verdict: Verdict::Persisted,
+            }));
         } else if failed && (figure.is_some() || sequence.is_some() || names_nothing) {
             let reason = header.reason_text.as_deref().unwrap_or_default();
             sink(Received::Ack(PublishAck {
@@ -447,7 +482,9 @@ impl Session {
         match header.status {
             Some(Status::Success) => {
                 self.phase = Phase::LoggedOn;
-                sink(Received::LoggedOn { figure: header.sequence });
+                sink(Received::LoggedOn {
+                    figure: header.sequence,
+                });
                 self.start_heartbeat(now, out);
                 self.resubscribe(now, out, sink);
             }
@@ -457,7 +494,8 @@ impl Session {
                 }
                 // The reference puts the challenge into user_id and pw; one server was seen
                 // to put it into the reason (§5.3).
-                let owned = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
+                let owned =
+                    |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
                 sink(Received::Challenge(Credentials {
                     user: owned(&header.user_id),
                     password: owned(&header.password).or_else(|| owned(&header.reason_text)),
@@ -471,11 +509,21 @@ impl Session {
     }
 
     fn start_heartbeat(&mut self, now: Duration, out: &mut Vec<u8>) {
-        let Some(interval) = self.config.heartbeat else { return };
+        let Some(interval) = self.config.heartbeat else {
+            return;
+        };
         let id = self.take_id();
         let options = format!("start,{}", interval.as_secs().max(1));
-        if Command::heartbeat_start(&wire_id(id), &options).encode(out).is_ok() {
-            self.wait(id, What::Heartbeat, AckKinds::PROCESSED, now + self.config.command_timeout);
+        if Command::heartbeat_start(&wire_id(id), &options)
+            .encode(out)
+            .is_ok()
+        {
+            self.wait(
+                id,
+                What::Heartbeat,
+                AckKinds::PROCESSED,
+                now + self.config.command_timeout,
+            );
             self.heard = now;
             self.beat_at = Some(now + interval);
         }
@@ -500,7 +548,9 @@ impl Session {
 
     fn place(&mut self, now: Duration, subscription: u64, again: bool, out: &mut Vec<u8>) {
         let id = self.take_id();
-        let Some(placed) = self.subscriptions.get(&subscription) else { return };
+        let Some(placed) = self.subscriptions.get(&subscription) else {
+            return;
+        };
         let (wire, sub) = (wire_id(id), sub_id(subscription));
         let command = placed.spec.command(&wire, &sub, placed.bookmark.as_deref());
         let acks = match placed.spec.is_query() {
@@ -508,7 +558,10 @@ impl Session {
             false => command.acks,
         };
         if command.encode(out).is_ok() {
-            let what = What::Subscribe { subscription, again };
+            let what = What::Subscribe {
+                subscription,
+                again,
+            };
             self.wait(id, what, acks, now + self.config.command_timeout);
         }
     }
@@ -523,7 +576,9 @@ impl Session {
         if header.status == Some(Status::Failure) {
             return self.finish(id, Err(CommandError::Refused(header.reason())), out, sink);
         }
-        let Some(waiting) = self.waiting.get_mut(&id) else { return };
+        let Some(waiting) = self.waiting.get_mut(&id) else {
+            return;
+        };
         let answer = &mut waiting.answer;
         answer.records_deleted = header.records_deleted.or(answer.records_deleted);
         answer.records_returned = header.records_returned.or(answer.records_returned);
@@ -542,8 +597,16 @@ impl Session {
         if let (What::Subscribe { subscription, .. }, true) = (waiting.what, completed) {
             self.query_completed(subscription, sink);
         }
-        if self.waiting.get(&id).is_some_and(|waiting| waiting.left.is_empty()) {
-            let answer = self.waiting.get(&id).map(|w| w.answer.clone()).unwrap_or_default();
+        if self
+            .waiting
+            .get(&id)
+            .is_some_and(|waiting| waiting.left.is_empty())
+        {
+            let answer = self
+                .waiting
+                .get(&id)
+                .map(|w| w.answer.clone())
+                .unwrap_or_default();
             self.finish(id, Ok(answer), out, sink);
         }
     }
@@ -555,7 +618,9 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let Some(waiting) = self.waiting.remove(&id) else { return };
+        let Some(waiting) = self.waiting.remove(&id) else {
+            return;
+        };
         match waiting.what {
             What::Command => sink(Received::Done { id, result }),
             What::Heartbeat => match result {
@@ -563,16 +628,25 @@ impl Session {
                 // A server without heartbeats is not dead for its silence.
                 Err(_) => self.beat_at = None,
             },
-            What::Subscribe { subscription, again } => {
+            What::Subscribe {
+                subscription,
+                again,
+            } => {
                 let failed = result.as_ref().err().cloned();
                 if failed.is_some() {
                     // The server may have placed it all the same.
                     self.unsubscribe(subscription, out);
                 }
-                sink(Received::Done { id: subscription, result });
+                sink(Received::Done {
+                    id: subscription,
+                    result,
+                });
                 if let Some(error) = failed {
                     let error = Some(error);
-                    sink(Received::SubscriptionEnded { subscription, error });
+                    sink(Received::SubscriptionEnded {
+                        subscription,
+                        error,
+                    });
                 }
                 if again {
                     self.resubscribing = self.resubscribing.saturating_sub(1);
@@ -596,18 +670,26 @@ impl Session {
         if header.status == Some(Status::Failure) && self.is_subscribed(subscription) {
             self.unsubscribe(subscription, out);
             let error = Some(CommandError::Refused(header.reason()));
-            sink(Received::SubscriptionEnded { subscription, error });
+            sink(Received::SubscriptionEnded {
+                subscription,
+                error,
+            });
         } else if header.ack_kind() == Some(AckKind::Completed) {
             self.query_completed(subscription, sink);
         }
     }
 
     fn query_completed(&mut self, subscription: u64, sink: &mut dyn FnMut(Received<'_>)) {
-        let is_query =
-            self.subscriptions.get(&subscription).is_some_and(|placed| placed.spec.is_query());
+        let is_query = self
+            .subscriptions
+            .get(&subscription)
+            .is_some_and(|placed| placed.spec.is_query());
         if is_query {
             self.subscriptions.remove(&subscription);
-            sink(Received::SubscriptionEnded { subscription, error: None });
+            sink(Received::SubscriptionEnded {
+                subscription,
+                error: None,
+            });
         }
     }
 
@@ -639,7 +721,11 @@ impl Session {
         body: &[u8],
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let id = group.query_id.as_deref().or(record.query_id.as_deref()).and_then(own_sub);
+        let id = group
+            .query_id
+            .as_deref()
+            .or(record.query_id.as_deref())
+            .and_then(own_sub);
         if let Some(subscription) = id {
             let topic = record.topic.as_deref().or(group.topic.as_deref());
             let message = delivered(DeliveredKind::Sow, record, topic, frame, body);
@@ -653,12 +739,18 @@ impl Session {
         message: Delivered,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let Some(placed) = self.subscriptions.get_mut(&subscription) else { return };
+        let Some(placed) = self.subscriptions.get_mut(&subscription) else {
+            return;
+        };
         if placed.spec.bookmark.is_some()
-            && let Some(bookmark) = &message.bookmark {
-                placed.bookmark = Some(bookmark.clone());
-            }
-        sink(Received::Delivered { subscription, message });
+            && let Some(bookmark) = &message.bookmark
+        {
+            placed.bookmark = Some(bookmark.clone());
+        }
+        sink(Received::Delivered {
+            subscription,
+            message,
+        });
     }
 
     fn may_wait(&self) -> Result<(), CommandError> {
@@ -672,7 +764,15 @@ impl Session {
     }
 
     fn wait(&mut self, id: u64, what: What, left: AckKinds, until: Duration) {
-        self.waiting.insert(id, Waiting { what, left, until, answer: Answer::default() });
+        self.waiting.insert(
+            id,
+            Waiting {
+                what,
+                left,
+                until,
+                answer: Answer::default(),
+            },
+        );
     }
 
     fn take_id(&mut self) -> u64 {

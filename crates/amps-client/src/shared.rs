@@ -67,9 +67,7 @@ impl Shared {
     pub(crate) fn accept(&self, message: &Message) -> Result<Receipt, PublishFailure> {
         message.check()?;
         match &self.watched {
-            Some(watched) => {
-                self.append(watched, &message.envelope(unix_micros()), message.data())
-            }
+            Some(watched) => self.append(watched, &message.envelope(unix_micros()), message.data()),
             None => self.send_direct(message),
         }
     }
@@ -81,7 +79,12 @@ impl Shared {
         payload: &[u8],
     ) -> Result<Receipt, PublishFailure> {
         self.may_publish(payload.len())?;
-        let append = || watched.store.append(envelope, payload).map(|appended| appended.sequence);
+        let append = || {
+            watched
+                .store
+                .append(envelope, payload)
+                .map(|appended| appended.sequence)
+        };
         let sequence = watched.book.register(append)?;
         self.published.fetch_add(1, Ordering::Relaxed);
         self.doorbell.ring();
@@ -120,7 +123,10 @@ impl Shared {
         drop(direct);
         if encoded.is_err() {
             let bytes = message.data().len();
-            return Err(PublishFailure::TooLarge { bytes, max: u32::MAX as usize });
+            return Err(PublishFailure::TooLarge {
+                bytes,
+                max: u32::MAX as usize,
+            });
         }
         self.published.fetch_add(1, Ordering::Relaxed);
         self.doorbell.ring();
@@ -132,7 +138,10 @@ impl Shared {
             return Err(PublishFailure::Closed);
         }
         match bytes > self.max_message {
-            true => Err(PublishFailure::TooLarge { bytes, max: self.max_message }),
+            true => Err(PublishFailure::TooLarge {
+                bytes,
+                max: self.max_message,
+            }),
             false => Ok(()),
         }
     }
@@ -223,5 +232,7 @@ impl Doorbell {
 /// The wall clock in microseconds since the Unix epoch.
 pub(crate) fn unix_micros() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_micros()).unwrap_or(u64::MAX))
+    since.map_or(0, |since| {
+        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+    })
 }

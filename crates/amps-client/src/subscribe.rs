@@ -235,7 +235,9 @@ impl Drop for Subscription {
     fn drop(&mut self) {
         if let Some(asks) = self.asks.upgrade() {
             // When the queue is full, the next message finds the receiver gone.
-            let _ = asks.try_send(Ask::Unsubscribe { subscription: self.id });
+            let _ = asks.try_send(Ask::Unsubscribe {
+                subscription: self.id,
+            });
         }
     }
 }
@@ -288,7 +290,11 @@ pub struct Request {
 impl Request {
     /// A command that waits for its `processed` ack.
     pub fn new(name: impl Into<String>) -> Self {
-        Request { name: name.into(), acks: AckKinds::PROCESSED, ..Request::default() }
+        Request {
+            name: name.into(),
+            acks: AckKinds::PROCESSED,
+            ..Request::default()
+        }
     }
 
     /// The topic.

@@ -27,7 +27,10 @@ async fn a_message_is_published_acked_and_settled() {
     assert_eq!(receipt.sequence(), 1);
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     let frame = peer.next().await.unwrap();
-    assert_eq!((frame.sequence, frame.topic.as_deref()), (Some(1), Some("orders")));
+    assert_eq!(
+        (frame.sequence, frame.topic.as_deref()),
+        (Some(1), Some("orders"))
+    );
     assert_eq!(frame.body, b"one");
     assert!(frame.acks.contains(AckKind::Persisted));
     assert_eq!(frame.id, None);
@@ -45,7 +48,9 @@ async fn every_kind_of_message_goes_out_with_its_fields() {
     let (builder, mut listener) = pair();
     let client = builder.store(memory()).open().await.unwrap();
     for message in [
-        Message::delta_publish("t", "d").expiration(60).correlation_id("Y29y"),
+        Message::delta_publish("t", "d")
+            .expiration(60)
+            .correlation_id("Y29y"),
         Message::sow_delete_by_filter("t", "/id = 1"),
         Message::sow_delete_by_keys("t", ["1", "2"]),
         Message::sow_delete_by_data("t", "body"),
@@ -59,13 +64,30 @@ async fn every_kind_of_message_goes_out_with_its_fields() {
         assert!(frame.acks.contains(AckKind::Persisted));
         seen.push((frame.verb, frame.sequence, frame.filter, frame.body));
     }
-    assert_eq!(seen[0], ("DeltaPublish".into(), Some(1), None, b"d".to_vec()));
-    assert_eq!(seen[1], ("SowDelete".into(), Some(2), Some("/id = 1".into()), Vec::new()));
+    assert_eq!(
+        seen[0],
+        ("DeltaPublish".into(), Some(1), None, b"d".to_vec())
+    );
+    assert_eq!(
+        seen[1],
+        (
+            "SowDelete".into(),
+            Some(2),
+            Some("/id = 1".into()),
+            Vec::new()
+        )
+    );
     assert_eq!(seen[2], ("SowDelete".into(), Some(3), None, Vec::new()));
-    assert_eq!(seen[3], ("SowDelete".into(), Some(4), None, b"body".to_vec()));
+    assert_eq!(
+        seen[3],
+        ("SowDelete".into(), Some(4), None, b"body".to_vec())
+    );
 }
 
-fn collect() -> (mpsc::UnboundedSender<FailedWrite>, mpsc::UnboundedReceiver<FailedWrite>) {
+fn collect() -> (
+    mpsc::UnboundedSender<FailedWrite>,
+    mpsc::UnboundedReceiver<FailedWrite>,
+) {
     mpsc::unbounded_channel()
 }
 
@@ -100,15 +122,27 @@ async fn h8_the_refused_message_comes_back_with_its_bytes() {
         }
     }
     let report = reports.recv().await.unwrap();
-    assert_eq!((report.sequence, report.late, report.earlier_run), (3, false, false));
-    assert_eq!((report.attempts, report.reason.as_str()), (1, "not entitled"));
+    assert_eq!(
+        (report.sequence, report.late, report.earlier_run),
+        (3, false, false)
+    );
+    assert_eq!(
+        (report.attempts, report.reason.as_str()),
+        (1, "not entitled")
+    );
     let original = report.original.unwrap();
-    assert_eq!((original.topic(), &original.data()[..], original.tag()), ("orders", &b"body 3"[..], &b"3"[..]));
+    assert_eq!(
+        (original.topic(), &original.data()[..], original.tag()),
+        ("orders", &b"body 3"[..], &b"3"[..])
+    );
     let closed = client.close(LONG).await;
     assert!(closed.clean);
     assert!(reports.recv().await.is_none(), "called once");
     let counts = client.health().counts;
-    assert_eq!((counts.published, counts.persisted, counts.rejected), (5, 4, 1));
+    assert_eq!(
+        (counts.published, counts.persisted, counts.rejected),
+        (5, 4, 1)
+    );
 }
 
 #[tokio::test]
@@ -144,7 +178,10 @@ async fn h9_a_refusal_logged_by_a_dead_process_is_offered_before_any_network() {
         .await
         .unwrap();
     let report = reports.recv().await.unwrap();
-    assert_eq!((report.sequence, report.earlier_run, report.attempts), (3, true, 0));
+    assert_eq!(
+        (report.sequence, report.earlier_run, report.attempts),
+        (3, true, 0)
+    );
     assert_eq!(&report.original.unwrap().data()[..], b"body 3");
     let left = client.close(Duration::ZERO).await.left;
     assert_eq!(left, 2);
@@ -161,15 +198,24 @@ async fn h10_what_only_the_logon_covers_is_never_called_acked() {
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(5).await;
     peer.ok(2).await;
-    assert_eq!(receipts.remove(1).await, Outcome::Persisted { via: Via::Ack });
+    assert_eq!(
+        receipts.remove(1).await,
+        Outcome::Persisted { via: Via::Ack }
+    );
     drop(peer);
     let _peer = Peer::logged_on(&mut listener, 5).await;
     for receipt in receipts.split_off(1) {
         assert_eq!(receipt.await, Outcome::Persisted { via: Via::Logon });
     }
-    assert_eq!(receipts.remove(0).await, Outcome::Persisted { via: Via::Ack });
+    assert_eq!(
+        receipts.remove(0).await,
+        Outcome::Persisted { via: Via::Ack }
+    );
     let report = client.publish_flush(LONG).await.unwrap();
-    assert_eq!((report.persisted, report.persisted_at_logon, report.rejected), (2, 3, 0));
+    assert_eq!(
+        (report.persisted, report.persisted_at_logon, report.rejected),
+        (2, 3, 0)
+    );
 }
 
 #[tokio::test]
@@ -196,7 +242,10 @@ async fn h12_a_late_refusal_reaches_the_handler_and_leaves_the_receipt() {
     let report = reports.recv().await.unwrap();
     assert!(report.late && report.sequence == 7);
     assert_eq!(&report.original.unwrap().data()[..], b"7");
-    assert_eq!(receipts.remove(6).await, Outcome::Persisted { via: Via::Ack });
+    assert_eq!(
+        receipts.remove(6).await,
+        Outcome::Persisted { via: Via::Ack }
+    );
 }
 
 #[tokio::test]
@@ -254,7 +303,10 @@ async fn h19_numbers_rise_on_every_link_while_eight_threads_publish() {
             let client = client.clone();
             tokio::spawn(async move {
                 for n in 0..EACH {
-                    client.publish("orders", format!("{thread}/{n}")).await.unwrap();
+                    client
+                        .publish("orders", format!("{thread}/{n}"))
+                        .await
+                        .unwrap();
                 }
             })
         })
@@ -278,10 +330,18 @@ async fn h19_numbers_rise_on_every_link_while_eight_threads_publish() {
             if number > bodies.len() as u64 {
                 bodies.push(body);
             } else {
-                assert_eq!(bodies[number as usize - 1], body, "same number, same message");
+                assert_eq!(
+                    bodies[number as usize - 1],
+                    body,
+                    "same number, same message"
+                );
             }
         }
-        persisted = if highest == total { total } else { highest - 50 };
+        persisted = if highest == total {
+            total
+        } else {
+            highest - 50
+        };
         peer.ok(persisted).await;
         if persisted == total {
             client.publish_flush(LONG).await.unwrap();
@@ -349,10 +409,16 @@ async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
     let client = builder.store(store.clone()).open().await.unwrap();
     let count = fill(&client);
     let waiting = client.publish("orders", vec![1; 1000]);
-    assert!(tokio::time::timeout(Duration::from_millis(20), waiting).await.is_err());
+    assert!(
+        tokio::time::timeout(Duration::from_millis(20), waiting)
+            .await
+            .is_err()
+    );
     assert_eq!(store.bounds().last, count);
     let deadline = tokio::time::Instant::now() + Duration::from_millis(20);
-    let late = client.send_deadline(Message::publish("orders", vec![2; 1000]), deadline).await;
+    let late = client
+        .send_deadline(Message::publish("orders", vec![2; 1000]), deadline)
+        .await;
     let error = late.unwrap_err();
     assert!(matches!(error.reason, PublishFailure::Deadline) && error.is_retryable());
     assert_eq!(error.message.data()[0], 2);
@@ -389,7 +455,7 @@ async fn h33_close_while_disconnected_says_what_is_left() {
     assert_eq!(receipts.pop().unwrap().await, Outcome::Unknown);
     let refused = client.publish("orders", "late").await.unwrap_err();
     assert!(matches!(refused.reason, PublishFailure::Closed));
-    drop(client);
+    drop((client, receipts));
     let store = Store::open(&path, options()).unwrap();
     assert_eq!(store.bounds().unsettled, 1000);
 }
@@ -428,16 +494,29 @@ async fn a_handler_that_fails_or_panics_leaves_the_refusal_waiting() {
         }
     }
     assert_eq!(failures[0], (1, "not today".to_owned()));
-    assert!(failures[1].0 == 2 && failures[1].1.contains("really not"), "{failures:?}");
+    assert!(
+        failures[1].0 == 2 && failures[1].1.contains("really not"),
+        "{failures:?}"
+    );
     assert_eq!(client.failed().list().len(), 2);
-    assert_eq!(&client.failed().page(2, 1)[0].original.as_ref().unwrap().data()[..], b"2");
+    assert_eq!(
+        &client.failed().page(2, 1)[0]
+            .original
+            .as_ref()
+            .unwrap()
+            .data()[..],
+        b"2"
+    );
     client.failed().offer_again();
-    assert_eq!([1, 2, 1, 2], [
-        done.recv().await.unwrap(),
-        done.recv().await.unwrap(),
-        done.recv().await.unwrap(),
-        done.recv().await.unwrap()
-    ]);
+    assert_eq!(
+        [1, 2, 1, 2],
+        [
+            done.recv().await.unwrap(),
+            done.recv().await.unwrap(),
+            done.recv().await.unwrap(),
+            done.recv().await.unwrap()
+        ]
+    );
     client.close(LONG).await;
     assert_eq!(calls.load(Ordering::SeqCst), 4);
 }
@@ -486,7 +565,9 @@ async fn close_inside_a_handler_does_not_wait_for_it() {
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(1).await;
     peer.refuse(1, "no").await;
-    let report = tokio::time::timeout(Duration::from_secs(5), closed.recv()).await.unwrap();
+    let report = tokio::time::timeout(Duration::from_secs(5), closed.recv())
+        .await
+        .unwrap();
     assert_eq!(report.unwrap().left, 0);
 }
 
@@ -512,9 +593,16 @@ async fn a_flush_that_times_out_says_what_is_left_and_discards_nothing() {
 async fn durable_asks_for_a_sync_at_every_level() {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store"), options()).unwrap();
-    let client = builder(MemoryConnector::new()).store(store).open().await.unwrap();
+    let client = builder(MemoryConnector::new())
+        .store(store)
+        .open()
+        .await
+        .unwrap();
     let receipt = client.publish("orders", "1").await.unwrap();
-    tokio::time::timeout(LONG, receipt.durable()).await.unwrap().unwrap();
+    tokio::time::timeout(LONG, receipt.durable())
+        .await
+        .unwrap()
+        .unwrap();
     assert!(client.store().unwrap().durable().sequence >= 1);
 }
 
@@ -541,9 +629,16 @@ async fn a_refused_logon_is_told_with_its_reason() {
 
 #[tokio::test]
 async fn nobody_to_log_on_to_is_told_at_the_deadline() {
-    let client = builder(MemoryConnector::new()).store(memory()).open().await.unwrap();
+    let client = builder(MemoryConnector::new())
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
     match client.wait_logged_on(Duration::from_millis(50)).await {
-        Err(LogonError::Deadline { last: Some((server, _)), .. }) => {
+        Err(LogonError::Deadline {
+            last: Some((server, _)),
+            ..
+        }) => {
             assert_eq!(server, "127.0.0.1:9007");
         }
         other => panic!("{other:?}"),
@@ -553,12 +648,19 @@ async fn nobody_to_log_on_to_is_told_at_the_deadline() {
 #[tokio::test]
 async fn bytes_that_are_not_amps_end_the_link_and_nothing_else() {
     let (builder, mut listener) = pair();
-    let client = builder.store(memory()).max_frame(1 << 20).open().await.unwrap();
+    let client = builder
+        .store(memory())
+        .max_frame(1 << 20)
+        .open()
+        .await
+        .unwrap();
     client.publish("orders", "1").await.unwrap();
     let garbage: [&[u8]; 4] = [
         &[0xFF; 64],
         &[0, 0, 0, 2, b'n', b'o'],
-        &[0, 0, 0, 9, b'{', b'"', b'c', b'"', b':', b'{', b'{', b'{', b'}'],
+        &[
+            0, 0, 0, 9, b'{', b'"', b'c', b'"', b':', b'{', b'{', b'{', b'}',
+        ],
         &[0, 0, 0, 6, b'{', b'"', 0xFF, 0xFE, b'"', b'}'],
     ];
     for bytes in garbage {
@@ -589,7 +691,11 @@ async fn dropping_the_last_handle_closes_the_store_cleanly() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let (builder, mut listener) = pair();
-    let client = builder.store(Store::open(&path, options()).unwrap()).open().await.unwrap();
+    let client = builder
+        .store(Store::open(&path, options()).unwrap())
+        .open()
+        .await
+        .unwrap();
     client.publish("orders", "1").await.unwrap();
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(1).await;

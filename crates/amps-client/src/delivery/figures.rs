@@ -1,6 +1,6 @@
 //! Sequences, wire numbers and the server's figures: charter §5.3 and nothing else.
 
-use amps_store::{Bounds, PublishStore, Rebase};
+use amps_store::{PublishStore, Rebase, StoredMessage};
 
 /// The highest number any publisher can reach; a figure above it is the server's error.
 pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
@@ -32,6 +32,8 @@ pub(super) struct Figures {
     /// Numbers in between were never given out: the last sequence of earlier runs, and the
     /// first of this one.
     skip: (u64, u64),
+    /// Settled by a server in this run, up to here.
+    settled: u64,
 }
 
 impl Figures {
@@ -46,6 +48,7 @@ impl Figures {
             rebases_left: 1,
             known: None,
             skip: (last_before, numbers.first_of_run),
+            settled: 0,
         }
     }
 
@@ -59,9 +62,7 @@ impl Figures {
 
     pub(super) fn wire(&self, sequence: u64) -> u64 {
         match self.rebase {
-            Some(rebase) if sequence >= rebase.from => {
-                sequence.wrapping_add_signed(rebase.delta)
-            }
+            Some(rebase) if sequence >= rebase.from => sequence.wrapping_add_signed(rebase.delta),
             _ => sequence,
         }
     }
@@ -136,14 +137,35 @@ impl Figures {
         self.reload_grant(store);
     }
 
-    /// The highest message known to be settled with everything below it. The store's floor
-    /// may stand on numbers that an unclean stop skipped; the server never saw those.
-    pub(super) fn settled_floor(&self, bounds: &Bounds) -> u64 {
+    /// The highest message known to be settled with everything below it.
+    ///
+    /// The store's floor may stand on numbers that an unclean stop skipped; no server ever
+    /// saw those, so they are no evidence. Numbers skipped right before this run are known.
+    /// For older ones, right below the first unsettled message, the floor counts only if
+    /// there is a message: otherwise a healthy server would be taken for one that is behind.
+    pub(super) fn settled_floor(&self, store: &dyn PublishStore) -> u64 {
+        let bounds = store.bounds();
         let floor = bounds.floor.min(bounds.last);
         let (last_before, first_of_run) = self.skip;
-        match floor > last_before && floor < first_of_run {
-            true => last_before,
-            false => floor,
+        if floor > last_before && floor < first_of_run {
+            return last_before;
         }
+        let below_unsettled = bounds.first_unsettled == Some(floor + 1);
+        if below_unsettled && floor > self.settled && !is_there(store, floor) {
+            return self.settled;
+        }
+        floor
     }
+
+    /// Everything up to here was settled by a server in this run.
+    pub(super) fn settled(&mut self, through: u64) {
+        self.settled = self.settled.max(through);
+    }
+}
+
+fn is_there(store: &dyn PublishStore, sequence: u64) -> bool {
+    // A damaged record is a message all the same.
+    store
+        .get(sequence, &mut StoredMessage::new())
+        .unwrap_or(true)
 }

@@ -22,7 +22,12 @@ struct Waiting {
 
 impl Flushes {
     pub(super) fn start(&mut self, id: u64, until: Option<Duration>, bounds: &Bounds) {
-        let waiting = Waiting { id, target: bounds.last, left: bounds.unsettled, until };
+        let waiting = Waiting {
+            id,
+            target: bounds.last,
+            left: bounds.unsettled,
+            until,
+        };
         self.waiting.push(waiting);
     }
 
@@ -53,13 +58,19 @@ impl Flushes {
         self.waiting.retain(|waiting| {
             let over = waiting.left == 0 || waiting.until.is_some_and(|until| now >= until);
             if over {
-                outputs.push_back(Output::Flushed { id: waiting.id, left: waiting.left });
+                outputs.push_back(Output::Flushed {
+                    id: waiting.id,
+                    left: waiting.left,
+                });
             }
             !over
         });
     }
 
     pub(super) fn deadline(&self) -> Option<Duration> {
-        self.waiting.iter().filter_map(|waiting| waiting.until).min()
+        self.waiting
+            .iter()
+            .filter_map(|waiting| waiting.until)
+            .min()
     }
 }

@@ -49,12 +49,17 @@ impl Links {
     pub(super) fn started(&mut self, cursor: u64) {
         self.spans.retain(|span| span.through >= cursor);
         if self.spans.len() == SPANS
-            && let (Some(oldest), Some(next)) = (self.spans.pop_front(), self.spans.front_mut()) {
-                next.from = next.from.max(oldest.from);
-                next.through = next.through.min(oldest.through);
-                next.links = next.links.saturating_add(oldest.links);
-            }
-        self.spans.push_back(Span { from: cursor, through: cursor.saturating_sub(1), links: 1 });
+            && let (Some(oldest), Some(next)) = (self.spans.pop_front(), self.spans.front_mut())
+        {
+            next.from = next.from.max(oldest.from);
+            next.through = next.through.min(oldest.through);
+            next.links = next.links.saturating_add(oldest.links);
+        }
+        self.spans.push_back(Span {
+            from: cursor,
+            through: cursor.saturating_sub(1),
+            links: 1,
+        });
     }
 
     pub(super) fn handed_over(&mut self, sequence: u64) {
@@ -103,12 +108,16 @@ impl Links {
     }
 
     pub(super) fn is_stalled(&self) -> bool {
-        self.head.is_some_and(|(_, links)| links >= self.stall_after)
+        self.head
+            .is_some_and(|(_, links)| links >= self.stall_after)
     }
 
     /// Progress ends a stall.
     pub(super) fn settled(&mut self, first_unsettled: Option<u64>) {
-        if self.head.is_some_and(|(head, _)| first_unsettled.is_none_or(|first| first > head)) {
+        if self
+            .head
+            .is_some_and(|(head, _)| first_unsettled.is_none_or(|first| first > head))
+        {
             self.head = None;
         }
     }

@@ -20,9 +20,7 @@ mod tests;
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::{
-    Level, PublishStore, ReadError, Rebase, Rejected, StoreError, StoredMessage,
-};
+use amps_store::{Level, PublishStore, ReadError, Rebase, Rejected, StoreError, StoredMessage};
 
 use figures::{Figure, Figures};
 use flight::Flight;
@@ -453,7 +451,10 @@ impl Delivery {
     /// When to call with [`Input::Tick`], or to ask for messages again, at the latest, in
     /// terms of [`Now::at`].
     pub fn deadline(&self) -> Option<Duration> {
-        [self.flushes.deadline(), self.flight.paced_until()].into_iter().flatten().min()
+        [self.flushes.deadline(), self.flight.paced_until()]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     /// The next message for this link, read into `into`; `None` when there is nothing to
@@ -496,7 +497,8 @@ impl Delivery {
         let again = self.figures.may_have_sent(sequence);
         self.figures.handed_over(sequence);
         self.links.handed_over(sequence);
-        self.flight.handed_over(into.payload().len() as u64, replaying, now.at);
+        self.flight
+            .handed_over(into.payload().len() as u64, replaying, now.at);
         self.cursor = sequence + 1;
         self.totals.sent += 1;
         self.totals.resent += u64::from(again);
@@ -506,7 +508,11 @@ impl Delivery {
         if self.figures.grant_is_low(self.config.grant_step) {
             self.want_grant(store);
         }
-        Ok(Some(ToSend { sequence, wire: self.figures.wire(sequence), again }))
+        Ok(Some(ToSend {
+            sequence,
+            wire: self.figures.wire(sequence),
+            again,
+        }))
     }
 
     /// Whether messages may go out on this link.
@@ -558,11 +564,14 @@ impl Delivery {
             Figure::Within(through) => {
                 if self.figures.runs_ahead(through) && self.links.last_was_short() {
                     self.links.suspect();
-                    self.note(Note::NameShared { figure, stopped: false });
+                    self.note(Note::NameShared {
+                        figure,
+                        stopped: false,
+                    });
                 }
                 self.links.logged_on(now.at);
                 self.figures.judged(through);
-                let settled = self.figures.settled_floor(&store.bounds());
+                let settled = self.figures.settled_floor(store);
                 self.settle_through(store, through, Via::Logon);
                 if through < settled {
                     self.note(Note::PublishGap {
@@ -580,7 +589,10 @@ impl Delivery {
     }
 
     fn foreign_at_logon(&mut self, figure: u64) {
-        self.note(Note::ForeignFigure { figure, may_have_sent: self.figures.reach() });
+        self.note(Note::ForeignFigure {
+            figure,
+            may_have_sent: self.figures.reach(),
+        });
         if self.config.rebase == RebasePolicy::Stop {
             self.links.suspect();
             return self.drop_link(DropReason::ForeignFigure);
@@ -588,7 +600,10 @@ impl Delivery {
         if !self.figures.may_rebase() {
             // Two publishers that rebase above each other would never end.
             self.links.suspect();
-            self.note(Note::NameShared { figure, stopped: true });
+            self.note(Note::NameShared {
+                figure,
+                stopped: true,
+            });
             return self.drop_link(DropReason::ForeignFigure);
         }
         self.phase = Phase::Rebasing { figure };
@@ -605,14 +620,21 @@ impl Delivery {
                 };
                 self.figures.rebased(store, rebase);
                 let figure = (rebase.from as i64).wrapping_add(rebase.delta) as u64 - 1;
-                self.note(Note::Rebased { figure, from: rebase.from, possible_duplicates });
+                self.note(Note::Rebased {
+                    figure,
+                    from: rebase.from,
+                    possible_duplicates,
+                });
                 // The link may have gone while the device was writing.
                 if matches!(self.phase, Phase::Rebasing { .. }) {
                     self.go_live(store);
                 }
             }
             Err(error) => {
-                self.note(Note::StoreFailed { doing: "rebase above the server's figure", error });
+                self.note(Note::StoreFailed {
+                    doing: "rebase above the server's figure",
+                    error,
+                });
                 if matches!(self.phase, Phase::Rebasing { .. }) {
                     self.drop_link(DropReason::StoreFailed);
                 }
@@ -656,7 +678,10 @@ impl Delivery {
                     return self.drop_link(DropReason::BadFigure);
                 }
                 Figure::Foreign => {
-                    self.note(Note::NameShared { figure, stopped: false });
+                    self.note(Note::NameShared {
+                        figure,
+                        stopped: false,
+                    });
                     return self.drop_link(DropReason::ForeignFigure);
                 }
             },
@@ -735,13 +760,19 @@ impl Delivery {
                 });
             }
             Ok(Rejected::Unknown) => self.unattributed(figure, reason),
-            Err(error) => self.note(Note::StoreFailed { doing: "log a refusal", error }),
+            Err(error) => self.note(Note::StoreFailed {
+                doing: "log a refusal",
+                error,
+            }),
         }
     }
 
     fn unattributed(&mut self, figure: Option<u64>, reason: &str) {
         self.totals.unattributed += 1;
-        self.outputs.push_back(Output::Unattributed { figure, reason: reason.to_owned() });
+        self.outputs.push_back(Output::Unattributed {
+            figure,
+            reason: reason.to_owned(),
+        });
     }
 
     fn apply_pending(&mut self, store: &dyn PublishStore) {
@@ -752,17 +783,26 @@ impl Delivery {
             return;
         }
         let singles = std::mem::take(&mut self.pending.single);
-        let open: Vec<u64> = singles.into_iter().filter(|s| store.is_unsettled(*s)).collect();
+        let open: Vec<u64> = singles
+            .into_iter()
+            .filter(|s| store.is_unsettled(*s))
+            .collect();
         match store.settle(&open) {
             Ok(count) => {
                 self.totals.persisted += count;
                 self.flight.settled(count);
                 for sequence in open {
                     self.flushes.settled_one(sequence);
-                    self.outputs.push_back(Output::Settled { sequence, via: Via::Ack });
+                    self.outputs.push_back(Output::Settled {
+                        sequence,
+                        via: Via::Ack,
+                    });
                 }
             }
-            Err(error) => self.note(Note::StoreFailed { doing: "settle messages", error }),
+            Err(error) => self.note(Note::StoreFailed {
+                doing: "settle messages",
+                error,
+            }),
         }
     }
 
@@ -774,11 +814,16 @@ impl Delivery {
                     Via::Ack => self.totals.persisted += count,
                     Via::Logon => self.totals.persisted_at_logon += count,
                 }
+                self.figures.settled(through);
                 self.flight.settled(count);
                 self.flushes.settled_through(through, count);
-                self.outputs.push_back(Output::SettledThrough { through, via });
+                self.outputs
+                    .push_back(Output::SettledThrough { through, via });
             }
-            Err(error) => self.note(Note::StoreFailed { doing: "settle messages", error }),
+            Err(error) => self.note(Note::StoreFailed {
+                doing: "settle messages",
+                error,
+            }),
         }
     }
 
@@ -813,7 +858,9 @@ impl Delivery {
         if ask {
             self.raising = true;
             let base = self.figures.grant().max(store.bounds().last);
-            let to = base.saturating_add(self.config.grant_step).min(figures::MAX_FIGURE);
+            let to = base
+                .saturating_add(self.config.grant_step)
+                .min(figures::MAX_FIGURE);
             self.outputs.push_back(Output::RaiseGrant { to });
         }
     }
@@ -824,8 +871,13 @@ impl Delivery {
             Ok(()) => self.figures.reload_grant(store),
             Err(error) => {
                 self.raise_failed = true;
-                self.note(Note::StoreFailed { doing: "raise the send grant", error });
-                self.note(Note::SendingStopped { through: self.figures.grant() });
+                self.note(Note::StoreFailed {
+                    doing: "raise the send grant",
+                    error,
+                });
+                self.note(Note::SendingStopped {
+                    through: self.figures.grant(),
+                });
             }
         }
     }

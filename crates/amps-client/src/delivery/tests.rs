@@ -27,14 +27,28 @@ fn rig() -> Rig {
 
 fn rig_with(store: Store, config: Config) -> Rig {
     let delivery = Delivery::new(&store, config);
-    let now = Now { at: Duration::from_secs(1), unix_micros: 1 };
-    Rig { store, delivery, now, carry_out: true, buffer: StoredMessage::new() }
+    let now = Now {
+        at: Duration::from_secs(1),
+        unix_micros: 1,
+    };
+    Rig {
+        store,
+        delivery,
+        now,
+        carry_out: true,
+        buffer: StoredMessage::new(),
+    }
 }
 
 impl Rig {
     fn publish(&self, count: u64) -> Vec<u64> {
         (0..count)
-            .map(|_| self.store.append(&Envelope::publish("orders"), b"payload").unwrap().sequence)
+            .map(|_| {
+                self.store
+                    .append(&Envelope::publish("orders"), b"payload")
+                    .unwrap()
+                    .sequence
+            })
             .collect()
     }
 
@@ -49,11 +63,13 @@ impl Rig {
             match &output {
                 Output::RaiseGrant { to } if self.carry_out => {
                     let result = self.store.raise_grant(*to);
-                    self.delivery.handle(&self.store, self.now, Input::GrantRaised(result));
+                    self.delivery
+                        .handle(&self.store, self.now, Input::GrantRaised(result));
                 }
                 Output::Rebase { figure } if self.carry_out => {
                     let result = self.store.rebase(*figure);
-                    self.delivery.handle(&self.store, self.now, Input::Rebased(result));
+                    self.delivery
+                        .handle(&self.store, self.now, Input::Rebased(result));
                 }
                 _ => {}
             }
@@ -63,27 +79,37 @@ impl Rig {
     }
 
     fn logon(&mut self, figure: impl Into<Option<u64>>) -> Vec<Output> {
-        self.input(Input::LoggedOn { figure: figure.into() })
+        self.input(Input::LoggedOn {
+            figure: figure.into(),
+        })
     }
 
     /// Everything that goes out now: sequence and wire number.
     fn send(&mut self) -> Vec<(u64, u64)> {
         let mut sent = Vec::new();
         loop {
-            let next =
-                self.delivery.next_to_send(&self.store, self.now, &mut self.buffer).unwrap();
+            let next = self
+                .delivery
+                .next_to_send(&self.store, self.now, &mut self.buffer)
+                .unwrap();
             let Some(next) = next else { break };
             assert_eq!(self.buffer.sequence, next.sequence);
             sent.push((next.sequence, next.wire));
             self.drain();
         }
-        assert!(sent.is_sorted(), "a higher number overtook a lower one: {sent:?}");
+        assert!(
+            sent.is_sorted(),
+            "a higher number overtook a lower one: {sent:?}"
+        );
         sent
     }
 
     fn ok(&mut self, figure: u64) -> Vec<Output> {
-        let ack =
-            PublishAck { figure: Some(figure), sequence: None, verdict: Verdict::Persisted };
+        let ack = PublishAck {
+            figure: Some(figure),
+            sequence: None,
+            verdict: Verdict::Persisted,
+        };
         let mut outputs = self.input(Input::Ack(ack));
         outputs.extend(self.input(Input::AcksEnd));
         outputs
@@ -91,7 +117,11 @@ impl Rig {
 
     fn fail(&mut self, figure: impl Into<Option<u64>>, id: Option<u64>) -> Vec<Output> {
         let verdict = Verdict::Refused("not entitled");
-        let ack = PublishAck { figure: figure.into(), sequence: id, verdict };
+        let ack = PublishAck {
+            figure: figure.into(),
+            sequence: id,
+            verdict,
+        };
         let mut outputs = self.input(Input::Ack(ack));
         outputs.extend(self.input(Input::AcksEnd));
         outputs
@@ -107,11 +137,26 @@ impl Rig {
 }
 
 fn notes(outputs: &[Output]) -> Vec<&Note> {
-    outputs.iter().filter_map(|o| if let Output::Note(note) = o { Some(note) } else { None }).collect()
+    outputs
+        .iter()
+        .filter_map(|o| {
+            if let Output::Note(note) = o {
+                Some(note)
+            } else {
+                None
+            }
+        })
+        .collect()
 }
 
 fn drops(outputs: &[Output]) -> Option<DropReason> {
-    outputs.iter().find_map(|o| if let Output::DropLink { why } = o { Some(*why) } else { None })
+    outputs.iter().find_map(|o| {
+        if let Output::DropLink { why } = o {
+            Some(*why)
+        } else {
+            None
+        }
+    })
 }
 
 fn refused(outputs: &[Output]) -> Option<(u64, bool)> {
@@ -122,7 +167,10 @@ fn refused(outputs: &[Output]) -> Option<(u64, bool)> {
 }
 
 fn rebases(outputs: &[Output]) -> usize {
-    outputs.iter().filter(|o| matches!(o, Output::Rebase { .. })).count()
+    outputs
+        .iter()
+        .filter(|o| matches!(o, Output::Rebase { .. }))
+        .count()
 }
 
 #[test]
@@ -148,8 +196,14 @@ fn a_grant_that_cannot_be_raised_stops_sending_and_says_so() {
     rig.publish(1);
     rig.carry_out = false;
     rig.logon(0);
-    let outputs = rig.input(Input::GrantRaised(Err(StoreError::SyncFailed("EIO".into()))));
-    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::SendingStopped { through: 0 })));
+    let outputs = rig.input(Input::GrantRaised(Err(StoreError::SyncFailed(
+        "EIO".into(),
+    ))));
+    assert!(
+        notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::SendingStopped { through: 0 }))
+    );
     assert!(rig.send().is_empty());
 }
 
@@ -168,7 +222,13 @@ fn h2_persisted_but_never_acked_is_settled_at_logon_after_a_crash() {
     let new = rig.publish(1)[0];
     assert!(new > grant, "{new} is not above the grant {grant}");
     let outputs = rig.logon(100);
-    assert!(outputs.iter().any(|o| matches!(o, Output::SettledThrough { through: 100, via: Via::Logon })));
+    assert!(outputs.iter().any(|o| matches!(
+        o,
+        Output::SettledThrough {
+            through: 100,
+            via: Via::Logon
+        }
+    )));
     assert_eq!(rebases(&outputs), 0);
     assert_eq!(rig.delivery.totals().persisted_at_logon, 100);
     assert_eq!(rig.delivery.totals().persisted, 0);
@@ -187,7 +247,10 @@ fn h3_a_fresh_store_under_a_known_name_is_rebased_and_nothing_called_persisted()
     assert_eq!(sent.len(), 1000);
     assert_eq!((sent[0], sent[999]), ((1, 501), (1000, 1500)));
     rig.ok(1500);
-    assert_eq!((rig.unsettled(), rig.delivery.totals().persisted), (0, 1000));
+    assert_eq!(
+        (rig.unsettled(), rig.delivery.totals().persisted),
+        (0, 1000)
+    );
 }
 
 #[test]
@@ -197,7 +260,9 @@ fn h4_h5_a_crash_after_the_rebase_needs_no_second_one() {
         let path = dir.path().join("store");
         let store = Store::open(&path, options()).unwrap();
         for _ in 0..1000 {
-            store.append(&Envelope::publish("orders"), b"payload").unwrap();
+            store
+                .append(&Envelope::publish("orders"), b"payload")
+                .unwrap();
         }
         drop(store);
         let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
@@ -209,7 +274,9 @@ fn h4_h5_a_crash_after_the_rebase_needs_no_second_one() {
             rig.store.rebase(500).unwrap();
         }
         for _ in 0..sent_before_the_crash {
-            let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut rig.buffer);
+            let next = rig
+                .delivery
+                .next_to_send(&rig.store, rig.now, &mut rig.buffer);
             assert!(next.unwrap().is_some());
         }
         drop(rig);
@@ -217,10 +284,16 @@ fn h4_h5_a_crash_after_the_rebase_needs_no_second_one() {
         assert_eq!(rig.unsettled(), 1010);
         let outputs = rig.logon(500 + sent_before_the_crash);
         assert_eq!(rebases(&outputs), 0, "{outputs:?}");
-        assert_eq!(rig.delivery.totals().persisted_at_logon, sent_before_the_crash);
+        assert_eq!(
+            rig.delivery.totals().persisted_at_logon,
+            sent_before_the_crash
+        );
         let sent = rig.send();
         assert_eq!(sent.len() as u64, 1010 - sent_before_the_crash);
-        assert_eq!(sent[0], (1 + sent_before_the_crash, 501 + sent_before_the_crash));
+        assert_eq!(
+            sent[0],
+            (1 + sent_before_the_crash, 501 + sent_before_the_crash)
+        );
     }
 }
 
@@ -234,10 +307,18 @@ fn h6_a_restored_old_copy_believes_no_foreign_figure() {
     rig.lose();
     let fresh = rig.publish(10);
     let outputs = rig.logon(500_000);
-    assert!(notes(&outputs)
-        .iter()
-        .any(|n| matches!(n, Note::ForeignFigure { figure: 500_000, may_have_sent: 50 })));
-    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::Rebased { from: 51, .. })));
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::ForeignFigure {
+            figure: 500_000,
+            may_have_sent: 50
+        }
+    )));
+    assert!(
+        notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::Rebased { from: 51, .. }))
+    );
     assert_eq!(rig.unsettled(), 10);
     let sent = rig.send();
     assert_eq!(sent[0], (fresh[0], 500_001));
@@ -246,7 +327,10 @@ fn h6_a_restored_old_copy_believes_no_foreign_figure() {
 
 #[test]
 fn h6_with_the_stop_policy_nothing_is_sent() {
-    let config = Config { rebase: RebasePolicy::Stop, ..Config::default() };
+    let config = Config {
+        rebase: RebasePolicy::Stop,
+        ..Config::default()
+    };
     let mut rig = rig_with(Store::memory(options()).unwrap(), config);
     rig.publish(1);
     let outputs = rig.logon(9);
@@ -265,7 +349,13 @@ fn h7_a_shared_name_settles_nothing_and_never_rebases_for_ever() {
     rig.ok(89);
     let outputs = rig.ok(500);
     assert_eq!(rig.unsettled(), 11);
-    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::NameShared { figure: 500, stopped: false })));
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::NameShared {
+            figure: 500,
+            stopped: false
+        }
+    )));
     assert_eq!(drops(&outputs), Some(DropReason::ForeignFigure));
     assert!(rig.send().is_empty());
     rig.lose();
@@ -275,7 +365,11 @@ fn h7_a_shared_name_settles_nothing_and_never_rebases_for_ever() {
     rig.lose();
     let outputs = rig.logon(5000);
     assert_eq!(rebases(&outputs), 0);
-    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::NameShared { stopped: true, .. })));
+    assert!(
+        notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::NameShared { stopped: true, .. }))
+    );
     assert_eq!(drops(&outputs), Some(DropReason::ForeignFigure));
     assert!(rig.delivery.wants_longest_delay());
     assert_eq!(rig.unsettled(), 11);
@@ -295,10 +389,19 @@ fn h8_one_refusal_between_successes() {
     let outputs = rig.fail(3, None);
     assert_eq!(refused(&outputs), Some((3, false)));
     let outputs = rig.ok(5);
-    assert!(outputs.iter().any(|o| matches!(o, Output::SettledThrough { through: 5, via: Via::Ack })));
+    assert!(outputs.iter().any(|o| matches!(
+        o,
+        Output::SettledThrough {
+            through: 5,
+            via: Via::Ack
+        }
+    )));
     assert_eq!(rig.unsettled(), 0);
     let totals = rig.delivery.totals();
-    assert_eq!((totals.persisted, totals.rejected, totals.persisted_at_logon), (4, 1, 0));
+    assert_eq!(
+        (totals.persisted, totals.rejected, totals.persisted_at_logon),
+        (4, 1, 0)
+    );
     let waiting = rig.store.rejections(0, 10);
     assert_eq!((waiting.len(), waiting[0].sequence), (1, 3));
     assert_eq!(waiting[0].reason, "not entitled");
@@ -311,16 +414,27 @@ fn h8_acks_of_one_batch_keep_their_order() {
     rig.logon(0);
     rig.send();
     let ok = |figure| {
-        Input::Ack(PublishAck { figure: Some(figure), sequence: None, verdict: Verdict::Persisted })
+        Input::Ack(PublishAck {
+            figure: Some(figure),
+            sequence: None,
+            verdict: Verdict::Persisted,
+        })
     };
     let no = Verdict::Refused("no");
     rig.delivery.handle(&rig.store, rig.now, ok(2));
-    let fail = PublishAck { figure: Some(3), sequence: None, verdict: no };
+    let fail = PublishAck {
+        figure: Some(3),
+        sequence: None,
+        verdict: no,
+    };
     rig.delivery.handle(&rig.store, rig.now, Input::Ack(fail));
     rig.delivery.handle(&rig.store, rig.now, ok(5));
     let outputs = rig.input(Input::AcksEnd);
     assert_eq!(refused(&outputs), Some((3, false)));
-    assert_eq!((rig.delivery.totals().persisted, rig.delivery.totals().late), (4, 0));
+    assert_eq!(
+        (rig.delivery.totals().persisted, rig.delivery.totals().late),
+        (4, 0)
+    );
 }
 
 #[test]
@@ -333,7 +447,10 @@ fn h10_a_refusal_lost_with_the_link_counts_as_logon_never_as_ack() {
     rig.lose();
     rig.logon(5);
     let totals = rig.delivery.totals();
-    assert_eq!((totals.persisted, totals.persisted_at_logon, totals.rejected), (2, 3, 0));
+    assert_eq!(
+        (totals.persisted, totals.persisted_at_logon, totals.rejected),
+        (2, 3, 0)
+    );
     assert!(rig.send().is_empty());
 }
 
@@ -374,13 +491,20 @@ fn h14_a_refusal_that_names_nobody_is_told_and_settles_nothing() {
     rig.logon(0);
     rig.send();
     let outputs = rig.fail(None, None);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Unattributed { figure: None, .. })));
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Unattributed { figure: None, .. }))
+    );
     assert_eq!(rig.unsettled(), 3);
     // With publish_ids the same refusal has a name.
     assert_eq!(refused(&rig.fail(None, Some(2))), Some((2, false)));
     rig.ok(3);
     let totals = rig.delivery.totals();
-    assert_eq!((totals.persisted, totals.rejected, totals.unattributed), (2, 1, 1));
+    assert_eq!(
+        (totals.persisted, totals.rejected, totals.unattributed),
+        (2, 1, 1)
+    );
 }
 
 #[test]
@@ -390,8 +514,16 @@ fn an_id_that_was_never_sent_names_nobody() {
     rig.logon(0);
     rig.send();
     let outputs = rig.fail(None, Some(99));
-    assert!(outputs.iter().any(|o| matches!(o, Output::Unattributed { .. })));
-    let ack = PublishAck { figure: None, sequence: Some(99), verdict: Verdict::Persisted };
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Unattributed { .. }))
+    );
+    let ack = PublishAck {
+        figure: None,
+        sequence: Some(99),
+        verdict: Verdict::Persisted,
+    };
     rig.input(Input::Ack(ack));
     rig.input(Input::AcksEnd);
     assert_eq!(rig.unsettled(), 3);
@@ -404,13 +536,26 @@ fn acks_with_an_id_and_no_number_settle_one_message() {
     rig.logon(None);
     rig.send();
     for sequence in (2..=200).step_by(2) {
-        let ack = PublishAck { figure: None, sequence: Some(sequence), verdict: Verdict::Persisted };
+        let ack = PublishAck {
+            figure: None,
+            sequence: Some(sequence),
+            verdict: Verdict::Persisted,
+        };
         rig.input(Input::Ack(ack));
         rig.input(Input::Ack(ack));
     }
     let outputs = rig.input(Input::AcksEnd);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Settled { sequence: 200, via: Via::Ack })));
-    assert_eq!((rig.unsettled(), rig.delivery.totals().persisted), (100, 100));
+    assert!(outputs.iter().any(|o| matches!(
+        o,
+        Output::Settled {
+            sequence: 200,
+            via: Via::Ack
+        }
+    )));
+    assert_eq!(
+        (rig.unsettled(), rig.delivery.totals().persisted),
+        (100, 100)
+    );
     assert!(rig.store.is_unsettled(1) && !rig.store.is_unsettled(2));
 }
 
@@ -437,7 +582,11 @@ fn h16_a_logon_without_a_figure_settles_nothing_and_resends_all() {
     rig.ok(2);
     rig.lose();
     let outputs = rig.logon(None);
-    assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::PublishGap { .. })));
+    assert!(
+        !notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::PublishGap { .. }))
+    );
     assert_eq!(rig.send(), [(3, 3), (4, 4), (5, 5)]);
     assert_eq!(rig.delivery.totals().resent, 3);
 }
@@ -453,7 +602,11 @@ fn h17_a_server_that_forgot_the_publisher_is_reported_and_numbering_goes_on() {
     let outputs = rig.logon(0);
     assert!(notes(&outputs).iter().any(|n| matches!(
         n,
-        Note::PublishGap { server: 0, settled: 100, unknown_publisher: true }
+        Note::PublishGap {
+            server: 0,
+            settled: 100,
+            unknown_publisher: true
+        }
     )));
     rig.publish(1);
     assert_eq!(rig.send(), [(101, 101)]);
@@ -462,7 +615,10 @@ fn h17_a_server_that_forgot_the_publisher_is_reported_and_numbering_goes_on() {
 #[test]
 fn h18_a_server_that_is_behind_is_reported_or_left() {
     for policy in [GapPolicy::Report, GapPolicy::NextServer] {
-        let config = Config { gap: policy, ..Config::default() };
+        let config = Config {
+            gap: policy,
+            ..Config::default()
+        };
         let mut rig = rig_with(Store::memory(options()).unwrap(), config);
         rig.publish(100);
         rig.logon(0);
@@ -473,7 +629,11 @@ fn h18_a_server_that_is_behind_is_reported_or_left() {
         let outputs = rig.logon(80);
         assert!(notes(&outputs).iter().any(|n| matches!(
             n,
-            Note::PublishGap { server: 80, settled: 100, unknown_publisher: false }
+            Note::PublishGap {
+                server: 80,
+                settled: 100,
+                unknown_publisher: false
+            }
         )));
         match policy {
             GapPolicy::Report => assert_eq!(rig.send(), [(101, 101)]),
@@ -502,7 +662,12 @@ fn numbers_skipped_by_an_unclean_stop_are_no_gap() {
     let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
     rig.publish(5);
     let outputs = rig.logon(100);
-    assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::PublishGap { .. })), "{outputs:?}");
+    assert!(
+        !notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::PublishGap { .. })),
+        "{outputs:?}"
+    );
     assert_eq!(rig.send().len(), 15);
 }
 
@@ -524,7 +689,12 @@ fn h31_the_same_head_at_the_end_of_several_links_is_a_stall() {
     rig.send();
     // The refusal at last says how often it was tried, and ends the stall.
     let outputs = rig.fail(1, None);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Refused { attempts: 5, .. })), "{outputs:?}");
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Refused { attempts: 5, .. })),
+        "{outputs:?}"
+    );
     assert!(!rig.delivery.wants_longest_delay());
 }
 
@@ -551,7 +721,13 @@ fn figures_below_a_rebase_settle_nothing() {
     rig.ok(400);
     assert_eq!(rig.unsettled(), 10);
     let outputs = rig.fail(400, None);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Unattributed { figure: Some(400), .. })));
+    assert!(outputs.iter().any(|o| matches!(
+        o,
+        Output::Unattributed {
+            figure: Some(400),
+            ..
+        }
+    )));
     rig.lose();
     // At logon such a figure says: nothing of the new numbering has arrived.
     let outputs = rig.logon(400);
@@ -590,7 +766,10 @@ fn at_disk_only_durable_messages_are_sent() {
 
 #[test]
 fn in_flight_bounds_hold_and_acks_give_room() {
-    let config = Config { max_in_flight: 10, ..Config::default() };
+    let config = Config {
+        max_in_flight: 10,
+        ..Config::default()
+    };
     let mut rig = rig_with(Store::memory(options()).unwrap(), config);
     rig.publish(30);
     rig.logon(0);
@@ -600,7 +779,10 @@ fn in_flight_bounds_hold_and_acks_give_room() {
     rig.fail(5, None);
     assert_eq!(rig.send().len(), 1);
 
-    let config = Config { max_in_flight_bytes: 21, ..Config::default() };
+    let config = Config {
+        max_in_flight_bytes: 21,
+        ..Config::default()
+    };
     let mut rig = rig_with(Store::memory(options()).unwrap(), config);
     rig.publish(30);
     rig.logon(0);
@@ -611,14 +793,19 @@ fn in_flight_bounds_hold_and_acks_give_room() {
 
 #[test]
 fn a_replay_keeps_its_rate_and_new_messages_wait_behind_it() {
-    let config = Config { replay_rate: Some(100), ..Config::default() };
+    let config = Config {
+        replay_rate: Some(100),
+        ..Config::default()
+    };
     let mut rig = rig_with(Store::memory(options()).unwrap(), config);
     rig.publish(300);
     rig.logon(0);
     let mut sent = 0;
     for _ in 0..100 {
         sent += rig.send().len();
-        let Some(until) = rig.delivery.deadline() else { break };
+        let Some(until) = rig.delivery.deadline() else {
+            break;
+        };
         assert!(until > rig.now.at);
         rig.now.at += Duration::from_millis(10);
     }
@@ -634,10 +821,18 @@ fn a_flush_covers_what_was_stored_when_it_was_asked_for() {
     rig.publish(2);
     rig.logon(0);
     rig.send();
-    assert!(!rig.ok(2).iter().any(|o| matches!(o, Output::Flushed { .. })));
+    assert!(
+        !rig.ok(2)
+            .iter()
+            .any(|o| matches!(o, Output::Flushed { .. }))
+    );
     // A refusal counts as flushed once it is in the log; 4 and 5 are not waited for.
     let outputs = rig.fail(3, None);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 7, left: 0 })));
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Flushed { id: 7, left: 0 }))
+    );
     assert_eq!(rig.unsettled(), 2);
 }
 
@@ -648,20 +843,36 @@ fn a_flush_ends_in_time_and_says_what_is_left() {
     rig.logon(0);
     rig.send();
     let until = rig.now.at + Duration::from_secs(5);
-    rig.input(Input::Flush { id: 1, until: Some(until) });
+    rig.input(Input::Flush {
+        id: 1,
+        until: Some(until),
+    });
     rig.ok(4);
     rig.fail(7, None);
     assert_eq!(rig.delivery.deadline(), Some(until));
     rig.now.at = until;
     let outputs = rig.input(Input::Tick);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 1, left: 5 })), "{outputs:?}");
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Flushed { id: 1, left: 5 })),
+        "{outputs:?}"
+    );
     let outputs = rig.input(Input::Flush { id: 2, until: None });
     assert!(outputs.is_empty());
     rig.lose();
     let outputs = rig.logon(10);
-    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 2, left: 0 })));
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Flushed { id: 2, left: 0 }))
+    );
     let outputs = rig.input(Input::Flush { id: 3, until: None });
-    assert!(outputs.iter().any(|o| matches!(o, Output::Flushed { id: 3, left: 0 })));
+    assert!(
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Flushed { id: 3, left: 0 }))
+    );
 }
 
 #[test]
@@ -671,7 +882,9 @@ fn a_replay_ends_with_what_was_stored_at_logon() {
     let outputs = rig.logon(0);
     assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::Replayed)));
     let next = |rig: &mut Rig| {
-        rig.delivery.next_to_send(&rig.store, rig.now, &mut rig.buffer).unwrap();
+        rig.delivery
+            .next_to_send(&rig.store, rig.now, &mut rig.buffer)
+            .unwrap();
         rig.drain()
     };
     assert!(notes(&next(&mut rig)).is_empty());
@@ -694,7 +907,13 @@ fn a_short_lived_link_and_a_figure_that_runs_ahead_point_to_a_shared_name() {
     rig.logon(5);
     rig.lose();
     let outputs = rig.logon(50);
-    assert!(notes(&outputs).iter().any(|n| matches!(n, Note::NameShared { figure: 50, stopped: false })));
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::NameShared {
+            figure: 50,
+            stopped: false
+        }
+    )));
     assert!(rig.delivery.wants_longest_delay());
     rig.now.at += Duration::from_secs(60);
     rig.lose();

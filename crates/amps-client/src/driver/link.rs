@@ -34,9 +34,18 @@ pub(super) enum Owned {
     Challenge(Credentials),
     HeartbeatInitiated,
     Resubscribed,
-    Done { id: u64, result: Result<Answer, CommandError> },
-    Delivered { subscription: u64, message: Delivered },
-    SubscriptionEnded { subscription: u64, error: Option<CommandError> },
+    Done {
+        id: u64,
+        result: Result<Answer, CommandError>,
+    },
+    Delivered {
+        subscription: u64,
+        message: Delivered,
+    },
+    SubscriptionEnded {
+        subscription: u64,
+        error: Option<CommandError>,
+    },
     Unhandled(UnhandledAck),
     Nothing,
 }
@@ -51,12 +60,20 @@ impl From<Received<'_>> for Owned {
             Received::Resubscribed => Owned::Resubscribed,
             Received::Ack(_) => Owned::Nothing,
             Received::Done { id, result } => Owned::Done { id, result },
-            Received::Delivered { subscription, message } => {
-                Owned::Delivered { subscription, message }
-            }
-            Received::SubscriptionEnded { subscription, error } => {
-                Owned::SubscriptionEnded { subscription, error }
-            }
+            Received::Delivered {
+                subscription,
+                message,
+            } => Owned::Delivered {
+                subscription,
+                message,
+            },
+            Received::SubscriptionEnded {
+                subscription,
+                error,
+            } => Owned::SubscriptionEnded {
+                subscription,
+                error,
+            },
             Received::Unhandled(header) => Owned::Unhandled(unhandled(header)),
         }
     }
@@ -119,8 +136,9 @@ impl Driver {
         let mut message = StoredMessage::new();
         let now = self.now().at;
         let message_type = server.uri.message_type();
-        let logon =
-            self.session.connected(now, message_type, credentials, &mut self.work.out);
+        let logon = self
+            .session
+            .connected(now, message_type, credentials, &mut self.work.out);
         if let Err(error) = logon {
             return LinkEnd::Protocol(error.to_string());
         }
@@ -245,7 +263,9 @@ impl Driver {
     async fn read(&mut self, server: &Server, decoder: &mut FrameDecoder) -> Result<(), LinkEnd> {
         let now = self.now();
         loop {
-            let frame = decoder.next_frame().map_err(|e| LinkEnd::Protocol(e.to_string()))?;
+            let frame = decoder
+                .next_frame()
+                .map_err(|e| LinkEnd::Protocol(e.to_string()))?;
             let Some(frame) = frame else { break };
             let mut received = Owned::Nothing;
             let mut more = Vec::new();
@@ -306,7 +326,10 @@ impl Driver {
             let error = "the server asks for an answer to a challenge".to_owned();
             return Err(LinkEnd::Authenticator(error));
         };
-        let answer = match self.meanwhile(authenticator.answer(&server.uri, challenge)).await {
+        let answer = match self
+            .meanwhile(authenticator.answer(&server.uri, challenge))
+            .await
+        {
             Ok(Ok(answer)) => answer,
             Ok(Err(error)) => return Err(LinkEnd::Authenticator(error)),
             Err(_) => return Err(LinkEnd::Shutdown),
@@ -323,8 +346,14 @@ impl Driver {
             Owned::HeartbeatInitiated => self.state(ConnectionState::HeartbeatInitiated),
             Owned::Resubscribed => self.state(ConnectionState::Resubscribed),
             Owned::Done { id, result } => self.done(id, result),
-            Owned::Delivered { subscription, message } => self.deliver(subscription, message),
-            Owned::SubscriptionEnded { subscription, error } => {
+            Owned::Delivered {
+                subscription,
+                message,
+            } => self.deliver(subscription, message),
+            Owned::SubscriptionEnded {
+                subscription,
+                error,
+            } => {
                 self.end_subscription(subscription, error.map(SubscriptionEnd::Command));
             }
             Owned::Unhandled(ack) => {
@@ -339,15 +368,21 @@ impl Driver {
         if let Some(reply) = self.work.commands.remove(&id) {
             return self.command_done(reply, result);
         }
-        let Some(entry) = self.work.subscriptions.get_mut(&id) else { return };
-        let Some((reply, subscription)) = entry.placed.take() else { return };
+        let Some(entry) = self.work.subscriptions.get_mut(&id) else {
+            return;
+        };
+        let Some((reply, subscription)) = entry.placed.take() else {
+            return;
+        };
         let result = result.map(|_| subscription);
         // If the caller stopped waiting, the subscription is dropped here and unsubscribes.
         drop(reply.send(result));
     }
 
     fn deliver(&mut self, subscription: u64, message: Delivered) {
-        let Some(entry) = self.work.subscriptions.get(&subscription) else { return };
+        let Some(entry) = self.work.subscriptions.get(&subscription) else {
+            return;
+        };
         let end = match entry.messages.try_send(message) {
             Ok(()) => return,
             Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => Some(SubscriptionEnd::Lagged),
@@ -365,7 +400,10 @@ fn unreadable(
 ) -> LinkEnd {
     let error = error.to_string();
     tracing::error!(sequence, error, "a stored message cannot be sent");
-    shared.event(Event::Unreadable { sequence, error: error.clone() });
+    shared.event(Event::Unreadable {
+        sequence,
+        error: error.clone(),
+    });
     LinkEnd::Store(error)
 }
 

@@ -1,6 +1,12 @@
 //! A scripted server on the codec: the test says what it reads and what it answers.
 
-#![allow(dead_code, unreachable_pub, missing_docs, clippy::unwrap_used, clippy::expect_used)]
+#![allow(
+    dead_code,
+    unreachable_pub,
+    missing_docs,
+    clippy::unwrap_used,
+    clippy::expect_used
+)]
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -34,7 +40,10 @@ pub fn builder(connector: MemoryConnector) -> Builder {
     Client::builder(NAME)
         .server("tcp://127.0.0.1:9007/amps/json")
         .connector(Arc::new(connector))
-        .backoff(Backoff::new(Duration::from_millis(1), Duration::from_millis(5)))
+        .backoff(Backoff::new(
+            Duration::from_millis(1),
+            Duration::from_millis(5),
+        ))
 }
 
 /// A frame as the server read it.
@@ -64,7 +73,10 @@ impl Peer {
     /// The next connection, before its logon is answered.
     pub async fn accept(listener: &mut MemoryListener) -> (Peer, Frame) {
         let stream = listener.accept().await.unwrap();
-        let mut peer = Peer { stream, decoder: FrameDecoder::new() };
+        let mut peer = Peer {
+            stream,
+            decoder: FrameDecoder::new(),
+        };
         let logon = peer.next().await.expect("a logon");
         assert_eq!(logon.verb, "Logon");
         (peer, logon)
@@ -82,7 +94,9 @@ impl Peer {
             command_id: logon.id.as_deref(),
             sequence: figure.into(),
             client_name: logon.client_name.as_deref(),
-            ..LogonAck::default()
+            bookmark: None,
+            reason: Some("authentication disabled"),
+            version: Some("5.3.3.0"),
         };
         let mut out = Vec::new();
         ack.encode(&mut out).unwrap();
@@ -94,7 +108,8 @@ impl Peer {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
                 let (header, body) = Header::parse(&frame).unwrap();
-                let own = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(String::from);
+                let own =
+                    |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(String::from);
                 return Some(Frame {
                     verb: match &header.verb {
                         Some(Verb::Other(name)) => name.to_string(),
