@@ -37,12 +37,13 @@ const NAMES: usize = 116;
 const NUMBERS_END: u64 = 1 << 63;
 
 const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
-const MARK_BODY: usize = 40;
+const MARK_TAG: usize = 40;
+const MARK_BODY: usize = MARK_TAG + MAX_TAG;
 const EPOCH_EXTRA: usize = 24;
 const REJECTION_BODY: usize = 16;
 
 /// Largest mark or epoch record, which opens every segment.
-pub(crate) const MAX_OPENING: u64 = stride(RECORD_HEADER + EPOCH_EXTRA + MARK_BODY + MAX_TAG);
+pub(crate) const MAX_OPENING: u64 = stride(RECORD_HEADER + EPOCH_EXTRA + MARK_BODY);
 /// Settlement of one message.
 pub(crate) const ONE_SETTLEMENT: u64 = stride(RECORD_HEADER + 8);
 /// Largest rejection record.
@@ -440,18 +441,21 @@ impl Mark {
         out.extend_from_slice(&flags.to_le_bytes());
         let tag = self.tag.as_deref().unwrap_or(&[]);
         out.extend_from_slice(&(tag.len() as u32).to_le_bytes());
-        out.extend_from_slice(tag);
+        // Always the same size: what one segment holds fits into another (`space.rs`).
+        let mut field = [0; MAX_TAG];
+        field[..tag.len()].copy_from_slice(tag);
+        out.extend_from_slice(&field);
     }
 
     pub(crate) fn decode(b: &[u8]) -> Option<Self> {
-        if b.len() < MARK_BODY {
+        if b.len() != MARK_BODY {
             return None;
         }
         let (flags, tag_len) = (u32_at(b, 32), u32_at(b, 36) as usize);
         if (0..4).any(|i| u64_at(b, i * 8) >= NUMBERS_END) {
             return None;
         }
-        if flags > 3 || tag_len > MAX_TAG || b.len() != MARK_BODY + tag_len {
+        if flags > 3 || tag_len > MAX_TAG {
             return None;
         }
         Some(Mark {
@@ -460,7 +464,7 @@ impl Mark {
             next: u64_at(b, 16),
             oldest_needed: u64_at(b, 24),
             clean: flags & 1 != 0,
-            tag: (flags & 2 != 0).then(|| b[MARK_BODY..].to_vec()),
+            tag: (flags & 2 != 0).then(|| b[MARK_TAG..MARK_TAG + tag_len].to_vec()),
         })
     }
 }

@@ -240,6 +240,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         if self.out.stop != Stop::CleanClose {
             self.judge(&used, hole, &mut gaps)?;
         }
+        self.out.state.replayed();
         let (floor, rejections) = (self.out.state.floor(), self.out.state.rejections());
         let (ignored, damaged): (Vec<Gap>, Vec<Gap>) = gaps.into_iter().partition(|gap| {
             gap.publishes.is_some_and(|(first, last)| {

@@ -91,6 +91,8 @@ pub(crate) struct Space {
     prefaulted: u64,
     /// Upkeep is at work: the records it writes take what room there is.
     working: bool,
+    /// Room in the segment that is written that only copies may take.
+    reserved: u64,
 }
 
 /// Something to be done for the log.
@@ -139,6 +141,7 @@ impl Space {
             retry_growth: false,
             prefaulted: 0,
             working: false,
+            reserved: 0,
         }
     }
 
@@ -149,9 +152,11 @@ impl Space {
         self.prefaulted = position;
     }
 
+    /// Whether a record fits into the segment that is written. A collection that took the
+    /// last free segment keeps the room its copies still need.
     #[inline]
     pub(crate) fn fits(&self, stride: u64) -> bool {
-        self.position + stride <= self.end
+        self.position + stride + self.reserved <= self.end
     }
 
     /// Takes room that was found to fit.
@@ -331,8 +336,8 @@ impl Log {
     }
 
     /// Makes room for one of the log's own records, freeing a segment here and now if
-    /// there is no other way. The last free segment is left to the copies of a collection,
-    /// which need at most that much to win one back.
+    /// there is no other way. The last free segment is left to the copies of a collection:
+    /// they fit into one, since every segment opens with a record of the same size.
     pub(crate) fn make_room(&mut self, stride: u64) -> Result<(), StoreError> {
         if self.space.fits(stride) {
             return Ok(());
@@ -436,8 +441,15 @@ impl Log {
     /// Does a bounded piece of the work that [`chore`](Self::chore) found.
     pub(crate) fn work(&mut self) -> Result<(), StoreError> {
         self.space.working = true;
+        self.space.reserved = 0;
         let done = self.work_on();
         self.space.working = false;
+        self.space.reserved = match (self.space.collecting, self.space.chain.front()) {
+            (Some(Collecting::Copying(_)), Some(oldest)) if self.space.ready() == 0 => {
+                self.state.segment_live(oldest.segment)
+            }
+            _ => 0,
+        };
         done
     }
 
@@ -511,8 +523,7 @@ impl Log {
             }
         }
         self.space.collecting = if at >= end {
-            // The mark makes the settlements that emptied the segment part of the sync.
-            self.write_mark(false)?;
+            // Every settlement was recorded when it was made: the sync covers those as well.
             Some(Collecting::Covering(self.ordinal))
         } else {
             Some(Collecting::Copying(at))

@@ -19,6 +19,9 @@ pub(crate) struct State {
     charges: u64,
     /// Needed bytes in each segment.
     segment_live: Vec<u64>,
+    /// Records are being read back: a message may still follow whose number lies below
+    /// others that are settled, so only a mark moves the floor.
+    replaying: bool,
 }
 
 /// What a refusal did.
@@ -45,7 +48,14 @@ impl State {
             live: 0,
             charges: 0,
             segment_live: vec![0; segments],
+            replaying: true,
         }
+    }
+
+    /// All records are in.
+    pub(crate) fn replayed(&mut self) {
+        self.replaying = false;
+        self.raise_floor();
     }
 
     pub(crate) fn resize(&mut self, segments: usize) {
@@ -217,6 +227,9 @@ impl State {
 
     /// Moves the floor over what is settled already. Amortised O(1): it never looks twice.
     fn raise_floor(&mut self) {
+        if self.replaying {
+            return;
+        }
         self.floor = match self.first_unsettled() {
             Some(first) => self.floor.max(first - 1),
             None => self.floor.max(self.last),

@@ -164,7 +164,7 @@ fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     store.settle_through(4).unwrap();
     for n in 6..=20_000u64 {
         let payload = format!("message {n}");
-        let deadline = Instant::now() + Duration::from_secs(30);
+        let deadline = Instant::now() + Duration::from_secs(10);
         let at = store
             .append_wait(&Envelope::publish("orders"), payload.as_bytes(), deadline)
             .unwrap();
