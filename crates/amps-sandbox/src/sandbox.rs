@@ -1,0 +1,412 @@
+//! Starting and stopping a sandbox on sockets.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use amps_client::connector::{MemoryConnector, MemoryListener, Stream};
+use amps_client::uri::{Scheme, Uri, UriError};
+use tokio::net::TcpListener;
+#[cfg(unix)]
+use tokio::net::UnixListener;
+use tokio::task::{JoinHandle, JoinSet};
+
+use crate::journal::{Journal, JournalEntry, JournalError};
+use crate::net::{Shared, stopping};
+use crate::server::Server;
+use crate::{Candidate, Config, Dialect, Fault};
+
+/// Frames above this are refused, as real transports do (`amps-protocol.md` §1).
+const MAX_FRAME: usize = 200 * 1024 * 1024;
+const MAX_LINKS: usize = 1024;
+
+/// A running sandbox. Dropping it stops it without waiting; [`Sandbox::stop`] waits.
+#[derive(Debug)]
+pub struct Sandbox {
+    shared: Arc<Shared>,
+    uris: Vec<Uri>,
+    connector: MemoryConnector,
+    tasks: Vec<JoinHandle<()>>,
+    sockets: Vec<PathBuf>,
+}
+
+/// Why a sandbox did not start.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StartError {
+    /// An address to listen on is no connection string.
+    #[error("cannot listen on \"{uri}\": {source}")]
+    Uri {
+        /// What was given.
+        uri: String,
+        /// What is wrong with it.
+        source: UriError,
+    },
+    /// An address cannot be listened on.
+    #[error("cannot listen on {uri}: {source}")]
+    Listen {
+        /// The address.
+        uri: String,
+        /// What the system said.
+        source: io::Error,
+    },
+    /// The scheme needs something the sandbox was not given.
+    #[error("cannot listen on {uri}: {needed}")]
+    Unsupported {
+        /// The address.
+        uri: String,
+        /// What is missing.
+        needed: &'static str,
+    },
+    /// The journal cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+}
+
+/// Sets up a [`Sandbox`].
+#[derive(Debug, Default)]
+#[must_use = "a builder does nothing until started"]
+pub struct Builder {
+    config: Config,
+    listen: Vec<String>,
+    journal: Option<PathBuf>,
+    faults: Vec<Fault>,
+    connector: MemoryConnector,
+    max_frame: Option<usize>,
+}
+
+impl Builder {
+    /// Replaces everything but addresses, journal and faults.
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// Listens on a connection string, repeatable; port 0 picks a free one.
+    pub fn listen(mut self, uri: impl Into<String>) -> Self {
+        self.listen.push(uri.into());
+        self
+    }
+
+    /// Keeps messages and sequences in this directory; without, they end with the process.
+    pub fn journal(mut self, directory: impl AsRef<Path>) -> Self {
+        self.journal = Some(directory.as_ref().to_owned());
+        self
+    }
+
+    /// As [`Config::reject_topic`].
+    pub fn reject_topic(mut self, topic: impl Into<String>) -> Self {
+        self.config = self.config.reject_topic(topic);
+        self
+    }
+
+    /// As [`Config::reject_invalid_json`].
+    pub fn reject_invalid_json(mut self, topic: impl Into<String>) -> Self {
+        self.config = self.config.reject_invalid_json(topic);
+        self
+    }
+
+    /// As [`Config::reject_when`].
+    pub fn reject_when(
+        mut self,
+        rule: impl Fn(&Candidate<'_>) -> Option<String> + Send + Sync + 'static,
+    ) -> Self {
+        self.config = self.config.reject_when(rule);
+        self
+    }
+
+    /// As [`Config::ack_interval`].
+    pub fn ack_interval(mut self, interval: Duration) -> Self {
+        self.config = self.config.ack_interval(interval);
+        self
+    }
+
+    /// As [`Config::user`].
+    pub fn require_auth(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
+        self.config = self.config.user(user, password);
+        self
+    }
+
+    /// As [`Config::challenge`].
+    pub fn challenge(mut self) -> Self {
+        self.config = self.config.challenge();
+        self
+    }
+
+    /// As [`Config::dialect`].
+    pub fn dialect(mut self, dialect: Dialect) -> Self {
+        self.config = self.config.dialect(dialect);
+        self
+    }
+
+    /// As [`Config::sow_topic`].
+    pub fn sow_topic(mut self, topic: impl Into<String>) -> Self {
+        self.config = self.config.sow_topic(topic);
+        self
+    }
+
+    /// As [`Config::unlogged_topic`].
+    pub fn unlogged_topic(mut self, topic: impl Into<String>) -> Self {
+        self.config = self.config.unlogged_topic(topic);
+        self
+    }
+
+    /// Puts a fault in force from the start.
+    pub fn fault(mut self, fault: Fault) -> Self {
+        self.faults.push(fault);
+        self
+    }
+
+    /// Closes links that announce a frame above so many bytes, 200 MiB by default.
+    pub fn max_frame(mut self, bytes: usize) -> Self {
+        self.max_frame = Some(bytes);
+        self
+    }
+
+    /// Listens on this connector instead of one of its own, so that a client can find a
+    /// sandbox that was started again.
+    pub fn connector(mut self, connector: &MemoryConnector) -> Self {
+        self.connector = connector.clone();
+        self
+    }
+
+    /// Starts without sockets; the connector reaches it whatever the URI says.
+    ///
+    /// # Errors
+    /// As [`Builder::start`].
+    pub async fn start_in_memory(self) -> Result<(Sandbox, MemoryConnector), StartError> {
+        let sandbox = self.start().await?;
+        let connector = sandbox.connector();
+        Ok((sandbox, connector))
+    }
+
+    /// Opens the journal and starts to listen, on all given addresses and in memory. When
+    /// it returns, connections are accepted.
+    ///
+    /// # Errors
+    /// A [`StartError`]; nothing is left running then.
+    pub async fn start(mut self) -> Result<Sandbox, StartError> {
+        let uris = self.listen.iter().map(|text| {
+            text.parse::<Uri>().map_err(|source| StartError::Uri {
+                uri: text.clone(),
+                source,
+            })
+        });
+        let uris = uris.collect::<Result<Vec<_>, _>>()?;
+        if self.config.message_type.is_none() {
+            let first = uris.first().and_then(Uri::message_type);
+            if let Some(first) = first.filter(|_| uris.iter().all(|u| u.message_type() == first)) {
+                self.config = self.config.message_type(first);
+            }
+        }
+        let mut listeners = vec![Listener::Memory(self.connector.listen())];
+        let mut bound = Vec::new();
+        for uri in uris {
+            let (listener, uri) = Listener::bind(uri).await?;
+            listeners.push(listener);
+            bound.push(uri);
+        }
+        let shared = open(self.config, self.journal.as_deref(), self.max_frame)?;
+        for fault in &self.faults {
+            shared.step(None, |server, out, _| server.inject(fault, out));
+        }
+        let mut tasks = vec![tokio::spawn(shared.clone().keep_time())];
+        tasks.extend(
+            listeners
+                .into_iter()
+                .map(|l| tokio::spawn(l.accept_all(shared.clone()))),
+        );
+        let sockets = bound
+            .iter()
+            .filter_map(|uri| uri.path().map(Path::to_owned))
+            .collect();
+        Ok(Sandbox {
+            shared,
+            uris: bound,
+            connector: self.connector,
+            tasks,
+            sockets,
+        })
+    }
+}
+
+impl Sandbox {
+    /// Starts to set one up.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// The first address it listens on, with the port it got, or an address that means
+    /// nothing for a sandbox in memory.
+    pub fn uri(&self) -> String {
+        self.uris
+            .first()
+            .map_or_else(|| "tcp://memory:0/amps/json".to_owned(), Uri::to_string)
+    }
+
+    /// All addresses it listens on, with the ports they got.
+    pub fn uris(&self) -> &[Uri] {
+        &self.uris
+    }
+
+    /// A connector that reaches this sandbox without a socket.
+    pub fn connector(&self) -> MemoryConnector {
+        self.connector.clone()
+    }
+
+    /// The messages taken so far, in order, without refused ones.
+    ///
+    /// # Errors
+    /// The journal cannot be read back.
+    pub fn journal(&self) -> io::Result<Vec<JournalEntry>> {
+        self.shared.journal()
+    }
+
+    /// The figure a logon of this client name would be told.
+    pub fn settled(&self, client_name: &str) -> u64 {
+        self.shared.settled(client_name)
+    }
+
+    /// Puts a fault in force, for links that are open as well.
+    pub fn inject(&self, fault: &Fault) {
+        self.shared
+            .step(None, |server, out, _| server.inject(fault, out));
+    }
+
+    /// Ends all faults; a link that was struck stays as it is.
+    pub fn clear_faults(&self) {
+        self.shared.step(None, |server, _, _| server.clear_faults());
+    }
+
+    /// Closes every link and waits until all is closed and the journal unlocked.
+    pub async fn stop(mut self) {
+        self.shared.stop();
+        for task in std::mem::take(&mut self.tasks) {
+            if let Err(error) = task.await {
+                tracing::error!(%error, "a part of the sandbox failed");
+            }
+        }
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        self.shared.stop();
+        for socket in &self.sockets {
+            if let Err(error) = std::fs::remove_file(socket) {
+                tracing::debug!(%error, socket = %socket.display(), "socket file left behind");
+            }
+        }
+    }
+}
+
+fn open(
+    config: Config,
+    directory: Option<&Path>,
+    max_frame: Option<usize>,
+) -> Result<Arc<Shared>, StartError> {
+    let mut server = Server::new(config, 0);
+    let journal = match directory {
+        None => Journal::memory(),
+        Some(directory) => {
+            Journal::open(directory, |entry, position| server.recover(entry, position))?
+        }
+    };
+    server.resume_at(journal.end());
+    Ok(Shared::new(server, journal, max_frame.unwrap_or(MAX_FRAME)))
+}
+
+enum Listener {
+    Memory(MemoryListener),
+    Tcp(TcpListener),
+    #[cfg(unix)]
+    Unix(UnixListener),
+}
+
+impl Listener {
+    async fn bind(uri: Uri) -> Result<(Listener, Uri), StartError> {
+        let fail = |source| StartError::Listen {
+            uri: uri.to_string(),
+            source,
+        };
+        match uri.scheme() {
+            Scheme::Tcp => {
+                let listener = TcpListener::bind((uri.host(), uri.port()))
+                    .await
+                    .map_err(fail)?;
+                let port = listener.local_addr().map_err(fail)?.port();
+                Ok((Listener::Tcp(listener), uri.with_port(port)))
+            }
+            #[cfg(unix)]
+            Scheme::Unix => {
+                let listener = bind_unix(uri.path().unwrap_or(Path::new(""))).map_err(fail)?;
+                Ok((Listener::Unix(listener), uri))
+            }
+            _ => Err(StartError::Unsupported {
+                uri: uri.to_string(),
+                needed: "TLS needs a certificate, and the feature tls",
+            }),
+        }
+    }
+
+    async fn accept_all(mut self, shared: Arc<Shared>) {
+        let mut stop = shared.stopped();
+        let mut links = JoinSet::new();
+        loop {
+            let stream = tokio::select! {
+                accepted = self.accept() => match accepted {
+                    Ok(Some(stream)) => stream,
+                    Ok(None) => break,
+                    Err(error) => {
+                        tracing::warn!(%error, "a connection could not be accepted");
+                        // Out of descriptors: nothing improves until a link ends.
+                        tokio::time::sleep(Duration::from_millis(50)).await;
+                        continue;
+                    }
+                },
+                Some(ended) = links.join_next() => {
+                    if let Err(error) = ended {
+                        tracing::error!(%error, "a link failed");
+                    }
+                    continue;
+                }
+                () = stopping(&mut stop) => break,
+            };
+            if links.len() < MAX_LINKS {
+                links.spawn(shared.clone().serve(stream));
+            }
+        }
+        while links.join_next().await.is_some() {}
+    }
+
+    async fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
+        Ok(match self {
+            Listener::Memory(listener) => listener.accept().await.map(|s| Box::new(s) as _),
+            Listener::Tcp(listener) => {
+                let (stream, _) = listener.accept().await?;
+                stream.set_nodelay(true)?;
+                Some(Box::new(stream))
+            }
+            #[cfg(unix)]
+            Listener::Unix(listener) => Some(Box::new(listener.accept().await?.0)),
+        })
+    }
+}
+
+/// Binds a socket file, taking the place of one that a dead process left behind.
+#[cfg(unix)]
+fn bind_unix(path: &Path) -> io::Result<UnixListener> {
+    match UnixListener::bind(path) {
+        Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
+            match std::os::unix::net::UnixStream::connect(path) {
+                Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
+                    std::fs::remove_file(path)?;
+                    UnixListener::bind(path)
+                }
+                _ => Err(error),
+            }
+        }
+        other => other,
+    }
+}
