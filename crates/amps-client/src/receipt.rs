@@ -46,6 +46,9 @@ pub(crate) struct Watched {
     pub(crate) store: Arc<dyn PublishStore>,
     /// Counts the moves of the store's durable mark, a failed sync included.
     pub(crate) durable: watch::Sender<u64>,
+    /// Apart from the book: the store may tell of a failed sync from inside an append, and
+    /// appends run under the book's lock.
+    sync_error: Mutex<Option<StoreError>>,
 }
 
 impl Watched {
@@ -54,7 +57,22 @@ impl Watched {
             book: Book::default(),
             store,
             durable: watch::Sender::new(0),
+            sync_error: Mutex::new(None),
         }
+    }
+
+    pub(crate) fn sync_failed(&self, error: StoreError) {
+        self.sync_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get_or_insert(error);
+    }
+
+    fn sync_error(&self) -> Option<StoreError> {
+        self.sync_error
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 }
 
@@ -98,7 +116,7 @@ impl Receipt {
             if watched.store.durable().sequence >= self.sequence {
                 return Ok(());
             }
-            if let Some(error) = watched.book.sync_error() {
+            if let Some(error) = watched.sync_error() {
                 return Err(error);
             }
             watched.store.request_sync();
@@ -154,7 +172,6 @@ struct State {
     ranges: VecDeque<(u64, Via)>,
     exceptions: BTreeMap<u64, Outcome>,
     waiting: BTreeMap<u64, Waker>,
-    sync_error: Option<StoreError>,
     closed: bool,
 }
 
@@ -211,14 +228,6 @@ impl Book {
         let woken = std::mem::take(&mut state.waiting);
         drop(state);
         woken.into_values().for_each(Waker::wake);
-    }
-
-    pub(crate) fn sync_failed(&self, error: StoreError) {
-        self.lock().sync_error.get_or_insert(error);
-    }
-
-    fn sync_error(&self) -> Option<StoreError> {
-        self.lock().sync_error.clone()
     }
 
     fn poll(&self, sequence: u64, waker: &Waker) -> Poll<Outcome> {

@@ -150,6 +150,8 @@ enum What {
 #[derive(Debug)]
 struct Placed {
     spec: Subscribe,
+    /// The command that placed it last; a completed ack may name nothing else.
+    command: u64,
     bookmark: Option<String>,
 }
 
@@ -372,6 +374,7 @@ impl Session {
             subscription,
             Placed {
                 spec,
+                command: 0,
                 bookmark: None,
             },
         );
@@ -443,9 +446,12 @@ impl Session {
         let failed = header.status == Some(Status::Failure);
         let succeeded = header.status == Some(Status::Success);
         let persisted = header.ack_kind() == Some(AckKind::Persisted);
-        if header.sub_id.is_some() {
+        let by_command = waiting_id.and_then(|id| self.placed_by(id));
+        let by_name = header.sub_id.as_deref().or(header.query_id.as_deref());
+        if by_name.is_some() || by_command.is_some() {
+            let subscription = by_name.and_then(own_sub).or(by_command);
             // Progress of a bookmark subscription, never of the publish store (§7).
-            return self.subscription_ack(header, out, sink);
+            return self.subscription_ack(subscription, header, out, sink);
         }
         let figure = header.sequence.filter(|sequence| *sequence > 0);
         let sequence = match self.config.publish_ids {
@@ -548,9 +554,10 @@ impl Session {
 
     fn place(&mut self, now: Duration, subscription: u64, again: bool, out: &mut Vec<u8>) {
         let id = self.take_id();
-        let Some(placed) = self.subscriptions.get(&subscription) else {
+        let Some(placed) = self.subscriptions.get_mut(&subscription) else {
             return;
         };
+        placed.command = id;
         let (wire, sub) = (wire_id(id), sub_id(subscription));
         let command = placed.spec.command(&wire, &sub, placed.bookmark.as_deref());
         let acks = match placed.spec.is_query() {
@@ -658,13 +665,20 @@ impl Session {
         }
     }
 
+    fn placed_by(&self, command: u64) -> Option<u64> {
+        let mut all = self.subscriptions.iter();
+        all.find(|(_, placed)| placed.command == command)
+            .map(|(id, _)| *id)
+    }
+
     fn subscription_ack(
         &mut self,
+        subscription: Option<u64>,
         header: &Header<'_>,
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let Some(subscription) = header.sub_id.as_deref().and_then(own_sub) else {
+        let Some(subscription) = subscription else {
             return sink(Received::Unhandled(header));
         };
         if header.status == Some(Status::Failure) && self.is_subscribed(subscription) {

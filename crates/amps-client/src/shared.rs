@@ -157,7 +157,7 @@ impl Shared {
             Signal::SyncFailed => {
                 if let Some(watched) = &self.watched {
                     let error = "a sync failed while the store was open".to_owned();
-                    watched.book.sync_failed(StoreError::SyncFailed(error));
+                    watched.sync_failed(StoreError::SyncFailed(error));
                 }
                 self.sync_failed.store(true, Ordering::Release);
                 self.durable_moved();

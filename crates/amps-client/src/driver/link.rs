@@ -156,7 +156,6 @@ impl Driver {
             }
             let deadline = self.deadline();
             tokio::select! {
-                biased;
                 progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
                     Ok(Progress::Read(0)) => return LinkEnd::Closed,
                     Ok(Progress::Read(_)) => {

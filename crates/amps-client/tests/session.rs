@@ -1,0 +1,424 @@
+//! Logon, heartbeats, commands and subscriptions against a scripted server.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use amps_client::chooser::{Authenticating, Authenticator};
+use amps_client::protocol::{
+    Ack, AckKind, SowEntry, Status, encode_group, encode_heartbeat, encode_sow,
+};
+use amps_client::session::Credentials;
+use amps_client::uri::Uri;
+use amps_client::{
+    Client, CommandError, ConnectionState, Event, FlushError, LinkEnd, Outcome, PublishFailure,
+    Request, Subscribe, SubscriptionEnd,
+};
+use common::{Frame, Peer, memory, pair};
+
+const LONG: Duration = Duration::from_secs(30);
+
+#[tokio::test]
+async fn the_logon_says_who_and_what_and_nothing_unasked() {
+    let (builder, mut listener) = pair();
+    let _client = builder
+        .server("tcp://u:p%40@127.0.0.1:9/amps/json")
+        .open()
+        .await
+        .unwrap();
+    let (peer, logon) = Peer::accept(&mut listener).await;
+    assert_eq!(logon.client_name.as_deref(), Some(common::NAME));
+    assert_eq!((logon.user, logon.options), (None, None));
+    assert!(logon.acks.contains(AckKind::Processed));
+    drop(peer);
+    // The next server has credentials in its URI.
+    let (_peer, logon) = Peer::accept(&mut listener).await;
+    assert_eq!(
+        (logon.user.as_deref(), logon.password.as_deref()),
+        (Some("u"), Some("p@"))
+    );
+}
+
+#[tokio::test]
+async fn logon_options_go_out_when_asked_for() {
+    let (builder, mut listener) = pair();
+    let _client = builder
+        .ack_conflation("100ms")
+        .logon_options("pretty")
+        .open()
+        .await
+        .unwrap();
+    let (_peer, logon) = Peer::accept(&mut listener).await;
+    assert_eq!(
+        logon.options.as_deref(),
+        Some("ack_conflation=100ms,pretty")
+    );
+}
+
+struct Answers;
+
+impl Authenticator for Answers {
+    fn authenticate<'a>(&'a self, _: &'a Uri, given: Credentials) -> Authenticating<'a> {
+        Box::pin(async move {
+            Ok(Credentials {
+                user: Some("me".into()),
+                ..given
+            })
+        })
+    }
+
+    fn answer<'a>(&'a self, _: &'a Uri, challenge: Credentials) -> Authenticating<'a> {
+        Box::pin(async move {
+            let password = challenge.password.map(|text| format!("answer to {text}"));
+            Ok(Credentials {
+                user: challenge.user,
+                password,
+            })
+        })
+    }
+}
+
+async fn challenge(peer: &mut Peer, logon: &Frame, text: &str) {
+    let mut ack = Ack::new(AckKind::Processed, Status::Retry);
+    ack.command_id = logon.id.as_deref();
+    ack.user_id = Some("me");
+    ack.password = Some(text);
+    peer.ack(&ack).await;
+}
+
+fn challenged() -> (amps_client::Builder, amps_client::connector::MemoryListener) {
+    let connector = amps_client::connector::MemoryConnector::new();
+    let listener = connector.listen();
+    let builder = Client::builder(common::NAME)
+        .server_with("tcp://127.0.0.1:9007/amps/json", Arc::new(Answers))
+        .connector(Arc::new(connector));
+    (builder, listener)
+}
+
+#[tokio::test]
+async fn a_challenge_is_answered_on_the_same_link() {
+    let (builder, mut listener) = challenged();
+    let client = builder.open().await.unwrap();
+    let (mut peer, logon) = Peer::accept(&mut listener).await;
+    assert_eq!(logon.user.as_deref(), Some("me"));
+    challenge(&mut peer, &logon, "riddle").await;
+    let again = peer.next().await.unwrap();
+    assert_eq!(again.password.as_deref(), Some("answer to riddle"));
+    assert_ne!(again.id, logon.id);
+    peer.accept_logon(&again, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+}
+
+#[tokio::test]
+async fn endless_challenges_are_a_refusal() {
+    let (builder, mut listener) = challenged();
+    let _client = builder.open().await.unwrap();
+    let (mut peer, mut logon) = Peer::accept(&mut listener).await;
+    for round in 0.. {
+        challenge(&mut peer, &logon, "riddle").await;
+        match peer.next().await {
+            Some(next) => logon = next,
+            None => {
+                assert_eq!(round, 3);
+                break;
+            }
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn silence_for_two_heartbeats_ends_the_link() {
+    let (builder, mut listener) = pair();
+    let client = builder
+        .heartbeat(Duration::from_secs(5))
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let start = peer.next().await.unwrap();
+    assert_eq!(
+        (start.verb.as_str(), start.options.as_deref()),
+        ("Heartbeat", Some("start,5"))
+    );
+    peer.processed(&start).await;
+    let began = tokio::time::Instant::now();
+    // A beat each way keeps it alive.
+    for _ in 0..3 {
+        let beat = peer.next().await.unwrap();
+        assert_eq!(beat.options.as_deref(), Some("beat"));
+        let mut out = Vec::new();
+        encode_heartbeat(&mut out).unwrap();
+        peer.raw(&out).await;
+    }
+    assert!(began.elapsed() >= Duration::from_secs(15));
+    let silent = tokio::time::Instant::now();
+    while peer.next().await.is_some() {}
+    assert!(
+        silent.elapsed() <= Duration::from_secs(11),
+        "{:?}",
+        silent.elapsed()
+    );
+    let mut initiated = false;
+    loop {
+        match events.next().await.unwrap() {
+            Event::State {
+                state: ConnectionState::HeartbeatInitiated,
+                ..
+            } => initiated = true,
+            Event::LinkLost { why, .. } => {
+                assert_eq!(why, LinkEnd::HeartbeatLost);
+                break;
+            }
+            _ => {}
+        }
+    }
+    assert!(initiated);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logon_without_an_answer_times_out() {
+    let (builder, mut listener) = pair();
+    let client = builder
+        .logon_timeout(Duration::from_secs(3))
+        .open()
+        .await
+        .unwrap();
+    let (_peer, _) = Peer::accept(&mut listener).await;
+    let error = client
+        .wait_logged_on(Duration::from_secs(4))
+        .await
+        .unwrap_err();
+    assert!(
+        error.to_string().contains("not answered in time"),
+        "{error}"
+    );
+}
+
+#[tokio::test]
+async fn without_a_store_messages_are_sent_and_forgotten() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let error = client.publish("orders", "early").await.unwrap_err();
+    assert!(matches!(error.reason, PublishFailure::NotConnected));
+    assert_eq!(&error.message.data()[..], b"early");
+    let mut peer = Peer::logged_on(&mut listener, 7).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    let receipt = client.publish("orders", "one").await.unwrap();
+    let frame = peer.next().await.unwrap();
+    assert_eq!((frame.sequence, frame.acks.is_empty()), (None, true));
+    assert_eq!(receipt.sequence(), 0);
+    assert!(receipt.durable().await.is_err());
+    assert_eq!(receipt.await, Outcome::Unknown);
+    client.publish("orders", "two").await.unwrap();
+    let flush = tokio::spawn({
+        let client = client.clone();
+        async move { client.publish_flush(LONG).await }
+    });
+    assert_eq!(peer.next().await.unwrap().body, b"two");
+    let frame = peer.next().await.unwrap();
+    assert_eq!(frame.verb, "Flush");
+    peer.processed(&frame).await;
+    flush.await.unwrap().unwrap();
+    // A flush that is under way when the link breaks cannot be confirmed.
+    let flush = tokio::spawn({
+        let client = client.clone();
+        async move { client.publish_flush(LONG).await }
+    });
+    peer.next().await.unwrap();
+    drop(peer);
+    assert!(matches!(
+        flush.await.unwrap(),
+        Err(FlushError::Command(CommandError::Disconnected))
+    ));
+}
+
+#[tokio::test]
+async fn a_subscription_delivers_and_continues_behind_the_last_bookmark() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let subscribing = tokio::spawn({
+        let client = client.clone();
+        async move {
+            client
+                .subscribe(Subscribe::topic("t").bookmark("0").filter("/a=1"))
+                .await
+        }
+    });
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let place = peer.next().await.unwrap();
+    assert_eq!(
+        (place.bookmark.as_deref(), place.filter.as_deref()),
+        (Some("0"), Some("/a=1"))
+    );
+    peer.processed(&place).await;
+    let mut subscription = subscribing.await.unwrap().unwrap();
+    let id = place.sub_id.unwrap();
+    peer.deliver(&id, "t", "1|1|", b"first").await;
+    peer.deliver(&id, "t", "1|2|", b"second").await;
+    peer.deliver("s999", "t", "1|3|", b"nobody's").await;
+    let first = subscription.next().await.unwrap().unwrap();
+    assert_eq!(
+        (&first.data[..], first.bookmark.as_deref()),
+        (&b"first"[..], Some("1|1|"))
+    );
+    assert_eq!(
+        &subscription.next().await.unwrap().unwrap().data[..],
+        b"second"
+    );
+    drop(peer);
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let again = peer.next().await.unwrap();
+    assert_eq!(
+        (again.bookmark.as_deref(), again.sub_id.as_deref()),
+        (Some("1|2|"), Some(&*id))
+    );
+    peer.processed(&again).await;
+    peer.deliver(&id, "t", "1|3|", b"third").await;
+    assert_eq!(
+        &subscription.next().await.unwrap().unwrap().data[..],
+        b"third"
+    );
+    drop(subscription);
+    let end = peer.next().await.unwrap();
+    assert_eq!(
+        (end.verb.as_str(), end.sub_id.as_deref()),
+        ("Unsubscribe", Some(&*id))
+    );
+}
+
+#[tokio::test]
+async fn a_slow_reader_ends_with_lagged_and_the_link_goes_on() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let subscribing = tokio::spawn({
+        let client = client.clone();
+        async move { client.subscribe(Subscribe::topic("t").buffer(2)).await }
+    });
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let place = peer.next().await.unwrap();
+    peer.processed(&place).await;
+    let mut subscription = subscribing.await.unwrap().unwrap();
+    for n in 0..5 {
+        peer.deliver(place.sub_id.as_deref().unwrap(), "t", "1|1|", &[n])
+            .await;
+    }
+    assert_eq!(peer.next().await.unwrap().verb, "Unsubscribe");
+    assert!(subscription.next().await.unwrap().is_ok());
+    assert!(subscription.next().await.unwrap().is_ok());
+    assert!(matches!(
+        subscription.next().await,
+        Some(Err(SubscriptionEnd::Lagged))
+    ));
+    assert!(subscription.next().await.is_none());
+    let receipt = client.publish("orders", "1").await.unwrap();
+    assert_eq!(peer.next().await.unwrap().sequence, Some(1));
+    peer.ok(1).await;
+    receipt.await;
+}
+
+#[tokio::test]
+async fn a_query_ends_with_its_answer() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let querying = tokio::spawn({
+        let client = client.clone();
+        async move { client.subscribe(Subscribe::sow("t").top_n(10)).await }
+    });
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let query = peer.next().await.unwrap();
+    assert_eq!(query.verb, "Sow");
+    peer.processed(&query).await;
+    let id = format!("s{}", querying_id(&query));
+    let mut out = Vec::new();
+    encode_group(&mut out, true, &id).unwrap();
+    let record = |key, body| SowEntry {
+        topic: "t",
+        key,
+        bookmark: None,
+        body,
+    };
+    encode_sow(
+        &mut out,
+        &id,
+        "t",
+        [record("1", b"one".as_slice()), record("2", b"two")],
+    )
+    .unwrap();
+    encode_group(&mut out, false, &id).unwrap();
+    peer.raw(&out).await;
+    let mut done = Ack::new(AckKind::Completed, Status::Success);
+    done.query_id = Some(&id);
+    done.command_id = query.id.as_deref();
+    peer.ack(&done).await;
+    let mut answer = querying.await.unwrap().unwrap();
+    let one = answer.next().await.unwrap().unwrap();
+    assert_eq!(
+        (one.sow_key.as_deref(), &one.data[..]),
+        (Some("1"), &b"one"[..])
+    );
+    assert_eq!(&answer.next().await.unwrap().unwrap().data[..], b"two");
+    assert!(answer.next().await.is_none());
+}
+
+fn querying_id(query: &Frame) -> &str {
+    query.query_id.as_deref().unwrap().trim_start_matches('s')
+}
+
+#[tokio::test]
+async fn a_refused_subscription_and_a_refused_command_say_why() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let subscribing = tokio::spawn({
+        let client = client.clone();
+        async move { client.subscribe(Subscribe::topic("[")).await }
+    });
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let place = peer.next().await.unwrap();
+    let mut ack = Ack::new(AckKind::Processed, Status::Failure);
+    ack.command_id = place.id.as_deref();
+    ack.reason = Some("bad regex topic");
+    peer.ack(&ack).await;
+    match subscribing.await.unwrap() {
+        Err(CommandError::Refused(reason)) => assert_eq!(reason.as_str(), "bad regex topic"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(peer.next().await.unwrap().verb, "Unsubscribe");
+    let asking = tokio::spawn({
+        let client = client.clone();
+        async move {
+            client
+                .command(Request::new("sow_delete").topic("t").filter("/x"))
+                .await
+        }
+    });
+    let command = peer.next().await.unwrap();
+    ack.command_id = command.id.as_deref();
+    ack.reason = Some("bad filter");
+    peer.ack(&ack).await;
+    match asking.await.unwrap() {
+        Err(CommandError::Refused(reason)) => assert_eq!(reason.as_str(), "bad filter"),
+        other => panic!("{other:?}"),
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_without_an_answer_times_out() {
+    let (builder, mut listener) = pair();
+    let client = builder
+        .command_timeout(Duration::from_secs(2))
+        .open()
+        .await
+        .unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    let (result, command) = tokio::join!(
+        client.command(Request::new("sow_delete").topic("t")),
+        peer.next()
+    );
+    assert!(matches!(result, Err(CommandError::Timeout)));
+    assert_eq!(command.unwrap().verb, "SowDelete");
+}
