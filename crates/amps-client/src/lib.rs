@@ -5,8 +5,36 @@
 //! commands) and [`delivery`] (what was sent, what is settled, what is next) are state
 //! machines without sockets, clocks or tasks; [`connector`] opens byte streams; one tokio
 //! task drives them; [`Client`] is what applications hold.
+//!
+//! ```
+//! use amps_client::Client;
+//! use amps_store::{Options, Store};
+//! use std::time::Duration;
+//!
+//! # #[tokio::main(flavor = "current_thread")]
+//! # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::memory(Options::new().client_name("orders-1").capacity(1 << 20))?;
+//! let client = Client::builder("orders-1")
+//!     .server("tcp://127.0.0.1:9007/amps/json")
+//!     .store(store)
+//!     .on_failed_write(|failed| async move {
+//!         eprintln!("refused: {} ({:?})", failed.reason, failed.original);
+//!         Ok(())
+//!     })
+//!     .open()
+//!     .await?;
+//! let receipt = client.publish("orders", r#"{"id":1}"#).await?;
+//! assert_eq!(receipt.sequence(), 1);
+//! // No server listens here, so the message stays in the store.
+//! let flushed = client.publish_flush(Duration::from_millis(10)).await;
+//! assert!(flushed.is_err());
+//! assert_eq!(client.close(Duration::ZERO).await.left, 1);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod backoff;
+pub mod blocking;
 mod builder;
 pub mod chooser;
 mod client;
