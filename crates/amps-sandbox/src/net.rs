@@ -415,14 +415,14 @@ impl Connection {
             Closing::Abrupt => Ok(()),
             Closing::Graceful(reason) => {
                 tracing::debug!(reason, "closing a link");
-                self.farewell(self.out.len()).await
+                self.farewell(self.out.len(), stop).await
             }
             Closing::MidFrame => {
                 if self.out.is_empty() {
                     self.out
                         .extend_from_slice(b"\0\0\0\x40{\"c\":\"ack\",\"a\":\"per");
                 }
-                self.farewell(self.out.len() - 1).await
+                self.farewell(self.out.len() - 1, stop).await
             }
             Closing::Stall => loop {
                 tokio::select! {
@@ -435,7 +435,11 @@ impl Connection {
 
     /// Sends the first `length` bytes that wait and closes so that they arrive: a socket
     /// closed with unread bytes resets the connection and takes the last words with it.
-    async fn farewell(&mut self, length: usize) -> std::io::Result<()> {
+    async fn farewell(
+        &mut self,
+        length: usize,
+        stop: &mut watch::Receiver<bool>,
+    ) -> std::io::Result<()> {
         let Connection {
             reader,
             writer,
@@ -449,7 +453,10 @@ impl Connection {
             while reader.read(&mut unread).await? > 0 {}
             Ok(())
         };
-        timeout(FAREWELL, last_words).await.unwrap_or(Ok(()))
+        tokio::select! {
+            said = timeout(FAREWELL, last_words) => said.unwrap_or(Ok(())),
+            () = stopping(stop) => Ok(()),
+        }
     }
 }
 
