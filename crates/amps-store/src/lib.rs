@@ -6,6 +6,7 @@ mod error;
 mod file;
 mod format;
 mod index;
+pub mod inspect;
 mod log;
 mod medium;
 mod options;
