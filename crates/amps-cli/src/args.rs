@@ -1,0 +1,233 @@
+//! The command line. Names and fields are an interface (design section 8).
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use amps_store::Level;
+use clap::{Args, Parser, Subcommand};
+
+use crate::units;
+
+const EXIT_CODES: &str = "\
+Exit codes, the first that applies: 2 usage, 4 store locked, 3 store damaged, 8 no space, \
+7 logon refused, 5 messages left in the store, 6 messages rejected in this run, 1 any other \
+error, 0 success. Codes 5 and 6 come only from publish and drain.";
+
+/// Where a server is looked for when none is named.
+pub(crate) const DEFAULT_SERVER: &str = "tcp://127.0.0.1:9007/amps/json";
+
+/// Publish through a durable store, look inside one, and run a sandbox server to try it
+/// against.
+#[derive(Debug, Parser)]
+#[command(name = "amps", version, after_help = EXIT_CODES, propagate_version = true)]
+pub(crate) struct Cli {
+    /// Print one JSON object per line on standard output, the final report last.
+    #[arg(long, global = true)]
+    pub(crate) json: bool,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Run the sandbox server; prints "listening URI" when it is ready.
+    ///
+    /// It follows the documented rules of a publisher's server, for tests and demonstrations.
+    /// It is not a production broker.
+    Serve(Serve),
+    /// Publish each line of a file or of standard input as one message.
+    ///
+    /// What the store still holds is sent first. With a store, a missing server never ends the
+    /// run early: lines are accepted, and at the end of input the flush timeout runs. Messages
+    /// the server refused wait in the store (amps failed list). A message is the line without its
+    /// newline, byte for byte; a carriage return belongs to the message.
+    Publish(Publish),
+    /// Print the body of each message of a topic, byte for byte, and a newline.
+    Subscribe(Subscribe),
+    /// Send what a dead publisher left in its store.
+    Drain(Drain),
+    /// Messages that a server refused and that wait for somebody to decide.
+    Failed {
+        #[command(subcommand)]
+        command: FailedCommand,
+    },
+    /// The story in a minute: a publisher is killed, the next one finishes its work.
+    Demo(Demo),
+    /// The store under a crash rig: write for ever, or dump what survived.
+    Torture {
+        #[command(subcommand)]
+        command: TortureCommand,
+    },
+    /// Print a completion script for a shell.
+    Completions {
+        /// bash, elvish, fish, powershell or zsh.
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page.
+    Man,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Listen here; port 0 picks a free one. Repeatable.
+    #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
+    pub(crate) listen: Vec<String>,
+    /// Remember messages and sequences in this directory, across restarts.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) journal: Option<PathBuf>,
+    /// Refuse every message to this topic. Repeatable.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) reject_topic: Vec<String>,
+    /// Refuse messages to this topic that are not JSON ("*": to any topic). Repeatable.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) reject_invalid_json: Vec<String>,
+    /// Refuse a logon without this user and password.
+    #[arg(long, value_name = "USER:PASSWORD")]
+    pub(crate) require_auth: Option<String>,
+    /// Time over which successes are gathered into one acknowledgement.
+    #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = units::duration)]
+    pub(crate) ack_interval: Duration,
+    /// Misbehave: close-after:N, cut-after:N, stall-after:N, lose-acks-after:N,
+    /// delay-acks:DURATION or forget:NAME. Repeatable.
+    #[arg(long, value_name = "FAULT")]
+    pub(crate) fault: Vec<String>,
+}
+
+/// Where to send, shared by publish and drain.
+#[derive(Debug, Args)]
+pub(crate) struct Sending {
+    /// Server to publish to; of several, the next is tried when one fails. Repeatable.
+    #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
+    pub(crate) server: Vec<String>,
+    /// How long to wait for acknowledgements at the end, and for room while the store is full.
+    #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = units::duration)]
+    pub(crate) flush_timeout: Duration,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Publish {
+    /// Topic to publish to.
+    #[arg(long)]
+    pub(crate) topic: String,
+    #[command(flatten)]
+    pub(crate) sending: Sending,
+    /// Start a sandbox server inside this process, for this run, and publish to it.
+    #[arg(long, conflicts_with = "server")]
+    pub(crate) sandbox: bool,
+    /// The store: created when missing. Without one, messages live in memory only.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store: Option<PathBuf>,
+    /// Byte cap of a store that is created now, as in 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) capacity: Option<u64>,
+    /// Name to log on with; the default is an id made and kept by the store.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client_name: Option<String>,
+    /// Input; "-" is standard input.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub(crate) file: PathBuf,
+    /// Merge each message into the record it identifies, instead of replacing it.
+    #[arg(long)]
+    pub(crate) delta: bool,
+    /// Remember the line number with each message, and continue behind the last line that is
+    /// safely in the store.
+    #[arg(long, requires = "store")]
+    pub(crate) resume: bool,
+    /// Publish at most this many messages a second.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) rate: Option<u64>,
+    /// When messages are safe from a power cut: os, interval:DURATION or disk.
+    #[arg(long, value_name = "LEVEL", default_value = "os", value_parser = units::level)]
+    pub(crate) durability: Level,
+    /// Say each line that is in the store, as soon as it is.
+    #[arg(long, hide = true)]
+    pub(crate) announce: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Subscribe {
+    /// Topic, or a regular expression over topics.
+    #[arg(long)]
+    pub(crate) topic: String,
+    /// Server to subscribe at; of several, the next is tried when one fails. Repeatable.
+    #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
+    pub(crate) server: Vec<String>,
+    /// Stop after this many messages.
+    #[arg(short = 'n', long, value_name = "N")]
+    pub(crate) count: Option<u64>,
+    /// Begin with the first message the server remembers.
+    #[arg(long)]
+    pub(crate) from_start: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Drain {
+    /// The store; it must exist.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) store: PathBuf,
+    #[command(flatten)]
+    pub(crate) sending: Sending,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum FailedCommand {
+    /// Take over a rejection: it leaves the store.
+    Accept(SeqFile),
+    /// Publish a rejected message again under a new sequence.
+    Requeue(SeqFile),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct SeqFile {
+    /// Sequence of the message.
+    pub(crate) seq: u64,
+    /// The store.
+    pub(crate) file: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Demo {
+    /// Keep the store and the journal in this directory, for a look around afterwards.
+    #[arg(long, value_name = "DIR")]
+    pub(crate) keep: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum TortureCommand {
+    /// Append, sync and settle for ever, saying what must survive.
+    Write(TortureWrite),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TortureWrite {
+    /// Directory of the store; the store is the file torture.store in it.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Seed of every payload.
+    #[arg(long)]
+    pub(crate) seed: u64,
+    /// Number of this run, part of every payload.
+    #[arg(long)]
+    pub(crate) run: u64,
+    /// Byte cap of the whole file, reserved in full at creation.
+    #[arg(long, value_name = "BYTES", value_parser = units::size)]
+    pub(crate) capacity: Option<u64>,
+    /// Shortest payload.
+    #[arg(long, default_value_t = 16)]
+    pub(crate) min_len: u64,
+    /// Longest payload.
+    #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(..=(1 << 30)))]
+    pub(crate) max_len: u64,
+    /// Messages between two syncs.
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) sync_every: u64,
+    /// Unsettled messages kept; settling starts at twice as many.
+    #[arg(long, value_name = "L")]
+    pub(crate) discard_lag: u64,
+    /// Messages to append; 0 is for ever.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) count: u64,
+    /// Threads that append.
+    #[arg(long, value_name = "T", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
+    pub(crate) threads: u64,
+}

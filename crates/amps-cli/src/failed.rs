@@ -1,0 +1,102 @@
+//! `amps failed`: messages that a server refused, until somebody decides.
+
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use amps_store::{AppendError, Options, PublishStore, Store};
+
+use crate::args::{FailedCommand, SeqFile};
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, object};
+
+/// Runs one of the subcommands.
+///
+/// # Errors
+/// One paragraph, for the first thing that went wrong.
+pub(crate) fn run(command: FailedCommand, json: bool) -> Result<Exit, Failure> {
+    match command {
+        FailedCommand::Accept(args) => accept(&args, json),
+        FailedCommand::Requeue(args) => requeue(&args, json),
+    }
+}
+
+fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let store = open(&args.file)?;
+    let wrong = |e| Failure::store(&args.file, &e);
+    if !store.accept(args.seq).map_err(wrong)? {
+        return Err(none_waits(args));
+    }
+    // The acceptance must not come back after a power cut: it was told to somebody.
+    store.sync().map_err(wrong)?;
+    close(&store, &args.file)?;
+    let mut out = Output::stdout(json)?;
+    if json {
+        out.object(object! { "event": "accepted", "sequence": args.seq })?;
+    } else {
+        out.line(&format!("accepted {}", args.seq))?;
+    }
+    out.flush()?;
+    Ok(Exit::Ok)
+}
+
+fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let store = open(&args.file)?;
+    let appended = match store.requeue(args.seq, now_micros()) {
+        Ok(Some(appended)) => appended,
+        Ok(None) => return Err(none_waits(args)),
+        Err(AppendError::Store(error)) => return Err(Failure::store(&args.file, &error)),
+        Err(error) => {
+            return Err(Failure::other(format!(
+                "store {}: {error}",
+                args.file.display()
+            )));
+        }
+    };
+    store.sync().map_err(|e| Failure::store(&args.file, &e))?;
+    close(&store, &args.file)?;
+    let mut out = Output::stdout(json)?;
+    if json {
+        out.object(object! {
+            "event": "requeued", "sequence": args.seq, "as": appended.sequence,
+        })?;
+    } else {
+        out.line(&format!("requeued {} as {}", args.seq, appended.sequence))?;
+        eprintln!(
+            "note: it is sent by the next publisher of this store, or by: amps drain --store {} \
+             --server URI",
+            args.file.display()
+        );
+    }
+    out.flush()?;
+    Ok(Exit::Ok)
+}
+
+fn open(path: &Path) -> Result<Store, Failure> {
+    Store::open_existing(path, Options::new()).map_err(|e| Failure::open(&e))
+}
+
+/// Closes a store through which nothing was sent: what may have been sent before is what
+/// was granted before.
+fn close(store: &Store, path: &Path) -> Result<(), Failure> {
+    store
+        .close(store.numbers().found_grant)
+        .map_err(|e| Failure::store(path, &e))
+}
+
+fn none_waits(args: &SeqFile) -> Failure {
+    Failure::other(format!(
+        "no rejection of message {} waits in {}; see which do with: amps failed list {}",
+        args.seq,
+        args.file.display(),
+        args.file.display()
+    ))
+}
+
+fn now_micros() -> u64 {
+    // A clock before 1970 is shown as 1970; nothing depends on it.
+    SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .map_or(0, |since| {
+            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        })
+}

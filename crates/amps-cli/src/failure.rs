@@ -1,0 +1,147 @@
+//! Exit codes, and errors a person can act on.
+
+use std::fmt;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+
+use amps_store::{OpenError, StoreError};
+
+/// What the process tells its caller. In order of precedence: of several that apply, the
+/// first one listed is the exit code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Exit {
+    /// The command line makes no sense.
+    Usage,
+    /// Another process owns the store.
+    Locked,
+    /// The store is damaged.
+    Damaged,
+    /// No space on the device, or a quota.
+    NoSpace,
+    /// The server refused the logon, up to the deadline.
+    LogonRefused,
+    /// Messages are left in the store (only `publish` and `drain`).
+    Left,
+    /// Messages were refused in this run (only `publish` and `drain`).
+    Rejected,
+    /// Anything else.
+    Other,
+    /// All went well.
+    Ok,
+}
+
+impl Exit {
+    /// The code of design section 8.
+    pub(crate) fn code(self) -> u8 {
+        match self {
+            Exit::Usage => 2,
+            Exit::Locked => 4,
+            Exit::Damaged => 3,
+            Exit::NoSpace => 8,
+            Exit::LogonRefused => 7,
+            Exit::Left => 5,
+            Exit::Rejected => 6,
+            Exit::Other => 1,
+            Exit::Ok => 0,
+        }
+    }
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        ExitCode::from(exit.code())
+    }
+}
+
+/// Why a command failed: one paragraph that says what happened, to which file or server,
+/// and what to do next.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    exit: Exit,
+    paragraph: String,
+}
+
+impl Failure {
+    pub(crate) fn new(exit: Exit, paragraph: impl Into<String>) -> Self {
+        Failure {
+            exit,
+            paragraph: paragraph.into(),
+        }
+    }
+
+    /// An error without a code of its own.
+    pub(crate) fn other(paragraph: impl Into<String>) -> Self {
+        Failure::new(Exit::Other, paragraph)
+    }
+
+    /// The reader of our output went away: nothing is wrong, and nobody is listening.
+    pub(crate) fn output(error: &io::Error) -> Self {
+        match error.kind() {
+            io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, ""),
+            _ => Failure::other(format!("cannot write the output: {error}")),
+        }
+    }
+
+    /// A store that could not be opened.
+    pub(crate) fn open(error: &OpenError) -> Self {
+        let exit = match error {
+            OpenError::Locked { .. } => Exit::Locked,
+            OpenError::Damaged { .. } | OpenError::NotAStore { .. } => Exit::Damaged,
+            OpenError::NoSpace { .. } => Exit::NoSpace,
+            OpenError::Options(_) => Exit::Usage,
+            _ => Exit::Other,
+        };
+        let hint = match error {
+            OpenError::Io { .. } => "; check that the directory exists and may be written",
+            _ => "",
+        };
+        Failure::new(exit, format!("{error}{hint}"))
+    }
+
+    /// An open store that could not do its work.
+    pub(crate) fn store(path: &Path, error: &StoreError) -> Self {
+        let exit = match error {
+            StoreError::NoSpace { .. } => Exit::NoSpace,
+            _ => Exit::Other,
+        };
+        Failure::new(exit, format!("store {}: {error}", path.display()))
+    }
+
+    pub(crate) fn exit(&self) -> Exit {
+        self.exit
+    }
+
+    pub(crate) fn is_silent(&self) -> bool {
+        self.paragraph.is_empty()
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.paragraph)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn precedence_is_that_of_the_charter() {
+        let mut all = [
+            Exit::Ok,
+            Exit::Other,
+            Exit::Rejected,
+            Exit::Left,
+            Exit::LogonRefused,
+            Exit::NoSpace,
+            Exit::Damaged,
+            Exit::Locked,
+            Exit::Usage,
+        ];
+        all.sort();
+        let codes: Vec<u8> = all.iter().map(|e| e.code()).collect();
+        assert_eq!(codes, [2, 4, 3, 8, 7, 5, 6, 1, 0]);
+    }
+}

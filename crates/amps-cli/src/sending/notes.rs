@@ -1,0 +1,88 @@
+//! What happens on the way, told on standard error in words.
+
+use amps_client::{ConnectionState, Event, Events, LinkEnd};
+use indicatif::ProgressBar;
+
+use super::progress::say;
+
+/// Tells events until the client is gone. An outage is told once, however many attempts it
+/// takes.
+pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: String) {
+    let mut outage: Option<String> = None;
+    while let Some(event) = events.next().await {
+        let text = match event {
+            Event::LinkLost { server, why, .. } => {
+                let told = match why {
+                    LinkEnd::Shutdown => continue,
+                    LinkEnd::LogonRefused(reason) => {
+                        format!("{server} refused the logon: {reason}; trying again")
+                    }
+                    why => format!("no connection to {server}: {why}; trying again"),
+                };
+                if outage.as_ref() == Some(&told) {
+                    continue;
+                }
+                outage = Some(told.clone());
+                format!("{told} (messages wait in {store})")
+            }
+            Event::State {
+                state: ConnectionState::LoggedOn,
+                server,
+            } => match outage.take() {
+                Some(_) => format!("logged on to {server}"),
+                None => continue,
+            },
+            Event::PublishGap {
+                unknown_publisher: true,
+                settled,
+                ..
+            } => format!(
+                "the server does not know this publisher: what it acknowledged before, up to \
+                 sequence {settled}, is not there (any more)"
+            ),
+            Event::PublishGap {
+                server, settled, ..
+            } => format!(
+                "the server is behind: it has sequence {server} of {settled} acknowledged before"
+            ),
+            Event::ForeignFigure {
+                figure,
+                may_have_sent,
+            } => format!(
+                "the server speaks of message {figure}, this store can have sent up to \
+                 {may_have_sent}: another publisher uses the name, or the store is an old copy. \
+                 Nothing was settled on that claim"
+            ),
+            Event::Rebased {
+                figure,
+                from,
+                possible_duplicates,
+            } => format!(
+                "numbering goes on above the server's {figure}, from sequence {from} on; \
+                 {possible_duplicates} message(s) may reach it twice"
+            ),
+            Event::NameShared { .. } => "another live publisher seems to use this client name; \
+                 give each its own"
+                .to_owned(),
+            Event::Stalled { sequence, links } => format!(
+                "message {sequence} was the first unsettled one at the end of {links} \
+                 connections; the server may stumble over it"
+            ),
+            Event::Unattributed { reason, .. } => {
+                format!("the server refused a message without saying which: {reason}")
+            }
+            Event::RefusalNotLogged { sequence, reason } => format!(
+                "message {sequence} was refused late and the store had no room to note it: {reason}"
+            ),
+            Event::StoreFailed { doing, error } => format!("{store} failed while {doing}: {error}"),
+            Event::SendingStopped { through } => format!(
+                "sending stopped behind sequence {through}: {store} cannot be made durable any more"
+            ),
+            Event::Unreadable { sequence, error } => {
+                format!("message {sequence} cannot be read and was not sent: {error}")
+            }
+            _ => continue,
+        };
+        say(bar.as_ref(), &format!("note: {text}"));
+    }
+}

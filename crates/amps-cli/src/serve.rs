@@ -1,0 +1,74 @@
+//! `amps serve`: the sandbox server in a process of its own.
+
+use amps_sandbox::{Fault, Sandbox};
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::args::Serve;
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, object};
+use crate::sending;
+
+/// Serves until it is interrupted or terminated.
+///
+/// # Errors
+/// A bad option, an address that cannot be had, or a journal that cannot be used.
+pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
+    sending::check_servers(&args.listen)?;
+    let mut builder = Sandbox::builder().ack_interval(args.ack_interval);
+    for uri in &args.listen {
+        builder = builder.listen(uri.as_str());
+    }
+    if let Some(dir) = &args.journal {
+        builder = builder.journal(dir);
+    }
+    for topic in args.reject_topic {
+        builder = builder.reject_topic(topic);
+    }
+    for topic in args.reject_invalid_json {
+        builder = builder.reject_invalid_json(topic);
+    }
+    if let Some(login) = &args.require_auth {
+        let (user, password) = login.split_once(':').ok_or_else(|| {
+            Failure::new(
+                Exit::Usage,
+                "--require-auth takes user and password, as in anna:secret",
+            )
+        })?;
+        builder = builder.require_auth(user, password);
+    }
+    for text in &args.fault {
+        builder = builder.fault(fault(text)?);
+    }
+    // Before the first word on standard output: who reads it may signal at once.
+    let stop =
+        |kind| signal(kind).map_err(|e| Failure::other(format!("cannot wait for signals: {e}")));
+    let (mut interrupt, mut terminate) = (
+        stop(SignalKind::interrupt())?,
+        stop(SignalKind::terminate())?,
+    );
+
+    let sandbox = builder.start().await.map_err(|e| {
+        Failure::other(format!(
+            "cannot serve: {e}; choose another --listen or --journal"
+        ))
+    })?;
+    let mut out = Output::stdout(json)?;
+    for uri in sandbox.uris() {
+        match json {
+            true => out.object(object! { "event": "listening", "uri": uri.to_string() })?,
+            false => out.line(&format!("listening {uri}"))?,
+        }
+    }
+    out.flush()?;
+    tokio::select! {
+        _ = interrupt.recv() => {}
+        _ = terminate.recv() => {}
+    }
+    sandbox.stop().await;
+    Ok(Exit::Ok)
+}
+
+fn fault(text: &str) -> Result<Fault, Failure> {
+    text.parse()
+        .map_err(|e| Failure::new(Exit::Usage, format!("bad fault {text:?}: {e}")))
+}

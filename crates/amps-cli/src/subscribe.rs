@@ -1,0 +1,164 @@
+//! `amps subscribe`: bodies, byte for byte.
+
+use std::future::{Future as _, poll_fn};
+use std::hash::{BuildHasher as _, Hasher as _, RandomState};
+use std::pin::pin;
+use std::task::Poll;
+use std::time::Duration;
+
+use amps_client::{Client, CommandError, Delivered, LogonError, Subscription, SubscriptionEnd};
+
+use crate::args::Subscribe;
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, object};
+use crate::{body, sending};
+
+/// Messages held while standard output is slow. When even these are not enough, the
+/// subscription ends and is placed again behind the last message printed.
+const BUFFER: usize = 1 << 16;
+
+/// Between two words about a server that cannot be reached.
+const PATIENCE: Duration = Duration::from_secs(10);
+
+/// Prints messages until enough were seen.
+///
+/// # Errors
+/// A bad URI, a refused logon or a refused subscription.
+pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
+    sending::check_servers(&args.server)?;
+    let mut builder = Client::builder(format!("amps-subscribe-{:016x}", random()));
+    for server in &args.server {
+        builder = builder.server(server.as_str());
+    }
+    let client = builder
+        .open()
+        .await
+        .map_err(|e| Failure::other(e.to_string()))?;
+    let mut printer = Printer {
+        out: Output::stdout(json)?,
+        left: args.count.unwrap_or(u64::MAX),
+        printed: 0,
+        bookmark: args.from_start.then(|| "0".to_owned()),
+    };
+    while printer.left > 0 {
+        logged_on(&client).await?;
+        let mut wanted = amps_client::Subscribe::topic(args.topic.as_str()).buffer(BUFFER);
+        if let Some(bookmark) = &printer.bookmark {
+            wanted = wanted.bookmark(bookmark.as_str());
+        }
+        match client.subscribe(wanted).await {
+            Ok(subscription) => printer.print(subscription).await?,
+            Err(
+                CommandError::Disconnected | CommandError::NotConnected | CommandError::Timeout,
+            ) => {}
+            Err(error) => return Err(refused(&args.topic, &error)),
+        }
+    }
+    if json {
+        let report = object! { "event": "report", "received": printer.printed };
+        printer.out.object(report)?;
+    }
+    printer.out.flush()?;
+    client.close(Duration::from_secs(1)).await;
+    Ok(Exit::Ok)
+}
+
+/// Waits as long as it takes; only a refusal ends it.
+async fn logged_on(client: &Client) -> Result<(), Failure> {
+    let mut told = false;
+    loop {
+        match client.wait_logged_on(PATIENCE).await {
+            Ok(()) => return Ok(()),
+            Err(LogonError::Refused { server, reason }) => {
+                return Err(Failure::new(
+                    Exit::LogonRefused,
+                    format!(
+                        "{server} refused the logon: {reason}; put user and password into the \
+                         URI, as in tcp://user:password@host:port/amps/json"
+                    ),
+                ));
+            }
+            Err(error) if !told => {
+                told = true;
+                eprintln!("note: {error}; trying on");
+            }
+            Err(_) => {}
+        }
+    }
+}
+
+fn refused(topic: &str, error: &CommandError) -> Failure {
+    Failure::other(format!(
+        "cannot subscribe to {topic}: {error}; check the topic"
+    ))
+}
+
+/// Prints what arrives and remembers where it stands.
+struct Printer {
+    out: Output,
+    left: u64,
+    printed: u64,
+    /// Where to begin, or behind what to go on.
+    bookmark: Option<String>,
+}
+
+impl Printer {
+    /// Prints until enough was seen or the subscription must be placed again.
+    async fn print(&mut self, mut subscription: Subscription) -> Result<(), Failure> {
+        while self.left > 0 {
+            match self.next(&mut subscription).await? {
+                Some(Ok(delivered)) => self.one(delivered)?,
+                Some(Err(SubscriptionEnd::Command(error @ CommandError::Refused(_)))) => {
+                    return Err(Failure::other(format!("the subscription ended: {error}")));
+                }
+                Some(Err(SubscriptionEnd::Lagged)) if self.bookmark.is_none() => {
+                    return Err(Failure::other(
+                        "standard output was too slow, and this server gives no bookmark to go \
+                         on behind; read faster, or use a server that keeps its messages",
+                    ));
+                }
+                Some(Err(_)) | None => return Ok(()),
+            }
+        }
+        Ok(())
+    }
+
+    /// The next message. What was printed is handed to the reader before waiting for more.
+    async fn next(
+        &mut self,
+        subscription: &mut Subscription,
+    ) -> Result<Option<Result<Delivered, SubscriptionEnd>>, Failure> {
+        let mut next = pin!(subscription.next());
+        let ready = poll_fn(|context| Poll::Ready(next.as_mut().poll(context))).await;
+        if let Poll::Ready(message) = ready {
+            return Ok(message);
+        }
+        self.out.flush()?;
+        Ok(next.await)
+    }
+
+    fn one(&mut self, delivered: Delivered) -> Result<(), Failure> {
+        if self.out.is_json() {
+            let mut message = object! {
+                "event": "message",
+                "topic": delivered.topic.as_str(),
+                "bookmark": delivered.bookmark.clone(),
+            };
+            body::insert(&mut message, &delivered.data);
+            self.out.object(message)?;
+        } else {
+            self.out.bytes_line(&delivered.data)?;
+        }
+        self.left -= 1;
+        self.printed += 1;
+        if delivered.bookmark.is_some() {
+            self.bookmark = delivered.bookmark;
+        }
+        Ok(())
+    }
+}
+
+/// Enough randomness for a name that no other subscriber has.
+fn random() -> u64 {
+    RandomState::new().build_hasher().finish()
+}

@@ -1,0 +1,304 @@
+//! `amps torture`: the store under a crash rig, which judges from outside by this contract
+//! alone. Every payload follows from (seed, run, sequence), so a rig needs no memory of what
+//! was written.
+
+mod payload;
+
+use std::fs::File;
+use std::io::Write as _;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+
+use amps_store::{AppendError, Envelope, OpenError, Options, PublishStore as _, Store, StoreError};
+
+use crate::args::{TortureCommand, TortureWrite};
+use crate::output::unbuffered;
+
+use self::payload::Payloads;
+
+/// Name of the store in its directory.
+const FILE: &str = "torture.store";
+
+/// Topic of every message; the contract leaves it open.
+const TOPIC: &str = "torture";
+
+/// Sequences granted beyond the one that needs it, so that not every message waits for a
+/// sync, and few enough that a run crosses many grants.
+const GRANT_STEP: u64 = 4096;
+
+/// Exit codes of the contract; they are not those of the other commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Code {
+    Ok = 0,
+    Usage = 2,
+    Io = 3,
+    NoStore = 4,
+    Locked = 5,
+    Damaged = 6,
+}
+
+/// Why a run ended before its end.
+struct Fatal {
+    code: Code,
+    text: String,
+}
+
+impl Fatal {
+    fn io(text: impl ToString) -> Self {
+        Fatal {
+            code: Code::Io,
+            text: text.to_string(),
+        }
+    }
+}
+
+impl From<StoreError> for Fatal {
+    fn from(error: StoreError) -> Self {
+        Fatal::io(error)
+    }
+}
+
+impl From<OpenError> for Fatal {
+    fn from(error: OpenError) -> Self {
+        let code = match error {
+            OpenError::Missing { .. } => Code::NoStore,
+            OpenError::Locked { .. } => Code::Locked,
+            OpenError::Damaged { .. } | OpenError::NotAStore { .. } | OpenError::Version { .. } => {
+                Code::Damaged
+            }
+            OpenError::Options(_) => Code::Usage,
+            _ => Code::Io,
+        };
+        Fatal {
+            code,
+            text: error.to_string(),
+        }
+    }
+}
+
+/// Runs `torture write` or `torture dump`.
+pub(crate) fn run(command: &TortureCommand) -> ExitCode {
+    let code = match command {
+        TortureCommand::Write(args) => write(args),
+    };
+    ExitCode::from(code as u8)
+}
+
+fn write(args: &TortureWrite) -> Code {
+    if args.min_len > args.max_len {
+        eprintln!(
+            "error: --min-len {} is above --max-len {}",
+            args.min_len, args.max_len
+        );
+        return Code::Usage;
+    }
+    let mut says = match unbuffered() {
+        Ok(stdout) => Says(stdout),
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            return Code::Io;
+        }
+    };
+    match try_write(args, &mut says) {
+        Ok(()) => Code::Ok,
+        Err(Fatal {
+            code: Code::Io,
+            text,
+        }) => {
+            eprintln!("error: {text}");
+            // The rig sees the exit code when even its pipe is gone.
+            let _ = says.line(&format!("fatal {}", text.replace('\n', " ")));
+            Code::Io
+        }
+        Err(Fatal { code, text }) => {
+            eprintln!("error: {text}");
+            code
+        }
+    }
+}
+
+fn try_write(args: &TortureWrite, says: &mut Says) -> Result<(), Fatal> {
+    let store = open(&args.dir, args.capacity)?;
+    let bounds = store.bounds();
+    let (first, last) = match bounds.first_unsettled {
+        Some(first) => (first, bounds.last),
+        None => (0, 0),
+    };
+    says.line(&format!(
+        "open first={first} last={last} next={} run={}",
+        bounds.next, args.run
+    ))?;
+
+    let writer = Writer {
+        store: &store,
+        payloads: Payloads::new(args.seed, args.run, args.min_len, args.max_len),
+        lag: args.discard_lag,
+        round: Mutex::new(Round {
+            says,
+            left: 0,
+            failed: None,
+        }),
+    };
+    writer.run(args)?;
+    let last = store.bounds().last;
+    store.close(last.max(store.numbers().found_grant))?;
+    says.line("end")
+}
+
+fn open(dir: &Path, capacity: Option<u64>) -> Result<Store, Fatal> {
+    std::fs::create_dir_all(dir)
+        .map_err(|e| Fatal::io(format!("cannot create {}: {e}", dir.display())))?;
+    let mut options = Options::new().preallocate(true);
+    if let Some(capacity) = capacity {
+        options = options.capacity(capacity);
+    }
+    Ok(Store::open(dir.join(FILE), options)?)
+}
+
+/// Standard output of the contract: one `write(2)` per line.
+struct Says(File);
+
+impl Says {
+    fn line(&mut self, text: &str) -> Result<(), Fatal> {
+        self.0
+            .write_all(format!("{text}\n").as_bytes())
+            .map_err(|e| Fatal::io(format!("cannot write to standard output: {e}")))
+    }
+}
+
+/// What the threads of a round share. The lock is held over number and append together,
+/// because the payload follows from the number.
+struct Round<'a> {
+    says: &'a mut Says,
+    left: u64,
+    failed: Option<Fatal>,
+}
+
+struct Writer<'a> {
+    store: &'a Store,
+    payloads: Payloads,
+    lag: u64,
+    round: Mutex<Round<'a>>,
+}
+
+impl<'a> Writer<'a> {
+    /// Rounds of: append K, sync, settle.
+    fn run(&self, args: &TortureWrite) -> Result<(), Fatal> {
+        if args.threads == 1 {
+            return self.rounds(args, |this| this.append_until_none_left());
+        }
+        let gate = Barrier::new(args.threads as usize + 1);
+        let stop = Mutex::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..args.threads {
+                scope.spawn(|| {
+                    loop {
+                        gate.wait();
+                        if *stop.lock().unwrap_or_else(PoisonError::into_inner) {
+                            return;
+                        }
+                        self.append_until_none_left();
+                        gate.wait();
+                    }
+                });
+            }
+            let result = self.rounds(args, |_| {
+                gate.wait();
+                gate.wait();
+            });
+            *stop.lock().unwrap_or_else(PoisonError::into_inner) = true;
+            gate.wait();
+            result
+        })
+    }
+
+    fn rounds(&self, args: &TortureWrite, append: impl Fn(&Self)) -> Result<(), Fatal> {
+        let mut appended = 0;
+        while args.count == 0 || appended < args.count {
+            let batch = match args.count {
+                0 => args.sync_every,
+                count => args.sync_every.min(count - appended),
+            };
+            let through = self.store.bounds().next - 1 + batch;
+            {
+                let mut round = self.round();
+                round.says.line(&format!("begin {through}"))?;
+                round.left = batch;
+            }
+            // As if logged on: a number is granted before it is handed to the transport,
+            // and here every appended message counts as handed over.
+            if self.store.numbers().grant < through {
+                self.store.raise_grant(through + GRANT_STEP)?;
+            }
+            append(self);
+            let mut round = self.round();
+            if let Some(fatal) = round.failed.take() {
+                return Err(fatal);
+            }
+            self.sync(&mut round)?;
+            let bounds = self.store.bounds();
+            if self.lag == 0 || bounds.unsettled > 2 * self.lag {
+                self.settle(&mut round, (bounds.next - 1).saturating_sub(self.lag))?;
+            }
+            appended += batch;
+        }
+        Ok(())
+    }
+
+    fn append_until_none_left(&self) {
+        loop {
+            let mut round = self.round();
+            if round.left == 0 || round.failed.is_some() {
+                return;
+            }
+            round.left -= 1;
+            if let Err(fatal) = self.append_one(&mut round) {
+                round.failed = Some(fatal);
+            }
+        }
+    }
+
+    fn append_one(&self, round: &mut Round<'_>) -> Result<(), Fatal> {
+        let sequence = self.store.bounds().next;
+        let payload = self.payloads.of(sequence);
+        loop {
+            match self.store.append(&Envelope::publish(TOPIC), &payload) {
+                Ok(at) if at.sequence == sequence => return Ok(()),
+                Ok(at) => {
+                    return Err(Fatal::io(format!(
+                        "the store said {sequence} comes next and gave {}",
+                        at.sequence
+                    )));
+                }
+                Err(AppendError::Full { .. }) => {
+                    self.sync(round)?;
+                    let bounds = self.store.bounds();
+                    let Some(first) = bounds.first_unsettled else {
+                        return Err(Fatal::io(
+                            "the ring is full, and nothing in it is unsettled",
+                        ));
+                    };
+                    self.settle(round, first + (bounds.last - first) / 2)?;
+                }
+                Err(error) => return Err(Fatal::io(error)),
+            }
+        }
+    }
+
+    fn sync(&self, round: &mut Round<'_>) -> Result<(), Fatal> {
+        let durable = self.store.sync()?;
+        round.says.line(&format!("durable {}", durable.sequence))
+    }
+
+    fn settle(&self, round: &mut Round<'_>, through: u64) -> Result<(), Fatal> {
+        round.says.line(&format!("discarding {through}"))?;
+        self.store.settle_through(through)?;
+        self.store.sync()?;
+        round.says.line(&format!("discarded {through}"))
+    }
+
+    fn round(&self) -> MutexGuard<'_, Round<'a>> {
+        self.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

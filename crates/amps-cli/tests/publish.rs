@@ -1,0 +1,286 @@
+//! publish and drain against a real server: fields of the report, bytes, resuming.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it cannot go on"
+)]
+
+mod common;
+
+use std::path::Path;
+use std::process::Command;
+
+use common::{Dir, NOBODY, Server, amps, numbered_lines, run, run_with_input};
+use serde_json::Value;
+
+fn publish(server: &str) -> Command {
+    let mut command = amps();
+    command.args([
+        "publish",
+        "--topic",
+        "t",
+        "--server",
+        server,
+        "--flush-timeout",
+        "30s",
+    ]);
+    command
+}
+
+#[track_caller]
+fn assert_journal(server: &Server, expected: &[u8]) {
+    let count = expected.iter().filter(|&&b| b == b'\n').count();
+    let read = run(amps()
+        .args([
+            "subscribe",
+            "--topic",
+            "t",
+            "--from-start",
+            "--server",
+            &server.uri,
+        ])
+        .args(["-n", &count.to_string()]))
+    .expect(0);
+    assert_eq!(read.stdout, expected);
+}
+
+#[test]
+fn the_report_has_the_fields_of_the_contract() {
+    let server = Server::start(None, &[]);
+    let ran = run_with_input(&mut publish(&server.uri), b"1\n2\n3\n").expect(0);
+    assert_eq!(
+        ran.text(),
+        "published 3  persisted 3  persisted_at_logon 0  rejected 0  left 0  resent 0\n"
+    );
+    let report = run_with_input(publish(&server.uri).arg("--json"), b"1\n")
+        .expect(0)
+        .report();
+    for (field, value) in [
+        ("published", 1),
+        ("persisted", 1),
+        ("persisted_at_logon", 0),
+        ("rejected", 0),
+        ("left", 0),
+        ("resent", 0),
+    ] {
+        assert_eq!(report[field], value, "{field}");
+    }
+}
+
+#[test]
+fn bytes_arrive_as_they_are() {
+    let dir = Dir::new();
+    let server = Server::start(Some(&dir.path("journal")), &[]);
+    // A carriage return, an empty line, bytes that are no UTF-8, and no newline at the end.
+    let input = b"crlf\r\n\n\xff\xfe\x00{\"a\":\"\\u0000\"}\nlast";
+    let report = run_with_input(publish(&server.uri).arg("--json"), input)
+        .expect(0)
+        .report();
+    assert_eq!(report["published"], 4);
+    assert_journal(&server, &[&input[..], b"\n"].concat());
+}
+
+#[test]
+fn the_embedded_sandbox_needs_nothing_else() {
+    let dir = Dir::new();
+    let input = dir.file("in", numbered_lines(5000, 100));
+    let store = dir.path("s.store");
+    let report = run(amps()
+        .args(["publish", "--topic", "t", "--sandbox", "--json", "--store"])
+        .arg(&store)
+        .arg("--file")
+        .arg(&input))
+    .expect(0)
+    .report();
+    assert_eq!(
+        (&report["published"], &report["persisted"]),
+        (&5000.into(), &5000.into())
+    );
+}
+
+#[test]
+fn refused_lines_are_told_and_wait_for_somebody() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    let server = Server::start(Some(&dir.path("journal")), &["--reject-invalid-json", "t"]);
+    let ran = run_with_input(
+        publish(&server.uri)
+            .args(["--json", "--resume", "--store"])
+            .arg(&store),
+        b"{\"a\":1}\nnot json\n{\"a\":3}\n",
+    )
+    .expect(6);
+    let objects = ran.objects();
+    let report = objects.last().unwrap();
+    assert_eq!(
+        (&report["persisted"], &report["rejected"]),
+        (&2.into(), &1.into())
+    );
+    let rejected: Vec<&Value> = objects
+        .iter()
+        .filter(|o| o["event"] == "rejected")
+        .collect();
+    assert_eq!(rejected.len(), 1);
+    assert_eq!(rejected[0]["text"], "not json");
+    assert_eq!(rejected[0]["line"], 2);
+    assert!(!rejected[0]["reason"].as_str().unwrap().is_empty());
+    assert_journal(&server, b"{\"a\":1}\n{\"a\":3}\n");
+
+    // The next run did not refuse anything, whatever still waits.
+    run_with_input(
+        publish(&server.uri)
+            .args(["--resume", "--store"])
+            .arg(&store),
+        b"{\"a\":1}\nnot json\n{\"a\":3}\n{\"a\":4}\n",
+    )
+    .expect(0);
+
+    let listed = run(amps().args(["failed", "list", "--json"]).arg(&store))
+        .expect(0)
+        .objects();
+    let waiting: Vec<&Value> = listed.iter().filter(|o| o["sequence"].is_u64()).collect();
+    assert_eq!(waiting.len(), 1);
+    assert_eq!(waiting[0]["sequence"], rejected[0]["sequence"]);
+    let sequence = waiting[0]["sequence"].to_string();
+    let shown = run(amps().args(["failed", "show", &sequence]).arg(&store)).expect(0);
+    assert!(shown.text().contains("not json"), "{}", shown.text());
+
+    run(amps().args(["failed", "accept", &sequence]).arg(&store)).expect(0);
+    run(amps().args(["failed", "accept", &sequence]).arg(&store)).expect(1);
+    let listed = run(amps().args(["failed", "list", "--json"]).arg(&store))
+        .expect(0)
+        .objects();
+    assert!(!listed.iter().any(|o| o["sequence"].is_u64()));
+}
+
+#[test]
+fn a_requeued_line_is_sent_again_and_does_not_move_the_resume_point() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    let mut server = Server::start(Some(&dir.path("strict")), &["--reject-invalid-json", "t"]);
+    let mut input = b"{\"n\":1}\n{\"n\":2}\nfive\n{\"n\":4}\n".to_vec();
+    let ran = run_with_input(
+        publish(&server.uri)
+            .args(["--json", "--resume", "--store"])
+            .arg(&store),
+        &input,
+    )
+    .expect(6);
+    let objects = ran.objects();
+    let refused = objects.iter().find(|o| o["event"] == "rejected").unwrap();
+    run(amps()
+        .args(["failed", "requeue", &refused["sequence"].to_string()])
+        .arg(&store))
+    .expect(0);
+
+    server.kill();
+    let server = Server::start(Some(&dir.path("strict")), &[]);
+    input.extend_from_slice(b"{\"n\":5}\n");
+    let report = run_with_input(
+        publish(&server.uri)
+            .args(["--json", "--resume", "--store"])
+            .arg(&store),
+        &input,
+    )
+    .expect(0)
+    .report();
+    assert_eq!(report["resumed_at"], 4);
+    assert_eq!(report["published"], 1);
+    assert_journal(
+        &server,
+        b"{\"n\":1}\n{\"n\":2}\n{\"n\":4}\nfive\n{\"n\":5}\n",
+    );
+}
+
+#[test]
+fn what_no_server_took_is_sent_first_by_the_next_run() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    run_with_input(
+        amps()
+            .args([
+                "publish",
+                "--topic",
+                "t",
+                "--server",
+                NOBODY,
+                "--flush-timeout",
+                "0s",
+            ])
+            .arg("--store")
+            .arg(&store),
+        b"a\nb\n",
+    )
+    .expect(5);
+    let server = Server::start(Some(&dir.path("journal")), &[]);
+    let ran = run_with_input(
+        publish(&server.uri).args(["--json", "--store"]).arg(&store),
+        b"c\n",
+    )
+    .expect(0);
+    let objects = ran.objects();
+    assert_eq!(objects[0]["event"], "recovered");
+    assert_eq!(objects[0]["recovered"], 2);
+    let report = objects.last().unwrap();
+    assert_eq!(report["published"], 1);
+    assert_eq!(report["persisted"], 3);
+    assert_journal(&server, b"a\nb\nc\n");
+}
+
+#[test]
+fn every_level_of_durability_publishes() {
+    let dir = Dir::new();
+    let server = Server::start(None, &[]);
+    for level in ["os", "interval:10ms", "disk"] {
+        let report = run_with_input(
+            publish(&server.uri)
+                .args(["--json", "--durability", level, "--store"])
+                .arg(dir.path(&level.replace(':', "-"))),
+            &numbered_lines(200, 80),
+        )
+        .expect(0)
+        .report();
+        assert_eq!(report["persisted"], 200, "{level}");
+    }
+}
+
+#[test]
+fn a_store_far_smaller_than_the_input_is_enough() {
+    let dir = Dir::new();
+    let server = Server::start(None, &[]);
+    let report = run_with_input(
+        publish(&server.uri)
+            .args(["--json", "--capacity", "256KiB", "--store"])
+            .arg(dir.path("s.store")),
+        &numbered_lines(5000, 200),
+    )
+    .expect(0)
+    .report();
+    assert_eq!(report["persisted"], 5000);
+}
+
+#[test]
+fn completions_and_the_manual_page_come_from_the_command_line_itself() {
+    for shell in ["bash", "zsh", "fish"] {
+        let script = run(amps().args(["completions", shell])).expect(0).text();
+        assert!(script.contains("flush-timeout"), "{shell}");
+    }
+    let page = run(amps().arg("man")).expect(0).text();
+    assert!(page.contains(".TH") && page.contains("flush"), "{page}");
+}
+
+#[test]
+fn a_reader_that_goes_away_is_no_error() {
+    let script = r#""$1" man | head -n 1"#;
+    let out = Command::new("sh")
+        .args(["-c", script, "sh"])
+        .arg(Path::new(env!("CARGO_BIN_EXE_amps")))
+        .output()
+        .unwrap();
+    assert!(
+        out.stderr.is_empty(),
+        "{}",
+        String::from_utf8_lossy(&out.stderr)
+    );
+}
