@@ -5,3 +5,8 @@
 
 pub use amps_client as client;
 pub use amps_store as store;
+
+/// The README's example, compiled and run with the documentation tests.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
