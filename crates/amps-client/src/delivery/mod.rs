@@ -10,12 +10,18 @@
 //! a wire number that it sent: it is translated first and judged second, and it settles
 //! nothing unless it lies within what this store may have sent.
 
+mod api;
 mod figures;
 mod flight;
 mod flush;
 mod links;
 #[cfg(test)]
 mod tests;
+
+pub use api::{
+    Config, DropReason, GapPolicy, Input, Note, Now, Output, PublishAck, RebasePolicy, ToSend,
+    Totals, Verdict, Via,
+};
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -26,323 +32,6 @@ use figures::{Figure, Figures};
 use flight::Flight;
 use flush::Flushes;
 use links::Links;
-
-/// What to do when the server's figure at logon is beyond anything this store can have
-/// sent.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum RebasePolicy {
-    /// Number on the wire above the server's figure and send everything unsettled.
-    #[default]
-    Rebase,
-    /// Send nothing to that server.
-    Stop,
-}
-
-/// What to do when a server is behind what was settled before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum GapPolicy {
-    /// Report it and go on with this server.
-    #[default]
-    Report,
-    /// Report it, leave this server and try the next.
-    NextServer,
-}
-
-/// How a [`Delivery`] behaves.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Most messages on one link without an answer.
-    pub max_in_flight: u64,
-    /// Most payload bytes on one link without an answer. A single message may exceed it.
-    pub max_in_flight_bytes: u64,
-    /// Most messages per second that are sent again after a logon; none: as fast as the
-    /// link takes them.
-    pub replay_rate: Option<u32>,
-    /// Figures beyond what was sent.
-    pub rebase: RebasePolicy,
-    /// Servers that are behind.
-    pub gap: GapPolicy,
-    /// The send grant is raised by this many sequences at a time. An unclean stop skips up
-    /// to that many numbers, which AMPS does not mind (`amps-publish-semantics.md` §2).
-    pub grant_step: u64,
-    /// Lost links in a row with the same first unsettled message before it counts as
-    /// stalled.
-    pub stall_after: u32,
-    /// A link that ends sooner after its logon is short-lived.
-    pub short_link: Duration,
-}
-
-impl Default for Config {
-    fn default() -> Self {
-        Config {
-            max_in_flight: 1 << 20,
-            max_in_flight_bytes: 64 << 20,
-            replay_rate: None,
-            rebase: RebasePolicy::Rebase,
-            gap: GapPolicy::Report,
-            grant_step: 1 << 20,
-            stall_after: 3,
-            short_link: Duration::from_secs(10),
-        }
-    }
-}
-
-/// A moment, as the driver sees it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Now {
-    /// Time since any fixed start; never goes back.
-    pub at: Duration,
-    /// Wall clock: microseconds since the Unix epoch.
-    pub unix_micros: u64,
-}
-
-/// An ack that concerns a publish, as it came from the server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PublishAck<'a> {
-    /// The server's number, a wire number; `None` if the ack has none (or 0).
-    pub figure: Option<u64>,
-    /// The message's sequence from the command id, with `publish_ids` only.
-    pub sequence: Option<u64>,
-    /// Success, or a refusal with the server's reason (empty if it gave none).
-    pub verdict: Verdict<'a>,
-}
-
-/// What an ack says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict<'a> {
-    /// Persisted: this message and, if the ack has a figure, everything before it
-    /// (`amps-publish-semantics.md` §4).
-    Persisted,
-    /// Refused: this message alone.
-    Refused(&'a str),
-}
-
-/// Something that happened to the link, the store or the application.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Input<'a> {
-    /// The server accepted the logon and named this figure, if any.
-    LoggedOn {
-        /// The `s` of the logon ack.
-        figure: Option<u64>,
-    },
-    /// An ack for publishes.
-    Ack(PublishAck<'a>),
-    /// Every ack that was read together was given. Successes are applied no later than
-    /// here, once for the whole batch.
-    AcksEnd,
-    /// The link is gone, in whatever state it was.
-    LinkLost,
-    /// Nothing but time has passed.
-    Tick,
-    /// Tell me when everything stored up to now is settled, or when it is `until`.
-    Flush {
-        /// Returned in [`Output::Flushed`].
-        id: u64,
-        /// A moment in terms of [`Now::at`]; `None` waits for ever.
-        until: Option<Duration>,
-    },
-    /// Nobody waits for this flush any more.
-    FlushCancelled {
-        /// As given before.
-        id: u64,
-    },
-    /// [`Output::RaiseGrant`] was carried out.
-    GrantRaised(Result<(), StoreError>),
-    /// [`Output::Rebase`] was carried out.
-    Rebased(Result<Rebase, StoreError>),
-    /// The application allows one more rebase in this run.
-    AllowRebase,
-    /// The store can make nothing durable any more.
-    SyncFailed,
-}
-
-/// Evidence for a success (charter §1).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Via {
-    /// The server's ack covered it.
-    Ack,
-    /// The server's figure covered it at a logon and no ack was ever read: AMPS does not
-    /// say whether it was persisted, or refused and the refusal lost.
-    Logon,
-}
-
-/// Why this link must not be used any longer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
-pub enum DropReason {
-    /// The server speaks of messages that were never sent.
-    ForeignFigure,
-    /// The server named a number of 2^63 or more.
-    BadFigure,
-    /// The server is behind and the policy is to try the next.
-    PublishGap,
-    /// The store could not write what a rebase needs.
-    StoreFailed,
-}
-
-/// Something the driver has to carry out or pass on.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Output {
-    /// Call `raise_grant(to)` off the I/O path and answer [`Input::GrantRaised`].
-    RaiseGrant {
-        /// The grant wanted.
-        to: u64,
-    },
-    /// Call `rebase(figure)` off the I/O path and answer [`Input::Rebased`].
-    Rebase {
-        /// The server's figure.
-        figure: u64,
-    },
-    /// Close the link.
-    DropLink {
-        /// Why.
-        why: DropReason,
-    },
-    /// Everything up to `through` is settled as a success, but for messages refused.
-    SettledThrough {
-        /// The highest sequence covered.
-        through: u64,
-        /// The evidence.
-        via: Via,
-    },
-    /// One message is settled as a success.
-    Settled {
-        /// The message.
-        sequence: u64,
-        /// The evidence.
-        via: Via,
-    },
-    /// A refusal is in the log.
-    Refused {
-        /// The message.
-        sequence: u64,
-        /// The server's reason, uncut.
-        reason: String,
-        /// It came after a success that covered the message; the success stands.
-        late: bool,
-        /// How often this run handed the message to a transport.
-        attempts: u32,
-        /// Where the refusal is in the log.
-        ordinal: u64,
-    },
-    /// A late refusal the log has no room for.
-    RefusalNotLogged {
-        /// The message.
-        sequence: u64,
-        /// The server's reason.
-        reason: String,
-        /// How often this run handed the message to a transport.
-        attempts: u32,
-    },
-    /// A refusal that concerns no message known here.
-    Unattributed {
-        /// The server's number, if it sent one.
-        figure: Option<u64>,
-        /// The server's reason.
-        reason: String,
-    },
-    /// A flush ended: with nothing left, or because its time is over.
-    Flushed {
-        /// As given in [`Input::Flush`].
-        id: u64,
-        /// Covered and unsettled.
-        left: u64,
-    },
-    /// Something to watch.
-    Note(Note),
-}
-
-/// Things worth telling that ask for nothing.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum Note {
-    /// See [`Event::PublishGap`](crate::Event::PublishGap).
-    PublishGap {
-        /// The server's figure as a sequence.
-        server: u64,
-        /// Settled before.
-        settled: u64,
-        /// The figure was 0.
-        unknown_publisher: bool,
-    },
-    /// See [`Event::ForeignFigure`](crate::Event::ForeignFigure).
-    ForeignFigure {
-        /// The server's number.
-        figure: u64,
-        /// The highest sequence that may have been sent.
-        may_have_sent: u64,
-    },
-    /// See [`Event::Rebased`](crate::Event::Rebased).
-    Rebased {
-        /// The server's number.
-        figure: u64,
-        /// First sequence concerned.
-        from: u64,
-        /// Unsettled messages that may have been sent before.
-        possible_duplicates: u64,
-    },
-    /// See [`Event::NameShared`](crate::Event::NameShared).
-    NameShared {
-        /// The server's number.
-        figure: u64,
-        /// Sending stopped.
-        stopped: bool,
-    },
-    /// See [`Event::Stalled`](crate::Event::Stalled).
-    Stalled {
-        /// The message.
-        sequence: u64,
-        /// Links lost in a row with it at the head.
-        links: u32,
-    },
-    /// Everything stored at logon was sent.
-    Replayed,
-    /// The store refused something.
-    StoreFailed {
-        /// What was being done.
-        doing: &'static str,
-        /// Its word.
-        error: StoreError,
-    },
-    /// Nothing above `through` is sent any more.
-    SendingStopped {
-        /// Highest sequence that may still be sent.
-        through: u64,
-    },
-}
-
-/// A message to put on the wire now; its bytes are in the buffer given to
-/// [`Delivery::next_to_send`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ToSend {
-    /// Its sequence.
-    pub sequence: u64,
-    /// The number to send it under.
-    pub wire: u64,
-    /// It may have been sent before.
-    pub again: bool,
-}
-
-/// Totals of this run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Totals {
-    /// Settled as a success by an ack.
-    pub persisted: u64,
-    /// Settled as a success at a logon.
-    pub persisted_at_logon: u64,
-    /// Refused, with the refusal in the log (late ones not counted: the success stands).
-    pub rejected: u64,
-    /// Handed to a transport although they may have been sent before.
-    pub resent: u64,
-    /// Handed to a transport, all in all.
-    pub sent: u64,
-    /// Refusals after a success.
-    pub late: u64,
-    /// Refusals that could not be attributed to a message.
-    pub unattributed: u64,
-}
 
 /// Where a link stands for the purpose of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -370,7 +59,8 @@ pub struct Delivery {
     cursor: u64,
     replay_through: Option<u64>,
     raising: bool,
-    raise_failed: bool,
+    /// The grant could not be raised; the next try is not before this moment.
+    raise_again_at: Option<Duration>,
     sync_failed: bool,
     stop_told: bool,
     pending: Pending,
@@ -389,6 +79,9 @@ struct Pending {
 /// (charter §5.1).
 const SINGLES: usize = 64;
 
+/// Time before a grant that could not be raised is tried again.
+const RAISE_AGAIN: Duration = Duration::from_secs(5);
+
 impl Delivery {
     /// A machine for a store that was just opened, before anything is published to it in
     /// this run.
@@ -403,7 +96,7 @@ impl Delivery {
             cursor: 1,
             replay_through: None,
             raising: false,
-            raise_failed: false,
+            raise_again_at: None,
             sync_failed: false,
             stop_told: false,
             pending: Pending::default(),
@@ -428,7 +121,7 @@ impl Delivery {
             Input::LinkLost => self.link_lost(store, now),
             Input::Flush { id, until } => self.flushes.start(id, until, &store.bounds()),
             Input::FlushCancelled { id } => self.flushes.cancel(id),
-            Input::GrantRaised(result) => self.grant_raised(store, result),
+            Input::GrantRaised(result) => self.grant_raised(store, now, result),
             Input::Rebased(result) => self.rebased(store, result),
             Input::AllowRebase => {
                 self.figures.allow_rebase();
@@ -440,7 +133,7 @@ impl Delivery {
         if self.links.is_stalled() {
             self.links.settled(store.bounds().first_unsettled);
         }
-        self.want_grant(store);
+        self.want_grant(store, now);
     }
 
     /// The next thing to carry out.
@@ -451,7 +144,10 @@ impl Delivery {
     /// When to call with [`Input::Tick`], or to ask for messages again, at the latest, in
     /// terms of [`Now::at`].
     pub fn deadline(&self) -> Option<Duration> {
-        [self.flushes.deadline(), self.flight.paced_until()]
+        let raise = self
+            .raise_again_at
+            .filter(|_| self.is_live() && !self.sync_failed);
+        [self.flushes.deadline(), self.flight.paced_until(), raise]
             .into_iter()
             .flatten()
             .min()
@@ -491,7 +187,7 @@ impl Delivery {
             false => None,
         };
         let Some(sequence) = found else {
-            self.nothing_found(store, through);
+            self.nothing_found(store, now, through);
             return Ok(None);
         };
         let again = self.figures.may_have_sent(sequence);
@@ -506,7 +202,7 @@ impl Delivery {
             self.replayed();
         }
         if self.figures.grant_is_low(self.config.grant_step) {
-            self.want_grant(store);
+            self.want_grant(store, now);
         }
         Ok(Some(ToSend {
             sequence,
@@ -547,7 +243,7 @@ impl Delivery {
             return;
         }
         self.flight.reset();
-        self.raise_failed = false;
+        self.raise_again_at = None;
         let Some(figure) = figure else {
             // Unknown is not zero: nothing is settled and no gap can be seen (C2).
             self.links.logged_on(now.at);
@@ -827,11 +523,11 @@ impl Delivery {
         }
     }
 
-    fn nothing_found(&mut self, store: &dyn PublishStore, through: u64) {
+    fn nothing_found(&mut self, store: &dyn PublishStore, now: Now, through: u64) {
         if self.replay_through.is_some_and(|last| through >= last) {
             self.replayed();
         }
-        self.want_grant(store);
+        self.want_grant(store, now);
         // What cannot become durable is never sent at `Disk`; what the grant does not
         // cover is never sent at all.
         let blocked = self.sync_failed && store.bounds().last > through;
@@ -849,10 +545,10 @@ impl Delivery {
     /// Asks for a higher grant ahead of need, and only while logged on with the figure
     /// judged: a grant above a foreign figure would make it look like our own at the next
     /// open (charter §5.3).
-    fn want_grant(&mut self, store: &dyn PublishStore) {
+    fn want_grant(&mut self, store: &dyn PublishStore, now: Now) {
         let ask = self.phase == Phase::Live
             && !self.raising
-            && !self.raise_failed
+            && self.raise_again_at.is_none_or(|at| now.at >= at)
             && !self.sync_failed
             && self.figures.grant_is_low(self.config.grant_step);
         if ask {
@@ -865,19 +561,24 @@ impl Delivery {
         }
     }
 
-    fn grant_raised(&mut self, store: &dyn PublishStore, result: Result<(), StoreError>) {
+    fn grant_raised(&mut self, store: &dyn PublishStore, now: Now, result: Result<(), StoreError>) {
         self.raising = false;
         match result {
-            Ok(()) => self.figures.reload_grant(store),
+            Ok(()) => {
+                self.raise_again_at = None;
+                self.figures.reload_grant(store);
+            }
             Err(error) => {
-                self.raise_failed = true;
-                self.note(Note::StoreFailed {
-                    doing: "raise the send grant",
-                    error,
-                });
-                self.note(Note::SendingStopped {
-                    through: self.figures.grant(),
-                });
+                let again = self.raise_again_at.replace(now.at + RAISE_AGAIN).is_some();
+                if !again {
+                    self.note(Note::StoreFailed {
+                        doing: "raise the send grant",
+                        error,
+                    });
+                    self.note(Note::SendingStopped {
+                        through: self.figures.grant(),
+                    });
+                }
             }
         }
     }

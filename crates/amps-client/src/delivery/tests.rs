@@ -205,6 +205,13 @@ fn a_grant_that_cannot_be_raised_stops_sending_and_says_so() {
             .any(|n| matches!(n, Note::SendingStopped { through: 0 }))
     );
     assert!(rig.send().is_empty());
+    // The disk may have found space meanwhile.
+    let again = rig.delivery.deadline().unwrap();
+    assert!(again > rig.now.at);
+    rig.now.at = again;
+    rig.carry_out = true;
+    rig.input(Input::Tick);
+    assert_eq!(rig.send(), [(1, 1)]);
 }
 
 #[test]

@@ -4,10 +4,12 @@ use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
 use std::task::Poll;
+use std::time::Duration;
 
 use amps_store::{ReadError, StoredMessage};
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
+use tokio::time::Instant;
 
 use super::{Driver, next_event};
 use crate::chooser::Server;
@@ -154,7 +156,9 @@ impl Driver {
                     return end;
                 }
             }
-            let deadline = self.deadline();
+            // What is overdue can wait for the link to take bytes; it must not spin.
+            let soon = Instant::now() + Duration::from_millis(1);
+            let deadline = self.deadline().map(|at| at.max(soon));
             tokio::select! {
                 progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
                     Ok(Progress::Read(0)) => return LinkEnd::Closed,

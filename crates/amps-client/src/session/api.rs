@@ -1,0 +1,90 @@
+//! What goes into a [`Session`](super::Session) and what comes out.
+
+use std::time::Duration;
+
+use crate::delivery::PublishAck;
+use crate::error::CommandError;
+use crate::protocol::{Header, Reason};
+use crate::subscribe::{Answer, Delivered};
+
+/// What a session needs to know.
+#[derive(Clone, Debug)]
+pub struct SessionConfig {
+    /// The client name: identity of the publisher at the server.
+    pub client_name: String,
+    /// Logon options, such as `ack_conflation=100ms`. None are sent unless set here.
+    pub logon_options: Option<String>,
+    /// Correlation data of the logon.
+    pub logon_correlation: Option<String>,
+    /// Interval of heartbeats, in whole seconds on the wire; none: no heartbeats.
+    pub heartbeat: Option<Duration>,
+    /// Time for the answer to a logon.
+    pub logon_timeout: Duration,
+    /// Time for the answer to any other command.
+    pub command_timeout: Duration,
+    /// Publishes carry their sequence as command id; then such an id in an ack names one.
+    pub publish_ids: bool,
+}
+
+/// Who logs on.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub user: Option<String>,
+    /// Password, or the answer to a challenge.
+    pub password: Option<String>,
+}
+
+/// What came in.
+#[derive(Debug)]
+#[non_exhaustive]
+pub enum Received<'a> {
+    /// The server accepted the logon.
+    LoggedOn {
+        /// The highest number it knows of this publisher; `None` if it does not say.
+        figure: Option<u64>,
+    },
+    /// The server refused the logon; the link is of no more use.
+    LogonRefused(Reason),
+    /// The server asks again; answer with [`Session::answer_challenge`](super::Session::answer_challenge).
+    Challenge(Credentials),
+    /// The server confirmed heartbeats.
+    HeartbeatInitiated,
+    /// Every subscription was answered after a logon.
+    Resubscribed,
+    /// An ack for publishes.
+    Ack(PublishAck<'a>),
+    /// A command is done.
+    Done {
+        /// As returned when it was given.
+        id: u64,
+        /// How it went.
+        result: Result<Answer, CommandError>,
+    },
+    /// A message for a subscription.
+    Delivered {
+        /// The subscription.
+        subscription: u64,
+        /// The message.
+        message: Delivered,
+    },
+    /// A subscription is over: a query is answered, or the server refused to take the
+    /// subscription up again.
+    SubscriptionEnded {
+        /// The subscription.
+        subscription: u64,
+        /// Why, unless it simply came to its end.
+        error: Option<CommandError>,
+    },
+    /// An ack that belongs to nothing.
+    Unhandled(&'a Header<'a>),
+}
+
+/// Why the session gives its link up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Expired {
+    /// No answer to the logon in time.
+    Logon,
+    /// Nothing was heard for twice the heartbeat interval.
+    Heartbeat,
+}
