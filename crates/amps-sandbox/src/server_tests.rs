@@ -1,1 +1,161 @@
+use amps_client::protocol::{Command, FrameDecoder, Publish};
 
+use super::*;
+
+const SECOND: Duration = Duration::from_secs(1);
+
+/// A driver without sockets: the log is a memory, time stands still unless moved.
+struct Bench {
+    server: Server,
+    log: Journal,
+    now: Duration,
+}
+
+impl Bench {
+    fn new(config: Config) -> Self {
+        Bench {
+            server: Server::new(config, 0),
+            log: Journal::memory(),
+            now: Duration::ZERO,
+        }
+    }
+
+    fn receive(&mut self, link: Link, frame: &[u8], out: &mut Output) {
+        self.server.receive(link, &frame[4..], self.now, out);
+    }
+
+    fn log_on(&mut self, name: &str) -> Link {
+        let link = self.server.connect(self.now);
+        let mut frame = Vec::new();
+        Command::logon("0", name).encode(&mut frame).unwrap();
+        self.receive(link, &frame, &mut Output::default());
+        link
+    }
+
+    fn publish(&mut self, link: Link, sequence: u64, out: &mut Output) {
+        let mut frame = Vec::new();
+        Publish::stored("orders", sequence, b"{}")
+            .encode(&mut frame)
+            .unwrap();
+        self.receive(link, &frame, out);
+    }
+
+    fn persist(&mut self, out: &mut Output) {
+        self.log.append(&std::mem::take(&mut out.journal)).unwrap();
+        self.server.persisted(self.log.end(), self.now, out);
+    }
+}
+
+fn frames(out: &Output, link: Link) -> Vec<String> {
+    let mut decoder = FrameDecoder::new();
+    out.sends()
+        .filter(|(to, _)| *to == link)
+        .for_each(|(_, bytes)| decoder.push(bytes));
+    let mut frames = Vec::new();
+    while let Some(frame) = decoder.next_frame().unwrap() {
+        frames.push(String::from_utf8(frame.to_vec()).unwrap());
+    }
+    decoder.finish().unwrap();
+    frames
+}
+
+#[test]
+fn nothing_is_acked_that_the_log_does_not_hold() {
+    let mut bench = Bench::new(Config::new());
+    let link = bench.log_on("p");
+    let mut out = Output::default();
+    bench.publish(link, 1, &mut out);
+    bench.now += SECOND * 9;
+    bench.server.tick(bench.now, &mut out);
+    assert!(frames(&out, link).is_empty());
+    assert_eq!(
+        (bench.server.settled("p"), bench.server.deadline()),
+        (0, None)
+    );
+    bench.persist(&mut out);
+    assert_eq!(bench.server.deadline(), Some(bench.now + SECOND));
+    bench.now += SECOND;
+    bench.server.tick(bench.now, &mut out);
+    assert_eq!(
+        frames(&out, link),
+        [r#"{"c":"ack","a":"persisted","status":"success","s":1}"#]
+    );
+}
+
+#[test]
+fn duplicates_leave_no_trace_in_the_log() {
+    let mut bench = Bench::new(Config::new());
+    let link = bench.log_on("p");
+    let mut out = Output::default();
+    bench.publish(link, 5, &mut out);
+    let once = out.journal.clone();
+    bench.publish(link, 5, &mut out);
+    bench.publish(link, 4, &mut out);
+    assert_eq!(out.journal, once);
+}
+
+#[test]
+fn a_server_recovers_from_its_log_alone() {
+    let mut bench = Bench::new(
+        Config::new().reject_when(|message| (message.sequence == Some(3)).then(|| "no".to_owned())),
+    );
+    let link = bench.log_on("p");
+    let mut out = Output::default();
+    (1..=3).for_each(|sequence| bench.publish(link, sequence, &mut out));
+    bench.persist(&mut out);
+    let mut again = Server::new(Config::new(), 0);
+    let end = bench.log.read(0, usize::MAX, |entry, position| {
+        again.recover(entry, position);
+        true
+    });
+    assert_eq!(end.unwrap(), bench.log.end());
+    assert_eq!(again.settled("p"), 3);
+}
+
+#[test]
+fn a_fault_ends_a_link_inside_a_batch() {
+    let mut bench = Bench::new(Config::new());
+    let link = bench.log_on("p");
+    let mut out = Output::default();
+    bench.server.inject(&Fault::CloseAfter(2), &mut out);
+    (1..=5).for_each(|sequence| bench.publish(link, sequence, &mut out));
+    assert_eq!(out.closes, [(link, Closing::Abrupt)]);
+    bench.persist(&mut out);
+    assert_eq!(bench.server.settled("p"), 2);
+    assert!(frames(&out, link).is_empty());
+}
+
+#[test]
+fn a_silent_client_is_dropped_after_two_intervals_and_beats_come_only_when_idle() {
+    let mut bench = Bench::new(Config::new());
+    let link = bench.log_on("p");
+    let mut frame = Vec::new();
+    Command::heartbeat_start("h", "start,5")
+        .encode(&mut frame)
+        .unwrap();
+    bench.receive(link, &frame, &mut Output::default());
+    assert_eq!(bench.server.deadline(), Some(SECOND * 5));
+    bench.now = SECOND * 5;
+    let mut out = Output::default();
+    bench.server.tick(bench.now, &mut out);
+    assert_eq!(frames(&out, link), [r#"{"c":"heartbeat"}"#]);
+    assert!(out.closes.is_empty());
+    bench.now = SECOND * 10;
+    bench.server.tick(bench.now, &mut out);
+    assert_eq!(out.closes, [(link, Closing::Graceful("heartbeat"))]);
+    assert_eq!(bench.server.deadline(), None);
+}
+
+proptest::proptest! {
+    #[test]
+    fn no_frame_can_hurt_the_server(frames: Vec<Vec<u8>>, logged_on: bool) {
+        let mut bench = Bench::new(Config::new().sow_topic("orders"));
+        let link = if logged_on { bench.log_on("p") } else { bench.server.connect(SECOND) };
+        let mut out = Output::default();
+        for frame in &frames {
+            bench.server.receive(link, frame, SECOND, &mut out);
+        }
+        bench.persist(&mut out);
+        proptest::prop_assert!(out.closes.len() <= 1);
+    }
+}

@@ -77,10 +77,7 @@ impl Sow {
     }
 
     /// The records of the topics that `wanted` picks, in order of topic and key.
-    pub(crate) fn query<'a>(
-        &'a self,
-        mut wanted: impl FnMut(&str) -> bool,
-    ) -> Vec<(&'a str, &'a str, &'a Record)> {
+    pub(crate) fn query(&self, mut wanted: impl FnMut(&str) -> bool) -> Vec<(&str, &str, &Record)> {
         let mut topics: Vec<_> = self
             .records
             .iter()
