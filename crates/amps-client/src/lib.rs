@@ -45,6 +45,7 @@ mod error;
 mod event;
 mod failed;
 mod message;
+mod meter;
 pub mod protocol;
 mod receipt;
 pub mod session;

@@ -3,6 +3,7 @@
 //! sockets, clocks or tasks: bytes to send are appended to a buffer, time is an argument.
 
 mod api;
+mod route;
 #[cfg(test)]
 mod tests;
 
@@ -11,12 +12,9 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
-use crate::protocol::{
-    AckKind, AckKinds, Command, FrameError, Header, HeaderError, Reason, SowRecords, Status, Verb,
-};
-use crate::subscribe::{Answer, Delivered, DeliveredKind, Request, Subscribe};
+use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, SowRecords, Verb};
+use crate::subscribe::{Answer, DeliveredKind, Request, Subscribe};
 
 pub use api::{Credentials, Expired, Received, SessionConfig};
 
@@ -347,97 +345,6 @@ impl Session {
         Ok(())
     }
 
-    fn ack(
-        &mut self,
-        now: Duration,
-        header: &Header<'_>,
-        out: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let waiting_id = header.command_id.as_deref().and_then(own_id);
-        if let Phase::LoggingOn { id, challenges, .. } = self.phase {
-            let processed = header.ack_kind() == Some(AckKind::Processed);
-            if waiting_id == Some(id) && (processed || header.status != Some(Status::Success)) {
-                self.logon_ack(now, header, challenges, out, sink);
-            }
-            return;
-        }
-        if let Some(id) = waiting_id
-            && self.waiting.contains_key(&id)
-        {
-            return self.command_ack(id, header, out, sink);
-        }
-        let failed = header.status == Some(Status::Failure);
-        let succeeded = header.status == Some(Status::Success);
-        let persisted = header.ack_kind() == Some(AckKind::Persisted);
-        let by_command = waiting_id.and_then(|id| self.placed_by(id));
-        let by_name = header.sub_id.as_deref().or(header.query_id.as_deref());
-        if by_name.is_some() || by_command.is_some() {
-            let subscription = by_name.and_then(own_sub).or(by_command);
-            // Progress of a bookmark subscription, never of the publish store (§7).
-            return self.subscription_ack(subscription, header, out, sink);
-        }
-        let figure = header.sequence.filter(|sequence| *sequence > 0);
-        let sequence = match self.config.publish_ids {
-            true => header.command_id.as_deref().and_then(|id| id.parse().ok()),
-            false => None,
-        };
-        let names_nothing = header.command_id.is_none() && figure.is_none();
-        if persisted && succeeded && (figure.is_some() || sequence.is_some()) {
-            sink(Received::Ack(PublishAck {
-                figure,
-                sequence,
-                verdict: Verdict::Persisted,
-            }));
-        } else if failed && (figure.is_some() || sequence.is_some() || names_nothing) {
-            let reason = header.reason_text.as_deref().unwrap_or_default();
-            sink(Received::Ack(PublishAck {
-                figure,
-                sequence,
-                verdict: Verdict::Refused(reason),
-            }));
-        } else if !(succeeded && sequence.is_some()) {
-            sink(Received::Unhandled(header));
-        }
-    }
-
-    fn logon_ack(
-        &mut self,
-        now: Duration,
-        header: &Header<'_>,
-        challenges: u32,
-        out: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        match header.status {
-            Some(Status::Success) => {
-                self.phase = Phase::LoggedOn;
-                sink(Received::LoggedOn {
-                    figure: header.sequence,
-                });
-                self.start_heartbeat(now, out);
-                self.resubscribe(now, out, sink);
-            }
-            Some(Status::Retry) if challenges < MAX_CHALLENGES => {
-                if let Phase::LoggingOn { challenges, .. } = &mut self.phase {
-                    *challenges += 1;
-                }
-                // The reference puts the challenge into user_id and pw; one server was seen
-                // to put it into the reason (§5.3).
-                let owned =
-                    |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
-                sink(Received::Challenge(Credentials {
-                    user: owned(&header.user_id),
-                    password: owned(&header.password).or_else(|| owned(&header.reason_text)),
-                }));
-            }
-            _ => {
-                self.phase = Phase::Offline;
-                sink(Received::LogonRefused(header.reason()));
-            }
-        }
-    }
-
     fn start_heartbeat(&mut self, now: Duration, out: &mut Vec<u8>) {
         let Some(interval) = self.config.heartbeat else {
             return;
@@ -497,200 +404,6 @@ impl Session {
         }
     }
 
-    fn command_ack(
-        &mut self,
-        id: u64,
-        header: &Header<'_>,
-        out: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        if header.status == Some(Status::Failure) {
-            return self.finish(id, Err(CommandError::Refused(header.reason())), out, sink);
-        }
-        let Some(waiting) = self.waiting.get_mut(&id) else {
-            return;
-        };
-        let answer = &mut waiting.answer;
-        answer.records_deleted = header.records_deleted.or(answer.records_deleted);
-        answer.records_returned = header.records_returned.or(answer.records_returned);
-        answer.matches = header.matches.or(answer.matches);
-        if let Some(bookmark) = header.bookmark.as_deref() {
-            answer.bookmark = Some(bookmark.to_owned());
-        }
-        if let Some(kind) = header.ack_kind() {
-            waiting.left = waiting
-                .left
-                .iter()
-                .filter(|left| *left != kind)
-                .fold(AckKinds::NONE, AckKinds::with);
-        }
-        let completed = header.ack_kind() == Some(AckKind::Completed);
-        if let (What::Subscribe { subscription, .. }, true) = (waiting.what, completed) {
-            self.query_completed(subscription, sink);
-        }
-        if self
-            .waiting
-            .get(&id)
-            .is_some_and(|waiting| waiting.left.is_empty())
-        {
-            let answer = self
-                .waiting
-                .get(&id)
-                .map(|w| w.answer.clone())
-                .unwrap_or_default();
-            self.finish(id, Ok(answer), out, sink);
-        }
-    }
-
-    fn finish(
-        &mut self,
-        id: u64,
-        result: Result<Answer, CommandError>,
-        out: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let Some(waiting) = self.waiting.remove(&id) else {
-            return;
-        };
-        match waiting.what {
-            What::Command => sink(Received::Done { id, result }),
-            What::Heartbeat => match result {
-                Ok(_) => sink(Received::HeartbeatInitiated),
-                // A server without heartbeats is not dead for its silence.
-                Err(_) => self.beat_at = None,
-            },
-            What::Subscribe {
-                subscription,
-                again,
-            } => {
-                let failed = result.as_ref().err().cloned();
-                if failed.is_some() {
-                    // The server may have placed it all the same.
-                    self.unsubscribe(subscription, out);
-                }
-                sink(Received::Done {
-                    id: subscription,
-                    result,
-                });
-                if let Some(error) = failed {
-                    let error = Some(error);
-                    sink(Received::SubscriptionEnded {
-                        subscription,
-                        error,
-                    });
-                }
-                if again {
-                    self.resubscribing = self.resubscribing.saturating_sub(1);
-                    if self.resubscribing == 0 {
-                        sink(Received::Resubscribed);
-                    }
-                }
-            }
-        }
-    }
-
-    fn placed_by(&self, command: u64) -> Option<u64> {
-        let mut all = self.subscriptions.iter();
-        all.find(|(_, placed)| placed.command == command)
-            .map(|(id, _)| *id)
-    }
-
-    fn subscription_ack(
-        &mut self,
-        subscription: Option<u64>,
-        header: &Header<'_>,
-        out: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let Some(subscription) = subscription else {
-            return sink(Received::Unhandled(header));
-        };
-        if header.status == Some(Status::Failure) && self.is_subscribed(subscription) {
-            self.unsubscribe(subscription, out);
-            let error = Some(CommandError::Refused(header.reason()));
-            sink(Received::SubscriptionEnded {
-                subscription,
-                error,
-            });
-        } else if header.ack_kind() == Some(AckKind::Completed) {
-            self.query_completed(subscription, sink);
-        }
-    }
-
-    fn query_completed(&mut self, subscription: u64, sink: &mut dyn FnMut(Received<'_>)) {
-        let is_query = self
-            .subscriptions
-            .get(&subscription)
-            .is_some_and(|placed| placed.spec.is_query());
-        if is_query {
-            self.subscriptions.remove(&subscription);
-            sink(Received::SubscriptionEnded {
-                subscription,
-                error: None,
-            });
-        }
-    }
-
-    fn deliver(
-        &mut self,
-        kind: DeliveredKind,
-        header: &Header<'_>,
-        frame: &Bytes,
-        body: &[u8],
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let ids = header
-            .sub_ids
-            .as_deref()
-            .or(header.sub_id.as_deref())
-            .or(header.query_id.as_deref())
-            .unwrap_or_default();
-        for subscription in ids.split(',').filter_map(own_sub) {
-            let message = delivered(kind, header, header.topic.as_deref(), frame, body);
-            self.hand_out(subscription, message, sink);
-        }
-    }
-
-    fn deliver_record(
-        &mut self,
-        group: &Header<'_>,
-        record: &Header<'_>,
-        frame: &Bytes,
-        body: &[u8],
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let id = group
-            .query_id
-            .as_deref()
-            .or(record.query_id.as_deref())
-            .and_then(own_sub);
-        if let Some(subscription) = id {
-            let topic = record.topic.as_deref().or(group.topic.as_deref());
-            let message = delivered(DeliveredKind::Sow, record, topic, frame, body);
-            self.hand_out(subscription, message, sink);
-        }
-    }
-
-    fn hand_out(
-        &mut self,
-        subscription: u64,
-        message: Delivered,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let Some(placed) = self.subscriptions.get_mut(&subscription) else {
-            return;
-        };
-        if placed.spec.bookmark.is_some()
-            && let Some(bookmark) = &message.bookmark
-        {
-            placed.bookmark = Some(bookmark.clone());
-        }
-        sink(Received::Delivered {
-            subscription,
-            message,
-        });
-    }
-
     fn may_wait(&self) -> Result<(), CommandError> {
         if !self.is_logged_on() {
             return Err(CommandError::NotConnected);
@@ -716,31 +429,6 @@ impl Session {
     fn take_id(&mut self) -> u64 {
         self.next_id += 1;
         self.next_id - 1
-    }
-}
-
-fn delivered(
-    kind: DeliveredKind,
-    header: &Header<'_>,
-    topic: Option<&str>,
-    frame: &Bytes,
-    body: &[u8],
-) -> Delivered {
-    let owned = |text: &Option<std::borrow::Cow<'_, str>>| text.as_deref().map(str::to_owned);
-    let data = match body.len() < COPY_BELOW {
-        true => Bytes::copy_from_slice(body),
-        false => frame.slice_ref(body),
-    };
-    Delivered {
-        kind,
-        topic: topic.unwrap_or_default().to_owned(),
-        bookmark: owned(&header.bookmark),
-        sow_key: owned(&header.sow_key),
-        correlation_id: owned(&header.correlation_id),
-        timestamp: owned(&header.timestamp),
-        user_id: owned(&header.user_id),
-        reason: header.reason_text.as_deref().map(Reason::new),
-        data,
     }
 }
 
