@@ -3,7 +3,7 @@
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Instant;
 
 use crate::error::{OpenError, StoreError};
@@ -460,9 +460,4 @@ fn random() -> u64 {
     std::collections::hash_map::RandomState::new()
         .build_hasher()
         .finish()
-}
-
-/// The path a memory store goes by in messages.
-pub(crate) fn memory_path() -> PathBuf {
-    PathBuf::from("(memory)")
 }

@@ -16,6 +16,8 @@ mod scan;
 mod space;
 mod state;
 mod store;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 
 pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,

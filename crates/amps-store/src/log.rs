@@ -146,29 +146,34 @@ impl Log {
         };
         let mut body = Vec::new();
         epoch.encode(&mut body);
-        if let (Some((segment, end)), true) = (tail, in_place) {
+        if let Some((segment, end)) = tail {
             log.space.resume(segment, end);
         }
-        if !(in_place && log.space.fits(stride(RECORD_HEADER + body.len()))) {
+        log.space.begin_upkeep();
+        let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()));
+        // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
+        // previous run died while it was freeing a segment, and this one goes on with that.
+        let can_wait = in_place && log.space.is_starved() && lost.is_empty();
+        if !fits && !can_wait {
             log.ordinal = if in_place {
                 follows
             } else {
                 recovered.max_ordinal
             };
             let fallback = tail.filter(|_| !in_place);
-            log.space.open_for_epoch(
-                &mut *log.medium,
-                log.generation,
-                log.ordinal + 1,
-                fallback,
-            )?;
+            let first_ordinal = log.ordinal + 1;
+            log.space
+                .open_for_epoch(&mut *log.medium, log.generation, first_ordinal, fallback)?;
         }
-        log.write_internal(Kind::Epoch, 0, &body)?;
+        if fits || !can_wait {
+            log.write_internal(Kind::Epoch, 0, &body)?;
+        }
         for range in lost {
             let mut body = Vec::new();
             range.encode(&mut body);
             log.write_internal(Kind::Lost, 0, &body)?;
         }
+        log.space.end_upkeep(&log.state);
         Ok(log)
     }
 
@@ -252,6 +257,10 @@ impl Log {
     }
 
     fn full(&mut self, stride: u64) -> AppendError {
+        if let Some(why) = &self.failed {
+            // No segment is reused after a failed sync: this room will not come back.
+            return StoreError::SyncFailed(why.clone()).into();
+        }
         self.space.demand();
         let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
         match self.space.growth_error() {
@@ -382,9 +391,11 @@ impl Log {
         if sequence <= self.state.floor() {
             return Ok(0);
         }
-        self.make_room(MAX_OPENING)?;
+        let recorded = unless_failed(self.make_room(MAX_OPENING))?;
         let settled = self.state.settle_through(sequence);
-        self.write_mark(false)?;
+        if recorded.is_some() {
+            self.write_mark(false)?;
+        }
         Ok(settled)
     }
 
@@ -404,13 +415,13 @@ impl Log {
             if body.is_empty() {
                 continue;
             }
-            self.write_internal(Kind::Settlement, 0, &body)?;
+            unless_failed(self.write_internal(Kind::Settlement, 0, &body))?;
             for &sequence in batch {
                 settled += u64::from(self.state.settle(sequence));
             }
         }
         if self.state.floor() > floor {
-            self.write_mark(false)?;
+            unless_failed(self.write_mark(false))?;
         }
         Ok(settled)
     }
@@ -445,7 +456,7 @@ impl Log {
         let ordinal = self.ordinal;
         self.state.reject(sequence, record);
         if self.state.floor() > floor {
-            self.write_mark(false)?;
+            unless_failed(self.write_mark(false))?;
         }
         Ok(Rejected::Logged { ordinal, late })
     }
@@ -651,10 +662,21 @@ impl Log {
             self.durable = ticket.durable;
         }
         self.space.sync_finished(ticket.number);
+        self.space.reserve(&self.state);
         if !ticket.marks_only && !self.closed {
             self.write_mark(false)?;
         }
         Ok(())
+    }
+}
+
+/// After a failed sync no room comes back: what no longer fits into the log still holds in
+/// memory, and is not durable (charter S8).
+fn unless_failed<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
+    match done {
+        Ok(value) => Ok(Some(value)),
+        Err(StoreError::SyncFailed(_)) => Ok(None),
+        Err(error) => Err(error),
     }
 }
 

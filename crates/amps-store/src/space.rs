@@ -24,6 +24,9 @@ const KEPT: usize = 2;
 const WANTED: usize = KEPT + 1;
 /// Records looked at in one hold of the lock.
 const BATCH: usize = 64;
+/// Bytes at the end of a segment that only copies and epochs take: a run that dies in the
+/// middle of a collection leaves room for the epochs of the next ones.
+const SLACK: u64 = 3 * MAX_OPENING;
 /// Pages made ready ahead of the writer.
 const AHEAD: u64 = 1 << 20;
 
@@ -152,11 +155,33 @@ impl Space {
         self.prefaulted = position;
     }
 
-    /// Whether a record fits into the segment that is written. A collection that took the
-    /// last free segment keeps the room its copies still need.
+    /// Whether a record fits into the segment that is written. While no segment is free,
+    /// the room that copies of the oldest one need is theirs.
     #[inline]
     pub(crate) fn fits(&self, stride: u64) -> bool {
         self.position + stride + self.reserved <= self.end
+    }
+
+    /// Keeps room for what only upkeep may write.
+    pub(crate) fn reserve(&mut self, state: &State) {
+        let copies = match self.chain.front() {
+            Some(oldest) if self.chain.len() > 1 && self.ready() == 0 => {
+                state.segment_live(oldest.segment)
+            }
+            _ => 0,
+        };
+        self.reserved = if self.working { 0 } else { SLACK + copies };
+    }
+
+    /// From here on, upkeep writes: it takes what room there is.
+    pub(crate) fn begin_upkeep(&mut self) {
+        self.working = true;
+        self.reserved = 0;
+    }
+
+    pub(crate) fn end_upkeep(&mut self, state: &State) {
+        self.working = false;
+        self.reserve(state);
     }
 
     /// Takes room that was found to fit.
@@ -184,6 +209,11 @@ impl Space {
         self.prefaulted < self.end && self.position + AHEAD / 2 > self.prefaulted
     }
 
+    /// Whether no segment is free.
+    pub(crate) fn is_starved(&self) -> bool {
+        self.ready() == 0
+    }
+
     fn ready(&self) -> usize {
         self.status.iter().filter(|s| **s == Status::Ready).count()
     }
@@ -194,7 +224,7 @@ impl Space {
 
     /// What surely fits into one segment, whatever the sizes of the records.
     fn usable(&self) -> u64 {
-        self.geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - self.geometry.max_record
+        self.geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - SLACK - self.geometry.max_record
     }
 
     /// Most bytes that may be needed or charged at once.
@@ -350,7 +380,13 @@ impl Log {
                 return Ok(());
             }
         }
-        self.rotate()
+        match &self.failed {
+            // Nothing is freed any more: the rest belongs to the next open.
+            Some(why) if !self.space.working && self.space.ready() <= KEPT => {
+                Err(StoreError::SyncFailed(why.clone()))
+            }
+            _ => self.rotate(),
+        }
     }
 
     /// Does one chore right here; false: there is none.
@@ -440,16 +476,9 @@ impl Log {
 
     /// Does a bounded piece of the work that [`chore`](Self::chore) found.
     pub(crate) fn work(&mut self) -> Result<(), StoreError> {
-        self.space.working = true;
-        self.space.reserved = 0;
+        self.space.begin_upkeep();
         let done = self.work_on();
-        self.space.working = false;
-        self.space.reserved = match (self.space.collecting, self.space.chain.front()) {
-            (Some(Collecting::Copying(_)), Some(oldest)) if self.space.ready() == 0 => {
-                self.state.segment_live(oldest.segment)
-            }
-            _ => 0,
-        };
+        self.space.end_upkeep(&self.state);
         done
     }
 

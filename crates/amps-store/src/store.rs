@@ -47,7 +47,18 @@ struct Shared {
     observers: Mutex<Vec<Observer>>,
     client_name: String,
     fork_guard: Option<ForkGuard>,
-    helped: bool,
+    upkeep: Upkeep,
+}
+
+/// Who does the chores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Upkeep {
+    /// The helper thread.
+    Thread,
+    /// Whoever changes the log, right then.
+    Inline,
+    /// Nobody, until asked: simulations.
+    Steps,
 }
 
 struct Core {
@@ -86,7 +97,7 @@ impl Store {
             }
         };
         let guard = ForkGuard::new().map_err(io("guard against fork for"))?;
-        let store = Store::new(log, report, options, Some(guard));
+        let store = Store::new(log, report, options, Some(guard), Upkeep::Thread);
         store
             .start_helper()
             .map_err(io("start the helper thread of"))?;
@@ -99,16 +110,44 @@ impl Store {
     /// # Errors
     /// [`OpenError::Options`], or no memory.
     pub fn memory(options: Options) -> Result<Store, OpenError> {
-        Self::on_medium(Box::new(Heap::new()), &options)
+        Self::on_medium(
+            Path::new("(memory)"),
+            Box::new(Heap::new()),
+            &options,
+            false,
+        )
     }
 
-    /// A store without a helper thread: chores are done by whoever needs them done.
+    /// A store without a helper thread. `by_steps`: its chores wait for [`Store::step`];
+    /// otherwise whoever changes the log does them.
     pub(crate) fn on_medium(
+        path: &Path,
         medium: Box<dyn Medium>,
         options: &Options,
+        by_steps: bool,
     ) -> Result<Store, OpenError> {
-        let (log, report) = file::open_medium(&file::memory_path(), medium, options)?;
-        Ok(Store::new(log, report, options, None))
+        let (log, report) = file::open_medium(path, medium, options)?;
+        let upkeep = if by_steps {
+            Upkeep::Steps
+        } else {
+            Upkeep::Inline
+        };
+        Ok(Store::new(log, report, options, None, upkeep))
+    }
+
+    /// Does one chore; false: there is none.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn step(&self) -> Result<bool, StoreError> {
+        let shared = &self.inner.shared;
+        let mut core = shared.lock();
+        let did = core.log.do_chore(&shared.device)?;
+        shared.after_sync(core, true);
+        Ok(did)
+    }
+
+    #[cfg(feature = "testkit")]
+    pub(crate) fn last_ordinal(&self) -> u64 {
+        self.inner.shared.lock().log.ordinal
     }
 
     fn new(
@@ -116,6 +155,7 @@ impl Store {
         report: RecoveryReport,
         options: &Options,
         fork_guard: Option<ForkGuard>,
+        upkeep: Upkeep,
     ) -> Self {
         let durable = log.durable;
         let shared = Shared {
@@ -125,7 +165,7 @@ impl Store {
             durable_sequence: AtomicU64::new(log.bounds().next - 1),
             observers: Mutex::new(Vec::new()),
             client_name: log.superblock.client_name.clone(),
-            helped: fork_guard.is_some(),
+            upkeep,
             fork_guard,
             work: Condvar::new(),
             progress: Condvar::new(),
@@ -350,7 +390,7 @@ impl PublishStore for Store {
         let shared = &self.inner.shared;
         let mut core = shared.lock();
         core.wanted = core.log.ordinal;
-        if shared.helped {
+        if shared.upkeep == Upkeep::Thread {
             shared.wake_helper(core);
         } else {
             let ticket = core.log.begin_sync();
@@ -362,7 +402,7 @@ impl PublishStore for Store {
     fn sync(&self) -> Result<Durable, StoreError> {
         let shared = &self.inner.shared;
         shared.not_forked()?;
-        if !shared.helped {
+        if shared.upkeep != Upkeep::Thread {
             self.request_sync();
         }
         let mut core = shared.lock();
@@ -372,7 +412,7 @@ impl PublishStore for Store {
                 return Err(StoreError::SyncFailed(why.clone()));
             }
             core.log.usable()?;
-            if core.log.durable.ordinal >= target || !shared.helped {
+            if core.log.durable.ordinal >= target || shared.upkeep != Upkeep::Thread {
                 return Ok(core.log.durable);
             }
             core.wanted = core.wanted.max(target);
@@ -467,7 +507,7 @@ impl Shared {
     /// Without a helper, whoever changes the log does its chores; whether any was done.
     fn do_chores(&self, core: &mut Core) -> bool {
         let mut any = false;
-        while !self.helped {
+        while self.upkeep == Upkeep::Inline {
             match core.log.do_chore(&self.device) {
                 Ok(true) => any = true,
                 Ok(false) => break,

@@ -5,6 +5,8 @@
 
 mod heap;
 mod mapped;
+#[cfg(feature = "testkit")]
+pub(crate) mod sim;
 
 use std::io;
 use std::sync::Arc;

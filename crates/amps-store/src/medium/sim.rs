@@ -1,0 +1,328 @@
+//! A disk that forgets: what was written is seen at once, what was synced survives.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use super::{Device, Medium};
+
+/// A sector is written as a whole or not at all.
+const SECTOR: usize = 512;
+/// The kernel writes back whole pages.
+const PAGE: usize = 4096;
+
+/// A source of choices: one seed, one run.
+#[derive(Clone, Debug)]
+pub struct Rng(u64);
+
+impl Rng {
+    /// The choices of this seed.
+    pub fn new(seed: u64) -> Self {
+        Rng(seed)
+    }
+
+    /// 64 fresh bits.
+    pub fn bits(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+        z ^ (z >> 31)
+    }
+
+    /// A number below `n` (0 for 0).
+    pub fn below(&mut self, n: u64) -> u64 {
+        if n == 0 { 0 } else { self.bits() % n }
+    }
+
+    /// True once in `n`.
+    pub fn one_in(&mut self, n: u64) -> bool {
+        self.below(n) == 0
+    }
+}
+
+/// A failure to come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fault {
+    /// The n-th sync from now (0: the next) fails once; an arbitrary part of what it
+    /// should have written is lost, and the system thinks it clean.
+    Sync(u64),
+    /// The n-th write around the mapping fails.
+    WriteAround(u64),
+    /// The n-th extension fails for lack of space.
+    Reserve(u64),
+}
+
+/// What a power cut leaves of pages that were written and not synced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Nothing unsynced was written back.
+    None,
+    /// Everything was.
+    All,
+    /// Any subset of pages.
+    Pages,
+    /// Any subset of sectors, in any version they ever had since the last sync.
+    Sectors,
+}
+
+#[derive(Default)]
+struct Image {
+    seen: Vec<u8>,
+    durable: Vec<u8>,
+    /// Sectors written since the last sync, with versions in between.
+    dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    faults: Vec<Fault>,
+    syncs: u64,
+    around: u64,
+    reserves: u64,
+    room: Option<u64>,
+}
+
+/// A handle to a simulated disk with one file on it. Clones share it.
+#[derive(Clone, Default)]
+pub struct SimDisk {
+    image: Arc<Mutex<Image>>,
+}
+
+impl SimDisk {
+    /// An empty disk.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    fn image(&self) -> MutexGuard<'_, Image> {
+        self.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Plans a failure.
+    pub fn fail(&self, fault: Fault) {
+        let mut image = self.image();
+        let fault = match fault {
+            Fault::Sync(n) => Fault::Sync(image.syncs + n),
+            Fault::WriteAround(n) => Fault::WriteAround(image.around + n),
+            Fault::Reserve(n) => Fault::Reserve(image.reserves + n),
+        };
+        image.faults.push(fault);
+    }
+
+    /// Forgets planned failures.
+    pub fn clear_faults(&self) {
+        self.image().faults.clear();
+    }
+
+    /// Bounds the bytes the file may have; `None`: no bound.
+    pub fn limit(&self, bytes: Option<u64>) {
+        self.image().room = bytes;
+    }
+
+    /// Syncs that were asked for so far.
+    pub fn syncs(&self) -> u64 {
+        self.image().syncs
+    }
+
+    /// Cuts the power: what was synced is left, and of the rest what `cut` says. Every
+    /// store on this disk must be dropped first.
+    pub fn power_cut(&self, cut: Cut, rng: &mut Rng) {
+        let mut image = self.image();
+        let image = &mut *image;
+        // Lengths are metadata of the journal: as seen.
+        image.durable.resize(image.seen.len(), 0);
+        let mut page = (usize::MAX, false);
+        for (&sector, versions) in &image.dirty {
+            let at = sector * SECTOR;
+            if at + SECTOR > image.seen.len() {
+                continue;
+            }
+            if page.0 != at / PAGE {
+                page = (at / PAGE, rng.one_in(2));
+            }
+            let new: Option<Vec<u8>> = match cut {
+                Cut::None => None,
+                Cut::All => Some(image.seen[at..at + SECTOR].to_vec()),
+                Cut::Pages => page.1.then(|| image.seen[at..at + SECTOR].to_vec()),
+                Cut::Sectors => match rng.below(2 + versions.len() as u64) {
+                    0 => None,
+                    1 => Some(image.seen[at..at + SECTOR].to_vec()),
+                    n => Some(versions[n as usize - 2].to_vec()),
+                },
+            };
+            if let Some(new) = new {
+                image.durable[at..at + SECTOR].copy_from_slice(&new);
+            }
+        }
+        image.dirty.clear();
+        image.seen = image.durable.clone();
+        image.faults.clear();
+    }
+
+    /// The bytes as a reader sees them now.
+    pub fn bytes(&self) -> Vec<u8> {
+        self.image().seen.clone()
+    }
+
+    /// Changes bytes behind everybody's back, durably.
+    pub fn scribble(&self, offset: u64, change: impl FnOnce(&mut [u8])) {
+        let mut image = self.image();
+        let image = &mut *image;
+        change(&mut image.seen[offset as usize..]);
+        image.durable = image.seen.clone();
+        image.dirty.clear();
+    }
+
+    /// Puts other bytes in place of the file: a restored copy.
+    pub fn restore(&self, bytes: Vec<u8>) {
+        let mut image = self.image();
+        image.seen = bytes.clone();
+        image.durable = bytes;
+        image.dirty.clear();
+    }
+
+    pub(crate) fn medium(&self) -> Box<dyn Medium> {
+        Box::new(SimMedium {
+            disk: self.clone(),
+            len: self.image().seen.len() as u64,
+        })
+    }
+}
+
+impl Image {
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        let (from, to) = (offset as usize, offset as usize + bytes.len());
+        for sector in from / SECTOR..to.div_ceil(SECTOR) {
+            let before = self.seen.get(sector * SECTOR..(sector + 1) * SECTOR);
+            let versions = self.dirty.entry(sector);
+            match (versions, before) {
+                (std::collections::btree_map::Entry::Occupied(mut entry), Some(before)) => {
+                    if entry.get().len() < 3 {
+                        let mut version = [0; SECTOR];
+                        version.copy_from_slice(before);
+                        entry.get_mut().push(version);
+                    }
+                }
+                (entry, _) => {
+                    entry.or_default();
+                }
+            }
+        }
+        self.seen[from..to].copy_from_slice(bytes);
+    }
+
+    fn hit(&mut self, fault: Fault) -> bool {
+        let before = self.faults.len();
+        self.faults.retain(|f| *f != fault);
+        self.faults.len() < before
+    }
+}
+
+struct SimMedium {
+    disk: SimDisk,
+    len: u64,
+}
+
+impl Medium for SimMedium {
+    fn len(&self) -> u64 {
+        self.len
+    }
+
+    fn read(&self, offset: u64, into: &mut [u8]) {
+        assert!(
+            offset + into.len() as u64 <= self.len,
+            "read beyond the end"
+        );
+        into.copy_from_slice(&self.disk.image().seen[offset as usize..][..into.len()]);
+    }
+
+    fn write(&mut self, offset: u64, bytes: &[u8]) {
+        assert!(
+            offset + bytes.len() as u64 <= self.len,
+            "write beyond the end"
+        );
+        self.disk.image().write(offset, bytes);
+    }
+
+    fn commit(&mut self, offset: u64, word: u64) {
+        assert!(offset.is_multiple_of(8), "unaligned commit");
+        self.write(offset, &word.to_le_bytes());
+    }
+
+    fn adopt(&mut self, len: u64) {
+        self.len = len;
+    }
+
+    fn shrink(&mut self, len: u64) -> io::Result<()> {
+        self.len = len;
+        let mut image = self.disk.image();
+        image.seen.truncate(len as usize);
+        image.durable.truncate(len as usize);
+        image.dirty.retain(|s, _| (s + 1) * SECTOR <= len as usize);
+        Ok(())
+    }
+
+    fn device(&self) -> Arc<dyn Device> {
+        Arc::new(self.disk.clone())
+    }
+}
+
+impl Device for SimDisk {
+    fn sync(&self) -> io::Result<()> {
+        let mut image = self.image();
+        let image = &mut *image;
+        let number = image.syncs;
+        image.syncs += 1;
+        let failed = image.hit(Fault::Sync(number));
+        image.durable.resize(image.seen.len(), 0);
+        let mut rng = Rng::new(number);
+        for sector in std::mem::take(&mut image.dirty).into_keys() {
+            let at = sector * SECTOR;
+            if at + SECTOR <= image.seen.len() && (!failed || rng.one_in(2)) {
+                image.durable[at..at + SECTOR].copy_from_slice(&image.seen[at..at + SECTOR]);
+            }
+        }
+        if failed {
+            Err(io::Error::other("simulated write-back error"))
+        } else {
+            Ok(())
+        }
+    }
+
+    fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut image = self.image();
+        let number = image.around;
+        image.around += 1;
+        if image.hit(Fault::WriteAround(number)) {
+            // Some sectors may have made it.
+            let half = bytes.len() / 2 / SECTOR * SECTOR;
+            image.seen[offset as usize..][..half].copy_from_slice(&bytes[..half]);
+            image.durable[offset as usize..][..half].copy_from_slice(&bytes[..half]);
+            return Err(io::Error::other("simulated write error"));
+        }
+        image.seen[offset as usize..][..bytes.len()].copy_from_slice(bytes);
+        let end = offset as usize + bytes.len();
+        if image.durable.len() < end {
+            image.durable.resize(end, 0);
+        }
+        image.durable[offset as usize..end].copy_from_slice(bytes);
+        for sector in offset as usize / SECTOR..end.div_ceil(SECTOR) {
+            image.dirty.remove(&sector);
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, _from: u64, to: u64) -> io::Result<()> {
+        let mut image = self.image();
+        let number = image.reserves;
+        image.reserves += 1;
+        if image.hit(Fault::Reserve(number)) || image.room.is_some_and(|room| to > room) {
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        let from = image.seen.len();
+        image.seen.resize(to as usize, 0);
+        for sector in from / SECTOR..(to as usize).div_ceil(SECTOR) {
+            image.dirty.entry(sector).or_default();
+        }
+        Ok(())
+    }
+
+    fn prefault(&self, _offset: u64, _len: u64) {}
+}

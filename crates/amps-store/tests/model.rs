@@ -1,0 +1,546 @@
+//! The real log on a simulated disk against a reference model, under generated actions:
+//! append, settle, refuse, accept, requeue, sync, chores, process crashes, power cuts,
+//! failing syncs, a disk that fills, flipped bits.
+//!
+//! The model is a list of what was done, each with the ordinals it took. Whatever happens
+//! to the disk, what an open recovers must be the state after some prefix of that list,
+//! and never a prefix shorter than what was durable. Expected payloads follow from
+//! (seed, run, sequence), so the store is never asked what it should contain.
+//!
+//! `AMPS_SEEDS=n` runs n seeds, `AMPS_SEED=s` one.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk, last_ordinal, step};
+use amps_store::{
+    AppendError, Envelope, Level, OpenError, Options, PublishStore, Recovery, Rejected, Store,
+    StoreError, StoredMessage,
+};
+
+fn payload(seed: u64, run: u64, sequence: u64) -> Vec<u8> {
+    let mut rng = Rng::new(seed ^ run.rotate_left(20) ^ sequence.rotate_left(40));
+    let len = match rng.below(10) {
+        0 => 0,
+        1 => rng.below(1500),
+        _ => rng.below(200),
+    };
+    (0..len).map(|_| rng.bits() as u8).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Op {
+    Publish {
+        sequence: u64,
+        payload: Vec<u8>,
+        tag: u64,
+    },
+    SettleThrough(u64),
+    Settle(Vec<u64>),
+    Reject {
+        sequence: u64,
+        reason: String,
+    },
+    Accept(u64),
+    Requeue {
+        from: u64,
+        to: u64,
+    },
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct State {
+    unsettled: BTreeMap<u64, Vec<u8>>,
+    rejected: BTreeMap<u64, (Vec<u8>, String)>,
+    tag: Option<u64>,
+}
+
+impl State {
+    fn apply(&mut self, op: &Op) {
+        match op {
+            Op::Publish {
+                sequence,
+                payload,
+                tag,
+            } => {
+                self.unsettled.insert(*sequence, payload.clone());
+                self.tag = Some(*tag);
+            }
+            Op::SettleThrough(n) => self.unsettled.retain(|s, _| s > n),
+            Op::Settle(list) => list.iter().for_each(|s| drop(self.unsettled.remove(s))),
+            Op::Reject { sequence, reason } => {
+                if let Some(payload) = self.unsettled.remove(sequence) {
+                    self.rejected.insert(*sequence, (payload, reason.clone()));
+                }
+            }
+            Op::Accept(s) => drop(self.rejected.remove(s)),
+            Op::Requeue { from, to } => {
+                if let Some((payload, _)) = self.rejected.remove(from) {
+                    self.unsettled.insert(*to, payload);
+                }
+            }
+        }
+    }
+}
+
+struct Done {
+    /// Ordinals it may have used: more than `after`, at most `through`.
+    after: u64,
+    through: u64,
+    op: Op,
+}
+
+impl Done {
+    /// After a failed sync a settlement may hold in memory only.
+    fn is_recorded(&self) -> bool {
+        self.through > self.after
+    }
+}
+
+struct World {
+    seed: u64,
+    rng: Rng,
+    disk: SimDisk,
+    store: Option<Store>,
+    base: State,
+    log: Vec<Done>,
+    run: u64,
+    /// Highest sequence that may be on the wire.
+    granted: u64,
+    given: BTreeSet<u64>,
+    options: Options,
+    trace: Vec<String>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut rng = Rng::new(seed);
+        let capacity = 64 << 10 << rng.below(3);
+        let segment = 8192 << rng.below(2).min(u64::from(capacity > 110 << 10));
+        let options = Options::new()
+            .capacity(capacity)
+            .segment_size(segment)
+            .client_name("model")
+            .level(if rng.one_in(3) {
+                Level::Disk
+            } else {
+                Level::Os
+            })
+            .preallocate(rng.one_in(2));
+        let mut world = World {
+            seed,
+            rng,
+            disk: SimDisk::new(),
+            store: None,
+            base: State::default(),
+            log: Vec::new(),
+            run: 0,
+            granted: 0,
+            given: BTreeSet::new(),
+            options,
+            trace: Vec::new(),
+        };
+        world.store = Some(world.disk.open(world.options.clone()).expect("creates"));
+        world
+    }
+
+    fn store(&self) -> &Store {
+        self.store.as_ref().expect("open")
+    }
+
+    fn now(&self) -> State {
+        let mut state = self.base.clone();
+        self.log.iter().for_each(|d| state.apply(&d.op));
+        state
+    }
+
+    fn record(&mut self, after: u64, op: Op) {
+        let through = last_ordinal(self.store());
+        self.trace
+            .push(format!("{after}..{through} {}", short(&op)));
+        self.log.push(Done { after, through, op });
+    }
+
+    fn publish(&mut self) {
+        let next = self.store().bounds().next;
+        let body = payload(self.seed, self.run, next);
+        let mut envelope = Envelope::publish("orders");
+        let tag = next.to_le_bytes();
+        envelope.user_tag = (&tag[..]).into();
+        let after = last_ordinal(self.store());
+        match self.store().append(&envelope, &body) {
+            Ok(at) => {
+                assert_eq!(at.sequence, next);
+                self.given.insert(next);
+                self.record(
+                    after,
+                    Op::Publish {
+                        sequence: next,
+                        payload: body,
+                        tag: next,
+                    },
+                );
+            }
+            Err(AppendError::Full {
+                live,
+                limit,
+                needed,
+            }) => {
+                // Full of needed bytes, or waiting for the background.
+                if live + needed <= limit {
+                    let mut turns = 0;
+                    while step(self.store()).unwrap_or(false) {
+                        turns += 1;
+                        assert!(turns < 100_000, "upkeep never ends");
+                    }
+                    let at = match self.store().append(&envelope, &body) {
+                        Ok(at) => at,
+                        Err(AppendError::Store(StoreError::SyncFailed(_))) => return,
+                        Err(e) => panic!("room was promised: {e}"),
+                    };
+                    self.given.insert(next);
+                    assert_eq!(at.sequence, next);
+                    self.record(
+                        after,
+                        Op::Publish {
+                            sequence: next,
+                            payload: body,
+                            tag: next,
+                        },
+                    );
+                }
+            }
+            Err(AppendError::NoSpace { .. }) => {}
+            Err(AppendError::Store(StoreError::SyncFailed(_))) => {}
+            Err(e) => panic!("append: {e}"),
+        }
+    }
+
+    fn act(&mut self) {
+        let state = self.now();
+        let some = |rng: &mut Rng, set: &BTreeMap<u64, Vec<u8>>| {
+            let n = rng.below(set.len() as u64) as usize;
+            set.keys().nth(n).copied()
+        };
+        let after = last_ordinal(self.store());
+        match self.rng.below(100) {
+            0..50 => self.publish(),
+            50..60 => {
+                if let Some(s) = some(&mut self.rng, &state.unsettled) {
+                    self.store().settle_through(s).expect("settles");
+                    self.record(after, Op::SettleThrough(s));
+                }
+            }
+            60..70 => {
+                let mut list = Vec::new();
+                for _ in 0..1 + self.rng.below(5) {
+                    list.extend(some(&mut self.rng, &state.unsettled));
+                }
+                if !list.is_empty() {
+                    self.store().settle(&list).expect("settles");
+                    self.record(after, Op::Settle(list));
+                }
+            }
+            70..75 => {
+                if let Some(s) = some(&mut self.rng, &state.unsettled) {
+                    let reason = "because ".repeat(self.rng.below(5) as usize);
+                    match self.store().reject(s, &reason, 9) {
+                        Ok(Rejected::Logged { late: false, .. }) => {
+                            self.record(
+                                after,
+                                Op::Reject {
+                                    sequence: s,
+                                    reason,
+                                },
+                            );
+                        }
+                        Err(StoreError::SyncFailed(_)) => {}
+                        other => panic!("{other:?}"),
+                    }
+                }
+            }
+            75..80 => {
+                let n = self.rng.below(state.rejected.len() as u64) as usize;
+                if let Some(&s) = state.rejected.keys().nth(n) {
+                    if self.rng.one_in(2) {
+                        match self.store().accept(s) {
+                            Ok(true) => self.record(after, Op::Accept(s)),
+                            Err(StoreError::SyncFailed(_)) => {}
+                            other => panic!("{other:?}"),
+                        }
+                    } else if let Ok(at) = self.store().requeue(s, 5) {
+                        let to = at.expect("it waits").sequence;
+                        self.given.insert(to);
+                        self.record(after, Op::Requeue { from: s, to });
+                    }
+                }
+            }
+            80..84 => drop(self.store().sync()),
+            84..93 => {
+                for _ in 0..1 + self.rng.below(6) {
+                    drop(step(self.store()));
+                }
+            }
+            93..94 => {
+                let to = self.store().bounds().next + self.rng.below(50);
+                if self.store().raise_grant(to).is_ok() {
+                    self.granted = self.granted.max(to);
+                }
+            }
+            94..95 => self.crash(None),
+            95..96 => {
+                let cuts = [Cut::None, Cut::All, Cut::Pages, Cut::Sectors];
+                let cut = cuts[self.rng.below(4) as usize];
+                self.crash(Some(cut));
+            }
+            96..97 if self.rng.one_in(3) => self.close(),
+            97..98 if self.rng.one_in(4) => self.disk.fail(Fault::Sync(self.rng.below(3))),
+            98..99 if self.rng.one_in(4) => self.disk.fail(Fault::Reserve(0)),
+            _ => {}
+        }
+    }
+
+    fn crash(&mut self, cut: Option<Cut>) {
+        let durable = self.store().durable();
+        let last = last_ordinal(self.store());
+        self.trace.push(format!(
+            "crash {cut:?}, durable {}, last {last}",
+            durable.ordinal
+        ));
+        self.store = None;
+        if let Some(cut) = cut {
+            self.disk.power_cut(cut, &mut self.rng);
+        }
+        self.reopen(if cut.is_some() { durable.ordinal } else { last }, last);
+        // An open that dies before it is used must change nothing.
+        while self.rng.one_in(3) {
+            let last = last_ordinal(self.store());
+            let durable = self.store().durable().ordinal;
+            self.trace.push(format!("crash in open, durable {durable}"));
+            self.store = None;
+            let cut = self.rng.one_in(2);
+            if cut {
+                self.disk.power_cut(Cut::Sectors, &mut self.rng);
+            }
+            self.reopen(if cut { durable } else { last }, last);
+        }
+    }
+
+    fn close(&mut self) {
+        self.trace.push("close".into());
+        let last = last_ordinal(self.store());
+        let closed = self.store().close(self.granted).is_ok();
+        self.store = None;
+        if closed {
+            self.disk.power_cut(Cut::None, &mut self.rng);
+        }
+        self.reopen(last, u64::MAX);
+    }
+
+    /// Opens again and checks that what is found is a prefix that ends at `at_least` or
+    /// later.
+    fn reopen(&mut self, at_least: u64, at_most: u64) {
+        let store = loop {
+            match self.disk.open(self.options.clone()) {
+                Ok(store) => break store,
+                // A planned failure hits the open; the next one must not be misled.
+                Err(OpenError::Io { error, .. }) if error.to_string().contains("simulated") => {
+                    self.trace.push(format!("open fails: {error}"));
+                }
+                Err(e) => panic!("open: {e}"),
+            }
+        };
+        let report = store.report().clone();
+        self.trace
+            .push(format!("open: {report}, ordinal {}", report.last_ordinal));
+        let end = report.last_ordinal;
+        assert!(
+            end >= at_least,
+            "recovered {end}, durable or written {at_least}"
+        );
+        assert!(end <= at_most, "recovered {end} of {at_most}");
+        let found = observe(&store);
+        let mut state = self.base.clone();
+        let mut candidates = Vec::new();
+        for done in self.log.iter().filter(|d| d.is_recorded()) {
+            if done.through <= end {
+                state.apply(&done.op);
+            } else if done.after < end {
+                let mut either = state.clone();
+                either.apply(&done.op);
+                candidates.push(either);
+            }
+        }
+        candidates.push(state);
+        assert!(
+            candidates.contains(&found),
+            "recovered {}\nexpected {}",
+            describe(&found),
+            describe(&candidates[candidates.len() - 1])
+        );
+        let next = store.bounds().next;
+        assert!(next > self.granted, "next {next}, granted {}", self.granted);
+        let highest = found
+            .unsettled
+            .keys()
+            .chain(found.rejected.keys())
+            .max()
+            .copied();
+        assert!(highest.is_none_or(|h| next > h));
+        self.base = found;
+        self.log.clear();
+        self.run += 1;
+        self.store = Some(store);
+    }
+
+    /// Flips a bit anywhere. The result is unchanged, or reported; never other bytes.
+    fn flip(&mut self) {
+        let expected_tail: Vec<State> = {
+            let mut state = self.base.clone();
+            let mut all = vec![state.clone()];
+            for done in self.log.iter().filter(|d| d.is_recorded()) {
+                state.apply(&done.op);
+                all.push(state.clone());
+            }
+            all
+        };
+        let now = expected_tail[expected_tail.len() - 1].clone();
+        self.store = None;
+        let len = self.disk.bytes().len() as u64;
+        let (at, bit) = (self.rng.below(len), self.rng.below(8));
+        self.disk.clear_faults();
+        self.disk.scribble(at, |bytes| bytes[0] ^= 1 << bit);
+        match self.disk.open(self.options.clone()) {
+            Ok(store) => {
+                let found = observe(&store);
+                let report = store.report();
+                if found != now {
+                    assert!(
+                        expected_tail.contains(&found) || !report.is_clean(),
+                        "bit {bit} of byte {at}: {report}\nfound {}\nexpected {}",
+                        describe(&found),
+                        describe(&now)
+                    );
+                    assert_ne!(report.stop.to_string(), "clean close", "byte {at}");
+                }
+                check_bytes(&found, &now);
+            }
+            Err(OpenError::Damaged { ranges, .. }) => {
+                assert!(!ranges.is_empty());
+                let options = self.options.clone().recovery(Recovery::Salvage);
+                let store = self.disk.open(options.clone()).expect("salvage opens");
+                let found = observe(&store);
+                check_bytes(&found, &now);
+                drop(store);
+                // Damage so named never refuses again.
+                let store = self
+                    .disk
+                    .open(self.options.clone())
+                    .unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(observe(&store), found);
+            }
+            Err(e) => panic!("bit {bit} of byte {at}: {e}"),
+        }
+    }
+}
+
+/// Stands for a message whose bytes are lost.
+const GONE: &[u8] = b"\xFFgone\xFF";
+
+/// Whatever is found has the bytes it was published with.
+fn check_bytes(found: &State, now: &State) {
+    for (sequence, payload) in &found.unsettled {
+        if let Some(expected) = now.unsettled.get(sequence) {
+            assert_eq!(payload, expected, "message {sequence}");
+        }
+    }
+    for (sequence, (payload, _)) in &found.rejected {
+        if let Some((expected, _)) = now.rejected.get(sequence)
+            && payload != GONE
+        {
+            assert_eq!(payload, expected, "refused message {sequence}");
+        }
+    }
+}
+
+fn observe(store: &Store) -> State {
+    let mut state = State::default();
+    let mut message = StoredMessage::new();
+    let mut from = 0;
+    while let Some(s) = store
+        .read_next(from, u64::MAX, &mut message)
+        .expect("intact")
+    {
+        state.unsettled.insert(s, message.payload().to_vec());
+        from = s + 1;
+    }
+    assert_eq!(store.bounds().unsettled, state.unsettled.len() as u64);
+    for rejection in store.rejections(0, usize::MAX) {
+        // Only salvage may part a refusal from its message.
+        let there = store.get(rejection.sequence, &mut message).expect("intact");
+        let payload = if there {
+            message.payload().to_vec()
+        } else {
+            GONE.to_vec()
+        };
+        state
+            .rejected
+            .insert(rejection.sequence, (payload, rejection.reason));
+    }
+    state.tag = store
+        .resume_tag()
+        .map(|t| u64::from_le_bytes(t.try_into().expect("8 bytes")));
+    state
+}
+
+fn short(op: &Op) -> String {
+    match op {
+        Op::Publish {
+            sequence, payload, ..
+        } => format!("publish {sequence} ({})", payload.len()),
+        other => format!("{other:?}"),
+    }
+}
+
+fn describe(state: &State) -> String {
+    format!(
+        "unsettled {:?} rejected {:?} tag {:?}",
+        state.unsettled.keys().collect::<Vec<_>>(),
+        state.rejected.keys().collect::<Vec<_>>(),
+        state.tag
+    )
+}
+
+fn run(seed: u64) {
+    let mut world = World::new(seed);
+    let actions = 50 + world.rng.below(600);
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        for _ in 0..actions {
+            world.act();
+        }
+        assert_eq!(observe(world.store()), world.now(), "live state");
+        if world.rng.one_in(2) {
+            world.flip();
+        }
+    }));
+    if let Err(panic) = outcome {
+        let from = world.trace.len().saturating_sub(
+            std::env::var("AMPS_TRACE").map_or(25, |n| n.parse().expect("a number")),
+        );
+        eprintln!(
+            "seed {seed}; the end of its history:\n{}",
+            world.trace[from..].join("\n")
+        );
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn the_store_is_its_model() {
+    if let Ok(seed) = std::env::var("AMPS_SEED") {
+        return run(seed.parse().expect("a number"));
+    }
+    let seeds = std::env::var("AMPS_SEEDS").map_or(300, |s| s.parse().expect("a number"));
+    for seed in 0..seeds {
+        run(seed);
+    }
+}
