@@ -256,8 +256,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.state.replayed();
         let rejections = self.out.state.rejections();
         let (ignored, damaged): (Vec<Gap>, Vec<Gap>) = gaps.into_iter().partition(|gap| {
-            gap.publishes.is_some_and(|(first, last)| {
-                last <= floor && rejections.range(first..=last).next().is_none()
+            // A missing publish may have been a requeue, which accepts an older refusal.
+            gap.publishes.is_some_and(|(_, last)| {
+                last <= floor && rejections.range(..=last).next().is_none()
             })
         });
         self.out
