@@ -447,7 +447,7 @@ impl Source for FileSource<'_> {
     }
 }
 
-fn host() -> String {
+pub(crate) fn host() -> String {
     rustix::system::uname()
         .nodename()
         .to_string_lossy()

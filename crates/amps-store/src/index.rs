@@ -198,6 +198,21 @@ impl Index {
         None
     }
 
+    /// The lowest sequence in `from..=through` that has a record.
+    pub(crate) fn next_present(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
+        self.chunks
+            .iter()
+            .skip(self.chunk_at(from))
+            .take_while(|chunk| chunk.first <= through)
+            .find_map(|chunk| {
+                let skip = from.saturating_sub(chunk.first) as usize;
+                let words = chunk.words.iter().enumerate().skip(skip);
+                let (i, word) = words.into_iter().find(|(_, word)| **word != 0)?;
+                Some((chunk.first + i as u64, Entry(*word)))
+            })
+            .filter(|(sequence, _)| *sequence <= through)
+    }
+
     /// The highest unsettled sequence.
     pub(crate) fn last_unsettled(&self) -> Option<u64> {
         self.chunks.iter().rev().find_map(|chunk| {

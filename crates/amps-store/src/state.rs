@@ -106,6 +106,11 @@ impl State {
         self.index.next_unsettled(from.max(self.floor + 1), through)
     }
 
+    /// The lowest sequence in `from..=through` whose message is readable, settled or not.
+    pub(crate) fn next_present(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
+        self.index.next_present(from, through)
+    }
+
     pub(crate) fn first_unsettled(&self) -> Option<u64> {
         (self.unsettled > 0)
             .then(|| {

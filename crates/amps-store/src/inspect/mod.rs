@@ -1,0 +1,346 @@
+//! Looking into a store without touching it.
+//!
+//! [`Inspection::open`] reads with `pread` only: it takes no lock, changes no byte, and
+//! works while a publisher runs. It recovers the log with the code that opens a store, so
+//! it shows what the next open would find.
+//!
+//! **Busy is not damaged.** A file that is written while it is read can look torn. A hole
+//! or damage is reported only when a second look, after a pause, finds the same with the
+//! same bytes at the same places; otherwise what is shown is a legal prefix of the log (a
+//! state it really had), and [`Inspection::is_moving`] says so. A file of up to 64 MiB is
+//! shown as it was at one moment. In a larger live one, a message whose bytes are reused
+//! between the look and the reading of its payload is looked up again, and is left out if
+//! it has been settled by then.
+//!
+//! Memory is bounded by the count of records and segments, plus one record (a quarter of a
+//! segment), plus at most 64 MiB.
+
+mod map;
+mod message;
+mod record;
+mod verify;
+mod view;
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::api::{Rebase, Rejection};
+use crate::error::{DamagedRange, OpenError};
+use crate::file::{self, refused};
+use crate::format::{
+    Kind, MAX_OPENING, RECORD_HEADER, RejectionBody, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader,
+    VERSION,
+};
+use crate::recover::Refusal;
+use crate::report::RecoveryReport;
+
+pub use map::{SegmentHeaderState, SegmentMap};
+pub use message::{Filter, Message, MessageState, Messages};
+pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
+pub use verify::{Problem, Severity, Verification};
+
+use view::View;
+
+/// A store as it was found at one moment, read-only.
+///
+/// Opening, refreshing and every iterator read the file; none of it may run on an async
+/// worker.
+pub struct Inspection {
+    path: PathBuf,
+    view: View,
+    report: RecoveryReport,
+}
+
+/// What a store says about itself. Sequences are those of charter §5.3, sizes are bytes.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Info {
+    /// Version of the file format.
+    pub format_version: u32,
+    /// The client the store belongs to.
+    pub client_name: String,
+    /// Made at creation; two stores never share one.
+    pub store_id: u64,
+    /// Who opened it last.
+    pub owner_pid: u32,
+    /// On which host.
+    pub owner_host: String,
+    /// Whether that process exists now; `None` when it ran on another host. A hint: process
+    /// ids are used again.
+    pub owner_alive: Option<bool>,
+    /// Whether some process holds the store's lock, as `/proc/locks` tells; `None` where
+    /// that cannot be read. A hint: nothing was locked to find out.
+    pub locked: Option<bool>,
+    /// Opens so far.
+    pub generation: u64,
+    /// Writes of the superblock so far.
+    pub superblock_writes: u64,
+    /// Whether the last owner closed it.
+    pub clean: bool,
+    /// Most bytes the file may take.
+    pub capacity: u64,
+    /// Bytes of the file.
+    pub file_size: u64,
+    /// Bytes of a segment.
+    pub segment_size: u64,
+    /// Segments in the file.
+    pub segments: u64,
+    /// Segments the capacity allows.
+    pub cap_segments: u64,
+    /// Segments that hold none of the log.
+    pub free_segments: u64,
+    /// Largest record, header and padding included.
+    pub max_record: u64,
+    /// Bytes of unsettled messages, of open refusals and their messages.
+    pub live_bytes: u64,
+    /// The same with the room charged for their future; what counts against the limit.
+    pub charged_bytes: u64,
+    /// The most `charged_bytes` may become.
+    pub limit_bytes: u64,
+    /// Sequences up to this one may have been handed to a transport.
+    pub grant: u64,
+    /// The lowest number the superblock still allows, less one.
+    pub number_floor: u64,
+    /// The rebase in force.
+    pub rebase: Option<Rebase>,
+    /// Every sequence up to here is settled.
+    pub floor: u64,
+    /// The lowest number the next message can get.
+    pub next: u64,
+    /// The lowest unsettled message.
+    pub first_unsettled: Option<u64>,
+    /// The highest unsettled message.
+    pub last_unsettled: Option<u64>,
+    /// Unsettled messages.
+    pub unsettled: u64,
+    /// Refusals that wait for the application.
+    pub rejections: u64,
+    /// User tag behind which the application resumes.
+    pub resume_tag: Option<Vec<u8>>,
+    /// Every record up to this ordinal is known to have been on the device.
+    pub durable_ordinal: u64,
+    /// The last record of the log.
+    pub last_ordinal: u64,
+    /// Why the log ends there, in words.
+    pub stop: String,
+    /// Intact records behind a hole: they will not be delivered.
+    pub set_aside: u64,
+    /// Lowest and highest sequence of the messages among them.
+    pub set_aside_sequences: Option<(u64, u64)>,
+    /// Sequences of refusals among them.
+    pub set_aside_rejections: Vec<u64>,
+    /// Damage at or below the durable mark: a strict open refuses.
+    pub damaged: Vec<DamagedRange>,
+    /// Damage that concerns nothing needed.
+    pub ignored: Vec<DamagedRange>,
+    /// Sequences given up by an earlier salvage: first and last of each range.
+    pub lost: Vec<(u64, u64)>,
+    /// One superblock copy is damaged or behind the other.
+    pub superblock_differs: bool,
+    /// The store changed while it was read: everything here is of a moment just past.
+    pub moving: bool,
+}
+
+impl Info {
+    /// How many sequences the damaged ranges may hold; a range that no later record bounds
+    /// counts as one at least.
+    pub fn dropped(&self) -> u64 {
+        self.damaged
+            .iter()
+            .map(|r| r.sequences.map_or(1, |(a, b)| b.saturating_sub(a) + 1))
+            .sum()
+    }
+}
+
+impl Inspection {
+    /// Looks at the store at `path`. A damaged store opens: the damage is in the result.
+    ///
+    /// # Errors
+    /// [`OpenError::Missing`], [`OpenError::NotAStore`] (both superblocks unusable, or not a
+    /// regular file), [`OpenError::Version`], [`OpenError::Io`].
+    pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
+        let path = path.as_ref();
+        let io = |what| {
+            move |error: std::io::Error| OpenError::Io {
+                path: path.to_owned(),
+                what,
+                error,
+            }
+        };
+        // A fifo would block the open, a device might be changed by it.
+        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
+            std::io::ErrorKind::NotFound => OpenError::Missing {
+                path: path.to_owned(),
+            },
+            _ => io("look at")(error),
+        })?;
+        if !metadata.is_file() {
+            return Err(OpenError::NotAStore {
+                path: path.to_owned(),
+                why: "not a regular file".into(),
+            });
+        }
+        let file = File::open(path).map_err(io("open"))?;
+        Self::of(path, Arc::new(file)).map_err(|refusal| refused(path, refusal))
+    }
+
+    fn of(path: &Path, file: Arc<File>) -> Result<Self, Refusal> {
+        let view = view::look(file)?;
+        let mut report = file::report(&view.recovered);
+        report.superblock_repaired = false;
+        Ok(Inspection {
+            path: path.to_owned(),
+            view,
+            report,
+        })
+    }
+
+    /// Looks again at the same file.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn refresh(&mut self) -> Result<(), OpenError> {
+        *self = Self::of(&self.path, self.view.file.clone())
+            .map_err(|refusal| refused(&self.path, refusal))?;
+        Ok(())
+    }
+
+    /// Where the store is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The store changed while it was read; see the [module](self).
+    pub fn is_moving(&self) -> bool {
+        self.view.moving
+    }
+
+    /// What the next open would find and report. Nothing was repaired: the flag for that is
+    /// never set, see [`Info::superblock_differs`].
+    pub fn report(&self) -> &RecoveryReport {
+        &self.report
+    }
+
+    /// Everything the store says about itself.
+    pub fn info(&self) -> Info {
+        let (superblock, recovered) = (&self.view.header.superblock, &self.view.recovered);
+        let (state, report) = (&recovered.state, &self.report);
+        let size = superblock.segment_size;
+        let usable = size - SEGMENT_HEADER - MAX_OPENING - recovered.geometry.max_record;
+        let (first, last) = (report.first, report.last);
+        Info {
+            format_version: VERSION,
+            client_name: superblock.client_name.clone(),
+            store_id: superblock.store_id,
+            owner_pid: superblock.owner_pid,
+            owner_host: superblock.owner_host.clone(),
+            owner_alive: owner_alive(superblock.owner_pid, &superblock.owner_host),
+            locked: is_locked(&self.view.file),
+            generation: superblock.generation,
+            superblock_writes: superblock.counter,
+            clean: superblock.closed_at != 0 && superblock.closed_at == recovered.last_ordinal,
+            capacity: SEGMENTS_AT + superblock.cap_segments * size,
+            file_size: self.view.len,
+            segment_size: size,
+            segments: superblock.segments,
+            cap_segments: superblock.cap_segments,
+            free_segments: superblock
+                .segments
+                .saturating_sub(recovered.chain.len() as u64),
+            max_record: recovered.geometry.max_record,
+            live_bytes: state.live(),
+            charged_bytes: state.charged(),
+            limit_bytes: superblock.cap_segments.saturating_sub(2) * usable,
+            grant: superblock.grant,
+            number_floor: superblock.number_floor,
+            rebase: (superblock.rebase_from != 0).then_some(Rebase {
+                from: superblock.rebase_from,
+                delta: superblock.rebase_delta,
+            }),
+            floor: state.floor(),
+            next: report.next,
+            first_unsettled: first,
+            last_unsettled: last,
+            unsettled: report.recovered,
+            rejections: report.rejections,
+            resume_tag: recovered.tag.clone().filter(|t| !t.is_empty()),
+            durable_ordinal: report.durable_ordinal,
+            last_ordinal: report.last_ordinal,
+            stop: report.stop.to_string(),
+            set_aside: report.set_aside,
+            set_aside_sequences: report.set_aside_sequences,
+            set_aside_rejections: report.set_aside_rejections.clone(),
+            damaged: report.damaged.clone(),
+            ignored: report.ignored.clone(),
+            lost: report.lost.clone(),
+            superblock_differs: self.view.header.repair,
+            moving: self.view.moving,
+        }
+    }
+
+    /// Refusals that wait for the application, by sequence.
+    ///
+    /// # Errors
+    /// The file cannot be read. A refusal whose record was reused meanwhile is left out: the
+    /// application took it over.
+    pub fn rejections(&self) -> std::io::Result<Vec<Rejection>> {
+        let mut out = Vec::new();
+        for &sequence in self.view.recovered.state.rejections().keys() {
+            out.extend(self.rejection(sequence)?);
+        }
+        Ok(out)
+    }
+
+    /// The refusal of a message, while it waits.
+    fn rejection(&self, sequence: u64) -> std::io::Result<Option<Rejection>> {
+        let Some(entry) = self.view.recovered.state.rejection(sequence) else {
+            return Ok(None);
+        };
+        let Some((header, bytes)) = message::read_record(&self.view, entry.offset())? else {
+            return Ok(None);
+        };
+        let body = RejectionBody::decode(&bytes[RECORD_HEADER..]);
+        Ok(body
+            .filter(|_| header.kind == Kind::Rejection && header.sequence == sequence)
+            .map(|body| Rejection {
+                sequence,
+                reason: body.reason,
+                reason_cut: body.cut,
+                at: body.at,
+                late: body.late,
+            }))
+    }
+
+    fn stamp(&self, segment: usize) -> Option<SegmentHeader> {
+        self.view.stamps.get(segment).copied().flatten()
+    }
+}
+
+fn owner_alive(pid: u32, host: &str) -> Option<bool> {
+    if host != file::host() {
+        return None;
+    }
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
+    Some(match rustix::process::test_kill_process(pid) {
+        Ok(()) => true,
+        Err(error) => error != rustix::io::Errno::SRCH,
+    })
+}
+
+/// `/proc/locks` names each lock by device and inode: `1: FLOCK ADVISORY WRITE 42 fd:01:7 0 EOF`.
+fn is_locked(file: &File) -> Option<bool> {
+    use std::os::unix::fs::MetadataExt;
+    let metadata = file.metadata().ok()?;
+    let (major, minor) = (
+        rustix::fs::major(metadata.dev()),
+        rustix::fs::minor(metadata.dev()),
+    );
+    let wanted = format!("{major:02x}:{minor:02x}:{}", metadata.ino());
+    let locks = std::fs::read_to_string("/proc/locks").ok()?;
+    let held = |line: &str| {
+        let mut words = line.split_whitespace();
+        words.any(|w| w == "FLOCK") && words.any(|w| w == wanted)
+    };
+    Some(locks.lines().any(held))
+}

@@ -1,0 +1,214 @@
+//! Reading everything once, and saying what that covered.
+
+use std::io;
+
+use super::{Body, Inspection, RecordVerdict};
+use crate::format::{SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SuperblockVerdict};
+use crate::report::Stop;
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Severity {
+    /// Worth knowing; nothing that was durable and is needed is missing.
+    Notice,
+    /// Something is missing or wrong that should not be.
+    Damage,
+}
+
+/// Something found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Problem {
+    /// How bad it is.
+    pub severity: Severity,
+    /// Where it starts in the file.
+    pub offset: u64,
+    /// How far it reaches, 0 when it concerns a place only.
+    pub bytes: u64,
+    /// What it is, for people.
+    pub text: String,
+}
+
+/// What was checked, and what was found.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct Verification {
+    /// Bytes of the file that were read: superblocks and every segment.
+    pub bytes: u64,
+    /// Superblock copies whose checksum fits.
+    pub superblocks: u64,
+    /// Segment headers whose checksum fits.
+    pub segment_headers: u64,
+    /// Segments in the file.
+    pub segments: u64,
+    /// Intact records of the log.
+    pub records: u64,
+    /// Intact records that are not of the log: of earlier laps, or set aside.
+    pub other_records: u64,
+    /// Checksums that were computed and fit.
+    pub checksums: u64,
+    /// Messages of the log whose envelope was decoded.
+    pub messages: u64,
+    /// Every finding, by offset.
+    pub problems: Vec<Problem>,
+    /// The store changed while it was read; no finding is about the place that moved.
+    pub moving: bool,
+}
+
+impl Verification {
+    /// Whether nothing is missing or wrong. Notices are no damage.
+    pub fn is_sound(&self) -> bool {
+        !self.problems.iter().any(|p| p.severity == Severity::Damage)
+    }
+
+    fn problem(&mut self, severity: Severity, offset: u64, bytes: u64, text: impl Into<String>) {
+        self.problems.push(Problem {
+            severity,
+            offset,
+            bytes,
+            text: text.into(),
+        });
+    }
+}
+
+impl Inspection {
+    /// Checks everything a reader relies on: both superblock copies, every segment header,
+    /// every record's checksum and body, the chain of ordinals, and the order of numbers.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn verify(&self) -> io::Result<Verification> {
+        let mut out = Verification {
+            moving: self.is_moving(),
+            segments: self.view.stamps.len() as u64,
+            ..Verification::default()
+        };
+        self.verify_superblocks(&mut out);
+        for (segment, stamp) in self.view.stamps.iter().enumerate() {
+            if stamp.is_some() {
+                out.segment_headers += 1;
+                out.checksums += 1;
+            } else {
+                let at = self.view.recovered.geometry.segment_at(segment);
+                let text = format!("the header of segment {segment} is damaged");
+                out.problem(Severity::Notice, at, SEGMENT_HEADER, text);
+            }
+        }
+        self.verify_recovery(&mut out);
+        self.verify_records(&mut out)?;
+        out.problems.sort_by_key(|p| p.offset);
+        Ok(out)
+    }
+
+    fn verify_superblocks(&self, out: &mut Verification) {
+        let in_force = &self.view.header.superblock;
+        for (copy, verdict) in self.view.superblocks.iter().enumerate() {
+            let text = match verdict {
+                SuperblockVerdict::Intact(superblock) => {
+                    out.superblocks += 1;
+                    out.checksums += 1;
+                    if superblock == in_force {
+                        continue;
+                    }
+                    format!(
+                        "superblock copy {copy} is behind (write {}, in force is {})",
+                        superblock.counter, in_force.counter
+                    )
+                }
+                SuperblockVerdict::Blank => {
+                    format!("superblock copy {copy} is blank; the other is in force")
+                }
+                SuperblockVerdict::Version(v) => {
+                    format!("superblock copy {copy} has format version {v}")
+                }
+                SuperblockVerdict::Features(f) => {
+                    format!("superblock copy {copy} needs unknown features {f:#x}")
+                }
+                SuperblockVerdict::Damaged(why) => {
+                    format!("superblock copy {copy} is damaged ({why}); the other is in force")
+                }
+            };
+            out.problem(Severity::Notice, SUPERBLOCKS[copy], 4096, text);
+        }
+        out.bytes += SEGMENTS_AT;
+    }
+
+    fn verify_recovery(&self, out: &mut Verification) {
+        let recovered = &self.view.recovered;
+        for range in &recovered.damaged {
+            let mut text = match (range.first_ordinal, range.last_ordinal) {
+                (0, _) => "damaged where records may have been".to_owned(),
+                (first, Some(last)) => format!("records with ordinals {first} to {last} are lost"),
+                (first, None) => format!("records from ordinal {first} on are lost"),
+            };
+            if let Some((first, last)) = range.sequences {
+                text.push_str(&format!(", sequences {first} to {last} may be among them"));
+            }
+            out.problem(Severity::Damage, range.offset, range.bytes, text);
+        }
+        for range in &recovered.ignored {
+            let text = "damaged, and nothing in it is needed";
+            out.problem(Severity::Notice, range.offset, range.bytes, text);
+        }
+        for lost in &recovered.lost {
+            let text = format!(
+                "an earlier salvage gave up ordinals {} to {} (sequences {} to {})",
+                lost.first_ordinal, lost.last_ordinal, lost.first_sequence, lost.last_sequence
+            );
+            out.problem(Severity::Notice, 0, 0, text);
+        }
+        if let Stop::Torn { offset } | Stop::Stale { offset } | Stop::Hole { offset } =
+            recovered.stop
+        {
+            let aside = recovered.set_aside.len();
+            let text = format!("the log ends here: {}; {aside} set aside", recovered.stop);
+            out.problem(Severity::Notice, offset, 0, text);
+        }
+        let superblock = &self.view.header.superblock;
+        let named = SEGMENTS_AT + superblock.segments * superblock.segment_size;
+        if self.view.len > named {
+            let text = "behind the last segment: growth that was not finished";
+            out.problem(Severity::Notice, named, self.view.len - named, text);
+        }
+    }
+
+    fn verify_records(&self, out: &mut Verification) -> io::Result<()> {
+        let mut newest = (usize::MAX, 0);
+        for record in self.records() {
+            let record = record?;
+            match record.verdict {
+                // Judged by the recovery.
+                RecordVerdict::Damaged | RecordVerdict::Torn => continue,
+                RecordVerdict::Stale => {
+                    out.other_records += 1;
+                    out.checksums += 1;
+                    continue;
+                }
+                RecordVerdict::SetAside => out.other_records += 1,
+                _ => out.records += 1,
+            }
+            out.checksums += 1;
+            match record.body {
+                Body::Message { .. } => out.messages += 1,
+                Body::Unreadable(_) => {
+                    let text = format!(
+                        "record {} is intact, and its body is not of this version",
+                        record.ordinal
+                    );
+                    out.problem(Severity::Damage, record.offset, record.bytes, text);
+                }
+                _ => {}
+            }
+            if record.kind == Some(super::RecordKind::Publish) {
+                if newest.0 == record.segment && record.sequence <= newest.1 {
+                    let text = format!("sequence {} was given out twice", record.sequence);
+                    out.problem(Severity::Damage, record.offset, record.bytes, text);
+                }
+                newest = (record.segment, record.sequence);
+            }
+        }
+        let size = self.view.recovered.geometry.segment_size;
+        out.bytes += self.view.stamps.len() as u64 * size;
+        Ok(())
+    }
+}

@@ -1,0 +1,389 @@
+//! A look at a file that may be written meanwhile: telling *busy* from *damaged*.
+//!
+//! A publisher appends, frees the oldest segment and reuses it while this side reads with
+//! `pread`. What is read can then be of two moments, and two moments can look like a hole
+//! or like damage. So:
+//!
+//! 1. The superblocks and all segment headers are read first and held fast; the scan works
+//!    on those. A segment whose stamp said "free" had its survivors copied before, so what
+//!    is read later contains them. The superblock must be the same after the scan.
+//! 2. A scan that found nothing wrong is a state the log really had.
+//! 3. A scan that found a hole or damage is believed only when a second one, after a pause,
+//!    finds the same with the same bytes at the same places under the same superblock.
+//! 4. When the place was written meanwhile, the scan is repeated on the same segments cut at
+//!    that place: what stands before it is whole, and is a legal prefix of the log.
+//!
+//! Everything is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
+//! [`LONGEST_PAUSE`].
+
+use std::fs::File;
+use std::io;
+use std::sync::Arc;
+use std::time::Duration;
+
+use crate::DamagedRange;
+use crate::file::FileSource;
+use crate::format::{
+    BLOCK, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
+};
+use crate::recover::{Header, Recovered, Refusal, read_header, recover};
+use crate::report::Stop;
+use crate::scan::{Geometry, Scanner, Source, Verdict};
+
+/// Scans before a store counts as too busy for a final word.
+const ATTEMPTS: u32 = 14;
+/// Between two scans.
+const LONGEST_PAUSE: Duration = Duration::from_millis(40);
+/// A file up to this size is copied into memory first, so that everything shown is of one
+/// moment. A larger one is read where it stands.
+const IMAGE: u64 = 64 << 20;
+/// Bytes compared at a suspicious place.
+const PLACE: usize = 512;
+
+/// A file as it was at one moment.
+pub(super) struct View {
+    pub(super) file: Arc<File>,
+    image: Option<Vec<u8>>,
+    pub(super) len: u64,
+    pub(super) superblocks: [SuperblockVerdict; 2],
+    pub(super) header: Header,
+    pub(super) stamps: Vec<Option<SegmentHeader>>,
+    pub(super) recovered: Recovered,
+    /// It was written while it was read.
+    pub(super) moving: bool,
+}
+
+impl Source for View {
+    fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        fetch(&self.file, self.image.as_deref(), offset, into)
+    }
+}
+
+fn fetch(file: &File, image: Option<&[u8]>, offset: u64, into: &mut [u8]) -> io::Result<()> {
+    let Some(image) = image else {
+        return FileSource(file).fetch(offset, into);
+    };
+    let there = image
+        .get(usize::try_from(offset).unwrap_or(usize::MAX)..)
+        .unwrap_or(&[]);
+    let n = there.len().min(into.len());
+    into[..n].copy_from_slice(&there[..n]);
+    into[n..].fill(0);
+    Ok(())
+}
+
+/// Looks until the result can be relied on.
+pub(super) fn look(file: Arc<File>) -> Result<View, Refusal> {
+    let mut refused: Option<Vec<u8>> = None;
+    let mut suspected: Option<Suspicion> = None;
+    let mut attempt = 0;
+    loop {
+        if attempt > 0 {
+            std::thread::sleep(Duration::from_millis(1 << attempt.min(10)).min(LONGEST_PAUSE));
+        }
+        attempt += 1;
+        let head = read_head(&file)?;
+        let mut view = match scan(&file, &head, None) {
+            Ok(view) => view,
+            // A store that is being created looks like none for a moment.
+            Err(Refusal::NotCreated | Refusal::NotAStore(_))
+                if refused.as_ref() != Some(&head) && attempt < ATTEMPTS =>
+            {
+                refused = Some(head);
+                continue;
+            }
+            Err(refusal) => return Err(refusal),
+        };
+        let steady = read_head(&file)? == head;
+        let suspicion = Suspicion::of(&view, head)?;
+        if suspicion.is_none() && steady {
+            return Ok(view);
+        }
+        let Some(suspicion) = suspicion else {
+            if attempt >= ATTEMPTS {
+                view.moving = true;
+                return Ok(view);
+            }
+            continue;
+        };
+        if steady && suspected.as_ref() == Some(&suspicion) {
+            return Ok(view);
+        }
+        if steady && let Some(prefix) = prefix(&view, &suspicion.head)? {
+            return Ok(prefix);
+        }
+        if attempt >= ATTEMPTS {
+            // Never seen twice: not a verdict.
+            view.moving = true;
+            if let Some(before) = &suspected {
+                let same = |r: &DamagedRange| before.damaged.contains(r);
+                view.recovered.damaged.retain(same);
+            }
+            view.recovered.set_aside.clear();
+            view.recovered.stop = Stop::Unwritten;
+            return Ok(view);
+        }
+        suspected = Some(suspicion);
+    }
+}
+
+fn read_head(file: &File) -> io::Result<Vec<u8>> {
+    let mut head = vec![0; SEGMENTS_AT as usize];
+    FileSource(file).fetch(0, &mut head)?;
+    Ok(head)
+}
+
+/// One scan. With `kept`, of a prefix of the log only.
+fn scan(file: &Arc<File>, head: &[u8], kept: Option<(&View, Cut)>) -> Result<View, Refusal> {
+    let len = file.metadata()?.len();
+    let header = read_header(&Head { head, file }, len)?;
+    let superblock = &header.superblock;
+    let (stamps, cut) = match &kept {
+        Some((view, cut)) => (view.stamps.clone(), Some(cut.clone())),
+        None => (read_stamps(file, len, superblock)?, None),
+    };
+    let image = match kept {
+        Some((view, _)) => view.image.clone(),
+        None if len <= IMAGE => {
+            let mut image = vec![0; len as usize];
+            FileSource(file).fetch(0, &mut image)?;
+            Some(image)
+        }
+        None => None,
+    };
+    let recovered = {
+        let held = Held {
+            file,
+            image: image.as_deref(),
+            superblock,
+            stamps: &stamps,
+            cut: cut.as_ref(),
+        };
+        recover(&held, len, superblock)?
+    };
+    Ok(View {
+        file: file.clone(),
+        image,
+        len,
+        superblocks: SUPERBLOCKS.map(|at| {
+            let copy = head.get(at as usize..(at + BLOCK) as usize);
+            Superblock::decode(copy.unwrap_or(&[]))
+        }),
+        header,
+        stamps,
+        recovered,
+        moving: cut.is_some(),
+    })
+}
+
+/// Every segment's header, as far as the file holds them.
+fn read_stamps(
+    file: &File,
+    len: u64,
+    superblock: &Superblock,
+) -> io::Result<Vec<Option<SegmentHeader>>> {
+    let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+    (0..there.min(superblock.segments))
+        .map(|segment| {
+            let at = SEGMENTS_AT + segment * superblock.segment_size;
+            let mut bytes = [0; SEGMENT_HEADER as usize];
+            FileSource(file).fetch(at, &mut bytes)?;
+            Ok(SegmentHeader::decode(&bytes, superblock.key, at))
+        })
+        .collect()
+}
+
+/// The superblocks as they were read, and the file behind them.
+struct Head<'a> {
+    head: &'a [u8],
+    file: &'a File,
+}
+
+impl Source for Head<'_> {
+    fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        if offset < SEGMENTS_AT {
+            return fetch(self.file, Some(self.head), offset, into);
+        }
+        FileSource(self.file).fetch(offset, into)
+    }
+}
+
+/// Where a log is cut: segments that stay, and the place in the last of them.
+#[derive(Clone)]
+struct Cut {
+    segments: Vec<usize>,
+    offset: u64,
+}
+
+/// A file with the segment headers held fast, and with everything behind a cut unwritten.
+struct Held<'a> {
+    file: &'a File,
+    image: Option<&'a [u8]>,
+    superblock: &'a Superblock,
+    stamps: &'a [Option<SegmentHeader>],
+    cut: Option<&'a Cut>,
+}
+
+impl Source for Held<'_> {
+    fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
+        let size = self.superblock.segment_size;
+        let segment = (offset.saturating_sub(SEGMENTS_AT) / size) as usize;
+        let hidden = self.cut.is_some_and(|c| !c.segments.contains(&segment));
+        if offset == SEGMENTS_AT + segment as u64 * size {
+            into.fill(0);
+            let stamp = match self.stamps.get(segment) {
+                Some(_) if hidden => Some(SegmentHeader::Free),
+                Some(stamp) => *stamp,
+                None => None,
+            };
+            if let Some(stamp) = stamp {
+                let bytes = stamp.encode(self.superblock.key, offset, 0);
+                let n = into.len().min(bytes.len());
+                into[..n].copy_from_slice(&bytes[..n]);
+            }
+            return Ok(());
+        }
+        if hidden {
+            into.fill(0);
+            return Ok(());
+        }
+        fetch(self.file, self.image, offset, into)?;
+        if let Some(cut) = self.cut
+            && cut.segments.last() == Some(&segment)
+            && offset + into.len() as u64 > cut.offset
+        {
+            let keep = cut.offset.saturating_sub(offset) as usize;
+            into[keep..].fill(0);
+        }
+        Ok(())
+    }
+}
+
+/// What looked wrong, in a form that a second look can be compared with.
+#[derive(PartialEq)]
+struct Suspicion {
+    head: Vec<u8>,
+    stop: Stop,
+    damaged: Vec<DamagedRange>,
+    ignored: Vec<DamagedRange>,
+    set_aside: (usize, u32),
+    /// Checksums of the bytes at the suspicious places, as they are in the file now.
+    places: u32,
+    stamps: Vec<Option<SegmentHeader>>,
+}
+
+impl Suspicion {
+    fn of(view: &View, head: Vec<u8>) -> io::Result<Option<Self>> {
+        let recovered = &view.recovered;
+        let stop = match recovered.stop {
+            Stop::Torn { offset } | Stop::Stale { offset } | Stop::Hole { offset } => Some(offset),
+            Stop::CleanClose | Stop::Unwritten => None,
+        };
+        let sound = stop.is_none()
+            && recovered.damaged.is_empty()
+            && recovered.ignored.is_empty()
+            && recovered.set_aside.is_empty()
+            && !recovered.tail_damaged;
+        if sound {
+            return Ok(None);
+        }
+        let geometry = recovered.geometry;
+        let ranges = || recovered.damaged.iter().chain(&recovered.ignored);
+        let mut places = crc32fast::Hasher::new();
+        let mut stamps = Vec::new();
+        let mut bytes = [0; PLACE];
+        for offset in ranges().map(|r| r.offset).chain(stop) {
+            FileSource(&view.file).fetch(offset, &mut bytes)?;
+            places.update(&bytes);
+            if offset >= SEGMENTS_AT {
+                stamps.push(
+                    view.stamps
+                        .get(geometry.segment_of(offset))
+                        .copied()
+                        .flatten(),
+                );
+            }
+        }
+        let mut aside = crc32fast::Hasher::new();
+        for seen in &recovered.set_aside {
+            aside.update(&seen.offset.to_le_bytes());
+            aside.update(&seen.ordinal().to_le_bytes());
+        }
+        Ok(Some(Suspicion {
+            head,
+            stop: recovered.stop.clone(),
+            damaged: recovered.damaged.clone(),
+            ignored: recovered.ignored.clone(),
+            set_aside: (recovered.set_aside.len(), aside.finalize()),
+            places: places.finalize(),
+            stamps,
+        }))
+    }
+}
+
+/// When the suspicious place was only being written: the log up to there.
+fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
+    let Some((offset, next)) = first_hole(&view.recovered) else {
+        return Ok(None);
+    };
+    let geometry = view.recovered.geometry;
+    let chain = view.recovered.chain.iter().map(|c| c.segment);
+    let mut segments: Vec<usize> = Vec::new();
+    for segment in chain {
+        segments.push(segment);
+        if segment == geometry.segment_of(offset) {
+            break;
+        }
+    }
+    if segments.last() != Some(&geometry.segment_of(offset)) {
+        return Ok(None);
+    }
+    let before = |now: &[Option<SegmentHeader>]| {
+        segments
+            .iter()
+            .all(|s| now.get(*s).copied().flatten() == view.stamps[*s])
+    };
+    let now = read_stamps(&view.file, view.len, &view.header.superblock)?;
+    if !before(&now) || !(now != view.stamps || goes_on(&view.file, geometry, offset, next)?) {
+        return Ok(None);
+    }
+    let cut = Cut {
+        segments: segments.clone(),
+        offset,
+    };
+    let prefix = scan(&view.file, head, Some((view, cut)))?;
+    let now = read_stamps(&view.file, view.len, &view.header.superblock)?;
+    let whole = prefix.recovered.damaged.is_empty()
+        && prefix.recovered.ignored.is_empty()
+        && prefix.recovered.set_aside.is_empty()
+        && prefix.recovered.last_ordinal + 1 == next;
+    Ok((whole && before(&now)).then_some(prefix))
+}
+
+/// Where the log stopped for the first time, and the ordinal that was missing there.
+fn first_hole(recovered: &Recovered) -> Option<(u64, u64)> {
+    let damaged = recovered
+        .damaged
+        .iter()
+        .chain(&recovered.ignored)
+        .filter(|r| r.first_ordinal != 0)
+        .map(|r| (r.offset, r.first_ordinal));
+    let stop = match recovered.stop {
+        Stop::Torn { offset } | Stop::Stale { offset } | Stop::Hole { offset } => {
+            Some((offset, recovered.last_ordinal + 1))
+        }
+        Stop::CleanClose | Stop::Unwritten => None,
+    };
+    damaged.chain(stop).min_by_key(|(_, ordinal)| *ordinal)
+}
+
+/// Whether the missing record has been written by now.
+fn goes_on(file: &File, geometry: Geometry, offset: u64, ordinal: u64) -> io::Result<bool> {
+    if offset < SEGMENTS_AT {
+        return Ok(false);
+    }
+    let source = FileSource(file);
+    let end = geometry.end_of(geometry.segment_of(offset));
+    let verdict = Scanner::new(&source, geometry).look(offset, end)?;
+    Ok(matches!(verdict, Verdict::Intact(h) if h.ordinal == ordinal))
+}
