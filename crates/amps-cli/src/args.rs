@@ -46,6 +46,11 @@ pub(crate) enum Command {
     Subscribe(Subscribe),
     /// Send what a dead publisher left in its store.
     Drain(Drain),
+    /// Look into a store, read-only, even while a publisher is running.
+    Store {
+        #[command(subcommand)]
+        command: StoreCommand,
+    },
     /// Messages that a server refused and that wait for somebody to decide.
     Failed {
         #[command(subcommand)]
@@ -170,11 +175,44 @@ pub(crate) struct Drain {
 }
 
 #[derive(Debug, Subcommand)]
+pub(crate) enum StoreCommand {
+    /// Numbers, sizes, owner, and how recovery would end.
+    Info {
+        /// The store.
+        file: PathBuf,
+    },
+    /// The unsettled messages in order.
+    List {
+        /// The store.
+        file: PathBuf,
+    },
+    /// One message: envelope and payload, settled or not, while its bytes are there.
+    Get(SeqFile),
+    /// Check every record; say what was checked.
+    Verify {
+        /// The store.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Subcommand)]
 pub(crate) enum FailedCommand {
+    /// The rejections that wait.
+    List {
+        /// The store.
+        file: PathBuf,
+    },
+    /// One rejection, with the original message.
+    Show(SeqFile),
     /// Take over a rejection: it leaves the store.
     Accept(SeqFile),
     /// Publish a rejected message again under a new sequence.
     Requeue(SeqFile),
+    /// All rejections with their messages, as JSON lines.
+    Export {
+        /// The store.
+        file: PathBuf,
+    },
 }
 
 #[derive(Debug, Args)]
@@ -196,6 +234,8 @@ pub(crate) struct Demo {
 pub(crate) enum TortureCommand {
     /// Append, sync and settle for ever, saying what must survive.
     Write(TortureWrite),
+    /// Recover read-only and write the surviving messages as binary frames.
+    Dump(TortureDump),
 }
 
 #[derive(Debug, Args)]
@@ -230,4 +270,14 @@ pub(crate) struct TortureWrite {
     /// Threads that append.
     #[arg(long, value_name = "T", default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=1024))]
     pub(crate) threads: u64,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct TortureDump {
+    /// Directory of the store.
+    #[arg(long)]
+    pub(crate) dir: PathBuf,
+    /// Keep what is intact on both sides of damage.
+    #[arg(long)]
+    pub(crate) salvage: bool,
 }

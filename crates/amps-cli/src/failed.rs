@@ -3,11 +3,16 @@
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use amps_store::{AppendError, Options, PublishStore, Store};
+use amps_store::{AppendError, Options, PublishStore, Store, StoredMessage};
 
 use crate::args::{FailedCommand, SeqFile};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
+use crate::show;
+use crate::store::{look, unreadable};
+
+/// Rejections read at once.
+const PAGE: usize = 256;
 
 /// Runs one of the subcommands.
 ///
@@ -15,9 +20,87 @@ use crate::output::{Output, object};
 /// One paragraph, for the first thing that went wrong.
 pub(crate) fn run(command: FailedCommand, json: bool) -> Result<Exit, Failure> {
     match command {
+        FailedCommand::List { file } => each(&file, json, Form::List),
+        FailedCommand::Export { file } => each(&file, true, Form::Export),
+        FailedCommand::Show(args) => show_one(&args, json),
         FailedCommand::Accept(args) => accept(&args, json),
         FailedCommand::Requeue(args) => requeue(&args, json),
     }
+}
+
+/// A list ends with a report; an export is nothing but its lines.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Form {
+    List,
+    Export,
+}
+
+fn each(file: &Path, json: bool, form: Form) -> Result<Exit, Failure> {
+    let seen = look(file)?;
+    let mut out = Output::stdout(json)?;
+    let mut message = StoredMessage::new();
+    let (mut from, mut waiting) = (0, 0_u64);
+    loop {
+        let page = seen
+            .rejections(from, PAGE)
+            .map_err(|e| unreadable(file, &e))?;
+        let Some(last) = page.last() else { break };
+        from = last.sequence + 1;
+        for rejection in &page {
+            let found = seen
+                .get(rejection.sequence, &mut message)
+                .map_err(|e| unreadable(file, &e))?;
+            let original = found.then_some(&message);
+            if json {
+                out.object(show::rejection_object(rejection, original))?;
+            } else {
+                out.line(&show::rejection_line(rejection, original))?;
+            }
+            waiting += 1;
+        }
+    }
+    match (form, json) {
+        (Form::Export, _) => {}
+        (Form::List, true) => out.object(object! { "event": "report", "waiting": waiting })?,
+        (Form::List, false) => eprintln!("{waiting} rejection(s) wait"),
+    }
+    out.flush()?;
+    Ok(Exit::Ok)
+}
+
+fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let seen = look(&args.file)?;
+    let page = seen
+        .rejections(args.seq, 1)
+        .map_err(|e| unreadable(&args.file, &e))?;
+    let Some(rejection) = page.first().filter(|r| r.sequence == args.seq) else {
+        return Err(none_waits(args));
+    };
+    let mut message = StoredMessage::new();
+    let found = seen
+        .get(args.seq, &mut message)
+        .map_err(|e| unreadable(&args.file, &e))?;
+    let original = found.then_some(&message);
+    let mut out = Output::stdout(json)?;
+    if json {
+        out.object(show::rejection_object(rejection, original))?;
+    } else {
+        out.line(&format!("{:<15}{}", "reason", rejection.reason))?;
+        out.line(&format!(
+            "{:<15}{}",
+            "rejected_at",
+            show::time(rejection.at)
+        ))?;
+        if rejection.late {
+            out.line("late           after a success that covered it")?;
+        }
+        match original {
+            Some(original) => out.line(&show::message_text(original))?,
+            None => out.line("(its message is gone)")?,
+        }
+    }
+    out.flush()?;
+    Ok(Exit::Ok)
 }
 
 fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {

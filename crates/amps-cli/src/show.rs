@@ -16,7 +16,10 @@ pub(crate) fn message_object(message: &StoredMessage) -> Map<String, Value> {
         Ok(envelope) => {
             object.insert("operation".to_owned(), operation(envelope.operation).into());
             object.insert("topic".to_owned(), envelope.topic.as_ref().into());
-            object.insert("published_at".to_owned(), time(envelope.published_at).into());
+            object.insert(
+                "published_at".to_owned(),
+                time(envelope.published_at).into(),
+            );
             let texts = [
                 ("correlation_id", &envelope.correlation_id),
                 ("sow_key", &envelope.sow_key),
@@ -57,7 +60,9 @@ pub(crate) fn message_object(message: &StoredMessage) -> Map<String, Value> {
 
 /// A message on one line.
 pub(crate) fn message_line(message: &StoredMessage) -> String {
-    let topic = message.envelope().map_or_else(|_| "?".to_owned(), |e| e.topic.into_owned());
+    let topic = message
+        .envelope()
+        .map_or_else(|_| "?".to_owned(), |e| e.topic.into_owned());
     format!(
         "{:>10}  {topic}  {:>7}  {}",
         message.sequence,
@@ -72,9 +77,7 @@ pub(crate) fn message_text(message: &StoredMessage) -> String {
     for (name, value) in message_object(message) {
         let shown = match (name.as_str(), &value) {
             ("text" | "base64", _) => continue,
-            ("user_tag", Value::Object(tag)) => {
-                tag.values().next().map_or_else(String::new, plain)
-            }
+            ("user_tag", Value::Object(tag)) => tag.values().next().map_or_else(String::new, plain),
             (_, value) => plain(value),
         };
         text.push_str(&format!("{name:<15}{shown}\n"));
@@ -97,7 +100,11 @@ pub(crate) fn rejection_object(
         "late": rejection.late,
     };
     if let Some(original) = original {
-        object.extend(message_object(original).into_iter().filter(|(name, _)| name != "sequence"));
+        object.extend(
+            message_object(original)
+                .into_iter()
+                .filter(|(name, _)| name != "sequence"),
+        );
     }
     object
 }
@@ -107,11 +114,18 @@ pub(crate) fn rejection_line(rejection: &Rejection, original: Option<&StoredMess
     let message = original.map_or_else(
         || "(its message is gone)".to_owned(),
         |m| {
-            let topic = m.envelope().map_or_else(|_| "?".to_owned(), |e| e.topic.into_owned());
+            let topic = m
+                .envelope()
+                .map_or_else(|_| "?".to_owned(), |e| e.topic.into_owned());
             format!("{topic}  {}", body::short(m.payload(), IN_LIST))
         },
     );
-    format!("{:>10}  {}  {}  {message}", rejection.sequence, time(rejection.at), rejection.reason)
+    format!(
+        "{:>10}  {}  {}  {message}",
+        rejection.sequence,
+        time(rejection.at),
+        rejection.reason
+    )
 }
 
 /// A time in microseconds since the Unix epoch, as `2026-01-31T12:00:00.000001Z`.
@@ -137,7 +151,11 @@ fn civil(days: u64) -> (u64, u64, u64) {
     let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
     let shifted_month = (5 * day_of_year + 2) / 153;
     let day = day_of_year - (153 * shifted_month + 2) / 5 + 1;
-    let month = if shifted_month < 10 { shifted_month + 3 } else { shifted_month - 9 };
+    let month = if shifted_month < 10 {
+        shifted_month + 3
+    } else {
+        shifted_month - 9
+    };
     (era * 400 + year_of_era + u64::from(month <= 2), month, day)
 }
 
@@ -152,7 +170,9 @@ fn operation(operation: Operation) -> &'static str {
 }
 
 fn plain(value: &Value) -> String {
-    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
+    value
+        .as_str()
+        .map_or_else(|| value.to_string(), str::to_owned)
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! alone. Every payload follows from (seed, run, sequence), so a rig needs no memory of what
 //! was written.
 
+mod dump;
 mod payload;
 
 use std::fs::File;
@@ -81,6 +82,7 @@ impl From<OpenError> for Fatal {
 pub(crate) fn run(command: &TortureCommand) -> ExitCode {
     let code = match command {
         TortureCommand::Write(args) => write(args),
+        TortureCommand::Dump(args) => dump::dump(args),
     };
     ExitCode::from(code as u8)
 }

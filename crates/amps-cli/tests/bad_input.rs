@@ -174,7 +174,10 @@ fn a_refused_logon_keeps_the_lines_and_they_can_be_drained() {
         Some(&dir.path("journal")),
         &["--require-auth", "anna:secret"],
     );
-    let ran = run_with_input(&mut publish_within(&store, &server.uri, "2s"), b"one\ntwo\n")
+    let ran = run_with_input(
+        &mut publish_within(&store, &server.uri, "2s"),
+        b"one\ntwo\n",
+    )
     .expect(7)
     .says(&["refused the logon", "2 message(s)", "amps drain"]);
     let report = ran.report();

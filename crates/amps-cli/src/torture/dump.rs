@@ -1,0 +1,122 @@
+//! `amps torture dump`: what survived, as binary frames. Nothing in the directory changes.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Write};
+
+use amps_store::inspect::Inspection;
+use amps_store::{DamagedRange, ReadError, StoredMessage};
+
+use crate::args::TortureDump;
+use crate::output::{object, unbuffered};
+
+use super::{Code, FILE, Fatal};
+
+/// Dumps the unsettled messages and says how recovery ended.
+pub(super) fn dump(args: &TortureDump) -> Code {
+    match try_dump(args) {
+        Ok(code) => code,
+        Err(Fatal { code, text }) => {
+            eprintln!("error: {text}");
+            code
+        }
+    }
+}
+
+fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
+    let seen = Inspection::open(args.dir.join(FILE))?;
+    let report = seen.report();
+    let damaged = !report.damaged.is_empty();
+    let mut frames = Frames {
+        to: BufWriter::new(unbuffered().map_err(Fatal::io)?),
+        first: 0,
+        last: 0,
+        count: 0,
+    };
+    // Without --salvage a damaged store gives nothing away, as it would not open.
+    if !damaged || args.salvage {
+        frames.all(&seen)?;
+    }
+    let status = match (damaged, frames.count) {
+        (true, _) => "damaged",
+        (false, 0) => "empty",
+        (false, _) => "ok",
+    };
+    let line = object! {
+        "status": status,
+        "first": frames.first,
+        "last": frames.last,
+        "next": report.next,
+        "count": frames.count,
+        "stop": report.stop.to_string(),
+        "set_aside": report.set_aside,
+        "dropped": dropped(&report.damaged),
+    };
+    eprintln!("{}", serde_json::Value::Object(line));
+    Ok(if damaged && !args.salvage {
+        Code::Damaged
+    } else {
+        Code::Ok
+    })
+}
+
+/// Messages that may be missing, as far as the neighbours of the damage tell.
+fn dropped(ranges: &[DamagedRange]) -> u64 {
+    ranges
+        .iter()
+        .map(|range| match (range.sequences, range.last_ordinal) {
+            (Some((first, last)), _) => last - first + 1,
+            (None, Some(last)) => last.saturating_sub(range.first_ordinal) + 1,
+            (None, None) => 1,
+        })
+        .sum()
+}
+
+/// `seq u64 LE, len u32 LE, payload`, again and again.
+struct Frames {
+    to: BufWriter<File>,
+    first: u64,
+    last: u64,
+    count: u64,
+}
+
+impl Frames {
+    fn all(&mut self, seen: &Inspection) -> Result<(), Fatal> {
+        let mut message = StoredMessage::new();
+        let mut from = 0;
+        loop {
+            match seen.next_unsettled(from, &mut message) {
+                Ok(None) => break,
+                Ok(Some(sequence)) => {
+                    self.frame(sequence, message.payload())
+                        .map_err(wrong_output)?;
+                    from = sequence + 1;
+                }
+                Err(error @ ReadError::Damaged { .. }) => {
+                    return Err(Fatal {
+                        code: Code::Damaged,
+                        text: error.to_string(),
+                    });
+                }
+                Err(error) => return Err(Fatal::io(error)),
+            }
+        }
+        self.to.flush().map_err(wrong_output)
+    }
+
+    fn frame(&mut self, sequence: u64, payload: &[u8]) -> io::Result<()> {
+        let len = u32::try_from(payload.len()).map_err(io::Error::other)?;
+        self.to.write_all(&sequence.to_le_bytes())?;
+        self.to.write_all(&len.to_le_bytes())?;
+        self.to.write_all(payload)?;
+        if self.first == 0 {
+            self.first = sequence;
+        }
+        self.last = sequence;
+        self.count += 1;
+        Ok(())
+    }
+}
+
+fn wrong_output(error: io::Error) -> Fatal {
+    Fatal::io(format!("cannot write to standard output: {error}"))
+}
