@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::args::Demo;
 use crate::failure::{Exit, Failure};
+use crate::store::look;
 
 use self::story::Story;
 
@@ -57,7 +58,7 @@ pub(crate) async fn run(args: Demo, json: bool) -> Result<Exit, Failure> {
         place.store.display()
     ))?;
     first.publish(1..=OUTAGE).await?;
-    wait_for(&server, OUTAGE).await?;
+    wait_for(&server, OUTAGE, &place.store).await?;
     server.stop().await;
     story.tell(&format!(
         "The server has {OUTAGE} orders and goes away. The publisher goes on: its store takes \
@@ -341,10 +342,11 @@ async fn second_publisher(
     Ok(originals)
 }
 
-/// Waits until the server has settled `count` messages of the first publisher.
-async fn wait_for(server: &Sandbox, count: u64) -> Result<(), Failure> {
+/// Waits until the server has settled `count` messages of the first publisher, and the
+/// publisher knows it.
+async fn wait_for(server: &Sandbox, count: u64, store: &Path) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
-    while server.settled(NAME) < count {
+    while server.settled(NAME) < count || look(store)?.bounds().floor < count {
         if Instant::now() > deadline {
             return Err(Failure::other(
                 "the orders did not reach the server in time",

@@ -100,10 +100,10 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
             progress.say(&format!("error: {}", stopped.failure));
         }
     }
-    if !skip_flush {
-        // What is left is in the report, whatever the reason.
-        let _ = client.publish_flush(flush_timeout).await;
-    }
+    // What is left is in the report, whatever the reason. Acknowledgements had their time:
+    // a close that finds some missing does not wait for them again.
+    let flushed = !skip_flush && client.publish_flush(flush_timeout).await.is_ok();
+    let patience = if flushed { CLOSE } else { Duration::ZERO };
     let refusal = match client.wait_logged_on(Duration::ZERO).await {
         Err(LogonError::Refused { server, reason })
         | Err(LogonError::Deadline {
@@ -114,7 +114,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     };
     progress.finish();
     let rejected = refused.tell_new(&store, &mut out)?;
-    let closed = client.close(CLOSE).await;
+    let closed = client.close(patience).await;
     let counts = client.health().counts;
     // The events end with the client; a teller that does not must not hide the report.
     let _ = tokio::time::timeout(Duration::from_secs(1), notes).await;

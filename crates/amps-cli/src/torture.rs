@@ -10,6 +10,7 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use amps_store::{AppendError, Envelope, OpenError, Options, PublishStore as _, Store, StoreError};
 
@@ -27,6 +28,12 @@ const TOPIC: &str = "torture";
 /// Sequences granted beyond the one that needs it, so that not every message waits for a
 /// sync, and few enough that a run crosses many grants.
 const GRANT_STEP: u64 = 4096;
+
+/// How long room may take to come while nothing is unsettled any more.
+const ROOM: Duration = Duration::from_secs(30);
+
+/// Between two looks at why there is no room.
+const ROOM_SLICE: Duration = Duration::from_millis(20);
 
 /// Exit codes of the contract; they are not those of the other commands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -264,8 +271,11 @@ impl<'a> Writer<'a> {
     fn append_one(&self, round: &mut Round<'_>) -> Result<(), Fatal> {
         let sequence = self.store.bounds().next;
         let payload = self.payloads.of(sequence);
+        let envelope = Envelope::publish(TOPIC);
+        let patience = Instant::now() + ROOM;
+        let mut until = Instant::now();
         loop {
-            match self.store.append(&Envelope::publish(TOPIC), &payload) {
+            match self.store.append_wait(&envelope, &payload, until) {
                 Ok(at) if at.sequence == sequence => return Ok(()),
                 Ok(at) => {
                     return Err(Fatal::io(format!(
@@ -273,18 +283,35 @@ impl<'a> Writer<'a> {
                         at.sequence
                     )));
                 }
-                Err(AppendError::Full { .. }) => {
-                    self.sync(round)?;
-                    let bounds = self.store.bounds();
-                    let Some(first) = bounds.first_unsettled else {
-                        return Err(Fatal::io(
-                            "the ring is full, and nothing in it is unsettled",
-                        ));
-                    };
-                    self.settle(round, first + (bounds.last - first) / 2)?;
+                Err(
+                    error @ AppendError::Full {
+                        live,
+                        limit,
+                        needed,
+                    },
+                ) => {
+                    if Instant::now() > patience {
+                        return Err(Fatal::io(error));
+                    }
+                    if live + needed > limit {
+                        self.settle_older_half(round)?;
+                        until = Instant::now();
+                    } else {
+                        // A settled segment is about to be freed.
+                        until = Instant::now() + ROOM_SLICE;
+                    }
                 }
                 Err(error) => return Err(Fatal::io(error)),
             }
+        }
+    }
+
+    fn settle_older_half(&self, round: &mut Round<'_>) -> Result<(), Fatal> {
+        self.sync(round)?;
+        let bounds = self.store.bounds();
+        match bounds.first_unsettled {
+            Some(first) => self.settle(round, first + (bounds.last - first) / 2),
+            None => Ok(()),
         }
     }
 
