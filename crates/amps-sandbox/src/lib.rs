@@ -54,6 +54,8 @@ mod sandbox;
 mod server;
 mod sow;
 mod subscription;
+#[cfg(feature = "tls")]
+mod tls;
 
 pub use config::{Candidate, Config, Dialect};
 pub use fault::{Fault, FaultError};
@@ -61,3 +63,5 @@ pub use journal::{Entry, Journal, JournalEntry, JournalError, Operation, read_jo
 pub use rules::Link;
 pub use sandbox::{Builder, Sandbox, StartError};
 pub use server::{Closing, Output, Server};
+#[cfg(feature = "tls")]
+pub use tls::TlsIdentity;

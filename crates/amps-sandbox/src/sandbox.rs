@@ -2,19 +2,22 @@
 
 use std::io;
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use amps_client::connector::{MemoryConnector, MemoryListener, Stream};
 use amps_client::uri::{Scheme, Uri, UriError};
-use tokio::net::TcpListener;
 #[cfg(unix)]
 use tokio::net::UnixListener;
+use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{JoinHandle, JoinSet};
 
 use crate::journal::{Journal, JournalEntry, JournalError};
 use crate::net::{Shared, stopping};
 use crate::server::Server;
+#[cfg(feature = "tls")]
+use crate::tls::TlsIdentity;
 use crate::{Candidate, Config, Dialect, Fault};
 
 /// Frames above this are refused, as real transports do (`amps-protocol.md` §1).
@@ -74,9 +77,17 @@ pub struct Builder {
     faults: Vec<Fault>,
     connector: MemoryConnector,
     max_frame: Option<usize>,
+    identity: Identity,
 }
 
 impl Builder {
+    /// Shows this certificate on `tcps` addresses.
+    #[cfg(feature = "tls")]
+    pub fn tls(mut self, identity: TlsIdentity) -> Self {
+        self.identity.tls = Some(identity);
+        self
+    }
+
     /// Replaces everything but addresses, journal and faults.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
@@ -203,7 +214,7 @@ impl Builder {
         let mut listeners = vec![Listener::Memory(self.connector.listen())];
         let mut bound = Vec::new();
         for uri in uris {
-            let (listener, uri) = Listener::bind(uri).await?;
+            let (listener, uri) = Listener::bind(uri, &self.identity).await?;
             listeners.push(listener);
             bound.push(uri);
         }
@@ -320,32 +331,70 @@ fn open(
 enum Listener {
     Memory(MemoryListener),
     Tcp(TcpListener),
+    #[cfg(feature = "tls")]
+    Tls(TcpListener, TlsIdentity),
     #[cfg(unix)]
     Unix(UnixListener),
 }
 
+/// A link that was accepted and may have a handshake before it.
+type Opening = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
+
+/// What listening takes besides the address.
+#[derive(Debug, Default)]
+struct Identity {
+    #[cfg(feature = "tls")]
+    tls: Option<TlsIdentity>,
+}
+
+impl Identity {
+    async fn listen(&self, uri: Uri) -> Result<(Listener, Uri), StartError> {
+        #[cfg(feature = "tls")]
+        if let Some(tls) = &self.tls {
+            return match bind_tcp(&uri).await {
+                Ok((listener, port)) => {
+                    Ok((Listener::Tls(listener, tls.clone()), uri.with_port(port)))
+                }
+                Err(source) => Err(StartError::Listen {
+                    uri: uri.to_string(),
+                    source,
+                }),
+            };
+        }
+        Err(StartError::Unsupported {
+            uri: uri.to_string(),
+            needed: "TLS needs a certificate, and the feature tls",
+        })
+    }
+}
+
+async fn bind_tcp(uri: &Uri) -> io::Result<(TcpListener, u16)> {
+    let listener = TcpListener::bind((uri.host(), uri.port())).await?;
+    let port = listener.local_addr()?.port();
+    Ok((listener, port))
+}
+
 impl Listener {
-    async fn bind(uri: Uri) -> Result<(Listener, Uri), StartError> {
+    async fn bind(uri: Uri, identity: &Identity) -> Result<(Listener, Uri), StartError> {
         let fail = |source| StartError::Listen {
             uri: uri.to_string(),
             source,
         };
         match uri.scheme() {
             Scheme::Tcp => {
-                let listener = TcpListener::bind((uri.host(), uri.port()))
-                    .await
-                    .map_err(fail)?;
-                let port = listener.local_addr().map_err(fail)?.port();
+                let (listener, port) = bind_tcp(&uri).await.map_err(fail)?;
                 Ok((Listener::Tcp(listener), uri.with_port(port)))
             }
+            Scheme::Tcps => identity.listen(uri).await,
             #[cfg(unix)]
             Scheme::Unix => {
                 let listener = bind_unix(uri.path().unwrap_or(Path::new(""))).map_err(fail)?;
                 Ok((Listener::Unix(listener), uri))
             }
-            _ => Err(StartError::Unsupported {
+            #[cfg(not(unix))]
+            Scheme::Unix => Err(StartError::Unsupported {
                 uri: uri.to_string(),
-                needed: "TLS needs a certificate, and the feature tls",
+                needed: "this system has no Unix sockets",
             }),
         }
     }
@@ -354,9 +403,9 @@ impl Listener {
         let mut stop = shared.stopped();
         let mut links = JoinSet::new();
         loop {
-            let stream = tokio::select! {
+            let opening = tokio::select! {
                 accepted = self.accept() => match accepted {
-                    Ok(Some(stream)) => stream,
+                    Ok(Some(opening)) => opening,
                     Ok(None) => break,
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
@@ -374,23 +423,45 @@ impl Listener {
                 () = stopping(&mut stop) => break,
             };
             if links.len() < MAX_LINKS {
-                links.spawn(shared.clone().serve(stream));
+                links.spawn(serve(shared.clone(), opening));
             }
         }
         while links.join_next().await.is_some() {}
     }
 
-    async fn accept(&mut self) -> io::Result<Option<Box<dyn Stream>>> {
-        Ok(match self {
-            Listener::Memory(listener) => listener.accept().await.map(|s| Box::new(s) as _),
-            Listener::Tcp(listener) => {
-                let (stream, _) = listener.accept().await?;
-                stream.set_nodelay(true)?;
-                Some(Box::new(stream))
+    async fn accept(&mut self) -> io::Result<Option<Opening>> {
+        let stream: Box<dyn Stream> = match self {
+            Listener::Memory(listener) => match listener.accept().await {
+                Some(stream) => Box::new(stream),
+                None => return Ok(None),
+            },
+            Listener::Tcp(listener) => Box::new(accept_tcp(listener).await?),
+            #[cfg(feature = "tls")]
+            Listener::Tls(listener, identity) => {
+                let (plain, identity) = (accept_tcp(listener).await?, identity.clone());
+                return Ok(Some(Box::pin(async move { identity.accept(plain).await })));
             }
             #[cfg(unix)]
-            Listener::Unix(listener) => Some(Box::new(listener.accept().await?.0)),
-        })
+            Listener::Unix(listener) => Box::new(listener.accept().await?.0),
+        };
+        Ok(Some(Box::pin(std::future::ready(Ok(stream)))))
+    }
+}
+
+async fn accept_tcp(listener: &TcpListener) -> io::Result<TcpStream> {
+    let (stream, _) = listener.accept().await?;
+    stream.set_nodelay(true)?;
+    Ok(stream)
+}
+
+async fn serve(shared: Arc<Shared>, opening: Opening) {
+    let mut stop = shared.stopped();
+    tokio::select! {
+        opened = opening => match opened {
+            Ok(stream) => shared.serve(stream).await,
+            Err(error) => tracing::debug!(%error, "no link came of a connection"),
+        },
+        () = stopping(&mut stop) => {}
     }
 }
 

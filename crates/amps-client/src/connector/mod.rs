@@ -2,6 +2,8 @@
 
 mod memory;
 mod tcp;
+#[cfg(feature = "tls")]
+mod tls;
 #[cfg(unix)]
 mod unix;
 
@@ -16,6 +18,8 @@ use crate::uri::{Scheme, Uri};
 
 pub use memory::{MemoryConnector, MemoryListener};
 pub use tcp::TcpConnector;
+#[cfg(feature = "tls")]
+pub use tls::{TlsConnector, TlsConnectorBuilder, TlsSetupError};
 #[cfg(unix)]
 pub use unix::UnixConnector;
 
@@ -84,14 +88,26 @@ pub enum ConnectError {
 }
 
 /// Picks the connector by the URI's scheme; what a client uses unless given another.
+/// Without the feature `tls`, or a TLS connector, `tcps` is refused.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
-pub struct SchemeConnector {}
+pub struct SchemeConnector {
+    #[cfg(feature = "tls")]
+    tls: Option<TlsConnector>,
+}
 
 impl SchemeConnector {
     /// A connector for `tcp` and, where the platform has them, `unix`.
     pub fn new() -> Self {
         SchemeConnector::default()
+    }
+
+    /// The same with `tcps` opened by `tls`.
+    #[cfg(feature = "tls")]
+    #[must_use]
+    pub fn with_tls(mut self, tls: TlsConnector) -> Self {
+        self.tls = Some(tls);
+        self
     }
 }
 
@@ -101,6 +117,11 @@ impl Connector for SchemeConnector {
             Scheme::Tcp => TcpConnector.connect(uri),
             #[cfg(unix)]
             Scheme::Unix => UnixConnector.connect(uri),
+            #[cfg(feature = "tls")]
+            Scheme::Tcps => match &self.tls {
+                Some(tls) => tls.connect(uri),
+                None => unsupported(uri),
+            },
             #[allow(
                 unreachable_patterns,
                 reason = "which arms remain depends on the platform"
