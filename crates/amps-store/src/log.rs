@@ -691,9 +691,9 @@ pub(crate) struct Ticket {
 /// Where a message was copied from.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Place {
-    pub(crate) offset: u64,
-    pub(crate) key: u32,
-    pub(crate) max: u64,
+    offset: u64,
+    key: u32,
+    max: u64,
 }
 
 /// Checks a message copied out, and makes the buffer show it.
