@@ -46,6 +46,10 @@ pub(crate) enum Ask {
         subscription: u64,
     },
     AllowRebase,
+    GiveUp {
+        sequence: u64,
+        done: oneshot::Sender<bool>,
+    },
     Close {
         until: Instant,
         wait_for_handler: bool,
@@ -390,6 +394,19 @@ impl Driver {
                 self.session.unsubscribe(subscription, &mut self.work.out);
             }
             Ask::AllowRebase => self.input(Input::AllowRebase),
+            Ask::GiveUp { sequence, done } => {
+                let reason = "given up by the application; the server may have it";
+                self.input(Input::GiveUp { sequence, reason });
+                self.carry_out();
+                let store = self.shared.store();
+                let waits = store.is_some_and(|store| {
+                    store
+                        .rejections(sequence, 1)
+                        .first()
+                        .is_some_and(|r| r.sequence == sequence)
+                });
+                drop(done.send(waits));
+            }
             Ask::Close {
                 until,
                 wait_for_handler,

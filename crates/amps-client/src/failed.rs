@@ -7,9 +7,10 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amps_store::{AppendError, Level, PublishStore, Rejection, StoreError, StoredMessage};
-use tokio::sync::{Notify, mpsc};
+use tokio::sync::{Notify, mpsc, oneshot};
 
 use crate::client::Client;
+use crate::driver::Ask;
 use crate::event::Event;
 use crate::message::Message;
 use crate::protocol::{AckKind, Reason, Status};
@@ -146,6 +147,13 @@ impl Offers {
         state.declined.clear();
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Nobody needs to know of this refusal any more.
+    fn forget(&self, sequence: u64) {
+        let mut state = self.lock();
+        state.declined.remove(&sequence);
+        state.attempts.remove(&sequence);
     }
 
     /// Ends the task once the handler that runs is done.
@@ -317,7 +325,11 @@ impl Failed<'_> {
     /// The store cannot record it.
     pub fn accept(&self, sequence: u64) -> Result<bool, StoreError> {
         match self.client.shared.store() {
-            Some(store) => store.accept(sequence),
+            Some(store) => {
+                let accepted = store.accept(sequence)?;
+                self.client.shared.offers.forget(sequence);
+                Ok(accepted)
+            }
             None => Ok(false),
         }
     }
@@ -334,8 +346,23 @@ impl Failed<'_> {
             return Ok(None);
         };
         let appended = store.requeue(sequence, unix_micros())?;
+        shared.offers.forget(sequence);
         shared.doorbell.ring();
         Ok(appended.map(|appended| appended.sequence))
+    }
+
+    /// Gives up on a message that no server will settle, such as one that breaks the link
+    /// every time ([`Event::Stalled`]): it becomes a refusal that waits, and what is behind
+    /// it goes on. `false`: the message is settled, or never was.
+    ///
+    /// The server may have taken it all the same; nothing here can know.
+    pub async fn give_up(&self, sequence: u64) -> bool {
+        let (done, given_up) = oneshot::channel();
+        let ask = Ask::GiveUp { sequence, done };
+        match self.client.shared.asks.send(ask).await {
+            Ok(()) => given_up.await.unwrap_or(false),
+            Err(_) => false,
+        }
     }
 
     /// Offers everything that waits to the failed-write handler once more, what it refused

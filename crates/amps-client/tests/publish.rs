@@ -11,7 +11,8 @@ use std::time::Duration;
 use amps_client::connector::MemoryConnector;
 use amps_client::protocol::{Ack, AckKind, Status};
 use amps_client::{
-    Client, Event, FailedWrite, FlushError, LogonError, Message, Outcome, PublishFailure, Via,
+    Client, Event, FailedWrite, FlushError, GapPolicy, LinkEnd, LogonError, Message, Outcome,
+    PublishFailure, Via,
 };
 use amps_store::{PublishStore, Store};
 use common::{NAME, Peer, builder, memory, options, pair};
@@ -706,4 +707,81 @@ async fn dropping_the_last_handle_closes_the_store_cleanly() {
     let store = Store::open(&path, options()).unwrap();
     // A clean close lowers the grant to what was handed over, so numbering does not skip.
     assert_eq!((store.bounds().unsettled, store.bounds().next), (1, 2));
+}
+
+#[tokio::test]
+async fn h18_with_the_next_server_policy_a_server_that_is_behind_is_left() {
+    let (builder, mut listener) = pair();
+    let client = builder
+        .server("tcp://127.0.0.1:9008/amps/json")
+        .gap_policy(GapPolicy::NextServer)
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let first = client.publish("orders", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(1).await;
+    peer.ok(1).await;
+    first.await;
+    drop(peer);
+    client.publish("orders", "2").await.unwrap();
+    let mut behind = Peer::logged_on(&mut listener, 0).await;
+    assert!(behind.next().await.is_none(), "nothing is sent to it");
+    let mut good = Peer::logged_on(&mut listener, 1).await;
+    assert_eq!(good.next().await.unwrap().sequence, Some(2));
+    let told: Vec<Event> = std::iter::from_fn(|| events.try_next()).collect();
+    assert!(told.iter().any(|e| matches!(
+        e,
+        Event::PublishGap {
+            server: 0,
+            settled: 1,
+            unknown_publisher: true
+        }
+    )));
+    let left: Vec<&str> = told
+        .iter()
+        .filter_map(|e| match e {
+            Event::LinkLost {
+                server,
+                why: LinkEnd::PublishGap,
+                ..
+            } => Some(&**server),
+            _ => None,
+        })
+        .collect();
+    assert_eq!(left, ["127.0.0.1:9008"]);
+}
+
+#[tokio::test]
+async fn h31_a_message_that_breaks_every_link_is_told_and_can_be_given_up() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut events = client.events();
+    let receipt = client.publish("orders", "poison").await.unwrap();
+    client.publish("orders", "fine").await.unwrap();
+    for _ in 0..3 {
+        let mut peer = Peer::logged_on(&mut listener, 0).await;
+        assert_eq!(peer.next().await.unwrap().sequence, Some(1));
+    }
+    loop {
+        if let Event::Stalled { sequence, links } = events.next().await.unwrap() {
+            assert_eq!((sequence, links), (1, 3));
+            break;
+        }
+    }
+    assert!(client.failed().give_up(1).await);
+    assert!(matches!(receipt.await, Outcome::Rejected { .. }));
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    assert_eq!(peer.next().await.unwrap().sequence, Some(2));
+    assert_eq!(
+        &client.failed().page(0, 1)[0]
+            .original
+            .as_ref()
+            .unwrap()
+            .data()[..],
+        b"poison"
+    );
+    assert!(!client.failed().give_up(99).await);
 }

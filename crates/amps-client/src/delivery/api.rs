@@ -131,6 +131,14 @@ pub enum Input<'a> {
     Rebased(Result<Rebase, StoreError>),
     /// The application allows one more rebase in this run.
     AllowRebase,
+    /// An operator gives up on a message that no server will settle: it becomes a refusal,
+    /// so that what is behind it can go on. The server may have it all the same.
+    GiveUp {
+        /// The message.
+        sequence: u64,
+        /// Kept as the reason of the refusal.
+        reason: &'a str,
+    },
     /// The store can make nothing durable any more.
     SyncFailed,
 }

@@ -127,6 +127,11 @@ impl Delivery {
                 self.figures.allow_rebase();
                 self.links.clear_suspicion();
             }
+            Input::GiveUp { sequence, reason } => {
+                if store.is_unsettled(sequence) {
+                    self.refuse(store, now, sequence, reason, None);
+                }
+            }
             Input::SyncFailed => self.sync_failed = true,
         }
         self.flushes.report(now.at, &mut self.outputs);

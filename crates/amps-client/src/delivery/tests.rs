@@ -926,3 +926,33 @@ fn a_short_lived_link_and_a_figure_that_runs_ahead_point_to_a_shared_name() {
     rig.lose();
     assert!(!rig.delivery.wants_longest_delay());
 }
+
+#[test]
+fn h31_an_operator_can_give_up_on_the_message_that_stalls() {
+    let mut rig = rig();
+    rig.publish(3);
+    for _ in 0..3 {
+        rig.logon(0);
+        rig.send();
+        rig.lose();
+    }
+    assert!(rig.delivery.wants_longest_delay());
+    let outputs = rig.input(Input::GiveUp {
+        sequence: 1,
+        reason: "given up",
+    });
+    assert_eq!(refused(&outputs), Some((1, false)));
+    assert!(!rig.delivery.wants_longest_delay());
+    assert_eq!(rig.store.rejections(0, 9)[0].reason, "given up");
+    rig.logon(0);
+    assert_eq!(rig.send(), [(2, 2), (3, 3)]);
+    // What is settled cannot be given up.
+    rig.ok(3);
+    assert!(
+        rig.input(Input::GiveUp {
+            sequence: 2,
+            reason: "given up"
+        })
+        .is_empty()
+    );
+}

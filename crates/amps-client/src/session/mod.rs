@@ -378,9 +378,6 @@ impl Session {
             self.place(now, *subscription, true, out);
         }
         self.resubscribing = all.len();
-        if all.is_empty() {
-            sink(Received::Resubscribed);
-        }
     }
 
     fn place(&mut self, now: Duration, subscription: u64, again: bool, out: &mut Vec<u8>) {

@@ -1,7 +1,7 @@
 //! How many messages a second go through the whole client to a server that only reads and
 //! acks, over loopback TCP: with a file store, and without a store.
 //!
-//! `cargo run --release -p amps-client --example throughput [messages]`
+//! `cargo run --release --example throughput [messages]`
 
 use std::time::{Duration, Instant};
 
