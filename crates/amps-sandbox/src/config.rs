@@ -129,7 +129,7 @@ impl Config {
     }
 
     /// Refuses messages that are not JSON, as `invalid message`, of one topic or of `all`,
-    /// on connections whose message type is `json`.
+    /// on connections whose message type is `json` or not stated.
     #[must_use]
     pub fn reject_invalid_json(mut self, topic: impl Into<String>) -> Self {
         match topic.into() {

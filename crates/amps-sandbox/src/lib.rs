@@ -49,6 +49,7 @@ mod fault;
 mod filter;
 mod journal;
 mod net;
+pub mod proxy;
 pub mod rules;
 mod sandbox;
 mod server;

@@ -369,7 +369,8 @@ impl Server {
         }
         if let Some(peer) = self.peers.get_mut(&link) {
             peer.name = Some(name.to_owned());
-            peer.json = message_type.or(self.config.message_type.as_deref()) == Some("json");
+            let stated = message_type.or(self.config.message_type.as_deref());
+            peer.json = stated.is_none_or(|stated| stated == "json");
         }
         if !header.acks.contains(AckKind::Processed) {
             return Ok(());
