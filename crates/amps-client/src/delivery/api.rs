@@ -26,7 +26,7 @@ pub enum GapPolicy {
     NextServer,
 }
 
-/// How a [`Delivery`] behaves.
+/// How a [`Delivery`](super::Delivery) behaves.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Most messages on one link without an answer.
@@ -300,7 +300,7 @@ pub enum Note {
 }
 
 /// A message to put on the wire now; its bytes are in the buffer given to
-/// [`Delivery::next_to_send`].
+/// [`Delivery::next_to_send`](super::Delivery::next_to_send).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ToSend {
     /// Its sequence.
