@@ -1,0 +1,215 @@
+//! The client against the sandbox, over loopback TCP and with faults.
+
+#![allow(missing_docs)]
+
+use std::time::Duration;
+
+use amps_client::{
+    Backoff, Builder, Client, ConnectionState, Event, FailedWrite, Outcome, Subscribe, Via,
+};
+use amps_sandbox::{Fault, Sandbox};
+use amps_store::{Options, PublishStore, Store};
+use tokio::sync::mpsc;
+
+const LONG: Duration = Duration::from_secs(60);
+
+fn store(name: &str) -> Store {
+    Store::memory(Options::new().capacity(8 << 20).client_name(name)).unwrap()
+}
+
+fn client(name: &str, sandbox: &Sandbox) -> Builder {
+    Client::builder(name)
+        .server(sandbox.uri())
+        .backoff(Backoff::new(
+            Duration::from_millis(1),
+            Duration::from_millis(20),
+        ))
+}
+
+fn bodies(sandbox: &Sandbox, name: &str) -> Vec<String> {
+    let entries = sandbox.journal().unwrap();
+    let of_name = entries
+        .into_iter()
+        .filter(|entry| entry.client_name == name);
+    of_name
+        .map(|entry| String::from_utf8(entry.bytes).unwrap())
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_message_arrives_once_and_in_order_over_broken_links() {
+    const COUNT: u64 = 20_000;
+    for fault in [Fault::CloseAfter(1500), Fault::CutAfter(1500)] {
+        let sandbox = Sandbox::builder()
+            .listen("tcp://127.0.0.1:0/amps/json")
+            .ack_interval(Duration::from_millis(5))
+            .start()
+            .await
+            .unwrap();
+        sandbox.inject(&fault);
+        let client = client("pub", &sandbox)
+            .store(store("pub"))
+            .open()
+            .await
+            .unwrap();
+        let mut events = client.events();
+        let breaking = async {
+            // Every one of the first links breaks.
+            let mut logons = 0;
+            while logons < 8 {
+                if let Some(Event::State {
+                    state: ConnectionState::LoggedOn,
+                    ..
+                }) = events.next().await
+                {
+                    logons += 1;
+                    sandbox.inject(&fault);
+                }
+            }
+            sandbox.clear_faults();
+        };
+        let publishing = async {
+            for n in 0..COUNT {
+                client.publish("orders", format!("{n}")).await.unwrap();
+            }
+            client.publish_flush(LONG).await.unwrap()
+        };
+        let (report, ()) = tokio::time::timeout(LONG, async { tokio::join!(publishing, breaking) })
+            .await
+            .unwrap();
+        assert_eq!(report.persisted + report.persisted_at_logon, COUNT);
+        assert_eq!((report.rejected, report.left), (0, 0));
+        let expected: Vec<String> = (0..COUNT).map(|n| n.to_string()).collect();
+        assert!(
+            bodies(&sandbox, "pub") == expected,
+            "once and in order ({fault:?})"
+        );
+        client.close(LONG).await;
+        sandbox.stop().await;
+    }
+}
+
+#[tokio::test]
+async fn a_refusal_by_content_comes_back_and_the_rest_is_persisted() {
+    let sandbox = Sandbox::builder()
+        .listen("tcp://127.0.0.1:0/amps/json")
+        .reject_invalid_json("orders")
+        .ack_interval(Duration::from_millis(5))
+        .start()
+        .await
+        .unwrap();
+    let (told, mut failed) = mpsc::unbounded_channel::<FailedWrite>();
+    let client = client("pub", &sandbox)
+        .store(store("pub"))
+        .on_failed_write(move |f| {
+            let told = told.clone();
+            async move { Ok(told.send(f)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let good = client.publish("orders", r#"{"id":1}"#).await.unwrap();
+    let bad = client.publish("orders", "{not json").await.unwrap();
+    let after = client.publish("orders", r#"{"id":3}"#).await.unwrap();
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!(
+        (report.persisted, report.rejected, report.persisted_at_logon),
+        (2, 1, 0)
+    );
+    assert_eq!(good.await, Outcome::Persisted { via: Via::Ack });
+    assert!(matches!(bad.await, Outcome::Rejected { .. }));
+    assert_eq!(after.await, Outcome::Persisted { via: Via::Ack });
+    let failed = failed.recv().await.unwrap();
+    assert_eq!(&failed.original.unwrap().data()[..], b"{not json");
+    assert_eq!(bodies(&sandbox, "pub"), [r#"{"id":1}"#, r#"{"id":3}"#]);
+    client.close(LONG).await;
+    sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn h3_a_fresh_store_under_a_known_name_loses_and_claims_nothing() {
+    let sandbox = Sandbox::builder()
+        .listen("tcp://127.0.0.1:0/amps/json")
+        .ack_interval(Duration::from_millis(5))
+        .start()
+        .await
+        .unwrap();
+    let first = client("pub", &sandbox)
+        .store(store("pub"))
+        .open()
+        .await
+        .unwrap();
+    for n in 0..500 {
+        first.publish("orders", format!("old {n}")).await.unwrap();
+    }
+    first.publish_flush(LONG).await.unwrap();
+    first.close(LONG).await;
+
+    // Another machine, another store, the same name; published before the first logon.
+    let fresh = store("pub");
+    for n in 0..100 {
+        let envelope = amps_store::Envelope::publish("orders");
+        fresh
+            .append(&envelope, format!("new {n}").as_bytes())
+            .unwrap();
+    }
+    let second = client("pub", &sandbox).store(fresh).open().await.unwrap();
+    let report = second.publish_flush(LONG).await.unwrap();
+    assert_eq!(
+        (report.persisted, report.persisted_at_logon, report.left),
+        (100, 0, 0)
+    );
+    let all = bodies(&sandbox, "pub");
+    assert_eq!(all.len(), 600);
+    assert_eq!(
+        (all[499].as_str(), all[500].as_str(), all[599].as_str()),
+        ("old 499", "new 0", "new 99")
+    );
+    second.close(LONG).await;
+    sandbox.stop().await;
+}
+
+#[tokio::test]
+async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link() {
+    let sandbox = Sandbox::builder()
+        .listen("tcp://127.0.0.1:0/amps/json")
+        .ack_interval(Duration::from_millis(5))
+        .start()
+        .await
+        .unwrap();
+    let publisher = client("pub", &sandbox)
+        .store(store("pub"))
+        .open()
+        .await
+        .unwrap();
+    for n in 0..300 {
+        publisher.publish("orders", format!("{n}")).await.unwrap();
+    }
+    publisher.publish_flush(LONG).await.unwrap();
+    let reader = client("reader", &sandbox).open().await.unwrap();
+    let mut subscription = reader
+        .subscribe(Subscribe::topic("orders").bookmark("0"))
+        .await
+        .unwrap();
+    let mut seen = Vec::new();
+    while seen.len() < 600 {
+        if seen.len() == 300 {
+            sandbox.inject(&Fault::CloseAfter(1));
+            let _ = publisher.publish("orders", "300").await.unwrap();
+            for n in 301..600 {
+                publisher.publish("orders", format!("{n}")).await.unwrap();
+            }
+            sandbox.clear_faults();
+        }
+        let next = tokio::time::timeout(LONG, subscription.next())
+            .await
+            .unwrap();
+        seen.push(String::from_utf8(next.unwrap().unwrap().data.to_vec()).unwrap());
+    }
+    let expected: Vec<String> = (0..600).map(|n| n.to_string()).collect();
+    assert_eq!(seen, expected);
+    drop(subscription);
+    publisher.close(LONG).await;
+    reader.close(LONG).await;
+    sandbox.stop().await;
+}
