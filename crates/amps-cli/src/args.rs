@@ -182,10 +182,7 @@ pub(crate) enum StoreCommand {
         file: PathBuf,
     },
     /// The unsettled messages in order.
-    List {
-        /// The store.
-        file: PathBuf,
-    },
+    List(StoreList),
     /// One message: envelope and payload, settled or not, while its bytes are there.
     Get(SeqFile),
     /// Check every record; say what was checked.
@@ -193,6 +190,24 @@ pub(crate) enum StoreCommand {
         /// The store.
         file: PathBuf,
     },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreList {
+    /// The store.
+    pub(crate) file: PathBuf,
+    /// Settled, rejected and set aside messages too, while their bytes are there.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Only messages for this topic.
+    #[arg(long)]
+    pub(crate) topic: Option<String>,
+    /// Only this sequence and higher ones.
+    #[arg(long, value_name = "SEQ", default_value_t = 0)]
+    pub(crate) first: u64,
+    /// Only this sequence and lower ones.
+    #[arg(long, value_name = "SEQ", default_value_t = u64::MAX, hide_default_value = true)]
+    pub(crate) last: u64,
 }
 
 #[derive(Debug, Subcommand)]

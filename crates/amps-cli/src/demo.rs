@@ -346,7 +346,7 @@ async fn second_publisher(
 /// publisher knows it.
 async fn wait_for(server: &Sandbox, count: u64, store: &Path) -> Result<(), Failure> {
     let deadline = Instant::now() + PATIENCE;
-    while server.settled(NAME) < count || look(store)?.bounds().floor < count {
+    while server.settled(NAME) < count || look(store)?.info().floor < count {
         if Instant::now() > deadline {
             return Err(Failure::other(
                 "the orders did not reach the server in time",

@@ -1,18 +1,16 @@
 //! `amps failed`: messages that a server refused, until somebody decides.
 
+use std::io;
 use std::path::Path;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use amps_store::{AppendError, Options, PublishStore, Store, StoredMessage};
+use amps_store::{AppendError, Options, PublishStore, Store};
 
 use crate::args::{FailedCommand, SeqFile};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
 use crate::show;
-use crate::store::{look, unreadable};
-
-/// Rejections read at once.
-const PAGE: usize = 256;
+use crate::store::{damaged_exit, look, unreadable};
 
 /// Runs one of the subcommands.
 ///
@@ -37,53 +35,38 @@ enum Form {
 
 fn each(file: &Path, json: bool, form: Form) -> Result<Exit, Failure> {
     let seen = look(file)?;
+    let unreadable = |e: io::Error| unreadable(file, &e);
     let mut out = Output::stdout(json)?;
-    let mut message = StoredMessage::new();
-    let (mut from, mut waiting) = (0, 0_u64);
-    loop {
-        let page = seen
-            .rejections(from, PAGE)
-            .map_err(|e| unreadable(file, &e))?;
-        let Some(last) = page.last() else { break };
-        from = last.sequence + 1;
-        for rejection in &page {
-            let found = seen
-                .get(rejection.sequence, &mut message)
-                .map_err(|e| unreadable(file, &e))?;
-            let original = found.then_some(&message);
-            if json {
-                out.object(show::rejection_object(rejection, original))?;
-            } else {
-                out.line(&show::rejection_line(rejection, original))?;
-            }
-            waiting += 1;
+    let rejections = seen.rejections().map_err(unreadable)?;
+    for rejection in &rejections {
+        let original = seen.get(rejection.sequence).map_err(unreadable)?;
+        if json {
+            out.object(show::rejection_object(rejection, original.as_ref()))?;
+        } else {
+            out.line(&show::rejection_line(rejection, original.as_ref()))?;
         }
     }
+    let waiting = rejections.len();
     match (form, json) {
         (Form::Export, _) => {}
         (Form::List, true) => out.object(object! { "event": "report", "waiting": waiting })?,
         (Form::List, false) => eprintln!("{waiting} rejection(s) wait"),
     }
     out.flush()?;
-    Ok(Exit::Ok)
+    Ok(damaged_exit(&seen))
 }
 
 fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
-    let page = seen
-        .rejections(args.seq, 1)
-        .map_err(|e| unreadable(&args.file, &e))?;
-    let Some(rejection) = page.first().filter(|r| r.sequence == args.seq) else {
+    let unreadable = |e: io::Error| unreadable(&args.file, &e);
+    let rejections = seen.rejections().map_err(unreadable)?;
+    let Some(rejection) = rejections.iter().find(|r| r.sequence == args.seq) else {
         return Err(none_waits(args));
     };
-    let mut message = StoredMessage::new();
-    let found = seen
-        .get(args.seq, &mut message)
-        .map_err(|e| unreadable(&args.file, &e))?;
-    let original = found.then_some(&message);
+    let original = seen.get(args.seq).map_err(unreadable)?;
     let mut out = Output::stdout(json)?;
     if json {
-        out.object(show::rejection_object(rejection, original))?;
+        out.object(show::rejection_object(rejection, original.as_ref()))?;
     } else {
         out.line(&format!("{:<15}{}", "reason", rejection.reason))?;
         out.line(&format!(
@@ -94,13 +77,13 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
         if rejection.late {
             out.line("late           after a success that covered it")?;
         }
-        match original {
+        match &original {
             Some(original) => out.line(&show::message_text(original))?,
             None => out.line("(its message is gone)")?,
         }
     }
     out.flush()?;
-    Ok(Exit::Ok)
+    Ok(damaged_exit(&seen))
 }
 
 fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {

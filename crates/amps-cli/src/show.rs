@@ -1,6 +1,7 @@
 //! Stored messages and rejections, as objects and as lines.
 
-use amps_store::{Operation, Origin, Rejection, StoredMessage};
+use amps_store::inspect::Message;
+use amps_store::{Envelope, Operation, Origin, Rejection};
 use serde_json::{Map, Value};
 
 use crate::body;
@@ -10,69 +11,75 @@ use crate::output::object;
 const IN_LIST: usize = 80;
 
 /// A message with its envelope and payload.
-pub(crate) fn message_object(message: &StoredMessage) -> Map<String, Value> {
-    let mut object = object! { "sequence": message.sequence };
-    match message.envelope() {
-        Ok(envelope) => {
-            object.insert("operation".to_owned(), operation(envelope.operation).into());
-            object.insert("topic".to_owned(), envelope.topic.as_ref().into());
-            object.insert(
-                "published_at".to_owned(),
-                time(envelope.published_at).into(),
-            );
-            let texts = [
-                ("correlation_id", &envelope.correlation_id),
-                ("sow_key", &envelope.sow_key),
-                ("selector", &envelope.selector),
-                ("options", &envelope.options),
-            ];
-            for (name, text) in texts {
-                if let Some(text) = text {
-                    object.insert(name.to_owned(), text.as_ref().into());
-                }
-            }
-            if let Some(seconds) = envelope.expiration {
-                object.insert("expiration".to_owned(), seconds.into());
-            }
-            if !envelope.user_tag.is_empty() {
-                let mut tag = Map::new();
-                body::insert(&mut tag, &envelope.user_tag);
-                object.insert("user_tag".to_owned(), tag.into());
-            }
-            match envelope.origin {
-                Origin::Publish => {}
-                Origin::Requeue { accepts } => {
-                    object.insert("requeue_of".to_owned(), accepts.into());
-                }
-                Origin::Import => {
-                    object.insert("imported".to_owned(), true.into());
-                }
-            }
-        }
-        Err(error) => {
-            object.insert("envelope_error".to_owned(), error.to_string().into());
+pub(crate) fn message_object(message: &Message) -> Map<String, Value> {
+    let mut object = object! {
+        "sequence": message.sequence,
+        "state": message.state.to_string(),
+        "offset": message.offset,
+    };
+    match &message.envelope {
+        Some(envelope) => envelope_fields(&mut object, envelope),
+        None => {
+            let unknown = "not of a version this program knows";
+            object.insert("envelope".to_owned(), unknown.into());
         }
     }
-    object.insert("bytes".to_owned(), message.payload().len().into());
-    body::insert(&mut object, message.payload());
+    object.insert("bytes".to_owned(), message.payload.len().into());
+    body::insert(&mut object, &message.payload);
     object
 }
 
+fn envelope_fields(object: &mut Map<String, Value>, envelope: &Envelope<'_>) {
+    object.insert("operation".to_owned(), operation(envelope.operation).into());
+    object.insert("topic".to_owned(), envelope.topic.as_ref().into());
+    object.insert(
+        "published_at".to_owned(),
+        time(envelope.published_at).into(),
+    );
+    let texts = [
+        ("correlation_id", &envelope.correlation_id),
+        ("sow_key", &envelope.sow_key),
+        ("selector", &envelope.selector),
+        ("options", &envelope.options),
+    ];
+    for (name, text) in texts {
+        if let Some(text) = text {
+            object.insert(name.to_owned(), text.as_ref().into());
+        }
+    }
+    if let Some(seconds) = envelope.expiration {
+        object.insert("expiration".to_owned(), seconds.into());
+    }
+    if !envelope.user_tag.is_empty() {
+        let mut tag = Map::new();
+        body::insert(&mut tag, &envelope.user_tag);
+        object.insert("user_tag".to_owned(), tag.into());
+    }
+    match envelope.origin {
+        Origin::Publish => {}
+        Origin::Requeue { accepts } => {
+            object.insert("requeue_of".to_owned(), accepts.into());
+        }
+        Origin::Import => {
+            object.insert("imported".to_owned(), true.into());
+        }
+    }
+}
+
 /// A message on one line.
-pub(crate) fn message_line(message: &StoredMessage) -> String {
-    let topic = message
-        .envelope()
-        .map_or_else(|_| "?".to_owned(), |e| e.topic.into_owned());
+pub(crate) fn message_line(message: &Message) -> String {
     format!(
-        "{:>10}  {topic}  {:>7}  {}",
+        "{:>10}  {:<9}  {}  {:>7}  {}",
         message.sequence,
-        message.payload().len(),
-        body::short(message.payload(), IN_LIST)
+        message.state.to_string(),
+        topic(message),
+        message.payload.len(),
+        body::short(&message.payload, IN_LIST)
     )
 }
 
 /// A message in full, for a person.
-pub(crate) fn message_text(message: &StoredMessage) -> String {
+pub(crate) fn message_text(message: &Message) -> String {
     let mut text = String::new();
     for (name, value) in message_object(message) {
         let shown = match (name.as_str(), &value) {
@@ -83,14 +90,14 @@ pub(crate) fn message_text(message: &StoredMessage) -> String {
         text.push_str(&format!("{name:<15}{shown}\n"));
     }
     text.push('\n');
-    text.push_str(&body::for_people(message.payload()));
+    text.push_str(&body::for_people(&message.payload));
     text
 }
 
 /// A rejection, with its message if the bytes are still there.
 pub(crate) fn rejection_object(
     rejection: &Rejection,
-    original: Option<&StoredMessage>,
+    original: Option<&Message>,
 ) -> Map<String, Value> {
     let mut object = object! {
         "sequence": rejection.sequence,
@@ -110,15 +117,10 @@ pub(crate) fn rejection_object(
 }
 
 /// A rejection on one line.
-pub(crate) fn rejection_line(rejection: &Rejection, original: Option<&StoredMessage>) -> String {
+pub(crate) fn rejection_line(rejection: &Rejection, original: Option<&Message>) -> String {
     let message = original.map_or_else(
         || "(its message is gone)".to_owned(),
-        |m| {
-            let topic = m
-                .envelope()
-                .map_or_else(|_| "?".to_owned(), |e| e.topic.into_owned());
-            format!("{topic}  {}", body::short(m.payload(), IN_LIST))
-        },
+        |m| format!("{}  {}", topic(m), body::short(&m.payload, IN_LIST)),
     );
     format!(
         "{:>10}  {}  {}  {message}",
@@ -126,6 +128,13 @@ pub(crate) fn rejection_line(rejection: &Rejection, original: Option<&StoredMess
         time(rejection.at),
         rejection.reason
     )
+}
+
+fn topic(message: &Message) -> &str {
+    message
+        .envelope
+        .as_ref()
+        .map_or("?", |envelope| &envelope.topic)
 }
 
 /// A time in microseconds since the Unix epoch, as `2026-01-31T12:00:00.000001Z`.

@@ -1,12 +1,12 @@
 //! `amps store`: a look inside, read-only and without the lock.
 
+use std::io;
 use std::path::Path;
 
-use amps_store::inspect::{Inspection, Standing};
-use amps_store::{DamagedRange, ReadError, RecoveryReport, StoredMessage};
+use amps_store::inspect::{Filter, Info, Inspection, Problem, Severity, Verification};
 use serde_json::{Map, Value};
 
-use crate::args::{SeqFile, StoreCommand};
+use crate::args::{SeqFile, StoreCommand, StoreList};
 use crate::body;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
@@ -20,7 +20,7 @@ pub(crate) fn run(command: StoreCommand, json: bool) -> Result<Exit, Failure> {
     let mut out = Output::stdout(json)?;
     let exit = match command {
         StoreCommand::Info { file } => info(&file, &mut out)?,
-        StoreCommand::List { file } => list(&file, &mut out)?,
+        StoreCommand::List(args) => list(&args, &mut out)?,
         StoreCommand::Get(args) => get(&args, &mut out)?,
         StoreCommand::Verify { file } => verify(&file, &mut out)?,
     };
@@ -36,78 +36,85 @@ pub(crate) fn look(file: &Path) -> Result<Inspection, Failure> {
     Inspection::open(file).map_err(|e| Failure::open(&e))
 }
 
-/// A record that could not be read.
-pub(crate) fn unreadable(file: &Path, error: &ReadError) -> Failure {
-    let exit = match error {
-        ReadError::Damaged { .. } => Exit::Damaged,
-        _ => Exit::Other,
-    };
-    Failure::new(
-        exit,
-        format!(
-            "store {}: {error}; see what else is damaged with: amps store verify {}",
-            file.display(),
-            file.display()
-        ),
-    )
+/// A file that could not be read.
+pub(crate) fn unreadable(file: &Path, error: &io::Error) -> Failure {
+    Failure::other(format!("cannot read the store {}: {error}", file.display()))
+}
+
+/// The exit of a look that found damage; what was found is said on standard error.
+pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
+    let places = seen.report().damaged.len();
+    if places == 0 {
+        return Exit::Ok;
+    }
+    eprintln!(
+        "error: the store {} is damaged in {places} place(s), and messages may be missing here; \
+         see which with: amps store verify {}",
+        seen.path().display(),
+        seen.path().display()
+    );
+    Exit::Damaged
 }
 
 fn info(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(file)?;
-    let facts = facts(&seen);
+    let facts = facts(file, &seen.info());
     if out.is_json() {
         out.object(facts)?;
-    } else {
-        for (name, value) in facts {
-            let shown = match &value {
-                Value::Null => "-".to_owned(),
-                Value::String(text) => text.clone(),
-                Value::Object(tag) => tag
-                    .values()
-                    .next()
-                    .and_then(Value::as_str)
-                    .unwrap_or("-")
-                    .to_owned(),
-                other => other.to_string(),
-            };
-            out.line(&format!("{name:<18}{shown}"))?;
-        }
+        return Ok(Exit::Ok);
+    }
+    for (name, value) in facts {
+        let shown = match &value {
+            Value::Null => "-".to_owned(),
+            Value::String(text) => text.clone(),
+            Value::Object(tag) => tag
+                .values()
+                .next()
+                .and_then(Value::as_str)
+                .unwrap_or("-")
+                .to_owned(),
+            other => other.to_string(),
+        };
+        out.line(&format!("{name:<20}{shown}"))?;
     }
     Ok(Exit::Ok)
 }
 
-fn facts(seen: &Inspection) -> Map<String, Value> {
-    let (bounds, numbers, report) = (seen.bounds(), seen.numbers(), seen.report());
-    let (bytes, capacity) = seen.file_bytes();
-    let (segment_size, segments, segments_used) = seen.segments();
-    let (pid, host) = seen.last_opened_by();
+fn facts(file: &Path, info: &Info) -> Map<String, Value> {
     let mut facts = object! {
-        "file": seen.path().display().to_string(),
-        "client_name": seen.client_name(),
-        "store_id": format!("{:016x}", seen.id()),
-        "state": state(seen),
-        "last_opened_by": format!("process {pid} on {host}"),
-        "opens": seen.generation(),
-        "unsettled": bounds.unsettled,
-        "first_unsettled": bounds.first_unsettled,
-        "last": bounds.last,
-        "next": bounds.next,
-        "settled_through": bounds.floor,
-        "rejections": bounds.rejections,
-        "grant": numbers.grant,
-        "rebase_from": numbers.rebase.map(|r| r.from),
-        "rebase_delta": numbers.rebase.map(|r| r.delta),
-        "live_bytes": bounds.live_bytes,
-        "file_bytes": bytes,
-        "capacity_bytes": capacity,
-        "segment_bytes": segment_size,
-        "segments": segments,
-        "segments_used": segments_used,
-        "stop": report.stop.to_string(),
-        "set_aside": report.set_aside,
-        "damaged": report.damaged.len(),
+        "file": file.display().to_string(),
+        "format_version": info.format_version,
+        "client_name": info.client_name.as_str(),
+        "store_id": format!("{:016x}", info.store_id),
+        "state": state(info),
+        "last_opened_by": format!("process {} on {}", info.owner_pid, info.owner_host),
+        "opens": info.generation,
+        "unsettled": info.unsettled,
+        "first_unsettled": info.first_unsettled,
+        "last_unsettled": info.last_unsettled,
+        "settled_through": info.floor,
+        "next": info.next,
+        "rejections": info.rejections,
+        "grant": info.grant,
+        "rebase_from": info.rebase.map(|r| r.from),
+        "rebase_delta": info.rebase.map(|r| r.delta),
+        "live_bytes": info.live_bytes,
+        "charged_bytes": info.charged_bytes,
+        "limit_bytes": info.limit_bytes,
+        "file_bytes": info.file_size,
+        "capacity_bytes": info.capacity,
+        "segment_bytes": info.segment_size,
+        "segments": info.segments,
+        "free_segments": info.free_segments,
+        "largest_record": info.max_record,
+        "durable_ordinal": info.durable_ordinal,
+        "last_ordinal": info.last_ordinal,
+        "stop": info.stop.as_str(),
+        "set_aside": info.set_aside,
+        "damaged": info.damaged.len(),
+        "moving": info.moving,
     };
-    if let Some(tag) = seen.resume_tag() {
+    if let Some(tag) = &info.resume_tag {
         let mut shown = Map::new();
         body::insert(&mut shown, tag);
         facts.insert("resume_tag".to_owned(), shown.into());
@@ -115,206 +122,143 @@ fn facts(seen: &Inspection) -> Map<String, Value> {
     facts
 }
 
-fn state(seen: &Inspection) -> &'static str {
-    match (seen.is_moving(), seen.is_closed()) {
-        (true, _) => "in use",
-        (false, true) => "closed",
-        // A look from outside cannot tell these two apart.
-        (false, false) => "in use, or its process died",
+fn state(info: &Info) -> &'static str {
+    match (info.locked, info.owner_alive, info.clean) {
+        (Some(true), _, _) => "in use",
+        (_, _, true) => "closed",
+        (Some(false), _, _) | (None, Some(false), _) => "left by a process that died",
+        // Nothing tells the two apart from outside.
+        (None, _, _) => "in use, or left by a process that died",
     }
 }
 
-fn list(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
-    let seen = look(file)?;
-    let (mut message, mut from, mut listed) = (StoredMessage::new(), 0, 0_u64);
-    loop {
-        match seen.next_unsettled(from, &mut message) {
-            Ok(None) => break,
-            Ok(Some(sequence)) => {
-                if out.is_json() {
-                    out.object(with_offset(&seen, &message))?;
-                } else {
-                    out.line(&show::message_line(&message))?;
-                }
-                listed += 1;
-                from = sequence + 1;
-            }
-            Err(error) => return Err(unreadable(file, &error)),
+fn list(args: &StoreList, out: &mut Output) -> Result<Exit, Failure> {
+    let seen = look(&args.file)?;
+    let mut filter = if args.all {
+        Filter::all()
+    } else {
+        Filter::new()
+    };
+    if let Some(topic) = &args.topic {
+        filter = filter.topic(topic.as_str());
+    }
+    filter = filter.sequences(args.first..=args.last);
+    let mut listed = 0_u64;
+    for message in seen.messages(filter) {
+        let message = message.map_err(|e| unreadable(&args.file, &e))?;
+        if out.is_json() {
+            out.object(show::message_object(&message))?;
+        } else {
+            out.line(&show::message_line(&message))?;
         }
+        listed += 1;
     }
     if out.is_json() {
-        out.object(object! { "event": "report", "unsettled": listed })?;
+        out.object(object! { "event": "report", "listed": listed })?;
     } else {
-        eprintln!("{listed} unsettled message(s)");
+        eprintln!("{listed} message(s)");
     }
-    damaged_exit(&seen)
+    Ok(damaged_exit(&seen))
 }
 
 fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
-    let mut message = StoredMessage::new();
-    match seen.get(args.seq, &mut message) {
-        Ok(true) => {}
-        Ok(false) => {
-            return Err(Failure::other(format!(
-                "message {} is not in {}: it was never stored, or it is settled and its bytes \
-                 are gone; see what is there with: amps store list {}",
-                args.seq,
-                args.file.display(),
-                args.file.display()
-            )));
-        }
-        Err(error) => return Err(unreadable(&args.file, &error)),
-    }
-    if out.is_json() {
-        out.object(with_offset(&seen, &message))?;
-    } else {
-        let standing = standing(&seen, args.seq);
-        out.line(&format!(
-            "{:<15}{standing}\n{}",
-            "standing",
-            show::message_text(&message)
-        ))?;
+    let message = seen.get(args.seq).map_err(|e| unreadable(&args.file, &e))?;
+    let Some(message) = message else {
+        return Err(Failure::other(format!(
+            "message {} is not in {}: it was never stored, or it is settled and its bytes are \
+             gone; see what is there with: amps store list --all {}",
+            args.seq,
+            args.file.display(),
+            args.file.display()
+        )));
+    };
+    match out.is_json() {
+        true => out.object(show::message_object(&message))?,
+        false => out.line(&show::message_text(&message))?,
     }
     Ok(Exit::Ok)
 }
 
-fn with_offset(seen: &Inspection, message: &StoredMessage) -> Map<String, Value> {
-    let mut object = object! {
-        "sequence": message.sequence,
-        "standing": standing(seen, message.sequence),
-        "offset": seen.offset(message.sequence),
-    };
-    object.extend(
-        show::message_object(message)
-            .into_iter()
-            .filter(|(name, _)| name != "sequence"),
-    );
-    object
-}
-
-fn standing(seen: &Inspection, sequence: u64) -> &'static str {
-    match seen.standing(sequence) {
-        Some(Standing::Unsettled) => "unsettled",
-        Some(Standing::Rejected) => "rejected",
-        Some(Standing::Settled) => "settled",
-        None => "gone",
-    }
-}
-
 fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(file)?;
-    let report = seen.report();
-    // Recovery checked every record of the log; now the messages, as a sender reads them.
-    let (mut message, mut from) = (StoredMessage::new(), 0);
-    let (mut messages, mut bytes) = (0_u64, 0_u64);
-    let mut unreadable = Vec::new();
-    loop {
-        match seen.next_unsettled(from, &mut message) {
-            Ok(None) => break,
-            Ok(Some(sequence)) => {
-                if let Err(error) = message.envelope() {
-                    unreadable.push(format!("message {sequence}: {error}"));
-                }
-                messages += 1;
-                bytes += message.payload().len() as u64;
-                from = sequence + 1;
-            }
-            Err(ReadError::Damaged { sequence, offset }) => {
-                unreadable.push(format!("message {sequence} at offset {offset} is damaged"));
-                from = sequence + 1;
-            }
-            Err(error) => return Err(self::unreadable(file, &error)),
+    let found = seen.verify().map_err(|e| unreadable(file, &e))?;
+    for problem in &found.problems {
+        match out.is_json() {
+            true => out.object(problem_object(problem))?,
+            false => out.line(&format!(
+                "{}: {} bytes at offset {}: {}",
+                severity(problem.severity),
+                problem.bytes,
+                problem.offset,
+                problem.text
+            ))?,
         }
     }
-    let ok = report.damaged.is_empty() && unreadable.is_empty();
-    if out.is_json() {
-        for range in &report.damaged {
-            out.object(damage(range))?;
-        }
-        for text in &unreadable {
-            out.object(object! { "event": "unreadable", "what": text.as_str() })?;
-        }
-        out.object(object! {
-            "event": "report",
-            "ok": ok,
-            "state": state(&seen),
-            "log_bytes": report.bytes,
-            "last_ordinal": report.last_ordinal,
-            "messages": messages,
-            "payload_bytes": bytes,
-            "rejections": report.rejections,
-            "stop": report.stop.to_string(),
-            "set_aside": report.set_aside,
-            "damaged": report.damaged.len(),
-            "lost": lost(report),
-        })?;
+    let info = seen.info();
+    match out.is_json() {
+        true => out.object(verified(&found, &info))?,
+        false => out.line(&format!(
+            "{}: read {} bytes: {} superblock copies, {} of {} segment headers, {} records of the \
+             log and {} others, {} checksums, {} envelopes; {} unsettled message(s), {} \
+             rejection(s); the log ends at: {}; {} record(s) set aside",
+            if found.is_sound() { "ok" } else { "DAMAGED" },
+            found.bytes,
+            found.superblocks,
+            found.segment_headers,
+            found.segments,
+            found.records,
+            found.other_records,
+            found.checksums,
+            found.messages,
+            info.unsettled,
+            info.rejections,
+            info.stop,
+            info.set_aside,
+        ))?,
+    }
+    Ok(if found.is_sound() {
+        Exit::Ok
     } else {
-        for range in &report.damaged {
-            out.line(&damage_line(range))?;
-        }
-        for text in &unreadable {
-            out.line(text)?;
-        }
-        out.line(&format!(
-            "{}: checked {} bytes of log, up to record {}; {messages} unsettled message(s) with \
-             {bytes} bytes of payload, {} rejection(s); the log ends at: {}; {} record(s) set \
-             aside, {} damaged range(s)",
-            if ok { "ok" } else { "DAMAGED" },
-            report.bytes,
-            report.last_ordinal,
-            report.rejections,
-            report.stop,
-            report.set_aside,
-            report.damaged.len(),
-        ))?;
-    }
-    Ok(if ok { Exit::Ok } else { Exit::Damaged })
+        Exit::Damaged
+    })
 }
 
-fn damaged_exit(seen: &Inspection) -> Result<Exit, Failure> {
-    if seen.report().damaged.is_empty() {
-        return Ok(Exit::Ok);
-    }
-    Err(Failure::new(
-        Exit::Damaged,
-        format!(
-            "the store {} is damaged in {} place(s), and messages may be missing from this list; \
-             see which with: amps store verify {}",
-            seen.path().display(),
-            seen.report().damaged.len(),
-            seen.path().display()
-        ),
-    ))
-}
-
-fn damage(range: &DamagedRange) -> Map<String, Value> {
+fn verified(found: &Verification, info: &Info) -> Map<String, Value> {
     object! {
-        "event": "damaged",
-        "offset": range.offset,
-        "bytes": range.bytes,
-        "first_ordinal": range.first_ordinal,
-        "last_ordinal": range.last_ordinal,
-        "first_sequence": range.sequences.map(|s| s.0),
-        "last_sequence": range.sequences.map(|s| s.1),
+        "event": "report",
+        "ok": found.is_sound(),
+        "state": state(info),
+        "bytes": found.bytes,
+        "superblocks": found.superblocks,
+        "segments": found.segments,
+        "segment_headers": found.segment_headers,
+        "records": found.records,
+        "other_records": found.other_records,
+        "checksums": found.checksums,
+        "messages": found.messages,
+        "unsettled": info.unsettled,
+        "rejections": info.rejections,
+        "stop": info.stop.as_str(),
+        "set_aside": info.set_aside,
+        "problems": found.problems.len(),
+        "moving": found.moving,
     }
 }
 
-fn damage_line(range: &DamagedRange) -> String {
-    let sequences = match range.sequences {
-        Some((first, last)) => format!(", messages {first} to {last} may be missing"),
-        None => String::new(),
-    };
-    format!(
-        "damaged: {} bytes at offset {}{sequences}",
-        range.bytes, range.offset
-    )
+fn problem_object(problem: &Problem) -> Map<String, Value> {
+    object! {
+        "event": "problem",
+        "severity": severity(problem.severity),
+        "offset": problem.offset,
+        "bytes": problem.bytes,
+        "what": problem.text.as_str(),
+    }
 }
 
-fn lost(report: &RecoveryReport) -> Vec<Value> {
-    report
-        .lost
-        .iter()
-        .map(|&(first, last)| vec![first, last].into())
-        .collect()
+fn severity(severity: Severity) -> &'static str {
+    match severity {
+        Severity::Notice => "notice",
+        Severity::Damage => "damage",
+    }
 }

@@ -284,3 +284,124 @@ fn a_reader_that_goes_away_is_no_error() {
         String::from_utf8_lossy(&out.stderr)
     );
 }
+
+#[test]
+fn a_store_is_looked_into_while_its_publisher_runs() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    let mut owner = common::Running::start(
+        amps()
+            .args([
+                "publish",
+                "--topic",
+                "t",
+                "--server",
+                NOBODY,
+                "--flush-timeout",
+                "0s",
+            ])
+            .args([
+                "--announce",
+                "--client-name",
+                "looked-at",
+                "--resume",
+                "--store",
+            ])
+            .arg(&store),
+    );
+    for line in ["{\"n\":1}", "two", "three"] {
+        owner.write_line(line);
+        owner.line().unwrap();
+    }
+    let info = run(amps().args(["store", "info", "--json"]).arg(&store))
+        .expect(0)
+        .report();
+    assert_eq!(info["client_name"], "looked-at");
+    assert_eq!(
+        (&info["unsettled"], &info["rejections"]),
+        (&3.into(), &0.into())
+    );
+    assert_eq!(info["resume_tag"]["text"], "3");
+    assert_eq!(info["state"], "in use");
+
+    let listed = run(amps().args(["store", "list", "--json"]).arg(&store))
+        .expect(0)
+        .objects();
+    let texts: Vec<_> = listed.iter().filter_map(|o| o["text"].as_str()).collect();
+    assert_eq!(texts, ["{\"n\":1}", "two", "three"]);
+    let some = run(amps()
+        .args(["store", "list", "--first", "2", "--last", "2"])
+        .arg(&store));
+    assert!(
+        some.text().contains("two") && !some.text().contains("three"),
+        "{}",
+        some.text()
+    );
+
+    let got = run(amps().args(["store", "get", "2", "--json"]).arg(&store))
+        .expect(0)
+        .report();
+    assert_eq!((&got["text"], &got["topic"]), (&"two".into(), &"t".into()));
+    assert_eq!(got["user_tag"]["text"], "2");
+    assert!(got["offset"].is_u64());
+    let human = run(amps().args(["store", "get", "2"]).arg(&store)).expect(0);
+    assert!(human.text().ends_with("\ntwo\n"), "{}", human.text());
+
+    let verified = run(amps().args(["store", "verify", "--json"]).arg(&store))
+        .expect(0)
+        .report();
+    assert_eq!(
+        (&verified["ok"], &verified["unsettled"]),
+        (&true.into(), &3.into())
+    );
+    assert!(verified["checksums"].as_u64() >= Some(3));
+    owner.close_stdin();
+    assert_eq!(owner.wait(), Some(5));
+    let info = run(amps().args(["store", "info", "--json"]).arg(&store))
+        .expect(0)
+        .report();
+    assert_eq!(info["state"], "closed");
+}
+
+#[test]
+fn damage_is_found_by_verify_and_named() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    run_with_input(
+        amps()
+            .args([
+                "publish",
+                "--topic",
+                "t",
+                "--server",
+                NOBODY,
+                "--flush-timeout",
+                "0s",
+            ])
+            .arg("--store")
+            .arg(&store),
+        &numbered_lines(9, 60),
+    )
+    .expect(5);
+    run(amps().args(["store", "verify"]).arg(&store)).expect(0);
+    let mut bytes = std::fs::read(&store).unwrap();
+    let at = bytes
+        .windows(7)
+        .position(|w| w == b"{\"n\":1,")
+        .expect("the first line is there");
+    bytes[at + 5] ^= 1;
+    std::fs::write(&store, &bytes).unwrap();
+    let found = run(amps().args(["store", "verify", "--json"]).arg(&store)).expect(3);
+    assert_eq!(found.report()["ok"], false);
+    assert!(
+        found.objects().iter().any(|o| o["severity"] == "damage"),
+        "{}",
+        found.text()
+    );
+    run(amps().args(["store", "list"]).arg(&store)).expect(3);
+    assert_eq!(
+        std::fs::read(&store).unwrap(),
+        bytes,
+        "a look changed the file"
+    );
+}

@@ -3,8 +3,7 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
-use amps_store::inspect::Inspection;
-use amps_store::{DamagedRange, ReadError, StoredMessage};
+use amps_store::inspect::{Filter, Inspection};
 
 use crate::args::TortureDump;
 use crate::output::{object, unbuffered};
@@ -49,7 +48,7 @@ fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
         "count": frames.count,
         "stop": report.stop.to_string(),
         "set_aside": report.set_aside,
-        "dropped": dropped(&report.damaged),
+        "dropped": seen.info().dropped(),
     };
     eprintln!("{}", serde_json::Value::Object(line));
     Ok(if damaged && !args.salvage {
@@ -57,18 +56,6 @@ fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
     } else {
         Code::Ok
     })
-}
-
-/// Messages that may be missing, as far as the neighbours of the damage tell.
-fn dropped(ranges: &[DamagedRange]) -> u64 {
-    ranges
-        .iter()
-        .map(|range| match (range.sequences, range.last_ordinal) {
-            (Some((first, last)), _) => last - first + 1,
-            (None, Some(last)) => last.saturating_sub(range.first_ordinal) + 1,
-            (None, None) => 1,
-        })
-        .sum()
 }
 
 /// `seq u64 LE, len u32 LE, payload`, again and again.
@@ -81,24 +68,10 @@ struct Frames {
 
 impl Frames {
     fn all(&mut self, seen: &Inspection) -> Result<(), Fatal> {
-        let mut message = StoredMessage::new();
-        let mut from = 0;
-        loop {
-            match seen.next_unsettled(from, &mut message) {
-                Ok(None) => break,
-                Ok(Some(sequence)) => {
-                    self.frame(sequence, message.payload())
-                        .map_err(wrong_output)?;
-                    from = sequence + 1;
-                }
-                Err(error @ ReadError::Damaged { .. }) => {
-                    return Err(Fatal {
-                        code: Code::Damaged,
-                        text: error.to_string(),
-                    });
-                }
-                Err(error) => return Err(Fatal::io(error)),
-            }
+        for message in seen.messages(Filter::new()) {
+            let message = message.map_err(Fatal::io)?;
+            self.frame(message.sequence, &message.payload)
+                .map_err(wrong_output)?;
         }
         self.to.flush().map_err(wrong_output)
     }
