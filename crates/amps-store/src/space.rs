@@ -224,7 +224,7 @@ impl Space {
 
     /// What surely fits into one segment, whatever the sizes of the records.
     fn usable(&self) -> u64 {
-        self.geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - SLACK - self.geometry.max_record
+        usable(&self.geometry)
     }
 
     /// Most bytes that may be needed or charged at once.
@@ -233,7 +233,7 @@ impl Space {
             Some(_) => self.status.len() as u64,
             None => cap_segments,
         };
-        segments.saturating_sub(KEPT as u64) * self.usable()
+        limit(&self.geometry, segments)
     }
 
     /// Ordinal below which no record is needed.
@@ -345,6 +345,15 @@ impl Space {
         self.end = self.geometry.end_of(segment);
         self.prefaulted = at;
     }
+}
+
+fn usable(geometry: &Geometry) -> u64 {
+    geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - SLACK - geometry.max_record
+}
+
+/// Most bytes that may be needed or charged in this many segments.
+pub(crate) fn limit(geometry: &Geometry, segments: u64) -> u64 {
+    segments.saturating_sub(KEPT as u64) * usable(geometry)
 }
 
 impl Log {

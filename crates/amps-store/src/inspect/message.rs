@@ -5,13 +5,13 @@ use std::ops::RangeInclusive;
 
 use super::Inspection;
 use super::view::View;
-use crate::api::Rejection;
+use crate::api::{Rejection, StoredMessage};
 use crate::envelope::Envelope;
-use crate::format::{RECORD_HEADER, RecordHeader, record_is_intact};
+use crate::error::{OpenError, ReadError, StoreError};
+use crate::format::{Kind, RECORD_HEADER, RecordHeader, RejectionBody, record_is_intact};
 use crate::index::Entry;
-use crate::recover::Refusal;
 use crate::scan::Source;
-use crate::state::Standing;
+use crate::state;
 
 /// Looks at a store that reuses a record's place before it could be read.
 const CHASES: u32 = 5;
@@ -38,6 +38,17 @@ impl std::fmt::Display for MessageState {
             MessageState::SetAside => "set aside",
         })
     }
+}
+
+/// What became of a message that stands in the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It waits for the server.
+    Unsettled,
+    /// It was persisted, or its refusal was accepted; its bytes are still there.
+    Settled,
+    /// It was refused, and the refusal waits for the application.
+    Rejected,
 }
 
 /// A message, where it stands, and what became of it.
@@ -173,7 +184,7 @@ impl Inspection {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn get(&self, sequence: u64) -> io::Result<Option<Message>> {
+    pub fn message(&self, sequence: u64) -> io::Result<Option<Message>> {
         self.messages(Filter::all().sequences(sequence..=sequence))
             .next()
             .transpose()
@@ -220,15 +231,15 @@ impl Messages<'_> {
                 break;
             };
             let standing = match state.standing(sequence) {
-                Standing::Rejected => MessageState::Rejected,
-                Standing::Unsettled => MessageState::Unsettled,
-                Standing::Settled | Standing::Gone => MessageState::Settled,
+                state::Standing::Rejected => MessageState::Rejected,
+                state::Standing::Unsettled => MessageState::Unsettled,
+                state::Standing::Settled | state::Standing::Gone => MessageState::Settled,
             };
             if !self.filter.wants(standing) {
                 self.from = sequence + 1;
                 continue;
             }
-            let message = inspection.message(sequence, entry, standing)?;
+            let message = inspection.message_at(sequence, entry, standing)?;
             let Some(message) = message else {
                 // Reused since the look: the message was copied, or settled.
                 if standing == MessageState::Settled {
@@ -262,7 +273,7 @@ impl Messages<'_> {
             }
             let entry = Entry::new(offset, 0);
             let aside = MessageState::SetAside;
-            if let Some(message) = self.inspection.message(sequence, entry, aside)?
+            if let Some(message) = self.inspection.message_at(sequence, entry, aside)?
                 && self.filter.takes(&message)
             {
                 return Ok(Some(message));
@@ -274,14 +285,14 @@ impl Messages<'_> {
 
 impl Inspection {
     fn again(&self) -> io::Result<Inspection> {
-        Self::of(&self.path, self.view.file.clone()).map_err(|refusal| match refusal {
-            Refusal::Io(error) => error,
-            _ => io::Error::other("the store was replaced while it was read"),
+        Self::of(&self.path, &self.view.file).map_err(|error| match error {
+            OpenError::Io { error, .. } => error,
+            other => io::Error::other(other),
         })
     }
 
     /// The message whose record stands at a place; `None`: it is not there any more.
-    fn message(
+    fn message_at(
         &self,
         sequence: u64,
         entry: Entry,
@@ -299,7 +310,7 @@ impl Inspection {
             offset: entry.offset(),
             ordinal: header.ordinal,
             generation: header.generation,
-            is_copy: header.kind == crate::format::Kind::Copy,
+            is_copy: header.kind == Kind::Copy,
             quiet: header.quiet,
             state,
             envelope: Envelope::decode(&envelope_bytes)
@@ -316,6 +327,103 @@ impl Inspection {
     }
 }
 
+impl Inspection {
+    /// What became of a message; `None` when it has no record (any more).
+    pub fn standing(&self, sequence: u64) -> Option<Standing> {
+        match self.view.recovered.state.standing(sequence) {
+            state::Standing::Unsettled => Some(Standing::Unsettled),
+            state::Standing::Settled => Some(Standing::Settled),
+            state::Standing::Rejected => Some(Standing::Rejected),
+            state::Standing::Gone => None,
+        }
+    }
+
+    /// Where a message's newest record stands in the file.
+    pub fn offset(&self, sequence: u64) -> Option<u64> {
+        self.view.recovered.state.get(sequence).map(Entry::offset)
+    }
+
+    /// Reads the lowest unsettled message from `from` on into a buffer that can be reused. A
+    /// message whose bytes the owner has reused since the look is passed over;
+    /// [`messages`](Self::messages) looks for it again.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn next_unsettled(
+        &self,
+        from: u64,
+        into: &mut StoredMessage,
+    ) -> Result<Option<u64>, ReadError> {
+        let mut from = from;
+        let state = &self.view.recovered.state;
+        while let Some((sequence, _)) = state.next_unsettled(from, u64::MAX) {
+            if self.get(sequence, into)? {
+                return Ok(Some(sequence));
+            }
+            from = sequence + 1;
+        }
+        Ok(None)
+    }
+
+    /// Reads one message of the log, settled or not, into a buffer that can be reused.
+    /// `Ok(false)`: its bytes are not there (any more).
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
+        let Some(entry) = self.view.recovered.state.get(sequence) else {
+            return Ok(false);
+        };
+        let found = read_message(&self.view, sequence, entry.offset()).map_err(unreadable)?;
+        let Some((header, bytes)) = found else {
+            return Ok(false);
+        };
+        into.sequence = sequence;
+        into.len = bytes.len();
+        into.envelope_end = RECORD_HEADER + header.envelope_len as usize;
+        into.bytes = bytes;
+        Ok(true)
+    }
+
+    /// Refusals that wait, with sequence `from` or above, at most `limit` of them. One whose
+    /// record was reused since the look is left out: the application took it over, or it was
+    /// copied and a later look shows it.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn rejections(&self, from: u64, limit: usize) -> Result<Vec<Rejection>, ReadError> {
+        let mut out = Vec::new();
+        let waiting = self.view.recovered.state.rejections().range(from..);
+        for (&sequence, _) in waiting.take(limit) {
+            out.extend(self.rejection(sequence).map_err(unreadable)?);
+        }
+        Ok(out)
+    }
+
+    /// The refusal of a message, while it waits.
+    fn rejection(&self, sequence: u64) -> io::Result<Option<Rejection>> {
+        let Some(entry) = self.view.recovered.state.rejection(sequence) else {
+            return Ok(None);
+        };
+        let Some((header, bytes)) = read_record(&self.view, entry.offset())? else {
+            return Ok(None);
+        };
+        let is_it = header.kind == Kind::Rejection && header.sequence == sequence;
+        let body = RejectionBody::decode(&bytes[RECORD_HEADER..]).filter(|_| is_it);
+        Ok(body.map(|body| Rejection {
+            sequence,
+            reason: body.reason,
+            reason_cut: body.cut,
+            at: body.at,
+            late: body.late,
+        }))
+    }
+}
+
+fn unreadable(error: io::Error) -> ReadError {
+    ReadError::Store(StoreError::io("read the store", &error))
+}
+
 /// Copies a record out first and judges the copy, so that what is judged is what is shown.
 fn read_message(
     view: &View,
@@ -327,7 +435,7 @@ fn read_message(
 }
 
 /// The intact record at a place, without padding.
-pub(super) fn read_record(view: &View, offset: u64) -> io::Result<Option<(RecordHeader, Vec<u8>)>> {
+fn read_record(view: &View, offset: u64) -> io::Result<Option<(RecordHeader, Vec<u8>)>> {
     let geometry = view.recovered.geometry;
     let end = geometry.end_of(geometry.segment_of(offset));
     let mut bytes = vec![0; RECORD_HEADER];

@@ -25,18 +25,15 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use crate::api::{Rebase, Rejection};
+use crate::api::{Bounds, Numbers, Rebase};
 use crate::error::{DamagedRange, OpenError};
 use crate::file::{self, refused};
-use crate::format::{
-    Kind, MAX_OPENING, RECORD_HEADER, RejectionBody, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader,
-    VERSION,
-};
-use crate::recover::Refusal;
+use crate::format::{SEGMENTS_AT, SegmentHeader, VERSION};
 use crate::report::RecoveryReport;
+use crate::space::limit;
 
 pub use map::{SegmentHeaderState, SegmentMap};
-pub use message::{Filter, Message, MessageState, Messages};
+pub use message::{Filter, Message, MessageState, Messages, Standing};
 pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
 pub use verify::{Problem, Severity, Verification};
 
@@ -158,7 +155,8 @@ impl Inspection {
     ///
     /// # Errors
     /// [`OpenError::Missing`], [`OpenError::NotAStore`] (both superblocks unusable, or not a
-    /// regular file), [`OpenError::Version`], [`OpenError::Io`].
+    /// regular file), [`OpenError::Version`], [`OpenError::Io`]; [`OpenError::Busy`] when its
+    /// owner changes it faster than it can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let io = |what| {
@@ -182,11 +180,14 @@ impl Inspection {
             });
         }
         let file = File::open(path).map_err(io("open"))?;
-        Self::of(path, Arc::new(file)).map_err(|refusal| refused(path, refusal))
+        Self::of(path, &Arc::new(file))
     }
 
-    fn of(path: &Path, file: Arc<File>) -> Result<Self, Refusal> {
-        let view = view::look(file)?;
+    fn of(path: &Path, file: &Arc<File>) -> Result<Self, OpenError> {
+        let view = view::look(file).map_err(|refusal| refused(path, refusal))?;
+        let view = view.ok_or_else(|| OpenError::Busy {
+            path: path.to_owned(),
+        })?;
         let mut report = file::report(&view.recovered);
         report.superblock_repaired = false;
         Ok(Inspection {
@@ -201,8 +202,7 @@ impl Inspection {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn refresh(&mut self) -> Result<(), OpenError> {
-        *self = Self::of(&self.path, self.view.file.clone())
-            .map_err(|refusal| refused(&self.path, refusal))?;
+        *self = Self::of(&self.path, &self.view.file)?;
         Ok(())
     }
 
@@ -225,10 +225,8 @@ impl Inspection {
     /// Everything the store says about itself.
     pub fn info(&self) -> Info {
         let (superblock, recovered) = (&self.view.header.superblock, &self.view.recovered);
-        let (state, report) = (&recovered.state, &self.report);
+        let (bounds, numbers, report) = (self.bounds(), self.numbers(), &self.report);
         let size = superblock.segment_size;
-        let usable = size - SEGMENT_HEADER - MAX_OPENING - recovered.geometry.max_record;
-        let (first, last) = (report.first, report.last);
         Info {
             format_version: VERSION,
             client_name: superblock.client_name.clone(),
@@ -239,8 +237,8 @@ impl Inspection {
             locked: is_locked(&self.view.file),
             generation: superblock.generation,
             superblock_writes: superblock.counter,
-            clean: superblock.closed_at != 0 && superblock.closed_at == recovered.last_ordinal,
-            capacity: SEGMENTS_AT + superblock.cap_segments * size,
+            clean: self.is_closed(),
+            capacity: self.file_bytes().1,
             file_size: self.view.len,
             segment_size: size,
             segments: superblock.segments,
@@ -249,22 +247,19 @@ impl Inspection {
                 .segments
                 .saturating_sub(recovered.chain.len() as u64),
             max_record: recovered.geometry.max_record,
-            live_bytes: state.live(),
-            charged_bytes: state.charged(),
-            limit_bytes: superblock.cap_segments.saturating_sub(2) * usable,
-            grant: superblock.grant,
+            live_bytes: recovered.state.live(),
+            charged_bytes: bounds.live_bytes,
+            limit_bytes: bounds.limit_bytes,
+            grant: numbers.grant,
             number_floor: superblock.number_floor,
-            rebase: (superblock.rebase_from != 0).then_some(Rebase {
-                from: superblock.rebase_from,
-                delta: superblock.rebase_delta,
-            }),
-            floor: state.floor(),
+            rebase: numbers.rebase,
+            floor: bounds.floor,
             next: report.next,
-            first_unsettled: first,
-            last_unsettled: last,
+            first_unsettled: report.first,
+            last_unsettled: report.last,
             unsettled: report.recovered,
             rejections: report.rejections,
-            resume_tag: recovered.tag.clone().filter(|t| !t.is_empty()),
+            resume_tag: self.resume_tag().map(<[u8]>::to_vec),
             durable_ordinal: report.durable_ordinal,
             last_ordinal: report.last_ordinal,
             stop: report.stop.to_string(),
@@ -279,37 +274,82 @@ impl Inspection {
         }
     }
 
-    /// Refusals that wait for the application, by sequence.
-    ///
-    /// # Errors
-    /// The file cannot be read. A refusal whose record was reused meanwhile is left out: the
-    /// application took it over.
-    pub fn rejections(&self) -> std::io::Result<Vec<Rejection>> {
-        let mut out = Vec::new();
-        for &sequence in self.view.recovered.state.rejections().keys() {
-            out.extend(self.rejection(sequence)?);
-        }
-        Ok(out)
+    /// Whether the last owner closed it, and nobody has opened it since.
+    pub fn is_closed(&self) -> bool {
+        let closed_at = self.view.header.superblock.closed_at;
+        closed_at != 0 && closed_at == self.view.recovered.last_ordinal
     }
 
-    /// The refusal of a message, while it waits.
-    fn rejection(&self, sequence: u64) -> std::io::Result<Option<Rejection>> {
-        let Some(entry) = self.view.recovered.state.rejection(sequence) else {
-            return Ok(None);
-        };
-        let Some((header, bytes)) = message::read_record(&self.view, entry.offset())? else {
-            return Ok(None);
-        };
-        let body = RejectionBody::decode(&bytes[RECORD_HEADER..]);
-        Ok(body
-            .filter(|_| header.kind == Kind::Rejection && header.sequence == sequence)
-            .map(|body| Rejection {
-                sequence,
-                reason: body.reason,
-                reason_cut: body.cut,
-                at: body.at,
-                late: body.late,
-            }))
+    /// The client this store belongs to.
+    pub fn client_name(&self) -> &str {
+        &self.view.header.superblock.client_name
+    }
+
+    /// Process and host of the last open.
+    pub fn last_opened_by(&self) -> (u32, &str) {
+        let superblock = &self.view.header.superblock;
+        (superblock.owner_pid, &superblock.owner_host)
+    }
+
+    /// A number given to the store at creation.
+    pub fn id(&self) -> u64 {
+        self.view.header.superblock.store_id
+    }
+
+    /// Opens so far.
+    pub fn generation(&self) -> u64 {
+        self.view.header.superblock.generation
+    }
+
+    /// Bytes of the file, and the most they may become.
+    pub fn file_bytes(&self) -> (u64, u64) {
+        let superblock = &self.view.header.superblock;
+        let segments = superblock.cap_segments * superblock.segment_size;
+        (self.view.len, SEGMENTS_AT + segments)
+    }
+
+    /// Bytes of one segment, segments in the file, and segments that hold the log.
+    pub fn segments(&self) -> (u64, u64, u64) {
+        let superblock = &self.view.header.superblock;
+        let used = self.view.recovered.chain.len() as u64;
+        (superblock.segment_size, superblock.segments, used)
+    }
+
+    /// The numbers of the store, as its owner would tell them.
+    pub fn bounds(&self) -> Bounds {
+        let (superblock, recovered) = (&self.view.header.superblock, &self.view.recovered);
+        let state = &recovered.state;
+        Bounds {
+            first_unsettled: state.first_unsettled(),
+            last: state.last(),
+            next: self.report.next,
+            floor: state.floor(),
+            unsettled: state.unsettled(),
+            rejections: state.rejections().len() as u64,
+            live_bytes: state.charged(),
+            limit_bytes: limit(&recovered.geometry, superblock.cap_segments),
+        }
+    }
+
+    /// Send grant and rebase. A look has no run of its own: `found_grant` is the grant, and
+    /// `first_of_run` the next sequence.
+    pub fn numbers(&self) -> Numbers {
+        let superblock = &self.view.header.superblock;
+        Numbers {
+            grant: superblock.grant,
+            found_grant: superblock.grant,
+            first_of_run: self.report.next,
+            rebase: (superblock.rebase_from != 0).then_some(Rebase {
+                from: superblock.rebase_from,
+                delta: superblock.rebase_delta,
+            }),
+        }
+    }
+
+    /// User tag behind which the application resumes.
+    pub fn resume_tag(&self) -> Option<&[u8]> {
+        let tag = self.view.recovered.tag.as_deref();
+        tag.filter(|tag| !tag.is_empty())
     }
 
     fn stamp(&self, segment: usize) -> Option<SegmentHeader> {

@@ -10,11 +10,11 @@
 //! 2. A scan that found nothing wrong is a state the log really had.
 //! 3. A scan that found a hole or damage is believed only when a second one, after a pause,
 //!    finds the same with the same bytes at the same places under the same superblock.
-//! 4. When the place was written meanwhile, the scan is repeated on the same segments cut at
-//!    that place: what stands before it is whole, and is a legal prefix of the log.
+//! 4. When the place was written meanwhile, the same segments are walked again up to their
+//!    first hole only: what stands before it is whole, and is a legal prefix of the log.
 //!
 //! Everything is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
-//! [`LONGEST_PAUSE`].
+//! [`LONGEST_PAUSE`]; a store that gives no answer by then is busy, and not damaged.
 
 use std::fs::File;
 use std::io;
@@ -26,7 +26,7 @@ use crate::file::FileSource;
 use crate::format::{
     BLOCK, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
 };
-use crate::recover::{Header, Recovered, Refusal, read_header, recover};
+use crate::recover::{Header, Recovered, Refusal, read_header, recover, recover_prefix};
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Source, Verdict};
 
@@ -72,8 +72,8 @@ fn fetch(file: &File, image: Option<&[u8]>, offset: u64, into: &mut [u8]) -> io:
     Ok(())
 }
 
-/// Looks until the result can be relied on.
-pub(super) fn look(file: Arc<File>) -> Result<View, Refusal> {
+/// Looks until the result can be relied on; `None`: the store is too busy.
+pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
     let mut refused: Option<Vec<u8>> = None;
     let mut suspected: Option<Suspicion> = None;
     let mut attempt = 0;
@@ -82,8 +82,8 @@ pub(super) fn look(file: Arc<File>) -> Result<View, Refusal> {
             std::thread::sleep(Duration::from_millis(1 << attempt.min(10)).min(LONGEST_PAUSE));
         }
         attempt += 1;
-        let head = read_head(&file)?;
-        let mut view = match scan(&file, &head, None) {
+        let head = read_head(file)?;
+        let view = match scan(file, &head, None) {
             Ok(view) => view,
             // A store that is being created looks like none for a moment.
             Err(Refusal::NotCreated | Refusal::NotAStore(_))
@@ -94,34 +94,22 @@ pub(super) fn look(file: Arc<File>) -> Result<View, Refusal> {
             }
             Err(refusal) => return Err(refusal),
         };
-        let steady = read_head(&file)? == head;
+        let steady = read_head(file)? == head;
         let suspicion = Suspicion::of(&view, head)?;
         if suspicion.is_none() && steady {
-            return Ok(view);
+            return Ok(Some(view));
+        }
+        if attempt >= ATTEMPTS {
+            return Ok(None);
         }
         let Some(suspicion) = suspicion else {
-            if attempt >= ATTEMPTS {
-                view.moving = true;
-                return Ok(view);
-            }
             continue;
         };
         if steady && suspected.as_ref() == Some(&suspicion) {
-            return Ok(view);
+            return Ok(Some(view));
         }
         if steady && let Some(prefix) = prefix(&view, &suspicion.head)? {
-            return Ok(prefix);
-        }
-        if attempt >= ATTEMPTS {
-            // Never seen twice: not a verdict.
-            view.moving = true;
-            if let Some(before) = &suspected {
-                let same = |r: &DamagedRange| before.damaged.contains(r);
-                view.recovered.damaged.retain(same);
-            }
-            view.recovered.set_aside.clear();
-            view.recovered.stop = Stop::Unwritten;
-            return Ok(view);
+            return Ok(Some(prefix));
         }
         suspected = Some(suspicion);
     }
@@ -133,17 +121,17 @@ fn read_head(file: &File) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// One scan. With `kept`, of a prefix of the log only.
-fn scan(file: &Arc<File>, head: &[u8], kept: Option<(&View, Cut)>) -> Result<View, Refusal> {
+/// One scan. With `kept`, of the same segments up to the first hole.
+fn scan(file: &Arc<File>, head: &[u8], kept: Option<&View>) -> Result<View, Refusal> {
     let len = file.metadata()?.len();
     let header = read_header(&Head { head, file }, len)?;
     let superblock = &header.superblock;
-    let (stamps, cut) = match &kept {
-        Some((view, cut)) => (view.stamps.clone(), Some(cut.clone())),
-        None => (read_stamps(file, len, superblock)?, None),
+    let stamps = match kept {
+        Some(view) => view.stamps.clone(),
+        None => read_stamps(file, len, superblock)?,
     };
     let image = match kept {
-        Some((view, _)) => view.image.clone(),
+        Some(view) => view.image.clone(),
         None if len <= IMAGE => {
             let mut image = vec![0; len as usize];
             FileSource(file).fetch(0, &mut image)?;
@@ -157,9 +145,11 @@ fn scan(file: &Arc<File>, head: &[u8], kept: Option<(&View, Cut)>) -> Result<Vie
             image: image.as_deref(),
             superblock,
             stamps: &stamps,
-            cut: cut.as_ref(),
         };
-        recover(&held, len, superblock)?
+        match kept {
+            Some(_) => recover_prefix(&held, len, superblock)?,
+            None => recover(&held, len, superblock)?,
+        }
     };
     Ok(View {
         file: file.clone(),
@@ -172,7 +162,7 @@ fn scan(file: &Arc<File>, head: &[u8], kept: Option<(&View, Cut)>) -> Result<Vie
         header,
         stamps,
         recovered,
-        moving: cut.is_some(),
+        moving: kept.is_some(),
     })
 }
 
@@ -208,52 +198,26 @@ impl Source for Head<'_> {
     }
 }
 
-/// Where a log is cut: segments that stay, and the place in the last of them.
-#[derive(Clone)]
-struct Cut {
-    segments: Vec<usize>,
-    offset: u64,
-}
-
-/// A file with the segment headers held fast, and with everything behind a cut unwritten.
+/// A file with the segment headers held fast.
 struct Held<'a> {
     file: &'a File,
     image: Option<&'a [u8]>,
     superblock: &'a Superblock,
     stamps: &'a [Option<SegmentHeader>],
-    cut: Option<&'a Cut>,
 }
 
 impl Source for Held<'_> {
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         let size = self.superblock.segment_size;
         let segment = (offset.saturating_sub(SEGMENTS_AT) / size) as usize;
-        let hidden = self.cut.is_some_and(|c| !c.segments.contains(&segment));
-        if offset == SEGMENTS_AT + segment as u64 * size {
-            into.fill(0);
-            let stamp = match self.stamps.get(segment) {
-                Some(_) if hidden => Some(SegmentHeader::Free),
-                Some(stamp) => *stamp,
-                None => None,
-            };
-            if let Some(stamp) = stamp {
-                let bytes = stamp.encode(self.superblock.key, offset, 0);
-                let n = into.len().min(bytes.len());
-                into[..n].copy_from_slice(&bytes[..n]);
-            }
-            return Ok(());
+        if offset != SEGMENTS_AT + segment as u64 * size {
+            return fetch(self.file, self.image, offset, into);
         }
-        if hidden {
-            into.fill(0);
-            return Ok(());
-        }
-        fetch(self.file, self.image, offset, into)?;
-        if let Some(cut) = self.cut
-            && cut.segments.last() == Some(&segment)
-            && offset + into.len() as u64 > cut.offset
-        {
-            let keep = cut.offset.saturating_sub(offset) as usize;
-            into[keep..].fill(0);
+        into.fill(0);
+        if let Some(stamp) = self.stamps.get(segment).copied().flatten() {
+            let bytes = stamp.encode(self.superblock.key, offset, 0);
+            let n = into.len().min(bytes.len());
+            into[..n].copy_from_slice(&bytes[..n]);
         }
         Ok(())
     }
@@ -347,16 +311,11 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     if !before(&now) || !(now != view.stamps || goes_on(&view.file, geometry, offset, next)?) {
         return Ok(None);
     }
-    let cut = Cut {
-        segments: segments.clone(),
-        offset,
-    };
-    let prefix = scan(&view.file, head, Some((view, cut)))?;
+    let prefix = scan(&view.file, head, Some(view))?;
     let now = read_stamps(&view.file, view.len, &view.header.superblock)?;
     let whole = prefix.recovered.damaged.is_empty()
         && prefix.recovered.ignored.is_empty()
-        && prefix.recovered.set_aside.is_empty()
-        && prefix.recovered.last_ordinal + 1 == next;
+        && prefix.recovered.last_ordinal + 1 >= next;
     Ok((whole && before(&now)).then_some(prefix))
 }
 
