@@ -188,6 +188,12 @@ pub enum OpenError {
         /// Who opened it last.
         owner: String,
     },
+    /// The owner reuses the file faster than it can be read.
+    #[error("the store {path} changes faster than it can be looked at; try again")]
+    Busy {
+        /// The file.
+        path: PathBuf,
+    },
     /// The store belongs to another client name.
     #[error(
         "the store {path} belongs to client name {found:?}, not {wanted:?}; use that name or another store"

@@ -164,7 +164,17 @@ pub(crate) fn recover<S: Source + ?Sized>(
     len: u64,
     superblock: &Superblock,
 ) -> Result<Recovered, Refusal> {
-    Recovery::new(source, len, superblock).run()
+    Recovery::new(source, len, superblock).run(true)
+}
+
+/// Recovers the log up to its first hole, and looks at nothing behind it: over a store that
+/// its owner is appending to, what stands there may be younger than the hole.
+pub(crate) fn recover_prefix<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+    superblock: &Superblock,
+) -> Result<Recovered, Refusal> {
+    Recovery::new(source, len, superblock).run(false)
 }
 
 struct Recovery<'a, S: Source + ?Sized> {
@@ -232,12 +242,12 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         }
     }
 
-    fn run(mut self) -> Result<Recovered, Refusal> {
+    fn run(mut self, beyond: bool) -> Result<Recovered, Refusal> {
         let used = self.used_segments()?;
         let hole = self.walk(&used)?;
         let mut gaps = Vec::new();
         // A clean close says where the log ends; nothing can stand behind it.
-        if self.out.stop != Stop::CleanClose {
+        if beyond && self.out.stop != Stop::CleanClose {
             self.judge(&used, hole, &mut gaps)?;
         }
         // Only what a mark says is settled: the floor that follows from what is left would
