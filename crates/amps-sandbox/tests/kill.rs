@@ -61,7 +61,7 @@ fn sigkill_loses_nothing_that_was_acked() {
         let mut sending = stream.try_clone().unwrap();
         let first = next;
         let publisher = std::thread::spawn(move || {
-            for sequence in first.. {
+            for sequence in first..first + 20_000 {
                 let mut out = Vec::new();
                 Publish::stored("orders", sequence, &[b'x'; 300])
                     .encode(&mut out)
@@ -70,7 +70,7 @@ fn sigkill_loses_nothing_that_was_acked() {
                     return sequence;
                 }
             }
-            unreachable!("the server is killed long before")
+            first + 20_000
         });
         let mut decoder = FrameDecoder::new();
         let mut buffer = [0; 4096];
