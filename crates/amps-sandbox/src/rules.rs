@@ -447,5 +447,4 @@ impl Publisher {
 }
 
 #[cfg(test)]
-#[path = "rules_tests.rs"]
 mod tests;

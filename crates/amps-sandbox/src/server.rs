@@ -1,24 +1,21 @@
 //! The server without its sockets: frames in, log entries and frames out.
 
+mod logon;
+mod subscribing;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::time::Duration;
 
-use amps_client::protocol::{
-    Ack, AckKind, FrameError, Header, LogonAck, SowEntry, Status, Verb, encode_group,
-    encode_heartbeat, encode_sow,
-};
+use amps_client::protocol::{Ack, AckKind, FrameError, Header, Status, Verb, encode_heartbeat};
 
 use crate::fault::{Fault, Faults, parse_duration};
 use crate::filter::Filter;
 use crate::journal::{self, Entry, Journal, Operation};
 use crate::rules::{Link, Notice, Rules, Verdict, Write};
 use crate::sow::Sow;
-use crate::subscription::{Start, Subscription, Topics, last_bookmark};
+use crate::subscription::Subscription;
 use crate::{Candidate, Config, Dialect};
-
-const VERSION: &str = "5.3.5.0.amps-sandbox";
-const CHALLENGES: u32 = 3;
 
 /// A server as a state machine: no socket, no disk, no clock, no task.
 ///
@@ -315,121 +312,6 @@ impl Server {
         Ok(all)
     }
 
-    fn logon(&mut self, link: Link, header: &Header<'_>, out: &mut Output) -> Answered {
-        let Some(peer) = self.peers.get_mut(&link) else {
-            return Ok(());
-        };
-        if peer.name.is_some() {
-            return self.fail(link, header, "duplicate logon", out);
-        }
-        let name = header.client_name.as_deref().unwrap_or_default();
-        let user = header.user_id.as_deref().unwrap_or_default();
-        let options = header.options.as_deref().unwrap_or_default();
-        let conflation = options
-            .split(',')
-            .find_map(|o| o.trim().strip_prefix("ack_conflation="));
-        let interval = conflation.map(parse_duration);
-        let message_type = header.message_type.as_deref();
-        let wanted_type = self.config.message_type.as_deref();
-        let wrong_type =
-            message_type.is_some() && wanted_type.is_some_and(|t| message_type != Some(t));
-        let reason = if name.is_empty() {
-            Some("no client name")
-        } else if wrong_type {
-            Some("invalid message type")
-        } else if interval == Some(None) {
-            Some("invalid options")
-        } else {
-            match self.authenticate(link, header, out)? {
-                Authenticated::Yes => None,
-                Authenticated::No => Some("auth failure"),
-                Authenticated::Challenged => return Ok(()),
-            }
-        };
-        let refused = match reason {
-            Some(reason) => Err(reason),
-            None => {
-                let on = self.rules.log_on(link, name, user, interval.flatten());
-                on.map_err(|_| "name in use")
-            }
-        };
-        let logged_on = match refused {
-            Ok(logged_on) => logged_on,
-            Err(reason) => {
-                self.fail(link, header, reason, out)?;
-                self.close(link, Closing::Graceful("auth"), out);
-                return Ok(());
-            }
-        };
-        if let Some(old) = logged_on.evicted {
-            if self.peers.get(&old).is_some_and(|peer| peer.gone) {
-                out.closes.push((old, Closing::Abrupt));
-            }
-            self.close(old, Closing::Graceful("name in use"), out);
-        }
-        if let Some(peer) = self.peers.get_mut(&link) {
-            peer.name = Some(name.to_owned());
-            let stated = message_type.or(self.config.message_type.as_deref());
-            peer.json = stated.is_none_or(|stated| stated == "json");
-        }
-        if !header.acks.contains(AckKind::Processed) {
-            return Ok(());
-        }
-        let documented = self.config.dialect == Dialect::Documented;
-        let bookmark = last_bookmark(name, logged_on.settled);
-        LogonAck {
-            command_id: header.command_id.as_deref(),
-            sequence: Some(logged_on.settled).filter(|_| documented),
-            bookmark: Some(bookmark.as_str()).filter(|_| documented),
-            client_name: Some(name),
-            reason: self
-                .config
-                .users
-                .is_empty()
-                .then_some("authentication disabled"),
-            version: Some(VERSION),
-        }
-        .encode(out.to(link))
-    }
-
-    fn authenticate(
-        &mut self,
-        link: Link,
-        header: &Header<'_>,
-        out: &mut Output,
-    ) -> Result<Authenticated, FrameError> {
-        let Some(peer) = self.peers.get_mut(&link) else {
-            return Ok(Authenticated::No);
-        };
-        if self.config.users.is_empty() {
-            return Ok(Authenticated::Yes);
-        }
-        let user = header.user_id.as_deref().unwrap_or_default();
-        let given = header.password.as_deref().unwrap_or_default();
-        let known = self.config.users.iter().find(|(name, _)| name == user);
-        let challenge = |count: u32| format!("challenge-{}-{count}", link.0);
-        let expected = known.map(|(_, password)| match self.config.challenge {
-            false => password.clone(),
-            true => format!("{}:{password}", challenge(peer.challenges)),
-        });
-        let started = !self.config.challenge || peer.challenges > 0;
-        if started && expected.is_some_and(|expected| expected == given) {
-            return Ok(Authenticated::Yes);
-        }
-        if !self.config.challenge || peer.challenges >= CHALLENGES {
-            return Ok(Authenticated::No);
-        }
-        peer.challenges += 1;
-        Ack {
-            command_id: header.command_id.as_deref(),
-            user_id: Some(user),
-            password: Some(&challenge(peer.challenges)),
-            ..Ack::new(AckKind::Processed, Status::Retry)
-        }
-        .encode(out.to(link))?;
-        Ok(Authenticated::Challenged)
-    }
-
     fn message(
         &mut self,
         link: Link,
@@ -598,180 +480,6 @@ impl Server {
         }
     }
 
-    fn subscribe(&mut self, link: Link, header: &Header<'_>, out: &mut Output) -> Answered {
-        let end = self.log_end;
-        let subscription = match self.subscription(link, header) {
-            Ok(subscription) => subscription,
-            Err(reason) => return self.fail(link, header, reason, out),
-        };
-        Ack {
-            command_id: header.command_id.as_deref(),
-            sub_id: Some(&subscription.sub_id),
-            ..Ack::new(AckKind::Processed, Status::Success)
-        }
-        .encode_if(header, out.to(link))?;
-        let mut subscription = subscription;
-        if header.acks.contains(AckKind::Completed) {
-            let command_id = header.command_id.as_deref().map(str::to_owned);
-            subscription.completed = Some((end, command_id));
-        }
-        if let Some(peer) = self.peers.get_mut(&link) {
-            peer.subscriptions
-                .retain(|other| other.sub_id != subscription.sub_id);
-            peer.subscriptions.push(subscription);
-        }
-        Ok(())
-    }
-
-    fn subscription(&self, link: Link, header: &Header<'_>) -> Result<Subscription, &'static str> {
-        let options = header.options.as_deref().unwrap_or_default();
-        let option = |name: &str| options.split(',').any(|option| option.trim() == name);
-        let topic = header.topic.as_deref().filter(|topic| !topic.is_empty());
-        let topics = Topics::parse(topic.ok_or("invalid topic")?, option("non_regex_topic"))
-            .ok_or("bad regex topic")?;
-        let filter = match header.filter.as_deref() {
-            Some(filter) => Some(Filter::parse(filter).ok_or("bad filter")?),
-            None => None,
-        };
-        let start = match header.bookmark.as_deref() {
-            Some(bookmark) => Start::parse(bookmark).ok_or("invalid bookmark")?,
-            None => Start::Now,
-        };
-        let sub_id = header.sub_id.as_deref().or(header.command_id.as_deref());
-        let sub_id = sub_id.ok_or("invalid sub id")?.to_owned();
-        let taken = self.peers.get(&link).is_some_and(|peer| {
-            peer.subscriptions
-                .iter()
-                .any(|other| other.sub_id == sub_id)
-        });
-        if taken && !option("replace") {
-            return Err("subscription already exists");
-        }
-        let (cursor, after) = match start {
-            Start::Epoch => (0, None),
-            Start::Now => (self.log_end, None),
-            Start::After {
-                publisher,
-                sequence,
-            } => (0, Some((publisher, sequence))),
-        };
-        Ok(Subscription {
-            sub_id,
-            topics,
-            filter,
-            cursor,
-            after,
-            completed: None,
-        })
-    }
-
-    fn unsubscribe(&mut self, link: Link, header: &Header<'_>, out: &mut Output) -> Answered {
-        let ids = header
-            .sub_id
-            .as_deref()
-            .or(header.query_id.as_deref())
-            .unwrap_or_default();
-        if let Some(peer) = self.peers.get_mut(&link) {
-            let named = |id: &str| {
-                ids.split(',')
-                    .any(|named| named.trim() == id || named == "all")
-            };
-            peer.subscriptions
-                .retain(|subscription| !named(&subscription.sub_id));
-        }
-        self.processed(link, header, out)
-    }
-
-    fn query_and_subscribe(
-        &mut self,
-        link: Link,
-        header: &Header<'_>,
-        out: &mut Output,
-    ) -> Answered {
-        match self.subscription(link, header) {
-            Err(reason) => self.fail(link, header, reason, out),
-            Ok(subscription) => {
-                if self.query(link, header, out)?
-                    && let Some(peer) = self.peers.get_mut(&link)
-                {
-                    peer.subscriptions
-                        .retain(|other| other.sub_id != subscription.sub_id);
-                    peer.subscriptions.push(subscription);
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn query(
-        &mut self,
-        link: Link,
-        header: &Header<'_>,
-        out: &mut Output,
-    ) -> Result<bool, FrameError> {
-        let literal = header
-            .options
-            .as_deref()
-            .is_some_and(|o| o.contains("non_regex_topic"));
-        let topic = header.topic.as_deref().unwrap_or_default();
-        let filter = header.filter.as_deref().map(Filter::parse);
-        let (topics, filter) = match (Topics::parse(topic, literal), filter) {
-            (None, _) => {
-                return self
-                    .fail(link, header, "bad regex topic", out)
-                    .map(|()| false);
-            }
-            (_, Some(None)) => return self.fail(link, header, "bad filter", out).map(|()| false),
-            (Some(topics), filter) => (topics, filter.flatten()),
-        };
-        let query_id = header.query_id.as_deref().or(header.command_id.as_deref());
-        let query_id = query_id.unwrap_or_default();
-        let all = self.sow.query(|topic| topics.contain(topic));
-        let total = all.len() as u64;
-        let limit = header
-            .top_n
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(usize::MAX);
-        let wanted: Vec<_> = all
-            .into_iter()
-            .filter(|(.., record)| filter.as_ref().is_none_or(|f| f.matches(&record.body)))
-            .take(limit)
-            .collect();
-        let answer = Ack {
-            command_id: header.command_id.as_deref(),
-            query_id: Some(query_id),
-            sub_id: header.sub_id.as_deref(),
-            ..Ack::new(AckKind::Processed, Status::Success)
-        };
-        let to = out.to(link);
-        answer.encode_if(header, to)?;
-        encode_group(to, true, query_id)?;
-        let batch = header
-            .batch_size
-            .and_then(|n| usize::try_from(n).ok())
-            .unwrap_or(1)
-            .max(1);
-        for records in wanted.chunks(batch) {
-            let entries = records.iter().map(|(topic, key, record)| SowEntry {
-                topic,
-                key,
-                bookmark: Some(&record.bookmark),
-                body: &record.body,
-            });
-            encode_sow(to, query_id, topic, entries)?;
-        }
-        encode_group(to, false, query_id)?;
-        Ack {
-            kind: AckKind::Completed,
-            topic_matches: Some(total),
-            matches: Some(wanted.len() as u64),
-            records_returned: Some(wanted.len() as u64),
-            ..answer
-        }
-        .encode_if(header, to)?;
-        Ok(true)
-    }
-
     fn processed(&self, link: Link, header: &Header<'_>, out: &mut Output) -> Answered {
         Ack {
             command_id: header.command_id.as_deref(),
@@ -866,12 +574,6 @@ impl Server {
 
 type Answered = Result<(), FrameError>;
 
-enum Authenticated {
-    Yes,
-    No,
-    Challenged,
-}
-
 impl Peer {
     /// When the next beat is due, and when the client's silence has been too long
     /// (`amps-protocol.md` §4.5).
@@ -910,5 +612,4 @@ fn decision(operation: Operation) -> Entry<'static> {
 }
 
 #[cfg(test)]
-#[path = "server_tests.rs"]
 mod tests;
