@@ -4,8 +4,8 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use amps_store::inspect::{Filter, Inspection, MessageState, RecordKind, RecordVerdict, Standing};
-use amps_store::{Envelope, OpenError, Options, PublishStore, Store, StoredMessage};
+use amps_store::inspect::{Filter, Inspection, MessageState, RecordKind, RecordVerdict};
+use amps_store::{Envelope, OpenError, Options, PublishStore, Store};
 
 fn options() -> Options {
     Options::new().capacity(64 << 10).client_name("tester")
@@ -78,12 +78,12 @@ fn shows_a_live_store_without_changing_a_byte() {
         sequences(&inspection, Filter::all().published(0..=999)),
         [0u64; 0]
     );
-    let refused = inspection.message(3).unwrap().unwrap();
+    let refused = inspection.get(3).unwrap().unwrap();
     assert_eq!(refused.state, MessageState::Rejected);
     assert_eq!(refused.payload, b"message 3");
     assert_eq!(refused.rejection.unwrap().reason, "not entitled");
-    assert_eq!(inspection.rejections(0, 9).unwrap(), store.rejections(0, 9));
-    assert!(inspection.message(7).unwrap().is_none());
+    assert_eq!(inspection.rejections().unwrap(), store.rejections(0, 9));
+    assert!(inspection.get(7).unwrap().is_none());
 
     let verification = inspection.verify().unwrap();
     assert!(verification.is_sound(), "{:?}", verification.problems);
@@ -193,78 +193,24 @@ fn a_busy_store_is_never_called_damaged() {
 }
 
 #[test]
-fn a_picture_says_what_the_store_says_and_changes_nothing() {
+fn h35_an_inspector_over_turning_segments_is_right() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    let store = Store::open(&path, Options::new().capacity(1 << 20).client_name("n")).unwrap();
-    let mut envelope = Envelope::publish("t");
-    for n in 1..=10_u64 {
-        envelope.user_tag = n.to_string().into_bytes().into();
-        store
-            .append(&envelope, format!("payload {n}").as_bytes())
-            .unwrap();
-    }
-    store.settle_through(3).unwrap();
-    store.reject(5, "because", 77).unwrap();
-    let before = std::fs::read(&path).unwrap();
-    let seen = Inspection::open(&path).unwrap();
-    let (ours, theirs) = (store.bounds(), seen.bounds());
-    assert_eq!(ours.first_unsettled, theirs.first_unsettled);
-    assert_eq!((ours.last, ours.floor), (theirs.last, theirs.floor));
-    assert_eq!(
-        (ours.unsettled, ours.rejections),
-        (theirs.unsettled, theirs.rejections)
-    );
-    assert_eq!(ours.live_bytes, theirs.live_bytes);
-    assert_eq!(seen.client_name(), "n");
-    assert_eq!(seen.resume_tag(), Some(&b"10"[..]));
-    assert_eq!(seen.standing(3), Some(Standing::Settled));
-    assert_eq!(seen.standing(4), Some(Standing::Unsettled));
-    assert_eq!(seen.standing(5), Some(Standing::Rejected));
-    assert_eq!(seen.standing(11), None);
-    assert_eq!(seen.rejections(0, 9).unwrap(), store.rejections(0, 9));
-    let mut message = StoredMessage::new();
-    let mut found = Vec::new();
-    let mut from = 0;
-    while let Some(sequence) = seen.next_unsettled(from, &mut message).unwrap() {
-        assert_eq!(message.payload(), format!("payload {sequence}").as_bytes());
-        found.push(sequence);
-        from = sequence + 1;
-    }
-    assert_eq!(found, [4, 6, 7, 8, 9, 10]);
-    assert!(seen.get(5, &mut message).unwrap());
-    assert_eq!(message.payload(), b"payload 5");
-    assert_eq!(std::fs::read(&path).unwrap(), before);
-}
-
-#[test]
-fn h35_an_inspector_over_turning_segments_is_busy_or_right() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let store = Store::open(&path, Options::new().capacity(128 << 10)).unwrap();
+    let store = Store::open(&path, options().capacity(128 << 10)).unwrap();
     let stop = AtomicBool::new(false);
     std::thread::scope(|scope| {
         scope.spawn(|| {
-            let payload = [7; 300];
             while !stop.load(Ordering::Relaxed) {
-                if store.append(&Envelope::publish("t"), &payload).is_err() {
+                if store.append(&Envelope::publish("t"), &[7; 300]).is_err() {
                     let bounds = store.bounds();
-                    store
-                        .settle_through(bounds.last - bounds.unsettled / 2)
-                        .unwrap();
+                    let half = bounds.last - bounds.unsettled / 2;
+                    store.settle_through(half).unwrap();
                 }
             }
         });
-        let mut message = StoredMessage::new();
-        let mut pictures = 0;
         let mut through = 0;
-        while pictures < 200 {
-            let seen = match Inspection::open(&path) {
-                Ok(seen) => seen,
-                Err(OpenError::Busy { .. }) => continue,
-                Err(error) => panic!("{error}"),
-            };
-            pictures += 1;
+        for _ in 0..200 {
+            let seen = Inspection::open(&path).unwrap();
             assert!(seen.report().damaged.is_empty(), "{}", seen.report());
             assert_eq!(seen.report().set_aside, 0, "{}", seen.report());
             let last = seen.bounds().last;
@@ -273,11 +219,12 @@ fn h35_an_inspector_over_turning_segments_is_busy_or_right() {
                 "the log went back from {through} to {last}"
             );
             through = last;
-            let (mut from, mut before) = (0, None);
-            while let Some(sequence) = seen.next_unsettled(from, &mut message).unwrap() {
-                assert_eq!(message.payload(), [7; 300]);
-                assert!(before.is_none_or(|before| before < sequence));
-                (from, before) = (sequence + 1, Some(sequence));
+            let mut before = None;
+            for message in seen.messages(Filter::new()) {
+                let message = message.unwrap();
+                assert_eq!(message.payload, [7; 300]);
+                assert!(before.is_none_or(|before| before < message.sequence));
+                before = Some(message.sequence);
             }
         }
         stop.store(true, Ordering::Relaxed);
@@ -288,22 +235,27 @@ fn h35_an_inspector_over_turning_segments_is_busy_or_right() {
 fn damage_is_told_and_is_not_busy() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    let store = Store::open(&path, Options::new().capacity(1 << 20)).unwrap();
+    let store = Store::open(&path, options()).unwrap();
     for _ in 0..20 {
-        store
-            .append(&Envelope::publish("t"), b"a payload to be found")
-            .unwrap();
+        publish(&store, "t", b"a payload to be found");
     }
     store.close(0).unwrap();
     let mut bytes = std::fs::read(&path).unwrap();
     let needle = b"a payload to be found";
-    let at = bytes
-        .windows(needle.len())
-        .position(|w| w == needle)
-        .unwrap();
-    bytes[at] ^= 1;
+    let at = bytes.windows(needle.len()).position(|w| w == needle);
+    bytes[at.unwrap()] ^= 1;
     std::fs::write(&path, &bytes).unwrap();
     let seen = Inspection::open(&path).unwrap();
     assert_eq!(seen.report().damaged.len(), 1, "{:?}", seen.report());
-    assert_eq!(seen.bounds().unsettled, 19);
+    assert_eq!((seen.bounds().unsettled, seen.info().dropped()), (19, 1));
+    let verification = seen.verify().unwrap();
+    assert!(!verification.is_sound() && !verification.moving);
+    let damaged: Vec<_> = seen
+        .records()
+        .map(Result::unwrap)
+        .filter(|r| r.verdict == RecordVerdict::Damaged)
+        .collect();
+    assert_eq!(damaged.len(), 1);
+    assert_eq!(damaged[0].offset, seen.report().damaged[0].offset);
+    assert_eq!(damaged[0].bytes, seen.report().damaged[0].bytes);
 }

@@ -5,13 +5,13 @@ use std::ops::RangeInclusive;
 
 use super::Inspection;
 use super::view::View;
-use crate::api::{Rejection, StoredMessage};
+use crate::api::Rejection;
 use crate::envelope::Envelope;
-use crate::error::{OpenError, ReadError, StoreError};
+use crate::error::OpenError;
 use crate::format::{Kind, RECORD_HEADER, RecordHeader, RejectionBody, record_is_intact};
 use crate::index::Entry;
 use crate::scan::Source;
-use crate::state;
+use crate::state::Standing;
 
 /// Looks at a store that reuses a record's place before it could be read.
 const CHASES: u32 = 5;
@@ -38,17 +38,6 @@ impl std::fmt::Display for MessageState {
             MessageState::SetAside => "set aside",
         })
     }
-}
-
-/// What became of a message that stands in the log.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Standing {
-    /// It waits for the server.
-    Unsettled,
-    /// It was persisted, or its refusal was accepted; its bytes are still there.
-    Settled,
-    /// It was refused, and the refusal waits for the application.
-    Rejected,
 }
 
 /// A message, where it stands, and what became of it.
@@ -184,7 +173,7 @@ impl Inspection {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn message(&self, sequence: u64) -> io::Result<Option<Message>> {
+    pub fn get(&self, sequence: u64) -> io::Result<Option<Message>> {
         self.messages(Filter::all().sequences(sequence..=sequence))
             .next()
             .transpose()
@@ -231,9 +220,9 @@ impl Messages<'_> {
                 break;
             };
             let standing = match state.standing(sequence) {
-                state::Standing::Rejected => MessageState::Rejected,
-                state::Standing::Unsettled => MessageState::Unsettled,
-                state::Standing::Settled | state::Standing::Gone => MessageState::Settled,
+                Standing::Rejected => MessageState::Rejected,
+                Standing::Unsettled => MessageState::Unsettled,
+                Standing::Settled | Standing::Gone => MessageState::Settled,
             };
             if !self.filter.wants(standing) {
                 self.from = sequence + 1;
@@ -328,74 +317,16 @@ impl Inspection {
 }
 
 impl Inspection {
-    /// What became of a message; `None` when it has no record (any more).
-    pub fn standing(&self, sequence: u64) -> Option<Standing> {
-        match self.view.recovered.state.standing(sequence) {
-            state::Standing::Unsettled => Some(Standing::Unsettled),
-            state::Standing::Settled => Some(Standing::Settled),
-            state::Standing::Rejected => Some(Standing::Rejected),
-            state::Standing::Gone => None,
-        }
-    }
-
-    /// Where a message's newest record stands in the file.
-    pub fn offset(&self, sequence: u64) -> Option<u64> {
-        self.view.recovered.state.get(sequence).map(Entry::offset)
-    }
-
-    /// Reads the lowest unsettled message from `from` on into a buffer that can be reused. A
-    /// message whose bytes the owner has reused since the look is passed over;
-    /// [`messages`](Self::messages) looks for it again.
+    /// Refusals that wait for the application, by sequence. One whose record was reused since
+    /// the look is left out: the application took it over, or it was copied and a later look
+    /// shows it.
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn next_unsettled(
-        &self,
-        from: u64,
-        into: &mut StoredMessage,
-    ) -> Result<Option<u64>, ReadError> {
-        let mut from = from;
-        let state = &self.view.recovered.state;
-        while let Some((sequence, _)) = state.next_unsettled(from, u64::MAX) {
-            if self.get(sequence, into)? {
-                return Ok(Some(sequence));
-            }
-            from = sequence + 1;
-        }
-        Ok(None)
-    }
-
-    /// Reads one message of the log, settled or not, into a buffer that can be reused.
-    /// `Ok(false)`: its bytes are not there (any more).
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
-        let Some(entry) = self.view.recovered.state.get(sequence) else {
-            return Ok(false);
-        };
-        let found = read_message(&self.view, sequence, entry.offset()).map_err(unreadable)?;
-        let Some((header, bytes)) = found else {
-            return Ok(false);
-        };
-        into.sequence = sequence;
-        into.len = bytes.len();
-        into.envelope_end = RECORD_HEADER + header.envelope_len as usize;
-        into.bytes = bytes;
-        Ok(true)
-    }
-
-    /// Refusals that wait, with sequence `from` or above, at most `limit` of them. One whose
-    /// record was reused since the look is left out: the application took it over, or it was
-    /// copied and a later look shows it.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn rejections(&self, from: u64, limit: usize) -> Result<Vec<Rejection>, ReadError> {
+    pub fn rejections(&self) -> io::Result<Vec<Rejection>> {
         let mut out = Vec::new();
-        let waiting = self.view.recovered.state.rejections().range(from..);
-        for (&sequence, _) in waiting.take(limit) {
-            out.extend(self.rejection(sequence).map_err(unreadable)?);
+        for &sequence in self.view.recovered.state.rejections().keys() {
+            out.extend(self.rejection(sequence)?);
         }
         Ok(out)
     }
@@ -418,10 +349,6 @@ impl Inspection {
             late: body.late,
         }))
     }
-}
-
-fn unreadable(error: io::Error) -> ReadError {
-    ReadError::Store(StoreError::io("read the store", &error))
 }
 
 /// Copies a record out first and judges the copy, so that what is judged is what is shown.

@@ -33,7 +33,7 @@ use crate::report::RecoveryReport;
 use crate::space::limit;
 
 pub use map::{SegmentHeaderState, SegmentMap};
-pub use message::{Filter, Message, MessageState, Messages, Standing};
+pub use message::{Filter, Message, MessageState, Messages};
 pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
 pub use verify::{Problem, Severity, Verification};
 
@@ -238,7 +238,7 @@ impl Inspection {
             generation: superblock.generation,
             superblock_writes: superblock.counter,
             clean: self.is_closed(),
-            capacity: self.file_bytes().1,
+            capacity: SEGMENTS_AT + superblock.cap_segments * size,
             file_size: self.view.len,
             segment_size: size,
             segments: superblock.segments,
@@ -278,41 +278,6 @@ impl Inspection {
     pub fn is_closed(&self) -> bool {
         let closed_at = self.view.header.superblock.closed_at;
         closed_at != 0 && closed_at == self.view.recovered.last_ordinal
-    }
-
-    /// The client this store belongs to.
-    pub fn client_name(&self) -> &str {
-        &self.view.header.superblock.client_name
-    }
-
-    /// Process and host of the last open.
-    pub fn last_opened_by(&self) -> (u32, &str) {
-        let superblock = &self.view.header.superblock;
-        (superblock.owner_pid, &superblock.owner_host)
-    }
-
-    /// A number given to the store at creation.
-    pub fn id(&self) -> u64 {
-        self.view.header.superblock.store_id
-    }
-
-    /// Opens so far.
-    pub fn generation(&self) -> u64 {
-        self.view.header.superblock.generation
-    }
-
-    /// Bytes of the file, and the most they may become.
-    pub fn file_bytes(&self) -> (u64, u64) {
-        let superblock = &self.view.header.superblock;
-        let segments = superblock.cap_segments * superblock.segment_size;
-        (self.view.len, SEGMENTS_AT + segments)
-    }
-
-    /// Bytes of one segment, segments in the file, and segments that hold the log.
-    pub fn segments(&self) -> (u64, u64, u64) {
-        let superblock = &self.view.header.superblock;
-        let used = self.view.recovered.chain.len() as u64;
-        (superblock.segment_size, superblock.segments, used)
     }
 
     /// The numbers of the store, as its owner would tell them.
