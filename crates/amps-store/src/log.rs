@@ -149,7 +149,7 @@ impl Log {
         if let Some((segment, end)) = tail {
             log.space.resume(segment, end);
         }
-        log.space.begin_upkeep();
+        log.space.begin_epoch();
         let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()));
         // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
         // previous run died while it was freeing a segment, and this one goes on with that.

@@ -187,6 +187,8 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Where the resume tag comes from.
     tag: Tag,
     closed_at: u64,
+    /// By the marks of the log: the ordinal it must start with, or a lower one.
+    oldest_needed: u64,
 }
 
 enum Tag {
@@ -220,6 +222,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             missing,
             tag: Tag::None,
             closed_at: superblock.closed_at,
+            oldest_needed: 0,
             out: Recovered {
                 geometry,
                 state: State::new(geometry, segments),
@@ -246,9 +249,18 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let used = self.used_segments()?;
         let hole = self.walk(&used)?;
         let mut gaps = Vec::new();
+        let start = used.first().map_or(1, |u| u.0);
+        let headless = start > self.oldest_needed.max(1);
         // A clean close says where the log ends; nothing can stand behind it.
-        if beyond && self.out.stop != Stop::CleanClose {
-            self.judge(&used, hole, &mut gaps)?;
+        if beyond && (headless || self.out.stop != Stop::CleanClose) {
+            // The log must start with the oldest record that is needed. A power cut may have
+            // taken that segment, or only its header.
+            if headless {
+                self.start_over();
+            }
+            let hole = if headless { SEGMENTS_AT } else { hole };
+            let rest = self.search(&used, self.out.last_ordinal, hole, !headless)?;
+            self.judge(rest, hole, &mut gaps)?;
         }
         // Only what a mark says is settled: the floor that follows from what is left would
         // take a missing first message for a settled one.
@@ -404,15 +416,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     }
 
     /// Gathers what is intact behind the end of the walk and judges each gap.
-    fn judge(
-        &mut self,
-        used: &[(u64, usize)],
-        hole_at: u64,
-        gaps: &mut Vec<Gap>,
-    ) -> Result<(), Refusal> {
-        let mut beyond = self.search_beyond(used, hole_at)?;
+    fn judge(&mut self, mut beyond: Vec<Seen>, hole_at: u64, gaps: &mut Vec<Gap>) -> Result<(), Refusal> {
         let mut durable = self.out.durable.max(self.closed_at);
-        let mut oldest_needed = 0;
         let mut dead = Vec::new();
         let mut named = self.out.lost.clone();
         for seen in &beyond {
@@ -423,7 +428,6 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             }
             if let Some(mark) = self.mark(seen)? {
                 durable = durable.max(mark.durable);
-                oldest_needed = oldest_needed.max(mark.oldest_needed);
                 self.out.max_sequence = self.out.max_sequence.max(mark.next.saturating_sub(1));
             }
             if let Some(epoch) = self.epoch(seen)? {
@@ -439,45 +443,59 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 .any(|(a, b)| *a < seen.ordinal() && seen.ordinal() < *b)
         });
 
-        let mut i = 0;
-        while i < beyond.len() {
-            let (last, seen) = (self.out.last_ordinal, beyond[i]);
+        // What goes on, with the ordinals missing before it; then what is left is behind a
+        // hole that a power cut may leave.
+        let mut accepted: Vec<(Option<(u64, u64)>, Seen)> = Vec::with_capacity(beyond.len());
+        let mut last = self.out.last_ordinal;
+        let mut oldest_needed = self.oldest_needed;
+        for (i, seen) in beyond.iter().enumerate() {
             if seen.ordinal() <= last {
-                i += 1;
                 continue;
             }
             // The last missing ordinal: an epoch says itself what it follows.
-            let before = match self.epoch(&seen)? {
+            let through = match self.epoch(seen)? {
                 Some(epoch) => epoch.follows.max(last),
                 None => seen.ordinal() - 1,
             };
-            if before > last {
-                let (first, through) = (last + 1, before);
-                let known = named
-                    .iter()
-                    .any(|l| l.first_ordinal <= first && through <= l.last_ordinal);
-                if !known && first > durable {
-                    self.out.stop = Stop::Hole { offset: hole_at };
-                    self.out.set_aside = beyond[i..].to_vec();
-                    return Ok(());
-                }
-                if !known {
-                    let gap = self.gap(hole_at, first, Some(through), Some(&seen))?;
-                    if through < oldest_needed {
-                        // Nothing before the gap is needed, and what settled it may be in
-                        // the gap.
-                        self.out.ignored.push(gap.range);
-                        self.out.next = self.out.next.max(self.out.state.last() + 1);
-                        self.out.state = State::new(self.geometry, self.segments);
-                    } else {
-                        gaps.push(gap);
-                    }
+            let missing = (through > last).then_some((last + 1, through));
+            let known = missing.is_none_or(|(first, through)| {
+                let covers = |l: &LostBody| l.first_ordinal <= first && through <= l.last_ordinal;
+                named.iter().any(covers)
+            });
+            if !known && last + 1 > durable {
+                self.out.stop = Stop::Hole { offset: hole_at };
+                self.out.set_aside = beyond[i..].to_vec();
+                break;
+            }
+            if let Some(mark) = self.mark(seen)? {
+                oldest_needed = oldest_needed.max(mark.oldest_needed);
+            }
+            accepted.push((missing.filter(|_| !known), *seen));
+            last = seen.ordinal();
+        }
+        if self.out.last_ordinal < oldest_needed {
+            // The log starts behind everything walked: what settled that may be missing.
+            self.out.next = self.out.next.max(self.out.state.last() + 1);
+            self.out.state = State::new(self.geometry, self.segments);
+        }
+        for (missing, seen) in accepted {
+            if let Some((first, through)) = missing {
+                let gap = self.gap(hole_at, first, Some(through), Some(&seen))?;
+                if through < oldest_needed {
+                    self.out.ignored.push(gap.range);
+                } else {
+                    gaps.push(gap);
                 }
             }
-            self.apply(&seen)?;
+            // Below that, what is found may be left from an earlier lap.
+            if seen.ordinal() >= oldest_needed {
+                self.apply(&seen)?;
+                self.extend_chain(&seen);
+            }
             self.out.last_ordinal = seen.ordinal();
-            self.extend_chain(&seen);
-            i += 1;
+        }
+        if !self.out.set_aside.is_empty() {
+            return Ok(());
         }
         if self.out.last_ordinal < durable {
             let known = named.iter().any(|l| l.last_ordinal >= durable);
@@ -491,8 +509,26 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         Ok(())
     }
 
-    fn search_beyond(&mut self, used: &[(u64, usize)], hole_at: u64) -> Result<Vec<Seen>, Refusal> {
-        let above = self.out.last_ordinal;
+    /// Forgets what was walked, to begin with the oldest record that is needed.
+    fn start_over(&mut self) {
+        self.out.next = self.out.next.max(self.out.state.last() + 1);
+        self.out.state = State::new(self.geometry, self.segments);
+        self.out.chain.clear();
+        self.out.lost.clear();
+        self.out.last_ordinal = self.oldest_needed.max(1) - 1;
+        self.out.stop = Stop::Unwritten;
+        self.tag = Tag::None;
+    }
+
+    /// Every intact record with an ordinal above `above`: in what lies behind `hole_at` in
+    /// its segment, and in every segment that was not walked; or everywhere.
+    fn search(
+        &mut self,
+        used: &[(u64, usize)],
+        above: u64,
+        hole_at: u64,
+        behind: bool,
+    ) -> Result<Vec<Seen>, Refusal> {
         let total = self.segments as u64 * self.geometry.segment_size;
         // Ordinals run at most a few laps ahead of what is in place; anything higher is
         // not ours, and looking at it would cost time.
@@ -503,7 +539,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
         let mut beyond = Vec::new();
         for segment in 0..self.segments {
-            let from = if self.geometry.segment_of(hole_at) == segment {
+            let from = if behind && self.geometry.segment_of(hole_at) == segment {
                 hole_at.max(self.geometry.records_at(segment))
             } else if self.out.chain.iter().any(|c| c.segment == segment) {
                 continue;
@@ -632,6 +668,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 if let Some(mark) = self.mark(seen)? {
                     self.out.state.settle_through(mark.floor);
                     self.out.durable = self.out.durable.max(mark.durable);
+                    self.oldest_needed = self.oldest_needed.max(mark.oldest_needed);
                     self.out.next = self.out.next.max(mark.next);
                     if let Some(tag) = mark.tag {
                         self.tag = Tag::Mark(tag);

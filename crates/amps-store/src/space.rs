@@ -170,11 +170,23 @@ impl Space {
             }
             _ => 0,
         };
-        self.reserved = if self.working { 0 } else { SLACK + copies };
+        self.reserved = match self.working {
+            false => SLACK + copies,
+            // Only into the last segment upkeep writes to the end: so no segment ever holds
+            // more than another one can take over.
+            true if self.ready() > 0 => SLACK,
+            true => 0,
+        };
     }
 
-    /// From here on, upkeep writes: it takes what room there is.
-    pub(crate) fn begin_upkeep(&mut self) {
+    /// From here on, upkeep writes.
+    pub(crate) fn begin_upkeep(&mut self, state: &State) {
+        self.working = true;
+        self.reserve(state);
+    }
+
+    /// The records of a new epoch may fill a segment to its end.
+    pub(crate) fn begin_epoch(&mut self) {
         self.working = true;
         self.reserved = 0;
     }
@@ -242,7 +254,7 @@ impl Space {
             .chain
             .iter()
             .find(|l| state.segment_live(l.segment) > 0);
-        first.or(self.chain.back()).map_or(0, |l| l.first_ordinal)
+        first.or(self.chain.back()).map_or(1, |l| l.first_ordinal)
     }
 
     pub(crate) fn demand(&mut self) {
@@ -485,7 +497,7 @@ impl Log {
 
     /// Does a bounded piece of the work that [`chore`](Self::chore) found.
     pub(crate) fn work(&mut self) -> Result<(), StoreError> {
-        self.space.begin_upkeep();
+        self.space.begin_upkeep(&self.state);
         let done = self.work_on();
         self.space.end_upkeep(&self.state);
         done
@@ -561,7 +573,9 @@ impl Log {
             }
         }
         self.space.collecting = if at >= end {
-            // Every settlement was recorded when it was made: the sync covers those as well.
+            // This mark says that the segment is no longer needed; it must be durable before
+            // the stamp can be, or a recovery would miss the segment.
+            self.write_mark(false)?;
             Some(Collecting::Covering(self.ordinal))
         } else {
             Some(Collecting::Copying(at))

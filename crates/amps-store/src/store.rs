@@ -146,6 +146,11 @@ impl Store {
     }
 
     #[cfg(feature = "testkit")]
+    pub(crate) fn has_failed(&self) -> bool {
+        self.inner.shared.lock().log.failed.is_some()
+    }
+
+    #[cfg(feature = "testkit")]
     pub(crate) fn last_ordinal(&self) -> u64 {
         self.inner.shared.lock().log.ordinal
     }

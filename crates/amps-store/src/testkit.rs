@@ -29,3 +29,8 @@ pub fn step(store: &Store) -> Result<bool, StoreError> {
 pub fn last_ordinal(store: &Store) -> u64 {
     store.last_ordinal()
 }
+
+/// Whether a sync failed, so that nothing becomes durable any more.
+pub fn has_failed(store: &Store) -> bool {
+    store.has_failed()
+}

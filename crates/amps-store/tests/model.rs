@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use amps_store::testkit::{Cut, Fault, Rng, SimDisk, last_ordinal, step};
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, step};
 use amps_store::{
     AppendError, Envelope, Level, OpenError, Options, PublishStore, Recovery, Rejected, Store,
     StoreError, StoredMessage,
@@ -87,13 +87,8 @@ struct Done {
     after: u64,
     through: u64,
     op: Op,
-}
-
-impl Done {
-    /// After a failed sync a settlement may hold in memory only.
-    fn is_recorded(&self) -> bool {
-        self.through > self.after
-    }
+    /// A settlement after a failed sync may hold in memory only.
+    optional: bool,
 }
 
 struct World {
@@ -157,7 +152,14 @@ impl World {
         let through = last_ordinal(self.store());
         self.trace
             .push(format!("{after}..{through} {}", short(&op)));
-        self.log.push(Done { after, through, op });
+        let settles = matches!(op, Op::Settle(_) | Op::SettleThrough(_));
+        let optional = settles && has_failed(self.store());
+        self.log.push(Done {
+            after,
+            through,
+            op,
+            optional,
+        });
     }
 
     fn publish(&mut self) {
@@ -195,6 +197,12 @@ impl World {
                     let at = match self.store().append(&envelope, &body) {
                         Ok(at) => at,
                         Err(AppendError::Store(StoreError::SyncFailed(_))) => return,
+                        // The disk filled meanwhile.
+                        Err(AppendError::NoSpace { live, limit, needed, .. })
+                            if live + needed > limit =>
+                        {
+                            return;
+                        }
                         Err(e) => panic!("room was promised: {e}"),
                     };
                     self.given.insert(next);
@@ -216,6 +224,9 @@ impl World {
     }
 
     fn act(&mut self) {
+        if self.log.iter().filter(|d| d.optional).count() > 5 {
+            return self.crash(None);
+        }
         let state = self.now();
         let some = |rng: &mut Rng, set: &BTreeMap<u64, Vec<u8>>| {
             let n = rng.below(set.len() as u64) as usize;
@@ -359,18 +370,7 @@ impl World {
         );
         assert!(end <= at_most, "recovered {end} of {at_most}");
         let found = observe(&store);
-        let mut state = self.base.clone();
-        let mut candidates = Vec::new();
-        for done in self.log.iter().filter(|d| d.is_recorded()) {
-            if done.through <= end {
-                state.apply(&done.op);
-            } else if done.after < end {
-                let mut either = state.clone();
-                either.apply(&done.op);
-                candidates.push(either);
-            }
-        }
-        candidates.push(state);
+        let candidates = self.states_at(end);
         assert!(
             candidates.contains(&found),
             "recovered {}\nexpected {}",
@@ -392,23 +392,37 @@ impl World {
         self.store = Some(store);
     }
 
+    /// What a recovery that ends at this ordinal may find.
+    fn states_at(&self, end: u64) -> Vec<State> {
+        let mut states = vec![self.base.clone()];
+        for done in self.log.iter().filter(|d| d.after < end || d.optional) {
+            let sure = done.through <= end && !done.optional;
+            let before = if sure { Vec::new() } else { states.clone() };
+            states.iter_mut().for_each(|s| s.apply(&done.op));
+            states.extend(before);
+            states.dedup();
+        }
+        states
+    }
+
     /// Flips a bit anywhere. The result is unchanged, or reported; never other bytes.
     fn flip(&mut self) {
-        let expected_tail: Vec<State> = {
-            let mut state = self.base.clone();
-            let mut all = vec![state.clone()];
-            for done in self.log.iter().filter(|d| d.is_recorded()) {
-                state.apply(&done.op);
-                all.push(state.clone());
-            }
-            all
-        };
-        let now = expected_tail[expected_tail.len() - 1].clone();
+        if has_failed(self.store()) {
+            return;
+        }
+        let mut state = self.base.clone();
+        let mut expected_tail = vec![state.clone()];
+        for done in &self.log {
+            state.apply(&done.op);
+            expected_tail.push(state.clone());
+        }
+        let now = state;
         self.store = None;
         let len = self.disk.bytes().len() as u64;
         let (at, bit) = (self.rng.below(len), self.rng.below(8));
         self.disk.clear_faults();
         self.disk.scribble(at, |bytes| bytes[0] ^= 1 << bit);
+        self.trace.push(format!("bit {bit} of byte {at} flips"));
         match self.disk.open(self.options.clone()) {
             Ok(store) => {
                 let found = observe(&store);
@@ -427,7 +441,9 @@ impl World {
             Err(OpenError::Damaged { ranges, .. }) => {
                 assert!(!ranges.is_empty());
                 let options = self.options.clone().recovery(Recovery::Salvage);
+                self.trace.push(format!("refused: {ranges:?}"));
                 let store = self.disk.open(options.clone()).expect("salvage opens");
+                self.trace.push(format!("salvaged: {}", store.report()));
                 let found = observe(&store);
                 check_bytes(&found, &now);
                 drop(store);
