@@ -561,16 +561,16 @@ impl Driver {
         let until = closing
             .as_ref()
             .map_or_else(Instant::now, |closing| closing.until);
-        self.shared.offers.stop();
-        if closing
+        let wait = closing
             .as_ref()
-            .is_some_and(|closing| closing.wait_for_handler)
-            && let Some(task) = self.handler_task.take()
-        {
-            // A handler that is still busy at the deadline finishes on its own; its
-            // refusal is offered again at the next open.
+            .is_some_and(|closing| closing.wait_for_handler);
+        if let (true, Some(task)) = (wait, self.handler_task.take()) {
+            // Refusals that came last still reach their handler. One that is busy at the
+            // deadline finishes on its own; what is left is offered at the next open.
+            self.shared.offers.finish();
             let _ = tokio::time::timeout_at(until, task).await;
         }
+        self.shared.offers.stop();
         if let Some(job) = self.work.running.take() {
             let _ = tokio::time::timeout_at(until + GRACE, job).await;
         }

@@ -127,6 +127,9 @@ struct OfferState {
     declined: BTreeSet<u64>,
     /// How often a refused message was sent, until it is offered.
     attempts: BTreeMap<u64, u32>,
+    /// End once nothing is left to offer.
+    finish: bool,
+    /// End now.
     stop: bool,
 }
 
@@ -154,6 +157,12 @@ impl Offers {
         let mut state = self.lock();
         state.declined.remove(&sequence);
         state.attempts.remove(&sequence);
+    }
+
+    /// Ends the task once everything that waits was offered.
+    pub(crate) fn finish(&self) {
+        self.lock().finish = true;
+        self.changed.notify_one();
     }
 
     /// Ends the task once the handler that runs is done.
@@ -244,6 +253,9 @@ async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejecti
                     return Some(rejection);
                 }
                 state.from = last + 1;
+            }
+            if state.finish {
+                return None;
             }
         }
         shared.offers.changed.notified().await;

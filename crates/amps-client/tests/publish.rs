@@ -785,3 +785,39 @@ async fn h31_a_message_that_breaks_every_link_is_told_and_can_be_given_up() {
     );
     assert!(!client.failed().give_up(99).await);
 }
+
+#[tokio::test]
+async fn close_lets_the_handler_see_the_refusals_that_came_last() {
+    let (builder, mut listener) = pair();
+    let (failed, mut reports) = collect();
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |f| {
+            let failed = failed.clone();
+            async move {
+                tokio::task::yield_now().await;
+                Ok(failed.send(f)?)
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    for n in 1..=200 {
+        client.publish("orders", format!("{n}")).await.unwrap();
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(200).await;
+    let closing = tokio::spawn({
+        let client = client.clone();
+        async move { client.close(LONG).await }
+    });
+    for n in 1..=200 {
+        peer.refuse(n, "no").await;
+    }
+    let report = closing.await.unwrap();
+    assert!(report.clean && report.left == 0);
+    for n in 1..=200 {
+        assert_eq!(reports.recv().await.unwrap().sequence, n);
+    }
+    assert!(client.failed().list().is_empty());
+}
