@@ -405,7 +405,8 @@ impl Driver {
                         .first()
                         .is_some_and(|r| r.sequence == sequence)
                 });
-                drop(done.send(waits));
+                // The caller may have stopped waiting.
+                let _ = done.send(waits);
             }
             Ask::Close {
                 until,

@@ -366,12 +366,7 @@ impl Session {
         }
     }
 
-    fn resubscribe(
-        &mut self,
-        now: Duration,
-        out: &mut Vec<u8>,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
+    fn resubscribe(&mut self, now: Duration, out: &mut Vec<u8>) {
         let all: Vec<u64> = self.subscriptions.keys().copied().collect();
         self.resubscribing = 0;
         for subscription in &all {

@@ -83,7 +83,7 @@ impl Session {
                     figure: header.sequence,
                 });
                 self.start_heartbeat(now, out);
-                self.resubscribe(now, out, sink);
+                self.resubscribe(now, out);
             }
             Some(Status::Retry) if challenges < MAX_CHALLENGES => {
                 if let Phase::LoggingOn { challenges, .. } = &mut self.phase {
