@@ -17,7 +17,9 @@
 
 mod map;
 mod message;
+mod ndjson;
 mod record;
+mod repair;
 mod verify;
 mod view;
 
@@ -34,7 +36,9 @@ use crate::space::limit;
 
 pub use map::{SegmentHeaderState, SegmentMap};
 pub use message::{Filter, Message, MessageState, Messages};
+pub use ndjson::{ExportError, Exported, ImportError, Imported, export, import};
 pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
+pub use repair::{RepairError, RepairReport, Unsaved, repair_to};
 pub use verify::{Problem, Severity, Verification};
 
 use view::View;

@@ -300,7 +300,7 @@ impl Records<'_> {
                     return Ok(Some(damage(from, self.segment, at.min(log_end) - from)));
                 }
                 Verdict::Intact(header) => return self.record(at, header).map(Some),
-                Verdict::Torn(header) if self.is_stop(at) => {
+                Verdict::Torn(header) if at >= log_end && self.is_stop(at) => {
                     let mut record = damage(at, self.segment, header.stride());
                     record.kind = Some(header.kind.into());
                     record.sequence = header.sequence;

@@ -1,0 +1,379 @@
+//! Saving what is intact in a store into a new one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::OpenOptions;
+use std::io;
+use std::path::Path;
+
+use super::{Body, Filter, Inspection, Message, MessageState, RecordKind};
+use crate::api::Rejection;
+use crate::envelope::Origin;
+use crate::error::{DamagedRange, OpenError, StoreError};
+use crate::file::{self, Missing};
+use crate::format::{
+    CHARGE, Kind, MAX_REJECTION, Mark, RECORD_HEADER, RejectionBody, SEGMENTS_AT, stride,
+};
+use crate::log::Log;
+use crate::options::Options;
+use crate::space::limit;
+
+/// What was saved, and exactly what was not.
+#[derive(Clone, Debug, Default)]
+#[non_exhaustive]
+pub struct RepairReport {
+    /// Unsettled messages written, set aside ones included.
+    pub saved: u64,
+    /// How many of them had been set aside.
+    pub saved_set_aside: u64,
+    /// Refusals written with their messages.
+    pub rejections: u64,
+    /// First and last sequence written.
+    pub sequences: Option<(u64, u64)>,
+    /// The new store gives out no number up to this one.
+    pub next: u64,
+    /// The new store is larger than the old one was allowed to be, to hold it all.
+    pub enlarged_to: Option<u64>,
+    /// What could not be saved.
+    pub unsaved: Vec<Unsaved>,
+}
+
+/// Something that could not be saved.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Unsaved {
+    /// Records that were durable are damaged.
+    Damaged(DamagedRange),
+    /// Records between the end of the log and those set aside: a power cut took them, or
+    /// they never were whole.
+    Hole {
+        /// Where the hole starts.
+        offset: u64,
+        /// First missing ordinal.
+        first_ordinal: u64,
+        /// Last missing ordinal.
+        last_ordinal: u64,
+        /// Sequences that may be among them.
+        sequences: Option<(u64, u64)>,
+    },
+    /// Sequences an earlier salvage had given up.
+    Lost {
+        /// The first.
+        first: u64,
+        /// The last.
+        last: u64,
+    },
+    /// The original of a refused message; its refusal is saved.
+    Original {
+        /// The refused message.
+        sequence: u64,
+    },
+}
+
+/// A store could not be repaired; the old one is as it was.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RepairError {
+    /// The old store cannot be looked at, or the new one not created.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// There is something at the place of the new store.
+    #[error("{0} exists; a repair writes a new file only")]
+    Exists(std::path::PathBuf),
+    /// The old store is being written.
+    #[error("the store {0} is in use; stop its owner first")]
+    InUse(std::path::PathBuf),
+    /// The old store cannot be read.
+    #[error("cannot read the old store: {0}")]
+    Read(#[source] io::Error),
+    /// The new store cannot be written.
+    #[error("cannot write the new store: {0}")]
+    Write(#[from] StoreError),
+    /// The new store cannot be reached.
+    #[error("cannot create the new store: {0}")]
+    Create(#[source] io::Error),
+}
+
+/// Writes everything intact and needed in the store at `from` to a new store at `to`: the
+/// same client name, sequences, order, grant, rebase and resume tag; refusals that wait with
+/// their messages; records set aside. The old file is only read. What a record set aside
+/// settled counts as settled; the resume tag does not move over a hole, so lines in it are
+/// published again.
+///
+/// The new store is closed cleanly. After an error it is removed.
+///
+/// # Errors
+/// See [`RepairError`].
+pub fn repair_to(
+    from: impl AsRef<Path>,
+    to: impl AsRef<Path>,
+) -> Result<RepairReport, RepairError> {
+    let (from, to) = (from.as_ref(), to.as_ref());
+    let old = Inspection::open(from)?;
+    if old.is_moving() || super::is_locked(&old.view.file) == Some(true) {
+        return Err(RepairError::InUse(from.to_owned()));
+    }
+    let plan = Plan::of(&old).map_err(RepairError::Read)?;
+    match OpenOptions::new().write(true).create_new(true).open(to) {
+        Ok(_) => {}
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return Err(RepairError::Exists(to.to_owned()));
+        }
+        Err(error) => return Err(RepairError::Create(error)),
+    }
+    let written = write(&old, &plan, to);
+    if written.is_err()
+        && let Err(error) = std::fs::remove_file(to)
+    {
+        tracing::warn!(path = %to.display(), %error, "the unfinished store could not be removed");
+    }
+    written
+}
+
+/// What is to be written.
+struct Plan {
+    /// By sequence: the message, unless its original is gone, and its refusal.
+    messages: BTreeMap<u64, (bool, Option<Rejection>)>,
+    set_aside: BTreeSet<u64>,
+    floor: u64,
+    next: u64,
+    bytes: u64,
+    unsaved: Vec<Unsaved>,
+}
+
+impl Plan {
+    fn of(old: &Inspection) -> io::Result<Self> {
+        let recovered = &old.view.recovered;
+        let mut plan = Plan {
+            messages: BTreeMap::new(),
+            set_aside: BTreeSet::new(),
+            floor: recovered.state.floor(),
+            next: old.report.next,
+            bytes: 0,
+            unsaved: Vec::new(),
+        };
+        for message in old.messages(Filter::new().state(MessageState::Unsettled)) {
+            plan.messages.insert(message?.sequence, (true, None));
+        }
+        for rejection in old.rejections()? {
+            let original = recovered.state.get(rejection.sequence).is_some();
+            let refused = (original, Some(rejection));
+            let sequence = refused.1.as_ref().map_or(0, |r| r.sequence);
+            plan.messages.insert(sequence, refused);
+        }
+        plan.add_set_aside(old)?;
+        plan.name_unsaved(old);
+        for (&sequence, (original, rejection)) in &plan.messages {
+            if !original {
+                plan.unsaved.push(Unsaved::Original { sequence });
+            }
+            if rejection.is_some() {
+                plan.bytes += MAX_REJECTION;
+            }
+            let message = recovered.state.get(sequence).map_or(0, |e| e.stride());
+            let aside = recovered
+                .set_aside
+                .iter()
+                .filter(|s| s.kind().is_message() && s.header.sequence == sequence)
+                .map(|s| s.header.stride())
+                .max();
+            plan.bytes += message.max(aside.unwrap_or(0)) + CHARGE;
+        }
+        Ok(plan)
+    }
+
+    /// Takes the records behind the hole in order, as if they followed.
+    fn add_set_aside(&mut self, old: &Inspection) -> io::Result<()> {
+        for record in old.set_aside()? {
+            self.next = self.next.max(record.sequence + 1);
+            match (record.kind, record.body) {
+                (Some(RecordKind::Publish | RecordKind::Copy), Body::Message { envelope, .. }) => {
+                    if let Origin::Requeue { accepts } = envelope.origin {
+                        self.accept(accepts);
+                    }
+                    self.messages
+                        .entry(record.sequence)
+                        .and_modify(|m| m.0 = true)
+                        .or_insert((true, None));
+                    self.set_aside.insert(record.sequence);
+                }
+                (_, Body::Settlement(sequences)) => {
+                    for sequence in sequences {
+                        self.settle(sequence);
+                    }
+                }
+                (_, Body::Mark { floor, next, .. }) => {
+                    self.settle_through(floor);
+                    self.next = self.next.max(next);
+                }
+                (
+                    _,
+                    Body::Epoch {
+                        floor, first_after, ..
+                    },
+                ) => {
+                    self.settle_through(floor);
+                    self.next = self.next.max(first_after);
+                }
+                (_, Body::Rejection(rejection)) => {
+                    let refused = self.messages.entry(record.sequence);
+                    refused.or_insert((false, None)).1 = Some(rejection);
+                }
+                (_, Body::Acceptance) => self.accept(record.sequence),
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    fn settle(&mut self, sequence: u64) {
+        if self.messages.get(&sequence).is_some_and(|m| m.1.is_none()) {
+            self.messages.remove(&sequence);
+        }
+    }
+
+    fn settle_through(&mut self, floor: u64) {
+        self.messages
+            .retain(|sequence, (_, rejection)| *sequence > floor || rejection.is_some());
+        self.floor = self.floor.max(floor);
+    }
+
+    fn accept(&mut self, sequence: u64) {
+        if self.messages.get(&sequence).is_some_and(|m| m.1.is_some()) {
+            self.messages.remove(&sequence);
+        }
+    }
+
+    fn name_unsaved(&mut self, old: &Inspection) {
+        let recovered = &old.view.recovered;
+        for range in &recovered.damaged {
+            self.unsaved.push(Unsaved::Damaged(range.clone()));
+        }
+        for lost in recovered.lost.iter().filter(|l| l.first_sequence != 0) {
+            let (first, last) = (lost.first_sequence, lost.last_sequence);
+            self.unsaved.push(Unsaved::Lost { first, last });
+        }
+        let mut last = recovered.last_ordinal;
+        let mut known = recovered.next.max(recovered.state.last() + 1);
+        let mut offset = recovered.chain.last().map_or(SEGMENTS_AT, |c| c.end);
+        for seen in &recovered.set_aside {
+            let publish = seen.kind() == Kind::Publish;
+            if seen.ordinal() > last + 1 {
+                let sequence = seen.header.sequence;
+                self.unsaved.push(Unsaved::Hole {
+                    offset,
+                    first_ordinal: last + 1,
+                    last_ordinal: seen.ordinal() - 1,
+                    sequences: (publish && sequence > known).then(|| (known, sequence - 1)),
+                });
+            }
+            last = last.max(seen.ordinal());
+            offset = seen.offset + seen.header.stride();
+            if publish {
+                known = known.max(seen.header.sequence + 1);
+            }
+        }
+    }
+}
+
+fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, RepairError> {
+    let geometry = old.view.recovered.geometry;
+    let size = geometry.segment_size;
+    let before = &old.view.header.superblock;
+    let mut cap_segments = before.cap_segments;
+    // One more than the sum of the records needs: segments are not filled to the last byte.
+    while limit(&geometry, cap_segments - 1) < plan.bytes {
+        cap_segments += 1;
+    }
+    let capacity = SEGMENTS_AT + cap_segments * size;
+    let options = Options::new()
+        .capacity(capacity)
+        .segment_size(size)
+        .client_name(before.client_name.clone());
+    let (mut log, _) = file::open(to, &options, Missing::Create)?;
+    let mut superblock = log.superblock.clone();
+    superblock.grant = before.grant;
+    superblock.number_floor = before.number_floor.max(plan.next - 1);
+    superblock.rebase_from = before.rebase_from;
+    superblock.rebase_delta = before.rebase_delta;
+    log.write_superblock(superblock)?;
+    log.state.settle_through(plan.floor);
+    write_mark(&mut log, plan, old.view.recovered.tag.clone())?;
+    let mut report = RepairReport {
+        next: plan.next,
+        enlarged_to: (cap_segments > before.cap_segments).then_some(capacity),
+        unsaved: plan.unsaved.clone(),
+        ..RepairReport::default()
+    };
+    for (&sequence, (original, rejection)) in &plan.messages {
+        if *original {
+            let message = original_of(old, sequence, plan.set_aside.contains(&sequence))?;
+            append(&mut log, &message)?;
+        }
+        if let Some(rejection) = rejection {
+            let mut body = Vec::new();
+            RejectionBody {
+                at: rejection.at,
+                cut: rejection.reason_cut,
+                late: rejection.late,
+                reason: rejection.reason.clone(),
+            }
+            .encode(&mut body);
+            let entry = log.write_kept(Kind::Rejection, false, sequence, 0, &body)?;
+            log.state.reject(sequence, entry);
+            report.rejections += 1;
+        } else {
+            report.saved += 1;
+            report.saved_set_aside += u64::from(plan.set_aside.contains(&sequence));
+        }
+        let first = report.sequences.map_or(sequence, |s| s.0);
+        report.sequences = Some((first, sequence));
+    }
+    let device = log.medium.device();
+    log.close(&device, before.grant)?;
+    Ok(report)
+}
+
+/// The floor, the next number and the resume tag, which the records do not show.
+fn write_mark(log: &mut Log, plan: &Plan, tag: Option<Vec<u8>>) -> Result<(), StoreError> {
+    let mut mark = log.mark(false);
+    mark.floor = plan.floor;
+    mark.next = plan.next;
+    mark.tag = tag;
+    let mut body = Vec::new();
+    Mark::encode(&mark, &mut body);
+    log.write_kept(Kind::Mark, false, 0, 0, &body).map(drop)
+}
+
+fn original_of(old: &Inspection, sequence: u64, aside: bool) -> Result<Message, RepairError> {
+    let states = if aside {
+        Filter::new().state(MessageState::SetAside)
+    } else {
+        Filter::new()
+            .state(MessageState::Unsettled)
+            .state(MessageState::Rejected)
+            .state(MessageState::Settled)
+    };
+    let mut found = old.messages(states.sequences(sequence..=sequence));
+    match found.next() {
+        Some(message) => message.map_err(RepairError::Read),
+        None => Err(RepairError::Read(io::Error::other(format!(
+            "message {sequence} is not where it was"
+        )))),
+    }
+}
+
+fn append(log: &mut Log, message: &Message) -> Result<(), StoreError> {
+    let mut body = message.envelope_bytes.clone();
+    body.extend_from_slice(&message.payload);
+    debug_assert!(stride(RECORD_HEADER + body.len()) <= log.geometry.max_record);
+    let envelope_len = message.envelope_bytes.len();
+    let entry = log.write_kept(
+        Kind::Copy,
+        message.quiet,
+        message.sequence,
+        envelope_len,
+        &body,
+    )?;
+    log.state.message(message.sequence, entry);
+    Ok(())
+}

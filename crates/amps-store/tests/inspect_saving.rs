@@ -1,0 +1,303 @@
+//! Getting messages out of a store: repair, export, import.
+
+use std::path::{Path, PathBuf};
+
+use amps_store::inspect::{
+    Filter, ImportError, Inspection, Message, MessageState, RepairError, Unsaved, export, import,
+    repair_to,
+};
+use amps_store::{Envelope, Level, Operation, Options, Origin, PublishStore, Stop, Store};
+
+fn options() -> Options {
+    Options::new().capacity(64 << 10).client_name("tester")
+}
+
+fn publish(store: &Store, n: u64) -> u64 {
+    let mut envelope = Envelope::publish("orders");
+    envelope.user_tag = n.to_string().into_bytes().into();
+    envelope.published_at = n;
+    let payload = format!("message {n}");
+    let appended = store.append(&envelope, payload.as_bytes());
+    appended.expect("room").sequence
+}
+
+fn messages(path: &Path, filter: Filter) -> Vec<Message> {
+    let inspection = Inspection::open(path).unwrap();
+    inspection.messages(filter).map(Result::unwrap).collect()
+}
+
+fn sequences(messages: &[Message]) -> Vec<u64> {
+    messages.iter().map(|m| m.sequence).collect()
+}
+
+fn two(dir: &tempfile::TempDir) -> (PathBuf, PathBuf) {
+    (dir.path().join("old.store"), dir.path().join("new.store"))
+}
+
+/// Changes one byte of the record of a message.
+fn damage(path: &Path, sequence: u64) {
+    let offset = Inspection::open(path)
+        .unwrap()
+        .get(sequence)
+        .unwrap()
+        .unwrap()
+        .offset;
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[offset as usize + 60] ^= 1;
+    std::fs::write(path, &bytes).unwrap();
+}
+
+#[test]
+fn a_repaired_store_is_the_old_one_less_what_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    let store = Store::open(&old, options()).unwrap();
+    store.raise_grant(100).unwrap();
+    (1..=12).for_each(|n| drop(publish(&store, n)));
+    store.settle_through(2).unwrap();
+    store.settle(&[4, 9]).unwrap();
+    store.reject(5, "not entitled", 77).unwrap();
+    store.reject(6, "bad", 78).unwrap();
+    store.accept(6).unwrap();
+    store.requeue(5, 5).unwrap();
+    store.reject(8, "also", 79).unwrap();
+    store.close(90).unwrap();
+    drop(store);
+    damage(&old, 10);
+    assert!(Store::open(&old, options()).is_err(), "strict refuses");
+    let before = std::fs::read(&old).unwrap();
+
+    let report = repair_to(&old, &new).unwrap();
+    assert!(
+        before == std::fs::read(&old).unwrap(),
+        "the old file changed"
+    );
+    assert_eq!(report.unsaved.len(), 1, "{report:?}");
+    let Unsaved::Damaged(range) = &report.unsaved[0] else {
+        panic!("{report:?}")
+    };
+    assert_eq!(range.sequences, Some((10, 10)));
+    assert_eq!((report.saved, report.rejections), (5, 1), "{report:?}");
+    assert_eq!(report.enlarged_to, None);
+
+    let store = Store::open(&new, options()).unwrap();
+    assert_eq!(store.report().stop, Stop::CleanClose);
+    let left = messages(&new, Filter::new());
+    assert_eq!(sequences(&left), [3, 7, 11, 12, 13]);
+    assert_eq!(left[0].payload, b"message 3");
+    assert!(left[4].quiet, "a requeued message stays one");
+    let refused = store.rejections(0, 9);
+    assert_eq!(
+        (refused.len(), refused[0].sequence, refused[0].at),
+        (1, 8, 79)
+    );
+    let original = Inspection::open(&new).unwrap().get(8).unwrap().unwrap();
+    assert_eq!(original.payload, b"message 8");
+    assert_eq!(store.numbers().grant, 90);
+    assert_eq!(store.resume_tag().as_deref(), Some(&b"12"[..]));
+    assert_eq!(store.bounds().floor, 2);
+    assert!(publish(&store, 0) > 90, "a number may have been sent");
+    assert!(Inspection::open(&new).unwrap().verify().unwrap().is_sound());
+}
+
+#[test]
+fn records_set_aside_are_saved_and_the_hole_is_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    let store = Store::open(&old, options()).unwrap();
+    (1..=10).for_each(|n| drop(publish(&store, n)));
+    store.settle(&[9]).unwrap();
+    drop(store);
+    // What a power cut may do: nothing here was synced.
+    damage(&old, 4);
+    let seen = Inspection::open(&old).unwrap();
+    assert_eq!(seen.info().set_aside_sequences, Some((5, 10)));
+    assert_eq!(seen.get(7).unwrap().unwrap().state, MessageState::SetAside);
+    let report = repair_to(&old, &new).unwrap();
+    assert_eq!((report.saved, report.saved_set_aside), (8, 5), "{report:?}");
+    let [
+        Unsaved::Hole {
+            sequences: Some((4, 4)),
+            ..
+        },
+    ] = report.unsaved[..]
+    else {
+        panic!("{report:?}")
+    };
+    let store = Store::open(&new, options()).unwrap();
+    assert_eq!(
+        sequences(&messages(&new, Filter::new())),
+        [1, 2, 3, 5, 6, 7, 8, 10]
+    );
+    assert_eq!(
+        store.resume_tag().as_deref(),
+        Some(&b"3"[..]),
+        "it does not move over the hole"
+    );
+    assert_eq!(publish(&store, 11), 11);
+}
+
+#[test]
+fn a_full_store_is_repaired_whole() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    let store = Store::open(&old, options()).unwrap();
+    let payload = vec![b'x'; 700];
+    let mut count = 0;
+    while store.append(&Envelope::publish("t"), &payload).is_ok() {
+        count += 1;
+    }
+    drop(store);
+    let report = repair_to(&old, &new).unwrap();
+    assert_eq!((report.saved, report.unsaved.len()), (count, 0));
+    assert_eq!(messages(&new, Filter::new()).len() as u64, count);
+    drop(Store::open(&new, options()).unwrap());
+}
+
+#[test]
+fn a_repair_overwrites_nothing_and_touches_no_store_in_use() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    let store = Store::open(&old, options()).unwrap();
+    publish(&store, 1);
+    let in_use = repair_to(&old, &new);
+    assert!(matches!(in_use, Err(RepairError::InUse(_))), "{in_use:?}");
+    assert!(!new.exists());
+    drop(store);
+    std::fs::write(&new, b"precious").unwrap();
+    assert!(matches!(repair_to(&old, &new), Err(RepairError::Exists(_))));
+    assert_eq!(std::fs::read(&new).unwrap(), b"precious");
+}
+
+fn exported(path: &Path) -> String {
+    let mut out = Vec::new();
+    let inspection = Inspection::open(path).unwrap();
+    export(&inspection, Filter::all(), &mut out).unwrap();
+    String::from_utf8(out).unwrap()
+}
+
+#[test]
+fn an_export_carries_every_field_and_any_payload_over() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    let store = Store::open(&old, options()).unwrap();
+    let payloads: [&[u8]; 6] = [
+        b"",
+        b"plain",
+        "ümläut \u{0} \u{2028} \"quoted\" \\ \n\t\u{1F600}".as_bytes(),
+        b"\xFF\xFE\x00binary",
+        b"\xED\xA0\x80 a lone surrogate",
+        b"{\"json\": [1, 2]}",
+    ];
+    for (i, payload) in payloads.iter().enumerate() {
+        let envelope = Envelope {
+            operation: [
+                Operation::Publish,
+                Operation::DeltaPublish,
+                Operation::SowDeleteByFilter,
+                Operation::SowDeleteByKeys,
+                Operation::SowDeleteByData,
+                Operation::Publish,
+            ][i],
+            topic: format!("topic/{i}").into(),
+            correlation_id: Some("corr\u{7f}".into()),
+            expiration: Some(u32::MAX),
+            sow_key: Some("key".into()),
+            selector: Some("/id = 1 and /x > '\u{fc}'".into()),
+            options: Some("".into()),
+            published_at: u64::MAX / 2,
+            user_tag: if i % 2 == 0 {
+                vec![0xFF; 64]
+            } else {
+                b"tag".to_vec()
+            }
+            .into(),
+            origin: Origin::Publish,
+        };
+        store.append(&envelope, payload).unwrap();
+    }
+    store
+        .append(&Envelope::publish("plain"), b"nothing else")
+        .unwrap();
+    store.reject(2, "r\u{e9}ason", 5).unwrap();
+    store.settle(&[7]).unwrap();
+    let text = exported(&old);
+    assert_eq!(text.lines().count(), 7);
+
+    let other = Store::open(&new, options()).unwrap();
+    publish(&other, 1);
+    let done = import(text.as_bytes(), &other).unwrap();
+    assert_eq!((done.messages, done.rejections, done.settled), (6, 1, 1));
+    assert_eq!(done.sequences, Some((2, 7)));
+    assert_eq!(
+        other.resume_tag().as_deref(),
+        Some(&b"1"[..]),
+        "an import moves no resume point"
+    );
+    let (before, after) = (messages(&old, Filter::all()), messages(&new, Filter::all()));
+    for (a, b) in before.iter().zip(&after[1..]) {
+        assert_eq!(a.payload, b.payload);
+        let mut expected = a.envelope.clone().unwrap();
+        expected.origin = Origin::Import;
+        assert_eq!(Some(expected), b.envelope);
+        assert_eq!(a.state, b.state);
+        let reason = |m: &Message| m.rejection.as_ref().map(|r| (r.reason.clone(), r.at));
+        assert_eq!(reason(a), reason(b));
+    }
+}
+
+#[test]
+fn a_bad_import_names_its_line() {
+    let good = r#"{"topic":"t","text":"x"}"#;
+    let cases: [(&str, &str); 11] = [
+        ("not json", "line 3, column"),
+        (r#"{"topic":"t"}"#, r#"line 3: field "text""#),
+        (
+            r#"{"topic":"t","text":"a","base64":"YQ=="}"#,
+            r#"line 3: field "text""#,
+        ),
+        (
+            r#"{"topic":"t","base64":"***"}"#,
+            r#"line 3: field "base64""#,
+        ),
+        (r#"{"text":"x"}"#, "missing field `topic`"),
+        (
+            r#"{"topic":"t","text":"x","operation":"explode"}"#,
+            r#"field "operation""#,
+        ),
+        (
+            r#"{"topic":"t","text":"x","state":"lost"}"#,
+            r#"field "state""#,
+        ),
+        (
+            r#"{"topic":"t","text":"x","state":"rejected"}"#,
+            r#"field "rejection""#,
+        ),
+        (
+            r#"{"topic":"t","text":"x","colour":"red"}"#,
+            "unknown field",
+        ),
+        (
+            r#"{"topic":"t","text":"x","expiration":-1}"#,
+            "line 3, column",
+        ),
+        (
+            r#"{"topic":"t","text":"x","user_tag":"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"}"#,
+            r#"line 3: field "user_tag""#,
+        ),
+    ];
+    for (bad, expected) in cases {
+        let store = Store::memory(options()).unwrap();
+        let text = format!("{good}\n\n{bad}\n{good}\n");
+        let error = import(text.as_bytes(), &store).unwrap_err();
+        assert!(error.to_string().contains(expected), "{bad}: {error}");
+        assert_eq!(store.bounds().unsettled, 1, "{bad}: only the first line");
+    }
+    let store = Store::memory(options().level(Level::Os)).unwrap();
+    let large = format!(r#"{{"topic":"t","text":"{}"}}"#, "x".repeat(9000));
+    let error = import(large.as_bytes(), &store).unwrap_err();
+    assert!(
+        matches!(error, ImportError::Append { line: 1, .. }),
+        "{error}"
+    );
+}
