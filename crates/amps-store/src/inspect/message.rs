@@ -281,7 +281,7 @@ impl Inspection {
     }
 
     /// The message whose record stands at a place; `None`: it is not there any more.
-    fn message_at(
+    pub(super) fn message_at(
         &self,
         sequence: u64,
         entry: Entry,

@@ -221,16 +221,10 @@ impl Inspection {
     }
 
     /// The records set aside, by ordinal: intact, behind a hole, not delivered.
-    ///
-    /// # Errors
-    /// The file cannot be read.
-    pub fn set_aside(&self) -> io::Result<Vec<Record>> {
+    pub fn set_aside(&self) -> impl Iterator<Item = io::Result<Record>> + '_ {
         let mut records = self.records();
-        let mut out = Vec::new();
-        for seen in &self.view.recovered.set_aside {
-            out.push(records.record(seen.offset, seen.header)?);
-        }
-        Ok(out)
+        let set_aside = self.view.recovered.set_aside.iter();
+        set_aside.map(move |seen| records.record(seen.offset, seen.header))
     }
 }
 

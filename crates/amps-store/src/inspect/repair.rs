@@ -1,18 +1,17 @@
 //! Saving what is intact in a store into a new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 
-use super::{Body, Filter, Inspection, Message, MessageState, RecordKind};
+use super::{Body, Inspection, Message, MessageState, RecordKind};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
 use crate::file::{self, Missing};
-use crate::format::{
-    CHARGE, Kind, MAX_REJECTION, Mark, RECORD_HEADER, RejectionBody, SEGMENTS_AT, stride,
-};
+use crate::format::{CHARGE, Kind, Mark, RECORD_HEADER, RejectionBody, SEGMENTS_AT, stride};
+use crate::index::Entry;
 use crate::log::Log;
 use crate::options::Options;
 use crate::space::limit;
@@ -131,13 +130,19 @@ pub fn repair_to(
 
 /// What is to be written.
 struct Plan {
-    /// By sequence: the message, unless its original is gone, and its refusal.
-    messages: BTreeMap<u64, (bool, Option<Rejection>)>,
-    set_aside: BTreeSet<u64>,
+    messages: BTreeMap<u64, Saved>,
     floor: u64,
     next: u64,
-    bytes: u64,
     unsaved: Vec<Unsaved>,
+}
+
+/// A message by its sequence.
+#[derive(Default)]
+struct Saved {
+    /// Where it stands, unless its original is gone.
+    place: Option<Entry>,
+    set_aside: bool,
+    rejection: Option<Rejection>,
 }
 
 impl Plan {
@@ -145,56 +150,44 @@ impl Plan {
         let recovered = &old.view.recovered;
         let mut plan = Plan {
             messages: BTreeMap::new(),
-            set_aside: BTreeSet::new(),
             floor: recovered.state.floor(),
             next: old.report.next,
-            bytes: 0,
             unsaved: Vec::new(),
         };
-        for message in old.messages(Filter::new().state(MessageState::Unsettled)) {
-            plan.messages.insert(message?.sequence, (true, None));
+        let mut from = 0;
+        while let Some((sequence, entry)) = recovered.state.next_unsettled(from, u64::MAX) {
+            plan.messages.entry(sequence).or_default().place = Some(entry);
+            from = sequence + 1;
         }
         for rejection in old.rejections()? {
-            let original = recovered.state.get(rejection.sequence).is_some();
-            let refused = (original, Some(rejection));
-            let sequence = refused.1.as_ref().map_or(0, |r| r.sequence);
-            plan.messages.insert(sequence, refused);
+            let refused = plan.messages.entry(rejection.sequence).or_default();
+            refused.place = recovered.state.get(rejection.sequence);
+            refused.rejection = Some(rejection);
         }
         plan.add_set_aside(old)?;
         plan.name_unsaved(old);
-        for (&sequence, (original, rejection)) in &plan.messages {
-            if !original {
-                plan.unsaved.push(Unsaved::Original { sequence });
-            }
-            if rejection.is_some() {
-                plan.bytes += MAX_REJECTION;
-            }
-            let message = recovered.state.get(sequence).map_or(0, |e| e.stride());
-            let aside = recovered
-                .set_aside
-                .iter()
-                .filter(|s| s.kind().is_message() && s.header.sequence == sequence)
-                .map(|s| s.header.stride())
-                .max();
-            plan.bytes += message.max(aside.unwrap_or(0)) + CHARGE;
-        }
         Ok(plan)
+    }
+
+    /// Bytes needed, with the charges for their future.
+    fn bytes(&self) -> u64 {
+        let message = |saved: &Saved| saved.place.map_or(0, Entry::stride) + CHARGE;
+        self.messages.values().map(message).sum()
     }
 
     /// Takes the records behind the hole in order, as if they followed.
     fn add_set_aside(&mut self, old: &Inspection) -> io::Result<()> {
-        for record in old.set_aside()? {
+        for record in old.set_aside() {
+            let record = record?;
             self.next = self.next.max(record.sequence + 1);
             match (record.kind, record.body) {
                 (Some(RecordKind::Publish | RecordKind::Copy), Body::Message { envelope, .. }) => {
                     if let Origin::Requeue { accepts } = envelope.origin {
                         self.accept(accepts);
                     }
-                    self.messages
-                        .entry(record.sequence)
-                        .and_modify(|m| m.0 = true)
-                        .or_insert((true, None));
-                    self.set_aside.insert(record.sequence);
+                    let saved = self.messages.entry(record.sequence).or_default();
+                    saved.place = Some(Entry::new(record.offset, record.bytes));
+                    saved.set_aside = true;
                 }
                 (_, Body::Settlement(sequences)) => {
                     for sequence in sequences {
@@ -215,8 +208,11 @@ impl Plan {
                     self.next = self.next.max(first_after);
                 }
                 (_, Body::Rejection(rejection)) => {
-                    let refused = self.messages.entry(record.sequence);
-                    refused.or_insert((false, None)).1 = Some(rejection);
+                    let refused = self.messages.entry(record.sequence).or_default();
+                    refused.place = refused
+                        .place
+                        .or_else(|| old.view.recovered.state.get(record.sequence));
+                    refused.rejection = Some(rejection);
                 }
                 (_, Body::Acceptance) => self.accept(record.sequence),
                 _ => {}
@@ -225,26 +221,33 @@ impl Plan {
         Ok(())
     }
 
+    fn is_refused(&self, sequence: u64) -> Option<bool> {
+        Some(self.messages.get(&sequence)?.rejection.is_some())
+    }
+
     fn settle(&mut self, sequence: u64) {
-        if self.messages.get(&sequence).is_some_and(|m| m.1.is_none()) {
+        if self.is_refused(sequence) == Some(false) {
             self.messages.remove(&sequence);
         }
     }
 
     fn settle_through(&mut self, floor: u64) {
         self.messages
-            .retain(|sequence, (_, rejection)| *sequence > floor || rejection.is_some());
+            .retain(|sequence, saved| *sequence > floor || saved.rejection.is_some());
         self.floor = self.floor.max(floor);
     }
 
     fn accept(&mut self, sequence: u64) {
-        if self.messages.get(&sequence).is_some_and(|m| m.1.is_some()) {
+        if self.is_refused(sequence) == Some(true) {
             self.messages.remove(&sequence);
         }
     }
 
     fn name_unsaved(&mut self, old: &Inspection) {
         let recovered = &old.view.recovered;
+        for (&sequence, _) in self.messages.iter().filter(|m| m.1.place.is_none()) {
+            self.unsaved.push(Unsaved::Original { sequence });
+        }
         for range in &recovered.damaged {
             self.unsaved.push(Unsaved::Damaged(range.clone()));
         }
@@ -281,7 +284,8 @@ fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, Repai
     let before = &old.view.header.superblock;
     let mut cap_segments = before.cap_segments;
     // One more than the sum of the records needs: segments are not filled to the last byte.
-    while limit(&geometry, cap_segments - 1) < plan.bytes {
+    let needed = plan.bytes();
+    while limit(&geometry, cap_segments - 1) < needed {
         cap_segments += 1;
     }
     let capacity = SEGMENTS_AT + cap_segments * size;
@@ -304,12 +308,11 @@ fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, Repai
         unsaved: plan.unsaved.clone(),
         ..RepairReport::default()
     };
-    for (&sequence, (original, rejection)) in &plan.messages {
-        if *original {
-            let message = original_of(old, sequence, plan.set_aside.contains(&sequence))?;
-            append(&mut log, &message)?;
+    for (&sequence, saved) in &plan.messages {
+        if let Some(place) = saved.place {
+            append(&mut log, &original(old, sequence, place)?)?;
         }
-        if let Some(rejection) = rejection {
+        if let Some(rejection) = &saved.rejection {
             let mut body = Vec::new();
             RejectionBody {
                 at: rejection.at,
@@ -323,7 +326,7 @@ fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, Repai
             report.rejections += 1;
         } else {
             report.saved += 1;
-            report.saved_set_aside += u64::from(plan.set_aside.contains(&sequence));
+            report.saved_set_aside += u64::from(saved.set_aside);
         }
         let first = report.sequences.map_or(sequence, |s| s.0);
         report.sequences = Some((first, sequence));
@@ -344,22 +347,13 @@ fn write_mark(log: &mut Log, plan: &Plan, tag: Option<Vec<u8>>) -> Result<(), St
     log.write_kept(Kind::Mark, false, 0, 0, &body).map(drop)
 }
 
-fn original_of(old: &Inspection, sequence: u64, aside: bool) -> Result<Message, RepairError> {
-    let states = if aside {
-        Filter::new().state(MessageState::SetAside)
-    } else {
-        Filter::new()
-            .state(MessageState::Unsettled)
-            .state(MessageState::Rejected)
-            .state(MessageState::Settled)
-    };
-    let mut found = old.messages(states.sequences(sequence..=sequence));
-    match found.next() {
-        Some(message) => message.map_err(RepairError::Read),
-        None => Err(RepairError::Read(io::Error::other(format!(
-            "message {sequence} is not where it was"
-        )))),
-    }
+fn original(old: &Inspection, sequence: u64, place: Entry) -> Result<Message, RepairError> {
+    old.message_at(sequence, place, MessageState::Unsettled)
+        .and_then(|message| {
+            let moved = || format!("message {sequence} is not where it was");
+            message.ok_or_else(|| io::Error::other(moved()))
+        })
+        .map_err(RepairError::Read)
 }
 
 fn append(log: &mut Log, message: &Message) -> Result<(), StoreError> {
