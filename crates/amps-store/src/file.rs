@@ -339,6 +339,7 @@ fn start_on(
         // The page cache may show bytes that a failed write-back has lost: they are
         // written again, and free segments stamped again, before the sync below.
         write_again(&mut *medium, &recovered);
+        wipe_torn(&mut *medium, &recovered);
     }
     let used: Vec<usize> = recovered.chain.iter().map(|c| c.segment).collect();
     for segment in (0..superblock.segments as usize).filter(|s| !used.contains(s)) {
@@ -380,6 +381,17 @@ fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
             medium.write(at, &buffer[..n]);
             at += n as u64;
         }
+    }
+}
+
+/// The head of a torn record must be gone for good before anything is written over it: its
+/// lost tail might come to stand behind it again by chance, under the same ordinal.
+fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
+    let Some(last) = recovered.chain.last().filter(|_| recovered.resumes_in_place()) else {
+        return;
+    };
+    if last.end + 8 <= recovered.geometry.end_of(last.segment) {
+        medium.commit(last.end, 0);
     }
 }
 
