@@ -387,7 +387,11 @@ fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
 /// The head of a torn record must be gone for good before anything is written over it: its
 /// lost tail might come to stand behind it again by chance, under the same ordinal.
 fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
-    let Some(last) = recovered.chain.last().filter(|_| recovered.resumes_in_place()) else {
+    let Some(last) = recovered
+        .chain
+        .last()
+        .filter(|_| recovered.resumes_in_place())
+    else {
         return;
     };
     if last.end + 8 <= recovered.geometry.end_of(last.segment) {

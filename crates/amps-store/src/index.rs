@@ -213,6 +213,19 @@ impl Index {
             .filter(|(sequence, _)| *sequence <= through)
     }
 
+    /// The highest sequence below this one that has a record.
+    pub(crate) fn last_below(&self, sequence: u64) -> Option<u64> {
+        let at = self.chunk_at(sequence);
+        let chunks = self.chunks.iter().take(at + 1).rev();
+        chunks
+            .filter(|chunk| chunk.first < sequence)
+            .find_map(|chunk| {
+                let below = (sequence - chunk.first).min(chunk.words.len() as u64) as usize;
+                let there = chunk.words[..below].iter().rposition(|w| *w != 0);
+                there.map(|i| chunk.first + i as u64)
+            })
+    }
+
     /// The highest unsettled sequence.
     pub(crate) fn last_unsettled(&self) -> Option<u64> {
         self.chunks.iter().rev().find_map(|chunk| {

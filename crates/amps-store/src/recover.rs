@@ -256,11 +256,20 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             // The log must start with the oldest record that is needed. A power cut may have
             // taken that segment, or only its header.
             if headless {
-                self.start_over();
+                self.start_over(self.oldest_needed.max(1));
             }
             let hole = if headless { SEGMENTS_AT } else { hole };
             let rest = self.search(&used, self.out.last_ordinal, hole, !headless)?;
             self.judge(rest, hole, &mut gaps)?;
+            if headless && self.out.chain.is_empty() {
+                // The mark that named that start is set aside itself. Freeing a segment
+                // takes a sync, so none was freed yet: the log starts with the first record.
+                self.oldest_needed = 0;
+                self.out.set_aside.clear();
+                self.start_over(1);
+                let rest = self.search(&used, 0, hole, false)?;
+                self.judge(rest, hole, &mut gaps)?;
+            }
         }
         // Only what a mark says is settled: the floor that follows from what is left would
         // take a missing first message for a settled one.
@@ -416,7 +425,12 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     }
 
     /// Gathers what is intact behind the end of the walk and judges each gap.
-    fn judge(&mut self, mut beyond: Vec<Seen>, hole_at: u64, gaps: &mut Vec<Gap>) -> Result<(), Refusal> {
+    fn judge(
+        &mut self,
+        mut beyond: Vec<Seen>,
+        hole_at: u64,
+        gaps: &mut Vec<Gap>,
+    ) -> Result<(), Refusal> {
         let mut durable = self.out.durable.max(self.closed_at);
         let mut dead = Vec::new();
         let mut named = self.out.lost.clone();
@@ -509,13 +523,13 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         Ok(())
     }
 
-    /// Forgets what was walked, to begin with the oldest record that is needed.
-    fn start_over(&mut self) {
+    /// Forgets what was walked, to begin with another record.
+    fn start_over(&mut self, first_ordinal: u64) {
         self.out.next = self.out.next.max(self.out.state.last() + 1);
         self.out.state = State::new(self.geometry, self.segments);
         self.out.chain.clear();
         self.out.lost.clear();
-        self.out.last_ordinal = self.oldest_needed.max(1) - 1;
+        self.out.last_ordinal = first_ordinal - 1;
         self.out.stop = Stop::Unwritten;
         self.tag = Tag::None;
     }

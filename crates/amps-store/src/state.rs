@@ -236,7 +236,8 @@ impl State {
             return;
         }
         self.floor = match self.first_unsettled() {
-            Some(first) => self.floor.max(first - 1),
+            // A number that was skipped is no message: the floor stands on a real one.
+            Some(first) => self.floor.max(self.index.last_below(first).unwrap_or(0)),
             None => self.floor.max(self.last),
         };
     }

@@ -455,6 +455,10 @@ impl PublishStore for Store {
         self.inner.stop_helper();
         let mut core = shared.lock();
         let closed = core.log.close(&shared.device, handed_over);
+        // Whatever failed: this run is over, and the next open sees an unclean stop.
+        core.log.closed = true;
+        // Handles may outlive the close; the file is free for the next owner.
+        shared.device.release();
         shared.after_sync(core, closed.is_ok());
         closed
     }

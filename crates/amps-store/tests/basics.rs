@@ -312,3 +312,29 @@ fn a_rebase_is_one_durable_step() {
     assert_eq!(store.numbers().found_grant, 4);
     assert_eq!(publish(&store, 11), 11);
 }
+
+#[test]
+fn a_closed_store_is_free_for_the_next_owner_while_handles_live() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    publish(&store, 1);
+    store.close(0).unwrap();
+    let next = open(&path);
+    assert_eq!(unsettled(&next), [(1, "message 1".to_owned())]);
+    assert!(store.append(&Envelope::publish("t"), b"x").is_err());
+}
+
+#[test]
+fn the_floor_stands_on_a_message_and_never_on_a_skipped_number() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = open(&path);
+    store.raise_grant(100).unwrap();
+    publish(&store, 1);
+    drop(store);
+    let store = open(&path);
+    assert_eq!(publish(&store, 2), 101);
+    store.settle_through(1).unwrap();
+    assert_eq!(store.bounds().floor, 1);
+}

@@ -198,9 +198,12 @@ impl World {
                         Ok(at) => at,
                         Err(AppendError::Store(StoreError::SyncFailed(_))) => return,
                         // The disk filled meanwhile.
-                        Err(AppendError::NoSpace { live, limit, needed, .. })
-                            if live + needed > limit =>
-                        {
+                        Err(AppendError::NoSpace {
+                            live,
+                            limit,
+                            needed,
+                            ..
+                        }) if live + needed > limit => {
                             return;
                         }
                         Err(e) => panic!("room was promised: {e}"),

@@ -71,5 +71,7 @@ impl Device for NoDevice {
         usize::try_from(to).map(drop).map_err(io::Error::other)
     }
 
+    fn release(&self) {}
+
     fn prefault(&self, _offset: u64, _len: u64) {}
 }

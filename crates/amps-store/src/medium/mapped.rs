@@ -143,6 +143,13 @@ impl Device for Shared {
         reserve(&self.file, from, to)
     }
 
+    fn release(&self) {
+        // The kernel does it as well once the last descriptor is gone.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "cannot unlock a closed store");
+        }
+    }
+
     fn prefault(&self, offset: u64, len: u64) {
         // Kernels before 5.14 refuse; then the first store to each page takes the fault.
         let _ = self

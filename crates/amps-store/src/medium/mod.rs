@@ -70,6 +70,9 @@ pub trait Device: Send + Sync {
     /// No space, quota, or file size limit: the length is unchanged.
     fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
 
+    /// Gives up what only the owner may hold: the lock.
+    fn release(&self);
+
     /// Makes the pages of a range ready for stores, so that the append path takes no
     /// fault. Best effort: without it appends are slower, nothing else.
     fn prefault(&self, offset: u64, len: u64);

@@ -324,5 +324,7 @@ impl Device for SimDisk {
         Ok(())
     }
 
+    fn release(&self) {}
+
     fn prefault(&self, _offset: u64, _len: u64) {}
 }
