@@ -110,6 +110,9 @@ pub(crate) async fn run(args: Demo, json: bool) -> Result<Exit, Failure> {
         waiting == [order(REFUSED)],
         &format!("{} waiting", waiting.len()),
     )?;
+    if place.is_temporary() {
+        story.tell("To look around afterwards, run it again with --keep DIR.")?;
+    }
     story.end()
 }
 
@@ -131,7 +134,7 @@ struct Place {
     store: PathBuf,
     journal: PathBuf,
     /// Removes everything when the demo ends, unless it is kept.
-    _temporary: Option<tempfile::TempDir>,
+    temporary: Option<tempfile::TempDir>,
 }
 
 impl Place {
@@ -166,8 +169,12 @@ impl Place {
         Ok(Place {
             store: dir.join("orders.store"),
             journal: dir.join("journal"),
-            _temporary: temporary,
+            temporary,
         })
+    }
+
+    fn is_temporary(&self) -> bool {
+        self.temporary.is_some()
     }
 
     async fn server(&self) -> Result<Sandbox, Failure> {
