@@ -5,7 +5,7 @@ use indicatif::ProgressBar;
 
 use super::progress::say;
 
-/// Tells events until the client is gone. An outage is told once, however many attempts it
+/// Tells events until the client is closed. An outage is told once, however many attempts it
 /// takes.
 pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: String) {
     let mut outage: Option<String> = None;
@@ -25,6 +25,10 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
                 outage = Some(told.clone());
                 format!("{told} (messages wait in {store})")
             }
+            Event::State {
+                state: ConnectionState::Shutdown,
+                ..
+            } => return,
             Event::State {
                 state: ConnectionState::LoggedOn,
                 server,
