@@ -1,0 +1,481 @@
+//! Stores of format version 1, opened for ever: the bytes are in `tests/golden/`, what they
+//! hold stands beside them, and a reader written from `store-format.md` alone agrees.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict};
+use amps_store::{Envelope, OpenError, Operation, Options, Origin, PublishStore, Recovery, Store};
+
+const NAMES: [&str; 8] = [
+    "clean",
+    "unclean",
+    "cut",
+    "rejections",
+    "rebased",
+    "lapped",
+    "damaged",
+    "salvaged",
+];
+
+fn golden(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/golden")
+        .join(name)
+}
+
+/// Everything a store says, as text.
+fn describe(path: &Path) -> String {
+    let inspection = Inspection::open(path).unwrap();
+    let i = inspection.info();
+    let mut out = String::new();
+    let mut line = |text: String| writeln!(out, "{text}").unwrap();
+    line(format!("client {} id {:016x}", i.client_name, i.store_id));
+    line(format!(
+        "generation {} owner {} on {} clean {}",
+        i.generation, i.owner_pid, i.owner_host, i.clean
+    ));
+    line(format!(
+        "segments {} of {} with {} bytes, {} free, file {}",
+        i.segments, i.cap_segments, i.segment_size, i.free_segments, i.file_size
+    ));
+    line(format!(
+        "grant {} number floor {} rebase {:?}",
+        i.grant,
+        i.number_floor,
+        i.rebase.map(|r| (r.from, r.delta))
+    ));
+    line(format!(
+        "floor {} next {} unsettled {} {:?}..{:?} rejections {}",
+        i.floor, i.next, i.unsettled, i.first_unsettled, i.last_unsettled, i.rejections
+    ));
+    line(format!(
+        "durable {} last {} stop: {}",
+        i.durable_ordinal, i.last_ordinal, i.stop
+    ));
+    line(format!(
+        "set aside {} {:?}",
+        i.set_aside, i.set_aside_sequences
+    ));
+    line(format!("damaged {:?}", i.damaged));
+    line(format!("ignored {:?}", i.ignored));
+    line(format!("lost {:?}", i.lost));
+    line(format!(
+        "resume tag {:?}",
+        i.resume_tag.map(|t| String::from_utf8(t).unwrap())
+    ));
+    for record in inspection.records() {
+        let r = record.unwrap();
+        let kind = r.kind.map_or("-".to_owned(), |k| k.to_string());
+        line(format!(
+            "{} {} {kind} {} ordinal {} generation {} length {}{}: {:?}",
+            r.offset,
+            r.verdict,
+            r.sequence,
+            r.ordinal,
+            r.generation,
+            r.length,
+            if r.quiet { " quiet" } else { "" },
+            r.body
+        ));
+    }
+    out
+}
+
+#[test]
+fn golden_stores_hold_for_ever_what_they_held() {
+    for name in NAMES {
+        let expected = std::fs::read_to_string(golden(&format!("{name}.txt"))).unwrap();
+        let found = describe(&golden(&format!("{name}.store")));
+        for (number, (found, expected)) in found.lines().zip(expected.lines()).enumerate() {
+            assert_eq!(found, expected, "{name}.txt, line {}", number + 1);
+        }
+        assert_eq!(
+            found.lines().count(),
+            expected.lines().count(),
+            "{name}.txt"
+        );
+    }
+}
+
+#[test]
+fn golden_stores_open() {
+    let dir = tempfile::tempdir().unwrap();
+    for name in NAMES {
+        let path = dir.path().join(name);
+        std::fs::copy(golden(&format!("{name}.store")), &path).unwrap();
+        let seen = Inspection::open(&path).unwrap();
+        let info = seen.info();
+        let unsettled: Vec<u64> = seen
+            .messages(Filter::new())
+            .map(|m| m.unwrap().sequence)
+            .collect();
+        let opened = Store::open_existing(&path, Options::new().client_name("golden"));
+        let store = match opened {
+            Err(OpenError::Damaged { ranges, .. }) => {
+                assert_eq!(ranges, info.damaged);
+                let salvage = Options::new().recovery(Recovery::Salvage);
+                Store::open_existing(&path, salvage).unwrap()
+            }
+            opened => {
+                assert_eq!(info.damaged, []);
+                opened.unwrap()
+            }
+        };
+        let bounds = store.bounds();
+        assert_eq!(bounds.next, info.next, "{name}");
+        assert_eq!(bounds.unsettled, info.unsettled, "{name}");
+        assert_eq!(bounds.rejections, info.rejections, "{name}");
+        assert_eq!(store.resume_tag(), info.resume_tag, "{name}");
+        let after = Inspection::open(&path).unwrap();
+        let left: Vec<u64> = after
+            .messages(Filter::new())
+            .map(|m| m.unwrap().sequence)
+            .collect();
+        assert_eq!(left, unsettled, "{name}");
+    }
+}
+
+/// `None`, with a note, where there is no Python.
+fn python(path: &Path) -> Option<(String, Option<i32>)> {
+    let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reader/read_store.py");
+    let output = match Command::new("python3").arg(reader).arg(path).output() {
+        Ok(output) => output,
+        Err(error) => {
+            println!("skipped: python3 cannot be run: {error}");
+            return None;
+        }
+    };
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(errors, "", "{}", path.display());
+    Some((
+        String::from_utf8(output.stdout).unwrap(),
+        output.status.code(),
+    ))
+}
+
+/// The log in log order and what is set aside, as the Python reader writes it.
+fn listing(path: &Path) -> (String, i32) {
+    let inspection = Inspection::open(path).unwrap();
+    let mut rows = Vec::new();
+    for record in inspection.records() {
+        let r = record.unwrap();
+        let aside = match r.verdict {
+            RecordVerdict::Stale | RecordVerdict::Torn | RecordVerdict::Damaged => continue,
+            verdict => verdict == RecordVerdict::SetAside,
+        };
+        let (topic, payload) = match &r.body {
+            Body::Message { envelope, payload } => (envelope.topic.to_string(), payload.clone()),
+            _ => Default::default(),
+        };
+        let payload: String = payload.iter().map(|b| format!("{b:02x}")).collect();
+        let kind = r.kind.unwrap();
+        let row = format!(
+            "{}\t{}\t{kind}\t{}\t{}\t{topic}\t{payload}\n",
+            r.ordinal, r.offset, r.sequence, r.verdict
+        );
+        rows.push((aside, r.ordinal, row));
+    }
+    rows.sort();
+    let code = if inspection.info().damaged.is_empty() {
+        0
+    } else {
+        3
+    };
+    (rows.into_iter().map(|r| r.2).collect(), code)
+}
+
+fn compare(path: &Path, what: &str) -> bool {
+    let Some((text, code)) = python(path) else {
+        return false;
+    };
+    let (expected, expected_code) = listing(path);
+    for (found, expected) in text.lines().zip(expected.lines()) {
+        assert_eq!(found, expected, "{what}");
+    }
+    assert_eq!(text.lines().count(), expected.lines().count(), "{what}");
+    assert_eq!(code, Some(expected_code), "{what}");
+    true
+}
+
+#[test]
+fn a_reader_written_from_the_page_agrees_on_the_golden_stores() {
+    for name in NAMES {
+        if !compare(&golden(&format!("{name}.store")), name) {
+            return;
+        }
+    }
+}
+
+/// A generator of numbers; the seed is in every message, so that a failure can be repeated.
+struct Numbers(u64);
+
+impl Numbers {
+    fn below(&mut self, end: u64) -> u64 {
+        self.0 = self
+            .0
+            .wrapping_mul(6364136223846793005)
+            .wrapping_add(1442695040888963407);
+        (self.0 >> 33) % end
+    }
+}
+
+#[test]
+fn a_reader_written_from_the_page_agrees_on_random_stores() {
+    let rounds = std::env::var("AMPS_READER_ROUNDS").map_or(12, |n| n.parse().unwrap());
+    for round in 0..rounds {
+        let mut numbers = Numbers(round);
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("random.store");
+        for _ in 0..numbers.below(4) + 1 {
+            let options = Options::new()
+                .capacity(64 << 10)
+                .recovery(Recovery::Salvage);
+            let store = Store::open(&path, options).unwrap();
+            random_run(&store, &mut numbers);
+            if numbers.below(2) == 0 {
+                store.close(0).unwrap();
+            }
+            drop(store);
+            if numbers.below(3) == 0 {
+                let mut bytes = std::fs::read(&path).unwrap();
+                for _ in 0..numbers.below(3) {
+                    let at = 8192 + numbers.below(bytes.len() as u64 - 8192) as usize;
+                    bytes[at] ^= 1 << numbers.below(8);
+                }
+                std::fs::write(&path, &bytes).unwrap();
+            }
+            if !compare(
+                &path,
+                &format!("AMPS_READER_ROUNDS={}, round {round}", round + 1),
+            ) {
+                return;
+            }
+        }
+    }
+}
+
+fn random_run(store: &Store, numbers: &mut Numbers) {
+    for _ in 0..numbers.below(200) {
+        let bounds = store.bounds();
+        let any = bounds.floor + 1 + numbers.below(bounds.next - bounds.floor);
+        match numbers.below(12) {
+            0 => drop(store.settle_through(any).unwrap()),
+            1 => drop(store.settle(&[any, any + 2]).unwrap()),
+            2 if bounds.rejections < 5 => drop(store.reject(any, "no", 1).unwrap()),
+            3 | 4 => {
+                if let Some(waiting) = store.rejections(0, 1).first() {
+                    if numbers.below(2) == 0 {
+                        assert!(store.accept(waiting.sequence).unwrap());
+                    } else {
+                        drop(store.requeue(waiting.sequence, 9));
+                    }
+                }
+            }
+            5 if numbers.below(5) == 0 => drop(store.sync().unwrap()),
+            _ => {
+                let payload = vec![numbers.below(256) as u8; numbers.below(400) as usize];
+                if store
+                    .append(&Envelope::publish("random"), &payload)
+                    .is_err()
+                {
+                    store.settle_through(any).unwrap();
+                }
+            }
+        }
+    }
+}
+
+/// The bytes of an envelope, field by field.
+#[test]
+fn golden_envelope_bytes() {
+    let least = Envelope::publish("t");
+    let full = Envelope {
+        operation: Operation::SowDeleteByKeys,
+        topic: "orders".into(),
+        correlation_id: Some("c".into()),
+        expiration: Some(250),
+        sow_key: Some("".into()),
+        selector: Some("1,2".into()),
+        options: Some("x".into()),
+        published_at: 0x0005_F5E1_0000_1234,
+        user_tag: b"\x00\xFF".to_vec().into(),
+        origin: Origin::Import,
+    };
+    let numbers = Envelope {
+        operation: Operation::DeltaPublish,
+        expiration: Some(251),
+        published_at: 65_536,
+        topic: "a".repeat(300).into(),
+        ..Envelope::default()
+    };
+    let mut long = b"\x01\xFB\x2C\x01".to_vec();
+    long.extend_from_slice(&[b'a'; 300]);
+    long.extend_from_slice(b"\x00\x01\xFB\xFB\x00\x00\x00\x00\xFC\x00\x00\x01\x00\x00\x00");
+    let cases: [(Envelope<'_>, &[u8]); 3] = [
+        (least, b"\x00\x01t\x00\x00\x00\x00\x00\x00\x00\x00"),
+        (
+            full,
+            b"\x03\x06orders\x01\x01c\x01\xFA\x01\x00\x01\x031,2\x01\x01x\
+              \xFD\x34\x12\x00\x00\xE1\xF5\x05\x00\x02\x00\xFF\x02",
+        ),
+        (numbers, &long),
+    ];
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("e.store");
+    let store = Store::open(&path, Options::new().capacity(64 << 10)).unwrap();
+    for (envelope, bytes) in cases {
+        let sequence = store.append(&envelope, b"").unwrap().sequence;
+        let message = Inspection::open(&path)
+            .unwrap()
+            .get(sequence)
+            .unwrap()
+            .unwrap();
+        assert_eq!(message.envelope_bytes, bytes, "{envelope:?}");
+        assert_eq!(Envelope::decode(bytes).unwrap(), envelope);
+    }
+    let bytes = b"\x00\x01t\x00\x00\x00\x00\x00\x00\x00\x01\xFB\xE8\x03";
+    let requeued = Envelope::decode(bytes).unwrap();
+    assert_eq!(requeued.origin, Origin::Requeue { accepts: 1000 });
+}
+
+/// Writes the golden stores of a *new* format version. Those that exist are never written
+/// again: a program that cannot read them has broken its promise.
+#[test]
+#[ignore = "writes files; only for a new format version"]
+fn write_golden_stores() {
+    for name in NAMES {
+        let (store, text) = (
+            golden(&format!("{name}.store")),
+            golden(&format!("{name}.txt")),
+        );
+        if !store.exists() {
+            write_golden_store(name, &store);
+            anonymous(&store);
+        }
+        if !text.exists() {
+            std::fs::write(&text, describe(&store)).unwrap();
+        }
+    }
+}
+
+fn write_golden_store(name: &str, path: &Path) {
+    let options = || Options::new().capacity(64 << 10).client_name("golden");
+    let open = || Store::open(path, options().recovery(Recovery::Salvage)).unwrap();
+    let publish = |store: &Store, n: u64| {
+        let mut envelope = Envelope::publish("orders");
+        envelope.user_tag = format!("line {n}").into_bytes().into();
+        envelope.published_at = 1_700_000_000_000_000 + n;
+        store
+            .append(&envelope, format!("payload {n}").as_bytes())
+            .unwrap()
+            .sequence
+    };
+    let change = |change: &dyn Fn(&mut Vec<u8>)| {
+        let mut bytes = std::fs::read(path).unwrap();
+        change(&mut bytes);
+        std::fs::write(path, &bytes).unwrap();
+    };
+    let offset = |sequence| {
+        let inspection = Inspection::open(path).unwrap();
+        inspection.get(sequence).unwrap().unwrap().offset as usize
+    };
+    let store = open();
+    match name {
+        "clean" => {
+            store.raise_grant(100).unwrap();
+            (1..=4).for_each(|n| drop(publish(&store, n)));
+            let envelope = Envelope {
+                operation: Operation::SowDeleteByFilter,
+                topic: "umläut".into(),
+                correlation_id: Some("correlation".into()),
+                expiration: Some(3600),
+                sow_key: Some("key".into()),
+                selector: Some("/id = 7".into()),
+                options: Some("opts".into()),
+                published_at: 1_700_000_000_000_005,
+                user_tag: vec![b'z'; 64].into(),
+                origin: Origin::Publish,
+            };
+            store.append(&envelope, b"\x00\xFF not text").unwrap();
+            store.settle_through(2).unwrap();
+            store.close(5).unwrap();
+        }
+        "unclean" => {
+            store.raise_grant(50).unwrap();
+            (1..=6).for_each(|n| drop(publish(&store, n)));
+            store.sync().unwrap();
+            store.settle(&[2, 4]).unwrap();
+            publish(&store, 7);
+        }
+        "cut" => {
+            (1..=8).for_each(|n| drop(publish(&store, n)));
+            drop(store);
+            let at = offset(4);
+            change(&|bytes| bytes[at + 50..at + 100].fill(0));
+        }
+        "rejections" => {
+            (1..=5).for_each(|n| drop(publish(&store, n)));
+            store
+                .reject(2, "not entitled", 1_700_000_000_000_100)
+                .unwrap();
+            store
+                .reject(3, &"ü".repeat(100), 1_700_000_000_000_101)
+                .unwrap();
+            store.reject(4, "bad", 1_700_000_000_000_102).unwrap();
+            store.accept(4).unwrap();
+            store.settle_through(5).unwrap();
+            store.requeue(3, 1_700_000_000_000_103).unwrap();
+            store.reject(1, "late", 1_700_000_000_000_104).unwrap();
+        }
+        "rebased" => {
+            store.raise_grant(10).unwrap();
+            (1..=3).for_each(|n| drop(publish(&store, n)));
+            store.settle_through(1).unwrap();
+            store.rebase(1000).unwrap();
+            store.raise_grant(20).unwrap();
+            publish(&store, 4);
+            store.close(4).unwrap();
+        }
+        "lapped" => {
+            publish(&store, 1);
+            let envelope = Envelope::publish("filler");
+            for n in 2..=150 {
+                // A thread waits for room; nothing here depends on when it comes.
+                let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+                let payload = vec![n as u8; 900];
+                let filler = store.append_wait(&envelope, &payload, deadline).unwrap();
+                store.settle(&[filler.sequence]).unwrap();
+            }
+            publish(&store, 151);
+        }
+        "damaged" | "salvaged" => {
+            (1..=6).for_each(|n| drop(publish(&store, n)));
+            store.close(0).unwrap();
+            drop(store);
+            let at = offset(3);
+            change(&|bytes| bytes[at + 60] ^= 0x10);
+            if name == "salvaged" {
+                let store = open();
+                publish(&store, 7);
+            }
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Takes this machine's name and process out of a store.
+fn anonymous(path: &Path) {
+    let mut bytes = std::fs::read(path).unwrap();
+    for copy in bytes[..8192].chunks_exact_mut(4096) {
+        copy[24..32].copy_from_slice(&0x601D_E400_0000_0001u64.to_le_bytes());
+        copy[36..40].copy_from_slice(&4242u32.to_le_bytes());
+        copy[112..114].copy_from_slice(&4u16.to_le_bytes());
+        copy[116..371].fill(0);
+        copy[116..120].copy_from_slice(b"host");
+        let crc = crc32fast::hash(&copy[..4092]);
+        copy[4092..].copy_from_slice(&crc.to_le_bytes());
+    }
+    std::fs::write(path, &bytes).unwrap();
+}

@@ -1,0 +1,255 @@
+#!/usr/bin/env python3
+"""Lists a publish store, written from store-format.md alone.
+
+One line per record of the log in log order, tab separated:
+ordinal, offset, kind, sequence, state, topic, payload in hex.
+Exit code 0: whole; 3: damaged; 1: not a store."""
+import struct
+import sys
+import zlib
+
+BLOCK, HEADER, STAMP = 4096, 40, 64
+KINDS = dict(enumerate("publish settlement rejection acceptance copy mark epoch lost".split(), 1))
+
+
+def superblock(data):
+    best = None
+    for at in (0, BLOCK):
+        b = data[at:at + BLOCK]
+        if len(b) < BLOCK or b[:8] != b"\x89AMPSTO\n" or struct.unpack_from("<I", b, 8)[0] != 1:
+            continue
+        if zlib.crc32(b[:-4]) == struct.unpack_from("<I", b, BLOCK - 4)[0]:
+            names = ("counter", "id", "key", "pid", "size", "segments", "cap", "grant",
+                     "number_floor", "rebase_from", "rebase_delta", "generation", "closed_at")
+            s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)))
+            best = s if best is None or s["counter"] > best["counter"] else best
+    return best or sys.exit("not a publish store")
+
+
+def seed(key, offset):
+    place = offset // 8
+    return (key ^ place ^ (place >> 32) * 0x9E3779B1) & 0xFFFFFFFF
+
+
+class Reader:
+    def __init__(self, data):
+        self.data, self.sb = data, superblock(data)
+        self.max = self.sb["size"] // 4
+        self.log, self.set_aside, self.damaged = [], [], False
+        self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
+        self.damaged |= self.there < self.sb["segments"]
+        self.recover()
+
+    def fits(self, at, end):
+        return zlib.crc32(self.data[at + 4:end], seed(self.sb["key"], at)) == \
+            struct.unpack_from("<I", self.data, at)[0]
+
+    def look(self, at, end):
+        """The intact record at a place, or None."""
+        if at + HEADER > end:
+            return None
+        _, length, kind, quiet, zero, env, seq, ordinal, generation = \
+            struct.unpack_from("<IIBBHIQQQ", self.data, at)
+        stride = (length + 7) // 8 * 8
+        message = kind in (1, 5)
+        sound = HEADER <= length and stride <= min(self.max, end - at) and kind in KINDS \
+            and quiet <= message and zero == 0 and env <= (length - HEADER) * message \
+            and seq < 1 << 63 and 0 < ordinal < 1 << 63 and 0 < generation < 1 << 63
+        if not sound or not self.fits(at, at + stride):
+            return None
+        body = self.data[at + HEADER:at + length]
+        return dict(at=at, stride=stride, kind=KINDS[kind], quiet=quiet, env=env, seq=seq,
+                    ordinal=ordinal, generation=generation, body=body, state="live")
+
+    def bounds(self, segment):
+        at = 2 * BLOCK + segment * self.sb["size"]
+        return at, at + STAMP, at + self.sb["size"]
+
+    def recover(self):
+        used = []
+        for segment in range(self.there):
+            at, first, end = self.bounds(segment)
+            if self.data[at + 4:at + 8] == b"SEG1" and self.fits(at, first):
+                ordinal, used_flag = struct.unpack_from("<Q8xB", self.data, at + 8)
+                used += [(ordinal, segment)] * used_flag
+            elif record := self.look(first, end):
+                used.append((record["ordinal"], segment))
+            else:
+                self.damaged = True
+        used.sort()
+        self.last = used[0][0] - 1 if used else 0
+        walked, ends = set(), {}
+        while used:
+            segment = next((s for o, s in used if o == self.last + 1 and s not in walked), None)
+            if segment is None:  # the newest segment whose epoch names the last record
+                bridges = [s for o, s in used if s not in walked and self.bridge(s)]
+                if not bridges:
+                    break
+                segment = bridges[-1]
+            _, at, end = self.bounds(segment)
+            walked.add(segment)
+            while (record := self.look(at, end)) and self.follows(record):
+                self.apply(record)
+                at += record["stride"]
+            ends[segment] = at
+        if not (self.sb["closed_at"] and self.sb["closed_at"] == self.last):
+            self.judge(ends)
+
+    def bridge(self, segment):
+        _, at, end = self.bounds(segment)
+        record = self.look(at, end)
+        return record and record["kind"] == "epoch" and self.follows(record)
+
+    def follows(self, record):
+        if record["kind"] == "epoch" and record["ordinal"] > self.last:
+            first = not self.log and record["ordinal"] == self.last + 1
+            return first or struct.unpack_from("<Q", record["body"])[0] == self.last
+        return record["ordinal"] == self.last + 1
+
+    def judge(self, ends):
+        """Everything intact behind the end of the walk, gap by gap."""
+        hole, beyond = list(ends)[-1] if ends else None, []
+        for segment in range(self.there):
+            if segment in ends and segment != hole:
+                continue
+            _, first, end = self.bounds(segment)
+            at = ends.get(segment, first)
+            while at + HEADER <= end:
+                record = self.look(at, end)
+                if record and record["ordinal"] > self.last:
+                    beyond.append(record)
+                at += record["stride"] if record else 8
+        marks = [m for r in self.log + beyond if (m := mark(r))]
+        durable = max([self.sb["closed_at"]] + [m["durable"] for m in marks])
+        needed = max([0] + [m["needed"] for r in beyond if (m := mark(r))])
+        named = [struct.unpack("<QQ", r["body"][:16]) for r in self.log + beyond
+                 if r["kind"] == "lost"]
+        dead = [(struct.unpack_from("<Q", r["body"])[0], r["ordinal"]) for r in beyond
+                if r["kind"] == "epoch"]
+        beyond = [r for r in beyond if not any(a < r["ordinal"] < b for a, b in dead)]
+        beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
+        for i, record in enumerate(beyond):
+            if record["ordinal"] <= self.last:
+                continue
+            through = record["ordinal"] - 1
+            if record["kind"] == "epoch":
+                through = max(self.last, struct.unpack_from("<Q", record["body"])[0])
+            known = any(a <= self.last + 1 and through <= b for a, b in named)
+            if through > self.last and not known:
+                if self.last + 1 > durable:
+                    self.set_aside = beyond[i:]
+                    return
+                if through < needed:  # nothing before the gap is needed
+                    for old in self.log:
+                        old["state"] = "settled"
+                else:
+                    self.damaged = True
+            self.apply(record)
+        self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
+
+    def apply(self, record):
+        self.log.append(record)
+        self.last = record["ordinal"]
+
+
+def mark(record):
+    at = {"mark": 0, "epoch": 24}.get(record["kind"])
+    if at is not None:
+        return dict(zip(("floor", "durable", "next", "needed"),
+                        struct.unpack_from("<4Q", record["body"], at)))
+
+
+class Bytes:
+    """bincode 2, standard configuration."""
+    def __init__(self, data):
+        self.data, self.at = data, 0
+
+    def number(self):
+        first = self.take(1)[0]
+        return first if first < 251 else int.from_bytes(self.take(2 << (first - 251)), "little")
+
+    def take(self, n):
+        self.at += n
+        return self.data[self.at - n:self.at]
+
+    def text(self):
+        return self.take(self.number()).decode()
+
+    def option(self, read):
+        return read() if self.take(1)[0] else None
+
+
+def envelope(record):
+    b = Bytes(record["body"][:record["env"]])
+    out = dict(operation=b.number(), topic=b.text(), correlation_id=b.option(b.text),
+               expiration=b.option(b.number), sow_key=b.option(b.text),
+               selector=b.option(b.text), options=b.option(b.text),
+               published_at=b.number(), user_tag=b.take(b.number()), origin=b.number())
+    out["accepts"] = b.number() if out["origin"] == 1 else None
+    return out
+
+
+def judge_messages(log):
+    """Sets what became of each message; the newest record of one carries it."""
+    messages, rejections, floor = {}, {}, 0
+
+    def accept(sequence):
+        if refusal := rejections.pop(sequence, None):
+            refusal["state"] = "settled"
+            if sequence in messages:
+                messages[sequence]["state"] = "settled"
+
+    for record in log:
+        seq, kind = record["seq"], record["kind"]
+        if record["state"] == "settled":
+            continue
+        if kind in ("publish", "copy"):
+            old = messages.get(seq)
+            if seq in rejections:
+                record["state"] = "rejected"
+            elif old:
+                record["state"] = old["state"]
+            elif seq <= floor:
+                record["state"] = "settled"
+            if old:
+                old["state"] = "superseded"
+            messages[seq] = record
+            if record["quiet"] and (e := envelope(record))["accepts"] is not None:
+                accept(e["accepts"])
+        elif kind == "settlement":
+            for (settled,) in struct.iter_unpack("<Q", record["body"]):
+                if settled in messages and messages[settled]["state"] == "live":
+                    messages[settled]["state"] = "settled"
+        elif kind == "rejection":
+            if seq in rejections:
+                rejections[seq]["state"] = "superseded"
+            rejections[seq] = record
+            record["state"] = "rejected"
+            if seq in messages:
+                messages[seq]["state"] = "rejected"
+        elif kind == "acceptance":
+            accept(seq)
+        elif m := mark(record):
+            floor = max(floor, m["floor"])
+            for message in messages.values():
+                if message["seq"] <= floor and message["state"] == "live":
+                    message["state"] = "settled"
+
+
+def main():
+    with open(sys.argv[1], "rb") as file:
+        reader = Reader(file.read())
+    judge_messages(reader.log)
+    for record in reader.set_aside:
+        record["state"] = "set aside"
+    for r in reader.log + reader.set_aside:
+        topic, payload = "", b""
+        if r["kind"] in ("publish", "copy"):
+            topic, payload = envelope(r)["topic"], r["body"][r["env"]:]
+        print(r["ordinal"], r["at"], r["kind"], r["seq"], r["state"], topic, payload.hex(),
+              sep="\t")
+    return 3 if reader.damaged else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
