@@ -77,7 +77,8 @@ class Reader:
             else:
                 self.damaged = True
         used.sort()
-        self.last = used[0][0] - 1 if used else 0
+        start = used[0][0] if used else 1
+        self.last, self.needed = start - 1, 0
         walked, ends = set(), {}
         while used:
             segment = next((s for o, s in used if o == self.last + 1 and s not in walked), None)
@@ -92,7 +93,14 @@ class Reader:
                 self.apply(record)
                 at += record["stride"]
             ends[segment] = at
-        if not (self.sb["closed_at"] and self.sb["closed_at"] == self.last):
+        self.needed = max([0] + [m["needed"] for r in self.log if (m := mark(r))])
+        if start > max(self.needed, 1):  # headless
+            self.log, self.last = [], max(self.needed, 1) - 1
+            self.judge({})
+            if not self.log:
+                self.log, self.last, self.needed, self.set_aside = [], 0, 0, []
+                self.judge({})
+        elif not self.sb["closed_at"] or self.sb["closed_at"] != self.last:
             self.judge(ends)
 
     def bridge(self, segment):
@@ -121,31 +129,38 @@ class Reader:
                 at += record["stride"] if record else 8
         marks = [m for r in self.log + beyond if (m := mark(r))]
         durable = max([self.sb["closed_at"]] + [m["durable"] for m in marks])
-        needed = max([0] + [m["needed"] for r in beyond if (m := mark(r))])
         named = [struct.unpack("<QQ", r["body"][:16]) for r in self.log + beyond
                  if r["kind"] == "lost"]
         dead = [(struct.unpack_from("<Q", r["body"])[0], r["ordinal"]) for r in beyond
                 if r["kind"] == "epoch"]
         beyond = [r for r in beyond if not any(a < r["ordinal"] < b for a, b in dead)]
         beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
+        walked, last, needed, accepted = self.last, self.last, self.needed, []
         for i, record in enumerate(beyond):
-            if record["ordinal"] <= self.last:
+            if record["ordinal"] <= last:
                 continue
             through = record["ordinal"] - 1
             if record["kind"] == "epoch":
-                through = max(self.last, struct.unpack_from("<Q", record["body"])[0])
-            known = any(a <= self.last + 1 and through <= b for a, b in named)
-            if through > self.last and not known:
-                if self.last + 1 > durable:
-                    self.set_aside = beyond[i:]
-                    return
-                if through < needed:  # nothing before the gap is needed
-                    for old in self.log:
-                        old["state"] = "settled"
-                else:
-                    self.damaged = True
-            self.apply(record)
-        self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
+                through = max(last, struct.unpack_from("<Q", record["body"])[0])
+            known = through <= last or any(a <= last + 1 and through <= b for a, b in named)
+            if not known and last + 1 > durable:
+                self.set_aside = beyond[i:]
+                break
+            if m := mark(record):
+                needed = max(needed, m["needed"])
+            accepted.append((None if known else through, record))
+            last = record["ordinal"]
+        if walked < needed:  # what settled the records walked may be missing
+            for old in self.log:
+                if old["kind"] in ("publish", "copy", "rejection"):
+                    old["state"] = "settled"
+        for through, record in accepted:
+            self.damaged |= through is not None and through >= needed
+            if record["ordinal"] >= needed:
+                self.apply(record)
+            self.last = record["ordinal"]
+        if not self.set_aside:
+            self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
 
     def apply(self, record):
         self.log.append(record)
@@ -194,10 +209,10 @@ def judge_messages(log):
     messages, rejections, floor = {}, {}, 0
 
     def accept(sequence):
-        if refusal := rejections.pop(sequence, None):
+        for refusal in (refusals := rejections.pop(sequence, [])):
             refusal["state"] = "settled"
-            if sequence in messages:
-                messages[sequence]["state"] = "settled"
+        if refusals and sequence in messages:
+            messages[sequence]["state"] = "settled"
 
     for record in log:
         seq, kind = record["seq"], record["kind"]
@@ -221,9 +236,9 @@ def judge_messages(log):
                 if settled in messages and messages[settled]["state"] == "live":
                     messages[settled]["state"] = "settled"
         elif kind == "rejection":
-            if seq in rejections:
-                rejections[seq]["state"] = "superseded"
-            rejections[seq] = record
+            for older in rejections.setdefault(seq, []):
+                older["state"] = "superseded"
+            rejections[seq].append(record)
             record["state"] = "rejected"
             if seq in messages:
                 messages[seq]["state"] = "rejected"

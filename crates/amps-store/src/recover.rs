@@ -492,6 +492,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             self.out.next = self.out.next.max(self.out.state.last() + 1);
             self.out.state = State::new(self.geometry, self.segments);
         }
+        let went_on = !accepted.is_empty();
         for (missing, seen) in accepted {
             if let Some((first, through)) = missing {
                 let gap = self.gap(hole_at, first, Some(through), Some(&seen))?;
@@ -510,6 +511,10 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         }
         if !self.out.set_aside.is_empty() {
             return Ok(());
+        }
+        if went_on {
+            // The log ends behind its last record, not at the gap before it.
+            self.out.stop = Stop::Unwritten;
         }
         if self.out.last_ordinal < durable {
             let known = named.iter().any(|l| l.last_ordinal >= durable);

@@ -68,8 +68,19 @@ fn describe(path: &Path) -> String {
     for record in inspection.records() {
         let r = record.unwrap();
         let kind = r.kind.map_or("-".to_owned(), |k| k.to_string());
+        let body = match &r.body {
+            Body::Message { envelope, payload } if payload.len() > 64 => format!(
+                "{envelope:?} {} bytes of payload, crc {:08x}",
+                payload.len(),
+                crc32fast::hash(payload)
+            ),
+            Body::Message { envelope, payload } => {
+                format!("{envelope:?} payload \"{}\"", payload.escape_ascii())
+            }
+            body => format!("{body:?}"),
+        };
         line(format!(
-            "{} {} {kind} {} ordinal {} generation {} length {}{}: {:?}",
+            "{} {} {kind} {} ordinal {} generation {} length {}{}: {body}",
             r.offset,
             r.verdict,
             r.sequence,
@@ -77,7 +88,6 @@ fn describe(path: &Path) -> String {
             r.generation,
             r.length,
             if r.quiet { " quiet" } else { "" },
-            r.body
         ));
     }
     out
@@ -263,7 +273,9 @@ fn random_run(store: &Store, numbers: &mut Numbers) {
         match numbers.below(12) {
             0 => drop(store.settle_through(any).unwrap()),
             1 => drop(store.settle(&[any, any + 2]).unwrap()),
-            2 if bounds.rejections < 5 => drop(store.reject(any, "no", 1).unwrap()),
+            2 if bounds.rejections < 5 && store.is_unsettled(any) => {
+                drop(store.reject(any, "no", 1).unwrap())
+            }
             3 | 4 => {
                 if let Some(waiting) = store.rejections(0, 1).first() {
                     if numbers.below(2) == 0 {
