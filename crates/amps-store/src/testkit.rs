@@ -1,9 +1,13 @@
 //! For tests, of this store and of programs that use it: a simulated disk under the real
-//! log.
+//! log, and the bare mapping for benchmarks.
 
+use std::fs::OpenOptions;
+use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
+use crate::medium::{Device, Mapped, Medium, reserve};
 use crate::{OpenError, Options, Store, StoreError};
 
 impl SimDisk {
@@ -33,4 +37,75 @@ pub fn last_ordinal(store: &Store) -> u64 {
 /// Whether a sync failed, so that nothing becomes durable any more.
 pub fn has_failed(store: &Store) -> bool {
     store.has_failed()
+}
+
+/// A file mapped as the store maps its own, with no log in it: what the floors of a
+/// benchmark stand on.
+pub struct Mapping(Mapped);
+
+impl Mapping {
+    /// Creates a file of `len` bytes, filled and populated as the store does it.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn create(path: &Path, len: u64) -> io::Result<Self> {
+        let file = OpenOptions::new()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(path)?;
+        reserve(&file, 0, len)?;
+        let mapping = Mapping(Mapped::new(file, len, len)?);
+        mapping.0.device().prefault(0, len);
+        Ok(mapping)
+    }
+
+    /// Maps a file that [`create`](Self::create) made with this length.
+    ///
+    /// # Errors
+    /// Those of the file system.
+    pub fn open(path: &Path, len: u64) -> io::Result<Self> {
+        let file = OpenOptions::new().read(true).write(true).open(path)?;
+        if file.metadata()?.len() < len {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Mapping(Mapped::new(file, len, len)?))
+    }
+
+    /// Copies bytes out.
+    ///
+    /// # Panics
+    /// The range leaves the file.
+    #[inline]
+    pub fn read(&self, offset: u64, into: &mut [u8]) {
+        self.0.read(offset, into);
+    }
+
+    /// Copies bytes in.
+    ///
+    /// # Panics
+    /// The range leaves the file.
+    #[inline]
+    pub fn write(&mut self, offset: u64, bytes: &[u8]) {
+        self.0.write(offset, bytes);
+    }
+
+    /// A handle that syncs, for another thread.
+    pub fn syncer(&self) -> MappingSync {
+        MappingSync(self.0.device())
+    }
+}
+
+/// Syncs a [`Mapping`].
+pub struct MappingSync(Arc<dyn Device>);
+
+impl MappingSync {
+    /// Makes everything written before the call durable.
+    ///
+    /// # Errors
+    /// The device failed.
+    pub fn sync(&self) -> io::Result<()> {
+        self.0.sync()
+    }
 }

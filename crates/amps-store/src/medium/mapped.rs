@@ -50,6 +50,7 @@ impl Mapped {
     ///
     /// # Panics
     /// The range leaves what exists: a defect of the log, stopped before it does harm.
+    #[inline]
     fn at(&self, offset: u64, len: usize) -> *mut u8 {
         assert!(
             offset
