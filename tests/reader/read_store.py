@@ -35,7 +35,7 @@ class Reader:
     def __init__(self, data):
         self.data, self.sb = data, superblock(data)
         self.max = self.sb["size"] // 4
-        self.log, self.set_aside, self.damaged = [], [], False
+        self.log, self.set_aside, self.damaged, self.gaps = [], [], False, []
         self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
         self.damaged |= self.there < self.sb["segments"]
         self.recover()
@@ -155,12 +155,23 @@ class Reader:
                 if old["kind"] in ("publish", "copy", "rejection"):
                     old["state"] = "settled"
         for through, record in accepted:
-            self.damaged |= through is not None and through >= needed
+            if through is not None and through >= needed:
+                self.gaps.append(self.missing_publishes(through, record))
             if record["ordinal"] >= needed:
                 self.apply(record)
             self.last = record["ordinal"]
         if not self.set_aside:
             self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
+
+    def missing_publishes(self, through, record):
+        """The last missing sequence if every missing record was a publish, else 2**64."""
+        known = max([1] + [r["seq"] + 1 for r in self.log if r["kind"] != "lost"] +
+                    [n for r in self.log if (m := mark(r)) for n in (m["next"], m["floor"] + 1)] +
+                    [struct.unpack_from("<Q", r["body"], 16)[0] for r in self.log
+                     if r["kind"] == "epoch"])
+        m = mark(record)
+        after = record["seq"] if record["kind"] == "publish" else m["next"] if m else 0
+        return after - 1 if after > known and after - known == through - self.last else 1 << 64
 
     def apply(self, record):
         self.log.append(record)
@@ -249,12 +260,14 @@ def judge_messages(log):
             for message in messages.values():
                 if message["seq"] <= floor and message["state"] == "live":
                     message["state"] = "settled"
+    return floor, min(rejections, default=1 << 64)
 
 
 def main():
     with open(sys.argv[1], "rb") as file:
         reader = Reader(file.read())
-    judge_messages(reader.log)
+    floor, refused = judge_messages(reader.log)
+    reader.damaged |= any(last > floor or last >= refused for last in reader.gaps)
     for record in reader.set_aside:
         record["state"] = "set aside"
     for r in reader.log + reader.set_aside:
