@@ -11,6 +11,8 @@ mod log;
 mod medium;
 mod options;
 mod recover;
+#[cfg(test)]
+mod recovery_table;
 mod report;
 mod scan;
 mod space;
