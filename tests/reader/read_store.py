@@ -34,7 +34,7 @@ def seed(key, offset):
 class Reader:
     def __init__(self, data):
         self.data, self.sb = data, superblock(data)
-        self.max = self.sb["size"] // 4
+        self.max = min(self.sb["size"] // 4, (1 << 25) - 8)
         self.log, self.set_aside, self.damaged, self.gaps = [], [], False, []
         self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
         self.damaged |= self.there < self.sb["segments"]

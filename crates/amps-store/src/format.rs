@@ -220,18 +220,18 @@ impl Superblock {
 
 /// Limits of the index word bound a segment to 128 MiB and a file to 8 TiB.
 pub(crate) fn geometry_is_sound(segment_size: u64, segments: u64, cap_segments: u64) -> bool {
-    segment_size >= 2 * BLOCK
-        && segment_size <= 128 << 20
+    (2 * BLOCK..=128 << 20).contains(&segment_size)
         && segment_size.is_multiple_of(BLOCK)
         && segments >= 1
         && segments <= cap_segments
         && cap_segments >= MIN_SEGMENTS
-        && cap_segments <= (1 << 43) / segment_size - 1
+        && cap_segments < (1 << 43) / segment_size
 }
 
-/// Largest record a segment of this size takes: a quarter of it.
+/// Largest record a segment of this size takes: a quarter of it, as long as its length fits
+/// into an index word.
 pub(crate) fn max_record(segment_size: u64) -> u64 {
-    segment_size / 4
+    (segment_size / 4).min((1 << 25) - 8)
 }
 
 /// What a segment's header says.

@@ -22,7 +22,7 @@ const OFFSET_MASK: u64 = (1 << 40) - 1;
 impl Entry {
     pub(crate) fn new(offset: u64, stride: u64) -> Self {
         debug_assert!(offset / 8 <= OFFSET_MASK && stride / 8 < 1 << LEN_BITS);
-        Entry((stride / 8) << 40 | offset / 8)
+        Entry(((stride / 8) << 40) | (offset / 8))
     }
 
     pub(crate) fn offset(self) -> u64 {
@@ -62,7 +62,7 @@ impl Entry {
 
     /// The same marks at another place.
     pub(crate) fn moved(self, offset: u64) -> Self {
-        Entry(self.0 & !OFFSET_MASK | offset / 8)
+        Entry((self.0 & !OFFSET_MASK) | (offset / 8))
     }
 }
 

@@ -1,6 +1,9 @@
 //! Stores of format version 1, opened for ever: the bytes are in `tests/golden/`, what they
 //! hold stands beside them, and a reader written from `store-format.md` alone agrees.
 
+// Helpers outside of test functions; a failure is the test's.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;

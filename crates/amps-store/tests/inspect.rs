@@ -1,5 +1,8 @@
 //! Looking into stores: what is shown is what is there, and nothing is changed.
 
+// Helpers outside of test functions; a failure is the test's.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};

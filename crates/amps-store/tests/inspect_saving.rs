@@ -1,5 +1,8 @@
 //! Getting messages out of a store: repair, export, import.
 
+// Helpers outside of test functions; a failure is the test's.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
 use std::path::{Path, PathBuf};
 
 use amps_store::inspect::{

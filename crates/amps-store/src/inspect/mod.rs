@@ -144,13 +144,18 @@ pub struct Info {
 }
 
 impl Info {
-    /// How many sequences the damaged ranges may hold; a range that no later record bounds
-    /// counts as one at least.
+    /// The most messages that may be missing in the damaged ranges: no more than records are
+    /// missing, and no more than sequences are. A range that nothing bounds counts as one.
     pub fn dropped(&self) -> u64 {
-        self.damaged
-            .iter()
-            .map(|r| r.sequences.map_or(1, |(a, b)| b.saturating_sub(a) + 1))
-            .sum()
+        let missing = |range: &DamagedRange| {
+            let span = |(first, last): (u64, u64)| last.saturating_sub(first) + 1;
+            let records = range.last_ordinal.map(|last| (range.first_ordinal, last));
+            match (range.sequences.map(span), records.map(span)) {
+                (Some(sequences), Some(records)) => sequences.min(records),
+                (sequences, records) => sequences.or(records).unwrap_or(1),
+            }
+        };
+        self.damaged.iter().map(missing).sum()
     }
 }
 
