@@ -400,7 +400,9 @@ fn write_golden_store(name: &str, path: &Path) {
     match name {
         "clean" => {
             store.raise_grant(100).unwrap();
-            (1..=4).for_each(|n| drop(publish(&store, n)));
+            for n in 1..=4 {
+                publish(&store, n);
+            }
             let envelope = Envelope {
                 operation: Operation::SowDeleteByFilter,
                 topic: "umläut".into(),
@@ -419,19 +421,25 @@ fn write_golden_store(name: &str, path: &Path) {
         }
         "unclean" => {
             store.raise_grant(50).unwrap();
-            (1..=6).for_each(|n| drop(publish(&store, n)));
+            for n in 1..=6 {
+                publish(&store, n);
+            }
             store.sync().unwrap();
             store.settle(&[2, 4]).unwrap();
             publish(&store, 7);
         }
         "cut" => {
-            (1..=8).for_each(|n| drop(publish(&store, n)));
+            for n in 1..=8 {
+                publish(&store, n);
+            }
             drop(store);
             let at = offset(4);
             change(&|bytes| bytes[at + 50..at + 100].fill(0));
         }
         "rejections" => {
-            (1..=5).for_each(|n| drop(publish(&store, n)));
+            for n in 1..=5 {
+                publish(&store, n);
+            }
             store
                 .reject(2, "not entitled", 1_700_000_000_000_100)
                 .unwrap();
@@ -446,7 +454,9 @@ fn write_golden_store(name: &str, path: &Path) {
         }
         "rebased" => {
             store.raise_grant(10).unwrap();
-            (1..=3).for_each(|n| drop(publish(&store, n)));
+            for n in 1..=3 {
+                publish(&store, n);
+            }
             store.settle_through(1).unwrap();
             store.rebase(1000).unwrap();
             store.raise_grant(20).unwrap();
@@ -466,7 +476,9 @@ fn write_golden_store(name: &str, path: &Path) {
             publish(&store, 151);
         }
         "damaged" | "salvaged" => {
-            (1..=6).for_each(|n| drop(publish(&store, n)));
+            for n in 1..=6 {
+                publish(&store, n);
+            }
             store.close(0).unwrap();
             drop(store);
             let at = offset(3);

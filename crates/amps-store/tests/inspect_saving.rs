@@ -56,7 +56,9 @@ fn a_repaired_store_is_the_old_one_less_what_is_named() {
     let (old, new) = two(&dir);
     let store = Store::open(&old, options()).unwrap();
     store.raise_grant(100).unwrap();
-    (1..=12).for_each(|n| drop(publish(&store, n)));
+    for n in 1..=12 {
+        publish(&store, n);
+    }
     store.settle_through(2).unwrap();
     store.settle(&[4, 9]).unwrap();
     store.reject(5, "not entitled", 77).unwrap();
@@ -108,7 +110,9 @@ fn records_set_aside_are_saved_and_the_hole_is_named() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = two(&dir);
     let store = Store::open(&old, options()).unwrap();
-    (1..=10).for_each(|n| drop(publish(&store, n)));
+    for n in 1..=10 {
+        publish(&store, n);
+    }
     store.settle(&[9]).unwrap();
     drop(store);
     // What a power cut may do: nothing here was synced.
