@@ -217,13 +217,15 @@ def envelope(record):
 
 def judge_messages(log):
     """Sets what became of each message; the newest record of one carries it."""
-    messages, rejections, floor = {}, {}, 0
+    messages, rejections, waiting, floor = {}, {}, set(), 0
 
     def accept(sequence):
-        for refusal in (refusals := rejections.pop(sequence, [])):
-            refusal["state"] = "settled"
-        if refusals and sequence in messages:
-            messages[sequence]["state"] = "settled"
+        if sequence in waiting:
+            waiting.remove(sequence)
+            for refusal in rejections[sequence]:
+                refusal["state"] = "settled"
+            if sequence in messages:
+                messages[sequence]["state"] = "settled"
 
     for record in log:
         seq, kind = record["seq"], record["kind"]
@@ -231,7 +233,7 @@ def judge_messages(log):
             continue
         if kind in ("publish", "copy"):
             old = messages.get(seq)
-            if seq in rejections:
+            if seq in waiting:
                 record["state"] = "rejected"
             elif old:
                 record["state"] = old["state"]
@@ -250,6 +252,7 @@ def judge_messages(log):
             for older in rejections.setdefault(seq, []):
                 older["state"] = "superseded"
             rejections[seq].append(record)
+            waiting.add(seq)
             record["state"] = "rejected"
             if seq in messages:
                 messages[seq]["state"] = "rejected"
@@ -260,7 +263,7 @@ def judge_messages(log):
             for message in messages.values():
                 if message["seq"] <= floor and message["state"] == "live":
                     message["state"] = "settled"
-    return floor, min(rejections, default=1 << 64)
+    return floor, min(waiting, default=1 << 64)
 
 
 def main():

@@ -517,6 +517,14 @@ impl Log {
                 Ok(())
             }
             Some(Collecting::Copying(from)) => self.copy_survivors(from),
+            Some(Collecting::Covering(_) | Collecting::Forgetting(_))
+                if self.is_oldest_needed_again() =>
+            {
+                let oldest = self.space.chain.front().map_or(0, |l| l.segment);
+                let first = self.geometry.records_at(oldest);
+                self.space.collecting = Some(Collecting::Copying(first));
+                Ok(())
+            }
             Some(Collecting::Covering(_)) => {
                 let oldest = self.space.chain.front().map_or(0, |l| l.segment);
                 let first = self.geometry.records_at(oldest);
@@ -528,6 +536,13 @@ impl Log {
                 Ok(())
             }
         }
+    }
+
+    /// A late refusal needs its message again, though that was settled when the segment was
+    /// looked through.
+    fn is_oldest_needed_again(&self) -> bool {
+        let oldest = self.space.chain.front();
+        oldest.is_some_and(|l| self.state.segment_live(l.segment) > 0)
     }
 
     fn copy_survivors(&mut self, from: u64) -> Result<(), StoreError> {

@@ -276,9 +276,7 @@ fn random_run(store: &Store, numbers: &mut Numbers) {
         match numbers.below(12) {
             0 => drop(store.settle_through(any).unwrap()),
             1 => drop(store.settle(&[any, any + 2]).unwrap()),
-            2 if bounds.rejections < 5 && store.is_unsettled(any) => {
-                drop(store.reject(any, "no", 1).unwrap())
-            }
+            2 if bounds.rejections < 5 => drop(store.reject(any, "no", 1).unwrap()),
             3 | 4 => {
                 if let Some(waiting) = store.rejections(0, 1).first() {
                     if numbers.below(2) == 0 {
