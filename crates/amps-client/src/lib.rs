@@ -51,6 +51,8 @@ mod receipt;
 pub mod session;
 mod shared;
 mod subscribe;
+#[cfg(feature = "testkit")]
+pub mod testkit;
 pub mod uri;
 mod wire;
 

@@ -33,6 +33,17 @@ use flight::Flight;
 use flush::Flushes;
 use links::Links;
 
+/// Whether a test planted this defect (feature `testkit`; always false without it).
+macro_rules! planted {
+    ($defect:ident) => {{
+        #[cfg(feature = "testkit")]
+        let planted = crate::testkit::is_planted(crate::testkit::Planted::$defect);
+        #[cfg(not(feature = "testkit"))]
+        let planted = false;
+        planted
+    }};
+}
+
 /// Where a link stands for the purpose of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -134,7 +145,7 @@ impl Delivery {
             }
             Input::SyncFailed => self.sync_failed = true,
         }
-        self.flushes.report(now.at, &mut self.outputs);
+        self.report_flushes(store, now);
         if self.links.is_stalled() {
             self.links.settled(store.bounds().first_unsettled);
         }
@@ -184,6 +195,9 @@ impl Delivery {
             return Ok(None);
         }
         let mut through = self.figures.grant();
+        if planted!(GrantNotAwaited) {
+            through = u64::MAX;
+        }
         if self.level == Level::Disk {
             through = through.min(store.durable().sequence);
         }
@@ -208,6 +222,9 @@ impl Delivery {
         }
         if self.figures.grant_is_low(self.config.grant_step) {
             self.want_grant(store, now);
+        }
+        if planted!(DiscardBeforeAck) {
+            self.pending.through = Some(sequence);
         }
         Ok(Some(ToSend {
             sequence,
@@ -249,12 +266,17 @@ impl Delivery {
         }
         self.flight.reset();
         self.raise_again_at = None;
+        let figure = figure.filter(|_| !planted!(FigureIgnored));
         let Some(figure) = figure else {
             // Unknown is not zero: nothing is settled and no gap can be seen (C2).
             self.links.logged_on(now.at);
             return self.go_live(store);
         };
-        match self.figures.at_logon(figure) {
+        let judged = match self.figures.at_logon(figure) {
+            Figure::Foreign if planted!(ForeignBelieved) => Figure::Within(store.bounds().last),
+            judged => judged,
+        };
+        match judged {
             Figure::Impossible => {
                 self.links.suspect();
                 self.drop_link(DropReason::BadFigure);
@@ -273,7 +295,11 @@ impl Delivery {
                 self.links.logged_on(now.at);
                 self.figures.judged(through);
                 let settled = self.figures.settled_floor(store);
-                self.settle_through(store, through, Via::Logon);
+                let via = match planted!(LogonTakenForAck) {
+                    true => Via::Ack,
+                    false => Via::Logon,
+                };
+                self.settle_through(store, through, via);
                 if through < settled {
                     self.note(Note::PublishGap {
                         server: through,
@@ -347,6 +373,9 @@ impl Delivery {
         let bounds = store.bounds();
         self.phase = Phase::Live;
         self.cursor = bounds.first_unsettled.unwrap_or(bounds.next);
+        if planted!(Overtaking) {
+            self.cursor = self.cursor.max(bounds.last);
+        }
         self.links.started(self.cursor);
         self.replay_through = Some(bounds.last);
         if bounds.first_unsettled.is_none() {
@@ -431,6 +460,9 @@ impl Delivery {
     ) {
         // The server acks what came before a refusal first; keeping its order decides
         // which refusals are late.
+        if planted!(CumulativeFailure) {
+            self.pending.through = Some(sequence - 1);
+        }
         self.apply_pending(store);
         let attempts = self.links.attempts(sequence);
         match store.reject(sequence, reason, now.unix_micros) {
@@ -449,7 +481,7 @@ impl Delivery {
                     attempts,
                     ordinal,
                 });
-                self.flushes.report(now.at, &mut self.outputs);
+                self.report_flushes(store, now);
             }
             Ok(Rejected::Known) => {}
             Ok(Rejected::NoRoom) => {
@@ -586,6 +618,13 @@ impl Delivery {
                 }
             }
         }
+    }
+
+    fn report_flushes(&mut self, store: &dyn PublishStore, now: Now) {
+        if planted!(FlushWaitsForEmpty) && store.bounds().unsettled > 0 {
+            return;
+        }
+        self.flushes.report(now.at, &mut self.outputs);
     }
 
     fn drop_link(&mut self, why: DropReason) {

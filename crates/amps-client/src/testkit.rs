@@ -1,0 +1,60 @@
+//! For tests of this client and of programs built on its state machines: what the driver
+//! keeps to itself, and defects on demand.
+//!
+//! A test that never fails proves nothing. [`plant`] puts a known protocol defect into
+//! [`Delivery`](crate::delivery::Delivery) of the calling thread, so that a simulation can
+//! show that it would be caught.
+
+use std::cell::Cell;
+
+use amps_store::StoredMessage;
+
+use crate::delivery::ToSend;
+
+/// Appends the frame of a stored message, as the driver puts it on the wire.
+///
+/// # Errors
+/// No frame can be made of it: the envelope is of another version, or the frame would be
+/// longer than its length field can say.
+pub fn encode(
+    message: &StoredMessage,
+    to_send: ToSend,
+    publish_ids: bool,
+    out: &mut Vec<u8>,
+) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    Ok(crate::wire::encode(message, to_send, publish_ids, out)?)
+}
+
+/// A defect of the protocol that loses messages or lies about them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Planted {
+    /// After a logon the newest message goes out first.
+    Overtaking,
+    /// A refusal settles everything before it.
+    CumulativeFailure,
+    /// A message is settled when it was sent.
+    DiscardBeforeAck,
+    /// The server's figure at logon is not looked at.
+    FigureIgnored,
+    /// What a logon settles is said to be acked.
+    LogonTakenForAck,
+    /// A figure beyond what was sent settles everything.
+    ForeignBelieved,
+    /// A flush waits for what was stored after it, too.
+    FlushWaitsForEmpty,
+    /// Messages go out above the durable send grant.
+    GrantNotAwaited,
+}
+
+thread_local! {
+    static PLANTED: Cell<Option<Planted>> = const { Cell::new(None) };
+}
+
+/// Plants a defect in this thread, or removes it.
+pub fn plant(defect: Option<Planted>) {
+    PLANTED.set(defect);
+}
+
+pub(crate) fn is_planted(defect: Planted) -> bool {
+    PLANTED.get() == Some(defect)
+}
