@@ -8,7 +8,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict};
+use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict, repair_to};
 use amps_store::{Envelope, OpenError, Operation, Options, Origin, PublishStore, Recovery, Store};
 
 const NAMES: [&str; 8] = [
@@ -297,6 +297,57 @@ fn random_run(store: &Store, numbers: &mut Numbers) {
                 }
             }
         }
+    }
+}
+
+/// Any bytes, any length: a look ends, and ends without a panic.
+#[test]
+fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, to) = (dir.path().join("bad"), dir.path().join("new"));
+    for round in 0..200 {
+        let mut numbers = Numbers(round);
+        let name = NAMES[numbers.below(NAMES.len() as u64) as usize];
+        let mut bytes = std::fs::read(golden(&format!("{name}.store"))).unwrap();
+        for _ in 0..numbers.below(20) + 1 {
+            let at = numbers.below(bytes.len() as u64) as usize;
+            let len = (numbers.below(64) as usize + 1).min(bytes.len() - at);
+            match numbers.below(4) {
+                0 => bytes[at] ^= 1 << numbers.below(8),
+                1 => bytes[at..at + len].fill(0xFF),
+                2 => bytes[at..at + len].fill(0),
+                _ => bytes.copy_within(at..at + len, 8192),
+            }
+        }
+        if numbers.below(4) == 0 {
+            bytes.truncate(numbers.below(bytes.len() as u64) as usize);
+        }
+        std::fs::write(&path, &bytes).unwrap();
+        if let Ok(seen) = Inspection::open(&path) {
+            let verification = seen.verify().unwrap();
+            let damaged = !seen.info().damaged.is_empty();
+            assert!(
+                !damaged || !verification.is_sound(),
+                "{name}, round {round}"
+            );
+            assert_eq!(seen.map().len() as u64 * 8192, verification.bytes - 8192);
+            let shown = seen.messages(Filter::new()).map(Result::unwrap).count() as u64;
+            assert_eq!(shown, seen.info().unsettled, "{name}, round {round}");
+            let report = repair_to(&path, &to).unwrap();
+            let saved = Inspection::open(&to).unwrap();
+            assert!(saved.verify().unwrap().is_sound(), "{name}, round {round}");
+            assert_eq!(
+                saved.info().unsettled,
+                report.saved,
+                "{name}, round {round}"
+            );
+            std::fs::remove_file(&to).unwrap();
+        }
+        assert_eq!(
+            std::fs::read(&path).unwrap(),
+            bytes,
+            "a look changed a byte"
+        );
     }
 }
 

@@ -1,5 +1,8 @@
 //! A refusal that comes late, while the segment of its message is being freed.
 
+// Helpers outside of test functions; a failure is the test's.
+#![allow(clippy::expect_used)]
+
 use amps_store::testkit::{SimDisk, step};
 use amps_store::{Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
 
