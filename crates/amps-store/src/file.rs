@@ -10,6 +10,7 @@ use crate::error::{OpenError, StoreError};
 use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
 use crate::log::Log;
 use crate::medium::{Mapped, Medium, reserve};
+use crate::planted::{self, Bug};
 use crate::options::{Options, Recovery, Shape};
 use crate::recover::{Header, Recovered, Refusal, read_header, recover};
 use crate::report::{RecoveryReport, Stop};
@@ -50,6 +51,7 @@ pub(crate) fn open(
                 Header {
                     superblock,
                     repair: false,
+                    order: SUPERBLOCKS,
                 },
                 options,
                 true,
@@ -75,6 +77,7 @@ pub(crate) fn open_medium(
             let header = Header {
                 superblock,
                 repair: false,
+                order: SUPERBLOCKS,
             };
             return start_on(path, medium, header, options, true);
         }
@@ -338,8 +341,12 @@ fn start_on(
     if recovered.stop != Stop::CleanClose && !created {
         // The page cache may show bytes that a failed write-back has lost: they are
         // written again, and free segments stamped again, before the sync below.
-        write_again(&mut *medium, &recovered);
-        wipe_torn(&mut *medium, &recovered);
+        if !planted::is(Bug::NoRewrite) {
+            write_again(&mut *medium, &recovered);
+        }
+        if !planted::is(Bug::NoWipe) {
+            wipe_torn(&mut *medium, &recovered);
+        }
     }
     let used: Vec<usize> = recovered.chain.iter().map(|c| c.segment).collect();
     for segment in (0..superblock.segments as usize).filter(|s| !used.contains(s)) {
@@ -351,7 +358,7 @@ fn start_on(
         device.sync().map_err(io("sync"))?;
     }
     let bytes = superblock.encode();
-    for at in SUPERBLOCKS {
+    for at in header.order {
         device
             .write_around(at, &bytes)
             .map_err(io("write the superblock of"))?;

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use crate::MAX_REASON;
+use crate::planted::{self, Bug};
 use crate::MAX_TAG;
 
 /// Version written by this program.
@@ -391,7 +392,9 @@ impl RecordHeader {
 /// `parts` are the record's bytes from offset 4 on, padding included.
 pub(crate) fn record_crc(key: u32, offset: u64, parts: &[&[u8]]) -> u32 {
     let mut crc = crc32fast::Hasher::new_with_initial(seed(key, offset));
-    for part in parts {
+    for (i, part) in parts.iter().enumerate() {
+        let skip = planted::is(Bug::ChecksumSkipsHeader) && i == 0;
+        let part = if skip { &part[RECORD_HEADER - 4..] } else { part };
         if !part.is_empty() {
             crc.update(part);
         }
@@ -411,6 +414,9 @@ pub(crate) fn committed_len(b: &[u8]) -> u32 {
 
 /// Whether a record's bytes, padding included, fit its checksum at this place.
 pub(crate) fn record_is_intact(bytes: &[u8], key: u32, offset: u64) -> bool {
+    if planted::is(Bug::NoChecksum) {
+        return true;
+    }
     record_crc(key, offset, &[&bytes[4..]]) == u32_at(bytes, 0)
 }
 

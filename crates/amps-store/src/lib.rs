@@ -10,6 +10,7 @@ pub mod inspect;
 mod log;
 mod medium;
 mod options;
+mod planted;
 mod recover;
 #[cfg(test)]
 mod recovery_table;

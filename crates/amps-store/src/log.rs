@@ -16,6 +16,7 @@ use crate::format::{
 };
 use crate::index::Entry;
 use crate::medium::{Device, Medium};
+use crate::planted::{self, Bug};
 use crate::recover::Recovered;
 use crate::scan::Geometry;
 use crate::space::{Segments, Space};
@@ -85,7 +86,10 @@ impl Log {
         superblock: Superblock,
         recovered: Recovered,
     ) -> Result<Log, StoreError> {
-        let next = recovered.next.max(recovered.max_sequence + 1);
+        let next = match planted::is(Bug::SequenceReset) {
+            true => recovered.state.last() + 1,
+            false => recovered.next.max(recovered.max_sequence + 1),
+        };
         let in_place = recovered.resumes_in_place();
         let chain: VecDeque<_> = recovered
             .chain
@@ -220,7 +224,8 @@ impl Log {
             });
         }
         let (live, limit) = (self.state.charged(), self.limit());
-        if live + stride + CHARGE > limit {
+        let charge = if planted::is(Bug::NoCharge) { 0 } else { CHARGE };
+        if live + stride + charge > limit {
             return Err(self.full(stride));
         }
         if !self.space.fits(stride) && !self.rotate_for_publish()? {
@@ -393,7 +398,11 @@ impl Log {
         }
         let recorded = unless_failed(self.make_room(MAX_OPENING))?;
         let settled = self.state.settle_through(sequence);
-        if recorded.is_some() {
+        if planted::is(Bug::SuccessOverridesRefusal) {
+            let refused: Vec<u64> = self.state.rejections().range(..=sequence).map(|r| *r.0).collect();
+            refused.iter().for_each(|s| drop(self.state.accept(*s)));
+        }
+        if recorded.is_some() && !planted::is(Bug::NoMark) {
             self.write_mark(false)?;
         }
         Ok(settled)
@@ -603,7 +612,9 @@ impl Log {
             .number_floor
             .max(superblock.grant)
             .max(self.next - 1);
-        superblock.grant = from - 1;
+        if !planted::is(Bug::RebaseKeepsGrant) {
+            superblock.grant = from - 1;
+        }
         superblock.rebase_from = from;
         superblock.rebase_delta = delta;
         Ok((Rebase { from, delta }, superblock))
@@ -652,7 +663,9 @@ impl Log {
         ticket: Ticket,
         result: std::io::Result<()>,
     ) -> Result<(), StoreError> {
-        if let Err(error) = result {
+        if let Err(error) = result
+            && !planted::is(Bug::SwallowedSyncError)
+        {
             self.failed.get_or_insert_with(|| error.to_string());
         }
         if let Some(why) = &self.failed {

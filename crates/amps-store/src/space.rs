@@ -15,6 +15,7 @@ use crate::format::{
 };
 use crate::log::Log;
 use crate::medium::{Device, Medium};
+use crate::planted::{self, Bug};
 use crate::scan::Geometry;
 use crate::state::State;
 
@@ -439,7 +440,9 @@ impl Log {
             return Chore::Prefault(from, AHEAD.min(space.end - from));
         }
         match space.collecting {
-            Some(Collecting::Covering(ordinal)) if self.durable.ordinal < ordinal => {
+            Some(Collecting::Covering(ordinal))
+                if self.durable.ordinal < ordinal && !planted::is(Bug::EarlyReuse) =>
+            {
                 return Chore::Sync;
             }
             Some(_) => return Chore::Work,
@@ -599,6 +602,9 @@ impl Log {
     }
 
     fn is_needed_at(&self, header: &RecordHeader, offset: u64) -> bool {
+        if planted::is(Bug::NoCopies) {
+            return false;
+        }
         let newest = match header.kind {
             Kind::Publish | Kind::Copy => self.state.get(header.sequence).filter(|e| e.is_needed()),
             Kind::Rejection => self.state.rejection(header.sequence),

@@ -6,6 +6,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use crate::planted::{Bug, plant};
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
 use crate::medium::{Device, Mapped, Medium, reserve};
 use crate::{OpenError, Options, Store, StoreError};

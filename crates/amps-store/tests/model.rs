@@ -11,10 +11,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use amps_store::testkit::{Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, step};
+use amps_store::testkit::{Bug, plant, Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, step};
 use amps_store::{
-    AppendError, Envelope, Level, OpenError, Options, PublishStore, Recovery, Rejected, Store,
-    StoreError, StoredMessage,
+    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rebase, Recovery, Rejected,
+    Store, StoreError, StoredMessage,
 };
 
 fn payload(seed: u64, run: u64, sequence: u64) -> Vec<u8> {
@@ -101,6 +101,8 @@ struct World {
     run: u64,
     /// Highest sequence that may be on the wire.
     granted: u64,
+    /// The numbers of the superblock, unless a failure left them open.
+    numbers: Option<(u64, Option<Rebase>)>,
     given: BTreeSet<u64>,
     options: Options,
     trace: Vec<String>,
@@ -130,6 +132,7 @@ impl World {
             log: Vec::new(),
             run: 0,
             granted: 0,
+            numbers: Some((0, None)),
             given: BTreeSet::new(),
             options,
             trace: Vec::new(),
@@ -289,17 +292,36 @@ impl World {
                 }
             }
             80..84 => drop(self.store().sync()),
-            84..93 => {
+            84..92 => {
                 for _ in 0..1 + self.rng.below(6) {
                     drop(step(self.store()));
                 }
             }
             93..94 => {
                 let to = self.store().bounds().next + self.rng.below(50);
-                if self.store().raise_grant(to).is_ok() {
-                    self.granted = self.granted.max(to);
+                match self.store().raise_grant(to) {
+                    Ok(()) => {
+                        self.granted = self.granted.max(to);
+                        self.numbers = self.numbers.map(|(g, r)| (g.max(to), r));
+                    }
+                    Err(_) => self.numbers = None,
                 }
             }
+            92..93 if self.rng.one_in(6) => {
+                let figure = self.granted + self.rng.below(1000);
+                let next = self.store().bounds().next;
+                match self.store().rebase(figure) {
+                    Ok(rebase) => {
+                        let from = state.unsettled.keys().next().copied().unwrap_or(next);
+                        assert_eq!(rebase.from, from);
+                        assert_eq!(rebase.delta, (figure + 1) as i64 - from as i64);
+                        self.numbers = Some((from - 1, Some(rebase)));
+                        self.granted = self.granted.max(next - 1);
+                    }
+                    Err(_) => self.numbers = None,
+                }
+            }
+            97..98 if self.rng.one_in(4) => self.disk.fail(Fault::WriteAround(self.rng.below(3))),
             94..95 => self.crash(None),
             95..96 => {
                 let cuts = [Cut::None, Cut::All, Cut::Pages, Cut::Sectors];
@@ -342,7 +364,16 @@ impl World {
     fn close(&mut self) {
         self.trace.push("close".into());
         let last = last_ordinal(self.store());
-        let closed = self.store().close(self.granted).is_ok();
+        let floor = self.store().bounds().floor;
+        let handed = self.store().bounds().last;
+        let closed = self.store().close(handed).is_ok();
+        // Nothing above it was handed over: a close, even one that fails half-way, may give
+        // those numbers back.
+        self.granted = handed;
+        self.numbers = match self.numbers {
+            Some((grant, rebase)) if closed => Some((grant.min(handed.max(floor)), rebase)),
+            _ => None,
+        };
         self.store = None;
         if closed {
             self.disk.power_cut(Cut::None, &mut self.rng);
@@ -380,6 +411,11 @@ impl World {
             describe(&found),
             describe(&candidates[candidates.len() - 1])
         );
+        let numbers = store.numbers();
+        if let Some((grant, rebase)) = self.numbers {
+            assert_eq!((numbers.found_grant, numbers.rebase), (grant, rebase));
+        }
+        self.numbers = Some((numbers.grant, numbers.rebase));
         let next = store.bounds().next;
         assert!(next > self.granted, "next {next}, granted {}", self.granted);
         let highest = found
@@ -529,18 +565,26 @@ fn describe(state: &State) -> String {
     )
 }
 
+impl World {
+    fn live(&mut self) {
+        let actions = 50 + self.rng.below(600);
+        for _ in 0..actions {
+            self.act();
+        }
+        assert_eq!(observe(self.store()), self.now(), "live state");
+        if self.rng.one_in(2) {
+            self.flip();
+        }
+    }
+}
+
+fn explore(seed: u64) {
+    World::new(seed).live();
+}
+
 fn run(seed: u64) {
     let mut world = World::new(seed);
-    let actions = 50 + world.rng.below(600);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        for _ in 0..actions {
-            world.act();
-        }
-        assert_eq!(observe(world.store()), world.now(), "live state");
-        if world.rng.one_in(2) {
-            world.flip();
-        }
-    }));
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live()));
     if let Err(panic) = outcome {
         let from = world.trace.len().saturating_sub(
             std::env::var("AMPS_TRACE").map_or(25, |n| n.parse().expect("a number")),
@@ -562,4 +606,79 @@ fn the_store_is_its_model() {
     for seed in 0..seeds {
         run(seed);
     }
+}
+
+/// A ring as full as it gets of messages that are all refused (H24).
+fn every_message_is_refused() {
+    let disk = SimDisk::new();
+    let store = disk.open(Options::new().capacity(64 << 10).client_name("model")).expect("creates");
+    let mut sequences = Vec::new();
+    loop {
+        match store.append(&Envelope::publish("t"), &[7; 64]) {
+            Ok(at) => sequences.push(at.sequence),
+            Err(AppendError::Full { .. }) => {
+                if !step(&store).expect("chore") {
+                    break;
+                }
+            }
+            Err(e) => panic!("{e}"),
+        }
+    }
+    for &sequence in &sequences {
+        let logged = store.reject(sequence, &"long ".repeat(100), 1).expect("rejects");
+        assert!(matches!(logged, Rejected::Logged { .. }));
+    }
+    drop(store);
+    let store = disk.open(Options::new()).expect("opens");
+    assert_eq!(store.rejections(0, usize::MAX).len(), sequences.len());
+}
+
+#[test]
+fn h24_every_refusal_of_a_full_ring_finds_room() {
+    every_message_is_refused();
+}
+
+/// Each way to break the store is caught by the tests above: the check of the checks.
+#[test]
+fn every_planted_bug_is_caught() {
+    let bugs = [
+        Bug::NoSync,
+        Bug::ShortSync,
+        Bug::SwallowedSyncError,
+        Bug::NoChecksum,
+        Bug::ChecksumSkipsHeader,
+        Bug::NoLapCheck,
+        Bug::NoEpoch,
+        Bug::EarlyReuse,
+        Bug::NoCopies,
+        Bug::SequenceReset,
+        Bug::GrantNotSynced,
+        Bug::RebaseKeepsGrant,
+        Bug::NoMark,
+        Bug::SuccessOverridesRefusal,
+        Bug::NoRewrite,
+        Bug::NoWipe,
+        Bug::SplitHeader,
+        Bug::NoCharge,
+    ];
+    let only = std::env::var("AMPS_BUG").ok();
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for bug in bugs.into_iter().filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}"))) {
+        plant(Some(bug));
+        let is_caught = |run: &dyn Fn()| {
+            std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
+        };
+        let caught = is_caught(&every_message_is_refused).then_some(0).or_else(|| {
+            (0..20_000).find(|seed| is_caught(&|| explore(*seed)))
+        });
+        plant(None);
+        match caught {
+            Some(seed) => println!("{bug:?} caught by seed {seed}"),
+            None => missed.push(bug),
+        }
+    }
+    std::panic::set_hook(loud);
+    assert!(missed.is_empty(), "not caught: {missed:?}");
 }

@@ -5,6 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Device, Medium};
+use crate::planted::{self, Bug};
 
 /// A sector is written as a whole or not at all.
 const SECTOR: usize = 512;
@@ -270,6 +271,13 @@ impl Device for SimDisk {
         let image = &mut *image;
         let number = image.syncs;
         image.syncs += 1;
+        if planted::is(Bug::NoSync) {
+            return Ok(());
+        }
+        if planted::is(Bug::ShortSync) {
+            let last = image.dirty.keys().next_back().copied();
+            image.dirty.retain(|sector, _| Some(*sector) != last);
+        }
         let failed = image.hit(Fault::Sync(number));
         image.durable.resize(image.seen.len(), 0);
         let mut rng = Rng::new(number);
@@ -290,6 +298,10 @@ impl Device for SimDisk {
         let mut image = self.image();
         let number = image.around;
         image.around += 1;
+        let bytes = match planted::is(Bug::SplitHeader) {
+            true => &bytes[..bytes.len() / 2],
+            false => bytes,
+        };
         if image.hit(Fault::WriteAround(number)) {
             // Some sectors may have made it.
             let half = bytes.len() / 2 / SECTOR * SECTOR;

@@ -1,0 +1,69 @@
+//! Bugs that tests plant to see that the suite catches them. Without the feature
+//! `testkit` the question is a constant, and nothing of this is in the program.
+
+/// A way to break the store.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "testkit"), allow(dead_code))]
+pub enum Bug {
+    /// A sync returns without syncing.
+    NoSync,
+    /// A sync leaves out the last thing written.
+    ShortSync,
+    /// A failed sync counts as done.
+    SwallowedSyncError,
+    /// Checksums are not checked.
+    NoChecksum,
+    /// The checksum leaves out the header.
+    ChecksumSkipsHeader,
+    /// A record of any ordinal follows.
+    NoLapCheck,
+    /// Appending goes on at the cut as if nothing stood behind it.
+    NoEpoch,
+    /// A segment is reused before the sync that covers its settlements and copies.
+    EarlyReuse,
+    /// What a segment still holds is not copied.
+    NoCopies,
+    /// Numbers go on behind the last record, whatever was granted.
+    SequenceReset,
+    /// The grant is raised in memory only.
+    GrantNotSynced,
+    /// A rebase leaves the grant where it was.
+    RebaseKeepsGrant,
+    /// A settled prefix leaves no mark.
+    NoMark,
+    /// A success overrides a refusal.
+    SuccessOverridesRefusal,
+    /// An unclean open does not write again what lies above the durable mark.
+    NoRewrite,
+    /// The head of a torn record stays.
+    NoWipe,
+    /// A superblock is written half.
+    SplitHeader,
+    /// A refusal's room is not charged in advance.
+    NoCharge,
+}
+
+#[cfg(feature = "testkit")]
+thread_local! {
+    static PLANTED: std::cell::Cell<Option<Bug>> = const { std::cell::Cell::new(None) };
+}
+
+/// Plants a bug in what this thread does with stores; `None` takes it out.
+#[cfg(feature = "testkit")]
+pub fn plant(bug: Option<Bug>) {
+    PLANTED.set(bug);
+}
+
+/// Whether this bug is planted.
+#[cfg(feature = "testkit")]
+#[inline]
+pub(crate) fn is(bug: Bug) -> bool {
+    PLANTED.get() == Some(bug)
+}
+
+/// Whether this bug is planted: never.
+#[cfg(not(feature = "testkit"))]
+#[inline]
+pub(crate) const fn is(_bug: Bug) -> bool {
+    false
+}
