@@ -675,7 +675,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                     if let Some(Origin::Requeue { accepts }) =
                         self.envelope(seen)?.map(|e| e.origin)
                     {
-                        self.out.state.accept(accepts);
+                        self.accept(accepts);
                     }
                 } else if header.kind == Kind::Publish {
                     self.tag = Tag::Publish(*seen);
@@ -690,7 +690,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             }
             Kind::Rejection => self.out.state.reject(header.sequence, entry),
             Kind::Acceptance => {
-                self.out.state.accept(header.sequence);
+                self.accept(header.sequence);
             }
             Kind::Mark | Kind::Epoch => {
                 if let Some(epoch) = self.epoch(seen)? {
@@ -713,6 +713,15 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             }
         }
         Ok(false)
+    }
+
+    /// An acceptance settles its message even where the refusal is not in the log any more:
+    /// a collection copied the message while the refusal waited, and freed the refusal after
+    /// it was accepted.
+    fn accept(&mut self, sequence: u64) {
+        if !self.out.state.accept(sequence) {
+            self.out.state.settle(sequence);
+        }
     }
 
     fn envelope(&mut self, seen: &Seen) -> Result<Option<Envelope<'static>>, Refusal> {
