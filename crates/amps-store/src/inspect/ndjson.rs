@@ -17,18 +17,22 @@
 
 use std::borrow::Cow;
 use std::io::{self, BufRead, Write};
+use std::time::{Duration, Instant};
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
 use super::{Filter, Inspection, Message, MessageState};
-use crate::api::{MAX_TAG, PublishStore, Rejected};
+use crate::api::{Appended, MAX_TAG, PublishStore, Rejected};
 use crate::envelope::{Envelope, Operation, Origin};
 use crate::error::{AppendError, StoreError};
+use crate::store::Store;
 
 /// Longest line taken: the largest record there can be, with every byte escaped.
 const LONGEST_LINE: u64 = 256 << 20;
+/// How long the store's own thread may take to give it another segment.
+const GROWS: Duration = Duration::from_secs(30);
 
 /// What an export wrote.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,11 +237,12 @@ pub fn export(
 /// sequence, so that it waits again. Empty lines are passed over.
 ///
 /// Nothing is synced; do that, or close the store, before the export is thrown away. Memory
-/// is bounded by the longest line.
+/// is bounded by the longest line. While the store grows, an append may wait for it: not for
+/// async workers.
 ///
 /// # Errors
 /// See [`ImportError`]; every one names its line.
-pub fn import(from: impl BufRead, store: &dyn PublishStore) -> Result<Imported, ImportError> {
+pub fn import(from: impl BufRead, store: &Store) -> Result<Imported, ImportError> {
     let mut done = Imported::default();
     import_into(from, store, &mut done)?;
     Ok(done)
@@ -245,7 +250,7 @@ pub fn import(from: impl BufRead, store: &dyn PublishStore) -> Result<Imported, 
 
 fn import_into(
     mut from: impl BufRead,
-    store: &dyn PublishStore,
+    store: &Store,
     done: &mut Imported,
 ) -> Result<(), ImportError> {
     let mut bytes = Vec::new();
@@ -318,7 +323,7 @@ impl<'a> Line<'a> {
     fn append(
         &self,
         line: u64,
-        store: &dyn PublishStore,
+        store: &Store,
         done: &mut Imported,
     ) -> Result<(), ImportError> {
         let field = |field, why: &str| ImportError::Field {
@@ -362,8 +367,7 @@ impl<'a> Line<'a> {
             user_tag,
             origin: Origin::Import,
         };
-        let sequence = store
-            .append(&envelope, &payload)
+        let sequence = append(store, &envelope, &payload)
             .map_err(|error| ImportError::Append { line, error })?
             .sequence;
         done.messages += 1;
@@ -382,6 +386,25 @@ impl<'a> Line<'a> {
             return Err(ImportError::Reject { line, why });
         }
         Ok(())
+    }
+}
+
+/// Appends, waiting while the room is only being made: nobody settles anything meanwhile, so
+/// a store whose limit is reached stays full.
+fn append(
+    store: &Store,
+    envelope: &Envelope<'_>,
+    payload: &[u8],
+) -> Result<Appended, AppendError> {
+    match store.append(envelope, payload) {
+        Err(AppendError::Full {
+            live,
+            limit,
+            needed,
+        }) if live + needed <= limit => {
+            store.append_wait(envelope, payload, Instant::now() + GROWS)
+        }
+        other => other,
     }
 }
 
