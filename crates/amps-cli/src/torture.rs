@@ -129,14 +129,13 @@ fn write(args: &TortureWrite) -> Code {
 
 fn try_write(args: &TortureWrite, says: &mut Says) -> Result<(), Fatal> {
     let store = open(&args.dir, args.capacity)?;
-    let bounds = store.bounds();
-    let (first, last) = match bounds.first_unsettled {
-        Some(first) => (first, bounds.last),
-        None => (0, 0),
-    };
+    let report = store.report();
     says.line(&format!(
-        "open first={first} last={last} next={} run={}",
-        bounds.next, args.run
+        "open first={} last={} next={} run={}",
+        report.first.unwrap_or(0),
+        report.last.unwrap_or(0),
+        store.bounds().next,
+        args.run
     ))?;
 
     let writer = Writer {

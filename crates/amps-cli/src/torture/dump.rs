@@ -14,6 +14,24 @@ use super::{Code, FILE, Fatal};
 pub(super) fn dump(args: &TortureDump) -> Code {
     match try_dump(args) {
         Ok(code) => code,
+        // A file that is no store at all is judged like one that lost everything.
+        Err(Fatal {
+            code: code @ Code::Damaged,
+            text,
+        }) => {
+            let line = object! {
+                "status": "damaged",
+                "first": 0,
+                "last": 0,
+                "next": 0,
+                "count": 0,
+                "stop": text,
+                "set_aside": 0,
+                "dropped": 0,
+            };
+            eprintln!("{}", serde_json::Value::Object(line));
+            code
+        }
         Err(Fatal { code, text }) => {
             eprintln!("error: {text}");
             code
