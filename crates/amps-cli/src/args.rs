@@ -177,19 +177,65 @@ pub(crate) struct Drain {
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoreCommand {
     /// Numbers, sizes, owner, and how recovery would end.
-    Info {
-        /// The store.
-        file: PathBuf,
-    },
+    Info(StoreInfo),
     /// The unsettled messages in order.
     List(StoreList),
     /// One message: envelope and payload, settled or not, while its bytes are there.
     Get(SeqFile),
+    /// Every record of the file, with its place, its worth and what it says.
+    Dump(StoreDump),
     /// Check every record; say what was checked.
     Verify {
         /// The store.
         file: PathBuf,
     },
+    /// Save what is intact into a new store; say exactly what could not be saved.
+    ///
+    /// The old file is only read. The new store has the same client name, sequences, order and
+    /// rejections; messages set aside behind a hole are saved too.
+    Repair(StoreRepair),
+    /// Messages as JSON lines, every field of the envelope; import reads them.
+    Export(StoreExport),
+    /// Make a new store of the messages that export wrote.
+    ///
+    /// They get new sequences. Settled messages are passed over; rejections wait again. When a
+    /// line cannot be taken, no store is left behind.
+    Import(StoreImport),
+    /// Draw the ring of segments.
+    Map {
+        /// The store.
+        file: PathBuf,
+    },
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreInfo {
+    /// The store.
+    pub(crate) file: PathBuf,
+    /// Write a report as one HTML page to this new file; it needs nothing else to be shown.
+    #[arg(long, value_name = "OUT")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+/// Which messages, for list, dump and export.
+#[derive(Debug, Args)]
+pub(crate) struct Select {
+    /// Only messages for this topic.
+    #[arg(long)]
+    pub(crate) topic: Option<String>,
+    /// Only this sequence and higher ones.
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) first: Option<u64>,
+    /// Only this sequence and lower ones.
+    #[arg(long, value_name = "SEQ")]
+    pub(crate) last: Option<u64>,
+    /// Only messages published at this time or later: 2026-01-31, 2026-01-31T12:00:00Z, or
+    /// how long ago, as in 15m.
+    #[arg(long, value_name = "TIME", value_parser = units::time)]
+    pub(crate) since: Option<u64>,
+    /// Only messages published up to this time.
+    #[arg(long, value_name = "TIME", value_parser = units::time)]
+    pub(crate) until: Option<u64>,
 }
 
 #[derive(Debug, Args)]
@@ -199,15 +245,54 @@ pub(crate) struct StoreList {
     /// Settled, rejected and set aside messages too, while their bytes are there.
     #[arg(long)]
     pub(crate) all: bool,
-    /// Only messages for this topic.
+    #[command(flatten)]
+    pub(crate) select: Select,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreDump {
+    /// The store.
+    pub(crate) file: PathBuf,
+    /// Show payloads in hexadecimal even when they are text.
     #[arg(long)]
-    pub(crate) topic: Option<String>,
-    /// Only this sequence and higher ones.
-    #[arg(long, value_name = "SEQ", default_value_t = 0)]
-    pub(crate) first: u64,
-    /// Only this sequence and lower ones.
-    #[arg(long, value_name = "SEQ", default_value_t = u64::MAX, hide_default_value = true)]
-    pub(crate) last: u64,
+    pub(crate) hex: bool,
+    #[command(flatten)]
+    pub(crate) select: Select,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreRepair {
+    /// The store.
+    pub(crate) file: PathBuf,
+    /// The new store; there must be nothing at its place.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) to: PathBuf,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreExport {
+    /// The store.
+    pub(crate) file: PathBuf,
+    /// Settled and set aside messages too, while their bytes are there.
+    #[arg(long)]
+    pub(crate) all: bool,
+    #[command(flatten)]
+    pub(crate) select: Select,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct StoreImport {
+    /// The new store; there must be nothing at its place.
+    pub(crate) file: PathBuf,
+    /// What export wrote; "-" is standard input.
+    #[arg(long, value_name = "FILE", default_value = "-")]
+    pub(crate) from: PathBuf,
+    /// Byte cap of the new store, as in 64MiB.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) capacity: Option<u64>,
+    /// Name of the client the new store belongs to; the default is an id made now.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client_name: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]

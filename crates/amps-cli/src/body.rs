@@ -14,9 +14,21 @@ pub(crate) fn insert(object: &mut Map<String, Value>, payload: &[u8]) {
 
 /// A payload for a person: the text, or a hex dump of sixteen bytes a line.
 pub(crate) fn for_people(payload: &[u8]) -> String {
-    if let Ok(text) = std::str::from_utf8(payload) {
-        return text.to_owned();
+    match std::str::from_utf8(payload) {
+        Ok(text) => text.to_owned(),
+        Err(_) => hex(payload),
     }
+}
+
+/// Text that a terminal takes as text; `None` when it would obey some of it.
+pub(crate) fn harmless(payload: &[u8]) -> Option<&str> {
+    let text = std::str::from_utf8(payload).ok()?;
+    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
+    (!text.chars().any(obeyed)).then_some(text)
+}
+
+/// A hex dump of sixteen bytes a line.
+pub(crate) fn hex(payload: &[u8]) -> String {
     let mut out = String::new();
     for (i, line) in payload.chunks(16).enumerate() {
         let hex: Vec<String> = line.iter().map(|b| format!("{b:02x}")).collect();

@@ -39,7 +39,7 @@ pub fn main() -> ExitCode {
         Command::Subscribe(args) => on_runtime(subscribe::run(args, json)),
         Command::Drain(args) => on_runtime(drain::run(args, json)),
         Command::Demo(args) => on_runtime(demo::run(args, json)),
-        Command::Store { command } => store::run(command, json),
+        Command::Store { command } => on_runtime(async { store::run(command, json) }),
         Command::Failed { command } => on_runtime(async { failed::run(command, json) }),
         Command::Torture { command } => {
             return match on_runtime(async { Ok(torture::run(&command)) }) {

@@ -29,7 +29,8 @@ pub(crate) fn message_object(message: &Message) -> Map<String, Value> {
     object
 }
 
-fn envelope_fields(object: &mut Map<String, Value>, envelope: &Envelope<'_>) {
+/// The fields of an envelope that are set.
+pub(crate) fn envelope_fields(object: &mut Map<String, Value>, envelope: &Envelope<'_>) {
     object.insert("operation".to_owned(), operation(envelope.operation).into());
     object.insert("topic".to_owned(), envelope.topic.as_ref().into());
     object.insert(

@@ -1,12 +1,18 @@
-//! `amps store`: a look inside, read-only and without the lock.
+//! `amps store`: a look inside, read-only and without the lock. What writes, writes a new file.
 
+mod dump;
+mod html;
+mod map;
+mod transfer;
+
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
 use amps_store::inspect::{Filter, Info, Inspection, Problem, Severity, Verification};
 use serde_json::{Map, Value};
 
-use crate::args::{SeqFile, StoreCommand, StoreList};
+use crate::args::{Select, SeqFile, StoreCommand, StoreInfo, StoreList};
 use crate::body;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
@@ -19,10 +25,15 @@ use crate::show;
 pub(crate) fn run(command: StoreCommand, json: bool) -> Result<Exit, Failure> {
     let mut out = Output::stdout(json)?;
     let exit = match command {
-        StoreCommand::Info { file } => info(&file, &mut out)?,
+        StoreCommand::Info(args) => info(&args, &mut out)?,
         StoreCommand::List(args) => list(&args, &mut out)?,
         StoreCommand::Get(args) => get(&args, &mut out)?,
+        StoreCommand::Dump(args) => dump::dump(&args, &mut out)?,
         StoreCommand::Verify { file } => verify(&file, &mut out)?,
+        StoreCommand::Repair(args) => transfer::repair(&args, &mut out)?,
+        StoreCommand::Export(args) => transfer::export(&args)?,
+        StoreCommand::Import(args) => transfer::import(&args, &mut out)?,
+        StoreCommand::Map { file } => map::map(&file, &mut out)?,
     };
     out.flush()?;
     Ok(exit)
@@ -56,28 +67,71 @@ pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     Exit::Damaged
 }
 
-fn info(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
+/// Creates a file where there is none.
+fn new_file(path: &Path) -> Result<File, Failure> {
+    let options = OpenOptions::new().write(true).create_new(true).to_owned();
+    options.open(path).map_err(|error| match error.kind() {
+        io::ErrorKind::AlreadyExists => Failure::other(format!(
+            "{} exists; only a new file is written: choose another name, or move it away",
+            path.display()
+        )),
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => Failure::new(
+            Exit::NoSpace,
+            format!("no space for {}: {error}; free some", path.display()),
+        ),
+        _ => Failure::other(format!(
+            "cannot create {}: {error}; check that the directory exists and may be written",
+            path.display()
+        )),
+    })
+}
+
+impl Select {
+    /// Narrows a filter to what was asked for.
+    fn narrow(&self, mut filter: Filter) -> Filter {
+        if let Some(topic) = &self.topic {
+            filter = filter.topic(topic.as_str());
+        }
+        if self.first.is_some() || self.last.is_some() {
+            filter = filter.sequences(self.first.unwrap_or(0)..=self.last.unwrap_or(u64::MAX));
+        }
+        if self.since.is_some() || self.until.is_some() {
+            filter = filter.published(self.since.unwrap_or(0)..=self.until.unwrap_or(u64::MAX));
+        }
+        filter
+    }
+}
+
+fn info(args: &StoreInfo, out: &mut Output) -> Result<Exit, Failure> {
+    let file = &args.file;
     let seen = look(file)?;
     let facts = facts(file, &seen.info());
+    if let Some(html) = &args.html {
+        html::write(html, &seen, &facts)?;
+    }
     if out.is_json() {
         out.object(facts)?;
         return Ok(Exit::Ok);
     }
-    for (name, value) in facts {
-        let shown = match &value {
-            Value::Null => "-".to_owned(),
-            Value::String(text) => text.clone(),
-            Value::Object(tag) => tag
-                .values()
-                .next()
-                .and_then(Value::as_str)
-                .unwrap_or("-")
-                .to_owned(),
-            other => other.to_string(),
-        };
-        out.line(&format!("{name:<20}{shown}"))?;
+    for (name, value) in &facts {
+        out.line(&format!("{name:<20}{}", shown(value)))?;
     }
     Ok(Exit::Ok)
+}
+
+/// A fact for people.
+fn shown(value: &Value) -> String {
+    match value {
+        Value::Null => "-".to_owned(),
+        Value::String(text) => text.clone(),
+        Value::Object(tag) => tag
+            .values()
+            .next()
+            .and_then(Value::as_str)
+            .unwrap_or("-")
+            .to_owned(),
+        other => other.to_string(),
+    }
 }
 
 fn facts(file: &Path, info: &Info) -> Map<String, Value> {
@@ -134,15 +188,10 @@ fn state(info: &Info) -> &'static str {
 
 fn list(args: &StoreList, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
-    let mut filter = if args.all {
-        Filter::all()
-    } else {
-        Filter::new()
-    };
-    if let Some(topic) = &args.topic {
-        filter = filter.topic(topic.as_str());
-    }
-    filter = filter.sequences(args.first..=args.last);
+    let filter = args.select.narrow(match args.all {
+        true => Filter::all(),
+        false => Filter::new(),
+    });
     let mut listed = 0_u64;
     for message in seen.messages(filter) {
         let message = message.map_err(|e| unreadable(&args.file, &e))?;

@@ -1,6 +1,6 @@
 //! Durations, sizes and durability levels as they are written on the command line.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amps_store::Level;
 
@@ -72,9 +72,113 @@ pub(crate) fn level(text: &str) -> Result<Level, String> {
     }
 }
 
+/// Reads `2026-01-31`, `2026-01-31T12:00:00Z` (with or without a fraction), or how long ago,
+/// as in `15m`. The result is in microseconds since the Unix epoch.
+///
+/// # Errors
+/// What was expected.
+pub(crate) fn time(text: &str) -> Result<u64, String> {
+    let expected = || {
+        "write a date (2026-01-31), a time in UTC (2026-01-31T12:00:00Z), or how long ago (15m)"
+            .to_owned()
+    };
+    if text.ends_with(|c: char| c.is_ascii_alphabetic() && c != 'Z') {
+        let ago = duration(text).map_err(|_| expected())?;
+        let then = SystemTime::now().checked_sub(ago).ok_or_else(expected)?;
+        let since = then.duration_since(UNIX_EPOCH).map_err(|_| expected())?;
+        return u64::try_from(since.as_micros()).map_err(|_| expected());
+    }
+    moment(text).ok_or_else(expected)
+}
+
+fn moment(text: &str) -> Option<u64> {
+    let digits = |text: &str, len: usize| {
+        let right = text.len() == len && text.bytes().all(|b| b.is_ascii_digit());
+        right.then(|| text.parse::<u64>().ok())?
+    };
+    let (date, clock) = match text.split_once('T') {
+        Some((date, clock)) => (date, clock.strip_suffix('Z')?),
+        None => (text, "00:00:00"),
+    };
+    let mut parts = date.split('-');
+    let year = digits(parts.next()?, 4)?;
+    let month = digits(parts.next()?, 2)?;
+    let day = digits(parts.next()?, 2)?;
+    let leap = year % 4 == 0 && (year % 100 != 0 || year % 400 == 0);
+    let length = match month {
+        2 => 28 + u64::from(leap),
+        4 | 6 | 9 | 11 => 30,
+        1..=12 => 31,
+        _ => return None,
+    };
+    if parts.next().is_some() || year < 1970 || !(1..=length).contains(&day) {
+        return None;
+    }
+    let (clock, fraction) = clock.split_once('.').unwrap_or((clock, "0"));
+    let mut parts = clock.split(':');
+    let hour = digits(parts.next()?, 2).filter(|h| *h < 24)?;
+    let minute = digits(parts.next()?, 2).filter(|m| *m < 60)?;
+    let second = digits(parts.next()?, 2).filter(|s| *s < 60)?;
+    if parts.next().is_some() || !(1..=6).contains(&fraction.len()) {
+        return None;
+    }
+    let micros = digits(fraction, fraction.len())? * 10_u64.pow(6 - fraction.len() as u32);
+    let seconds = days(year, month, day) * 86_400 + hour * 3600 + minute * 60 + second;
+    Some(seconds * 1_000_000 + micros)
+}
+
+/// Days from 1970-01-01 to a date of the Gregorian calendar: years are counted from March, so
+/// that the leap day is the last of its year.
+fn days(year: u64, month: u64, day: u64) -> u64 {
+    let (year, month) = if month > 2 {
+        (year, month - 3)
+    } else {
+        (year - 1, month + 9)
+    };
+    let day_of_year = (153 * month + 2) / 5 + day - 1;
+    year * 365 + year / 4 - year / 100 + year / 400 + day_of_year - 719_468
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::show;
+
+    #[test]
+    fn times_are_read_as_they_are_shown() {
+        for at in [
+            0,
+            1,
+            951_782_400_000_001,
+            1_769_860_800_000_000,
+            4_102_444_799_999_999,
+        ] {
+            assert_eq!(time(&show::time(at)), Ok(at));
+        }
+        assert_eq!(time("2000-02-29"), Ok(951_782_400_000_000));
+        assert_eq!(time("2000-02-29T00:00:00.5Z"), Ok(951_782_400_500_000));
+        let ago = time("1h").unwrap();
+        let now = time("0s").unwrap();
+        assert!(
+            (3_599_000_000..3_700_000_000).contains(&(now - ago)),
+            "{ago} {now}"
+        );
+        for bad in [
+            "",
+            "yesterday",
+            "2026",
+            "2026-13-01",
+            "2026-02-29",
+            "1969-12-31",
+            "-5m",
+            "2026-01-01T24:00:00Z",
+            "2026-01-01T00:00:00",
+            "2026-01-01T00:00:00.1234567Z",
+            "99999999999h",
+        ] {
+            assert!(time(bad).is_err(), "{bad:?}");
+        }
+    }
 
     #[test]
     fn durations() {

@@ -1,0 +1,273 @@
+//! `amps store repair`, `export` and `import`: messages from one store to another.
+
+use std::fs::File;
+use std::io::{self, BufReader, BufWriter, Read};
+use std::path::Path;
+
+use amps_store::inspect::{
+    self, ExportError, Filter, ImportError, MessageState, RepairError, Unsaved,
+};
+use amps_store::{AppendError, Options, PublishStore as _, Store};
+use serde_json::{Map, Value};
+
+use super::{damaged_exit, look, new_file, unreadable};
+use crate::args::{StoreExport, StoreImport, StoreRepair};
+use crate::failure::{Exit, Failure};
+use crate::output::{Output, object, unbuffered};
+
+/// Writes what is intact to a new store, and says what is not.
+pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failure> {
+    let report = inspect::repair_to(&args.file, &args.to).map_err(|e| not_repaired(args, &e))?;
+    for unsaved in &report.unsaved {
+        match out.is_json() {
+            true => out.object(unsaved_object(unsaved))?,
+            false => out.line(&format!("not saved: {}", unsaved_sentence(unsaved)))?,
+        }
+    }
+    if out.is_json() {
+        out.object(object! {
+            "event": "report",
+            "saved": report.saved,
+            "saved_set_aside": report.saved_set_aside,
+            "rejections": report.rejections,
+            "first": report.sequences.map(|s| s.0),
+            "last": report.sequences.map(|s| s.1),
+            "next": report.next,
+            "enlarged_to": report.enlarged_to,
+            "unsaved": report.unsaved.len(),
+            "to": args.to.display().to_string(),
+        })?;
+        return Ok(Exit::Ok);
+    }
+    let range = report
+        .sequences
+        .map_or_else(String::new, |(a, b)| format!(" (sequences {a}..{b})"));
+    out.line(&format!(
+        "saved {} unsettled message(s), {} of them set aside, and {} rejection(s){range} to {}; \
+         the next sequence is {}",
+        report.saved,
+        report.saved_set_aside,
+        report.rejections,
+        args.to.display(),
+        report.next
+    ))?;
+    if let Some(bytes) = report.enlarged_to {
+        out.line(&format!(
+            "the new store may take {bytes} bytes, to hold it all"
+        ))?;
+    }
+    if report.unsaved.is_empty() {
+        out.line("nothing that was found is missing")?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn not_repaired(args: &StoreRepair, error: &RepairError) -> Failure {
+    match error {
+        RepairError::Open(error) => Failure::open(error),
+        RepairError::InUse(_) => Failure::new(Exit::Locked, error.to_string()),
+        RepairError::Write(error) => Failure::store(&args.to, error),
+        RepairError::Create(error) => Failure::other(format!(
+            "cannot create {}: {error}; check that the directory exists and may be written",
+            args.to.display()
+        )),
+        _ => Failure::other(error.to_string()),
+    }
+}
+
+fn sequences((first, last): (u64, u64)) -> String {
+    match first == last {
+        true => format!("message {first}"),
+        false => format!("messages {first} to {last}"),
+    }
+}
+
+fn unsaved_sentence(unsaved: &Unsaved) -> String {
+    let perhaps = |range: &Option<(u64, u64)>| match range {
+        Some(range) => format!("at most {}", sequences(*range)),
+        None => "no message, as far as its neighbours tell".to_owned(),
+    };
+    match unsaved {
+        Unsaved::Damaged(range) => format!(
+            "{} damaged byte(s) at offset {}, records {} to {}: {}",
+            range.bytes,
+            range.offset,
+            range.first_ordinal,
+            range
+                .last_ordinal
+                .map_or_else(|| "unknown".to_owned(), |last| last.to_string()),
+            match range.sequences {
+                Some(range) => format!("at most {}", sequences(range)),
+                None => "which messages, if any, is unknown".to_owned(),
+            }
+        ),
+        Unsaved::Hole {
+            offset,
+            first_ordinal,
+            last_ordinal,
+            sequences,
+        } => format!(
+            "a hole at offset {offset}, records {first_ordinal} to {last_ordinal}: {}",
+            perhaps(sequences)
+        ),
+        Unsaved::Lost { first, last } => format!(
+            "{}, given up by an earlier salvage",
+            sequences((*first, *last))
+        ),
+        Unsaved::Original { sequence } => {
+            format!("the original of refused message {sequence}; its refusal is saved")
+        }
+        other => format!("{other:?}"),
+    }
+}
+
+fn unsaved_object(unsaved: &Unsaved) -> Map<String, Value> {
+    let mut object = object! { "event": "unsaved" };
+    let (what, fields) = match unsaved {
+        Unsaved::Damaged(range) => (
+            "damaged",
+            object! {
+                "offset": range.offset,
+                "bytes": range.bytes,
+                "first_ordinal": range.first_ordinal,
+                "last_ordinal": range.last_ordinal,
+                "first": range.sequences.map(|s| s.0),
+                "last": range.sequences.map(|s| s.1),
+            },
+        ),
+        Unsaved::Hole {
+            offset,
+            first_ordinal,
+            last_ordinal,
+            sequences,
+        } => (
+            "hole",
+            object! {
+                "offset": *offset,
+                "first_ordinal": *first_ordinal,
+                "last_ordinal": *last_ordinal,
+                "first": sequences.map(|s| s.0),
+                "last": sequences.map(|s| s.1),
+            },
+        ),
+        Unsaved::Lost { first, last } => ("lost", object! { "first": *first, "last": *last }),
+        Unsaved::Original { sequence } => ("original", object! { "sequence": *sequence }),
+        other => ("other", object! { "text": format!("{other:?}") }),
+    };
+    object.insert("what".to_owned(), what.into());
+    object.extend(fields);
+    object
+}
+
+/// Writes messages as JSON lines, and nothing else, to standard output.
+pub(super) fn export(args: &StoreExport) -> Result<Exit, Failure> {
+    let seen = look(&args.file)?;
+    let filter = args.select.narrow(match args.all {
+        true => Filter::all(),
+        false => Filter::new()
+            .state(MessageState::Unsettled)
+            .state(MessageState::Rejected),
+    });
+    let done =
+        inspect::export(&seen, filter, BufWriter::new(unbuffered()?)).map_err(
+            |error| match error {
+                ExportError::Read(error) => unreadable(&args.file, &error),
+                ExportError::Write(error) => Failure::output(&error),
+                other => Failure::other(other.to_string()),
+            },
+        )?;
+    eprintln!(
+        "{} message(s), {} of them rejected",
+        done.messages, done.rejections
+    );
+    if done.unreadable > 0 {
+        return Err(Failure::other(format!(
+            "{} message(s) were left out: their envelope is not of a version this program knows; \
+             export them with the program that wrote them",
+            done.unreadable
+        )));
+    }
+    Ok(damaged_exit(&seen))
+}
+
+/// Makes a new store of the lines of an export.
+pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failure> {
+    let (from, name): (Box<dyn Read>, String) = if args.from.as_os_str() == "-" {
+        (Box::new(io::stdin()), "standard input".to_owned())
+    } else {
+        let name = args.from.display().to_string();
+        let file = File::open(&args.from).map_err(|error| {
+            Failure::other(format!(
+                "cannot read {name}: {error}; check the path and that it is readable"
+            ))
+        })?;
+        (Box::new(file), name)
+    };
+    // An empty file is a store that is not created yet; like this nobody's store is touched.
+    drop(new_file(&args.file)?);
+    let imported = fill(args, from, &name);
+    if imported.is_err()
+        && let Err(error) = std::fs::remove_file(&args.file)
+    {
+        eprintln!(
+            "note: the unfinished store {} could not be removed: {error}",
+            args.file.display()
+        );
+    }
+    let imported = imported?;
+    if out.is_json() {
+        out.object(object! {
+            "event": "report",
+            "imported": imported.messages,
+            "rejections": imported.rejections,
+            "settled": imported.settled,
+            "first": imported.sequences.map(|s| s.0),
+            "last": imported.sequences.map(|s| s.1),
+        })?;
+    } else {
+        let range = imported
+            .sequences
+            .map_or_else(String::new, |s| format!(" as {}", sequences(s)));
+        out.line(&format!(
+            "imported {} message(s){range}, {} of them rejected; {} were settled already",
+            imported.messages, imported.rejections, imported.settled
+        ))?;
+    }
+    Ok(Exit::Ok)
+}
+
+fn fill(args: &StoreImport, from: Box<dyn Read>, name: &str) -> Result<inspect::Imported, Failure> {
+    let mut options = Options::new();
+    if let Some(capacity) = args.capacity {
+        options = options.capacity(capacity);
+    }
+    if let Some(name) = &args.client_name {
+        options = options.client_name(name);
+    }
+    let store = Store::open(&args.file, options).map_err(|e| Failure::open(&e))?;
+    let imported = inspect::import(BufReader::new(from), &store)
+        .map_err(|error| not_imported(&args.file, name, &error))?;
+    let wrong = |e| Failure::store(&args.file, &e);
+    store.sync().map_err(wrong)?;
+    // Nothing was handed to a transport.
+    store.close(0).map_err(wrong)?;
+    Ok(imported)
+}
+
+fn not_imported(file: &Path, name: &str, error: &ImportError) -> Failure {
+    let (exit, advice) = match error {
+        ImportError::Append { error, .. } => match error {
+            AppendError::Full { .. } | AppendError::TooLarge { .. } => {
+                (Exit::NoSpace, "; give the new store a larger --capacity")
+            }
+            AppendError::NoSpace { .. } => (Exit::NoSpace, ""),
+            AppendError::Store(error) => return Failure::store(file, error),
+            _ => (Exit::Other, ""),
+        },
+        _ => (Exit::Other, ""),
+    };
+    Failure::new(
+        exit,
+        format!("{name}, {error}{advice}; nothing was imported"),
+    )
+}
