@@ -223,9 +223,11 @@ impl Log {
                 max: self.geometry.max_record,
             });
         }
-        let (live, limit) = (self.state.charged(), self.limit());
-        let charge = if planted::is(Bug::NoCharge) { 0 } else { CHARGE };
-        if live + stride + charge > limit {
+        let (live, limit) = match planted::is(Bug::NoCharge) {
+            true => (self.state.live(), self.limit() + CHARGE),
+            false => (self.state.charged(), self.limit()),
+        };
+        if live + stride + CHARGE > limit {
             return Err(self.full(stride));
         }
         if !self.space.fits(stride) && !self.rotate_for_publish()? {

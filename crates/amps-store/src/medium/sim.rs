@@ -122,6 +122,22 @@ impl SimDisk {
         self.image().syncs
     }
 
+    /// Cuts the power: what was synced is left, and of the sectors written since those for
+    /// which `keep` says so, by their offset.
+    pub fn cut_sectors(&self, keep: impl Fn(u64) -> bool) {
+        let mut image = self.image();
+        let image = &mut *image;
+        image.durable.resize(image.seen.len(), 0);
+        for sector in std::mem::take(&mut image.dirty).into_keys() {
+            let at = sector * SECTOR;
+            if at + SECTOR <= image.seen.len() && keep(at as u64) {
+                image.durable[at..at + SECTOR].copy_from_slice(&image.seen[at..at + SECTOR]);
+            }
+        }
+        image.seen = image.durable.clone();
+        image.faults.clear();
+    }
+
     /// Cuts the power: what was synced is left, and of the rest what `cut` says. Every
     /// store on this disk must be dropped first.
     pub fn power_cut(&self, cut: Cut, rng: &mut Rng) {
