@@ -10,8 +10,8 @@ use crate::error::{OpenError, StoreError};
 use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
 use crate::log::Log;
 use crate::medium::{Mapped, Medium, reserve};
-use crate::planted::{self, Bug};
 use crate::options::{Options, Recovery, Shape};
+use crate::planted::{self, Bug};
 use crate::recover::{Header, Recovered, Refusal, read_header, recover};
 use crate::report::{RecoveryReport, Stop};
 use crate::scan::Source;
@@ -364,12 +364,17 @@ fn start_on(
             .map_err(io("write the superblock of"))?;
     }
     recovered.durable = recovered.last_ordinal;
-    report.resync = begun.elapsed();
+    let gave_up = !recovered.damaged.is_empty();
     let log = Log::start(medium, superblock, recovered).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "start a new epoch in",
         error: io::Error::other(error),
     })?;
+    if gave_up {
+        // The lost records are what keeps this damage from refusing again.
+        device.sync().map_err(io("sync"))?;
+    }
+    report.resync = begun.elapsed();
     report.next = log.bounds().next;
     Ok((log, report))
 }

@@ -6,8 +6,8 @@
 use std::fmt;
 
 use crate::MAX_REASON;
-use crate::planted::{self, Bug};
 use crate::MAX_TAG;
+use crate::planted::{self, Bug};
 
 /// Version written by this program.
 pub(crate) const VERSION: u32 = 1;
@@ -37,7 +37,7 @@ const NAMES: usize = 116;
 /// Sequences, ordinals and generations stay below this, so adding one never overflows.
 const NUMBERS_END: u64 = 1 << 63;
 
-const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
+pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
 const MARK_TAG: usize = 40;
 const MARK_BODY: usize = MARK_TAG + MAX_TAG;
 const EPOCH_EXTRA: usize = 24;
@@ -394,7 +394,11 @@ pub(crate) fn record_crc(key: u32, offset: u64, parts: &[&[u8]]) -> u32 {
     let mut crc = crc32fast::Hasher::new_with_initial(seed(key, offset));
     for (i, part) in parts.iter().enumerate() {
         let skip = planted::is(Bug::ChecksumSkipsHeader) && i == 0;
-        let part = if skip { &part[RECORD_HEADER - 4..] } else { part };
+        let part = if skip {
+            &part[RECORD_HEADER - 4..]
+        } else {
+            part
+        };
         if !part.is_empty() {
             crc.update(part);
         }

@@ -1,15 +1,18 @@
 //! For tests, of this store and of programs that use it: a simulated disk under the real
-//! log, and the bare mapping for benchmarks.
+//! log, the bytes of a store by hand, and the bare mapping for benchmarks.
+
+mod bytes;
 
 use std::fs::OpenOptions;
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use crate::planted::{Bug, plant};
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
 use crate::medium::{Device, Mapped, Medium, reserve};
+pub use crate::planted::{Bug, plant};
 use crate::{OpenError, Options, Store, StoreError};
+pub use bytes::{Intact, encode_envelope, intact_messages, record_places, resign};
 
 impl SimDisk {
     /// Opens the store on this disk, creating it if the disk is empty. Its chores are not

@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use amps_store::testkit::{Bug, plant, Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, step};
+use amps_store::testkit::{Bug, Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, plant, step};
 use amps_store::{
     AppendError, Envelope, Level, OpenError, Options, PublishStore, Rebase, Recovery, Rejected,
     Store, StoreError, StoredMessage,
@@ -109,8 +109,7 @@ struct World {
 }
 
 impl World {
-    fn new(seed: u64) -> Self {
-        let mut rng = Rng::new(seed);
+    fn new(seed: u64, mut rng: Rng) -> Self {
         let capacity = 64 << 10 << rng.below(3);
         let segment = 8192 << rng.below(2).min(u64::from(capacity > 110 << 10));
         let options = Options::new()
@@ -566,25 +565,44 @@ fn describe(state: &State) -> String {
 }
 
 impl World {
-    fn live(&mut self) {
-        let actions = 50 + self.rng.below(600);
-        for _ in 0..actions {
+    fn live(&mut self, is_over: impl Fn(u64, &Rng) -> bool) {
+        let mut done = 0;
+        while !is_over(done, &self.rng) {
             self.act();
+            done += 1;
         }
         assert_eq!(observe(self.store()), self.now(), "live state");
         if self.rng.one_in(2) {
             self.flip();
         }
     }
+
+    fn explore(&mut self) {
+        let actions = 50 + self.rng.below(600);
+        self.live(|done, _| done == actions);
+    }
+}
+
+/// A run whose choices are these bytes: what a fuzzer drives.
+pub fn play(tape: &[u8]) {
+    let mut world = World::new(0, Rng::from_tape(tape));
+    watched(&mut world, |world| {
+        world.live(|done, rng| rng.is_played() || done == 5000);
+    });
 }
 
 fn explore(seed: u64) {
-    World::new(seed).live();
+    World::new(seed, Rng::new(seed)).explore();
 }
 
 fn run(seed: u64) {
-    let mut world = World::new(seed);
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| world.live()));
+    watched(&mut World::new(seed, Rng::new(seed)), World::explore);
+}
+
+/// Shows the end of a history that fails.
+fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
+    let seed = world.seed;
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(world)));
     if let Err(panic) = outcome {
         let from = world.trace.len().saturating_sub(
             std::env::var("AMPS_TRACE").map_or(25, |n| n.parse().expect("a number")),
@@ -611,7 +629,9 @@ fn the_store_is_its_model() {
 /// A ring as full as it gets of messages that are all refused (H24).
 fn every_message_is_refused() {
     let disk = SimDisk::new();
-    let store = disk.open(Options::new().capacity(64 << 10).client_name("model")).expect("creates");
+    let store = disk
+        .open(Options::new().capacity(64 << 10).client_name("model"))
+        .expect("creates");
     let mut sequences = Vec::new();
     loop {
         match store.append(&Envelope::publish("t"), &[7; 64]) {
@@ -625,7 +645,9 @@ fn every_message_is_refused() {
         }
     }
     for &sequence in &sequences {
-        let logged = store.reject(sequence, &"long ".repeat(100), 1).expect("rejects");
+        let logged = store
+            .reject(sequence, &"long ".repeat(100), 1)
+            .expect("rejects");
         assert!(matches!(logged, Rejected::Logged { .. }));
     }
     drop(store);
@@ -703,7 +725,10 @@ fn every_planted_bug_is_caught() {
     let loud = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
     let mut missed = Vec::new();
-    for bug in bugs.into_iter().filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}"))) {
+    for bug in bugs
+        .into_iter()
+        .filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}")))
+    {
         plant(Some(bug));
         let is_caught = |run: &dyn Fn()| {
             std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
@@ -726,4 +751,11 @@ fn every_planted_bug_is_caught() {
     }
     std::panic::set_hook(loud);
     assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+#[test]
+fn a_tape_is_a_run() {
+    let mut rng = Rng::new(7);
+    let tape: Vec<u8> = (0..3000).map(|_| rng.bits() as u8).collect();
+    play(&tape);
 }

@@ -1,6 +1,6 @@
 //! A disk that forgets: what was written is seen at once, what was synced survives.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -12,20 +12,43 @@ const SECTOR: usize = 512;
 /// The kernel writes back whole pages.
 const PAGE: usize = 4096;
 
-/// A source of choices: one seed, one run.
+/// A source of choices: one seed or one tape, one run.
 #[derive(Clone, Debug)]
-pub struct Rng(u64);
+pub struct Rng {
+    state: u64,
+    tape: VecDeque<u8>,
+}
 
 impl Rng {
     /// The choices of this seed.
     pub fn new(seed: u64) -> Self {
-        Rng(seed)
+        Rng {
+            state: seed,
+            tape: VecDeque::new(),
+        }
+    }
+
+    /// Choices read from these bytes, as few per choice as it needs, so that a fuzzer that
+    /// changes one byte changes one choice. Behind their end, those of seed 0.
+    pub fn from_tape(bytes: &[u8]) -> Self {
+        Rng {
+            state: 0,
+            tape: bytes.iter().copied().collect(),
+        }
+    }
+
+    /// Whether no byte of a tape is left.
+    pub fn is_played(&self) -> bool {
+        self.tape.is_empty()
     }
 
     /// 64 fresh bits.
     pub fn bits(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut z = self.0;
+        if !self.tape.is_empty() {
+            return self.play(8);
+        }
+        self.state = self.state.wrapping_add(0x9E37_79B9_7F4A_7C15);
+        let mut z = self.state;
         z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
         z ^ (z >> 31)
@@ -33,7 +56,19 @@ impl Rng {
 
     /// A number below `n` (0 for 0).
     pub fn below(&mut self, n: u64) -> u64 {
-        if n == 0 { 0 } else { self.bits() % n }
+        match n {
+            0 => 0,
+            _ if self.tape.is_empty() => self.bits() % n,
+            1..=256 => self.play(1) % n,
+            257..=65536 => self.play(2) % n,
+            _ => self.play(8) % n,
+        }
+    }
+
+    fn play(&mut self, bytes: usize) -> u64 {
+        (0..bytes).fold(0, |value, _| {
+            value << 8 | u64::from(self.tape.pop_front().unwrap_or(0))
+        })
     }
 
     /// True once in `n`.

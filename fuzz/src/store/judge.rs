@@ -1,0 +1,335 @@
+//! What must hold whatever bytes are opened as a store.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use amps_store::inspect::{Filter, Inspection, MessageState, export, import};
+use amps_store::testkit::{Cut, Rng, SimDisk, intact_messages, step};
+use amps_store::{
+    Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
+};
+
+/// Chores a small store may have at once.
+const CHORES: usize = 20_000;
+
+/// Opens the bytes in both modes, looks at them, uses and reopens what opened.
+pub(super) fn judge(bytes: &[u8]) {
+    let whole = Whole::of(bytes);
+    let options = Options::new().capacity(64 << 10);
+    let strict = open(bytes, &options);
+    let found = match &strict.1 {
+        Ok(store) => Some(State::of(store, &whole)),
+        Err(_) => None,
+    };
+    if may_look(bytes) {
+        look(bytes, &strict.1, found.as_ref());
+    }
+    match strict.1 {
+        Ok(store) => live(&strict.0, store, &options, &whole),
+        Err(error) => {
+            refused(&strict.0, bytes, &error);
+            let options = options.clone().recovery(Recovery::Salvage);
+            let (disk, salvaged) = open(bytes, &options);
+            match (salvaged, error) {
+                (Ok(store), OpenError::Damaged { .. }) => {
+                    // Damage so named never refuses again: reopened strictly from here on.
+                    live(&disk, store, &options.recovery(Recovery::Strict), &whole);
+                }
+                (Ok(_), error) => panic!("salvage takes what strict refuses: {error}"),
+                (Err(error), _) => refused(&disk, bytes, &error),
+            }
+        }
+    }
+}
+
+/// Looking takes two looks and a pause when something is wrong: not at every input.
+fn may_look(bytes: &[u8]) -> bool {
+    cfg!(not(fuzzing)) || bytes.iter().fold(0u8, |sum, b| sum.rotate_left(1) ^ b) % 8 == 0
+}
+
+fn open(bytes: &[u8], options: &Options) -> (SimDisk, Result<Store, OpenError>) {
+    let disk = SimDisk::new();
+    disk.restore(bytes.to_vec());
+    // A file may ask for growth up to a cap of its own; this disk has no room for that.
+    disk.limit(Some(bytes.len() as u64 + (64 << 10)));
+    let store = disk.open(options.clone());
+    (disk, store)
+}
+
+/// A refused file is as it was.
+fn refused(disk: &SimDisk, bytes: &[u8], error: &OpenError) {
+    if let OpenError::Damaged { ranges, .. } = error {
+        assert!(!ranges.is_empty(), "damage without a place");
+    }
+    assert!(disk.bytes() == bytes, "refused, and changed: {error}");
+}
+
+/// Every whole message in the file: nothing else may ever come out of it.
+struct Whole(BTreeMap<u64, BTreeSet<Vec<u8>>>);
+
+impl Whole {
+    fn of(bytes: &[u8]) -> Self {
+        let mut all: BTreeMap<u64, BTreeSet<Vec<u8>>> = BTreeMap::new();
+        for message in intact_messages(bytes) {
+            all.entry(message.sequence)
+                .or_default()
+                .insert(message.payload);
+        }
+        Whole(all)
+    }
+
+    fn check(&self, sequence: u64, payload: &[u8]) {
+        let known = self.0.get(&sequence).is_some_and(|p| p.contains(payload));
+        assert!(known, "message {sequence} was invented");
+    }
+}
+
+#[derive(Clone, Debug, Default, PartialEq)]
+struct State {
+    unsettled: BTreeMap<u64, Vec<u8>>,
+    refused: BTreeMap<u64, Option<Vec<u8>>>,
+    tag: Option<Vec<u8>>,
+}
+
+impl State {
+    fn of(store: &Store, whole: &Whole) -> Self {
+        let state = Self::read(store);
+        for (sequence, payload) in &state.unsettled {
+            whole.check(*sequence, payload);
+        }
+        for (sequence, payload) in &state.refused {
+            if let Some(payload) = payload {
+                whole.check(*sequence, payload);
+            }
+        }
+        state
+    }
+
+    fn read(store: &Store) -> Self {
+        let mut state = State::default();
+        let mut message = StoredMessage::new();
+        let mut from = 0;
+        loop {
+            let next = store.read_next(from, u64::MAX, &mut message);
+            let Some(sequence) = next.expect("what was recovered is whole") else {
+                break;
+            };
+            assert!(sequence >= from, "messages come in order");
+            state.unsettled.insert(sequence, message.payload().to_vec());
+            from = sequence + 1;
+        }
+        for rejection in store.rejections(0, usize::MAX) {
+            let there = store.get(rejection.sequence, &mut message);
+            let payload = there
+                .expect("what was recovered is whole")
+                .then(|| message.payload().to_vec());
+            state.refused.insert(rejection.sequence, payload);
+        }
+        state.tag = store.resume_tag();
+        let bounds = store.bounds();
+        assert_eq!(bounds.unsettled, state.unsettled.len() as u64);
+        assert_eq!(bounds.rejections, state.refused.len() as u64);
+        assert_eq!(
+            bounds.first_unsettled,
+            state.unsettled.keys().next().copied()
+        );
+        let highest = state.unsettled.keys().chain(state.refused.keys()).max();
+        assert!(highest.is_none_or(|h| bounds.next > *h), "{bounds:?}");
+        assert!(bounds.next > store.numbers().grant, "{bounds:?}");
+        state
+    }
+}
+
+/// What opened is opened again, after a crash and after a power cut, used and closed.
+fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
+    let found = State::of(&store, whole);
+    let next = store.bounds().next;
+    drop(store);
+    let crashed = disk.bytes();
+    disk.power_cut(Cut::None, &mut Rng::new(1));
+    for (what, bytes) in [("a crash", crashed), ("a power cut", disk.bytes())] {
+        disk.restore(bytes);
+        let store = again(disk, options, what);
+        assert_eq!(State::read(&store), found, "after {what}");
+        assert!(store.bounds().next >= next, "after {what}");
+        assert_eq!(store.report().set_aside, 0, "after {what}");
+        if what == "a power cut" {
+            use_it(disk, store, options, found);
+            return;
+        }
+    }
+}
+
+fn again(disk: &SimDisk, options: &Options, what: &str) -> Store {
+    match disk.open(options.clone()) {
+        Ok(store) => store,
+        Err(error) => panic!("it opened once, and not after {what}: {error}"),
+    }
+}
+
+/// The ordinary life of a store goes on.
+fn use_it(disk: &SimDisk, store: Store, options: &Options, mut state: State) {
+    let mut sent = Vec::new();
+    for n in 0..8u8 {
+        let mut envelope = Envelope::publish("after");
+        let tag = [n];
+        envelope.user_tag = (&tag[..]).into();
+        if let Ok(at) = store.append(&envelope, &[n; 300]) {
+            assert!(!state.unsettled.contains_key(&at.sequence));
+            state.unsettled.insert(at.sequence, vec![n; 300]);
+            state.tag = Some(tag.to_vec());
+            sent.push(at.sequence);
+        }
+        upkeep(&store);
+    }
+    if let Some((&first, _)) = state.unsettled.iter().next()
+        && store.settle_through(first).is_ok()
+    {
+        state.unsettled.remove(&first);
+    }
+    if let Some((&last, _)) = state.unsettled.iter().next_back()
+        && store.settle(&[last, last]).is_ok()
+    {
+        state.unsettled.remove(&last);
+    }
+    if let Some((&sequence, _)) = state.unsettled.iter().next()
+        && let Ok(Rejected::Logged { late: false, .. }) = store.reject(sequence, "no", 1)
+    {
+        let payload = state.unsettled.remove(&sequence);
+        state.refused.insert(sequence, payload);
+    }
+    if let Some((&sequence, payload)) = state.refused.clone().iter().next()
+        && let Ok(Some(at)) = store.requeue(sequence, 2)
+    {
+        state.refused.remove(&sequence);
+        let payload = payload.clone().expect("it was requeued");
+        state.unsettled.insert(at.sequence, payload);
+    }
+    if let Some((&sequence, _)) = state.refused.clone().iter().next()
+        && matches!(store.accept(sequence), Ok(true))
+    {
+        state.refused.remove(&sequence);
+    }
+    upkeep(&store);
+    assert_eq!(State::read(&store), state, "live");
+    drop(store);
+    let store = again(disk, options, "use");
+    assert_eq!(State::read(&store), state, "after use");
+    let closed = store.close(0);
+    drop(store);
+    if closed.is_ok() {
+        disk.power_cut(Cut::None, &mut Rng::new(2));
+    }
+    let store = again(disk, options, "close");
+    assert_eq!(State::read(&store), state, "after close");
+    if closed.is_ok() {
+        let report = store.report();
+        assert_eq!(report.stop.to_string(), "clean close", "{report}");
+    }
+    assert!(sent.iter().all(|s| *s < store.bounds().next));
+}
+
+fn upkeep(store: &Store) {
+    for _ in 0..CHORES {
+        if !step(store).unwrap_or(false) {
+            return;
+        }
+    }
+    panic!("upkeep never ends");
+}
+
+/// The same bytes as a file, looked at: what is shown is what an open finds.
+fn look(bytes: &[u8], strict: &Result<Store, OpenError>, found: Option<&State>) {
+    let file = memory_file(bytes);
+    let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+    let looked = Inspection::open(&path);
+    match (&looked, strict) {
+        (Ok(_), Ok(_) | Err(OpenError::Damaged { .. } | OpenError::Io { .. })) => {}
+        // An open makes a store of nothing.
+        (Err(OpenError::Missing { .. }), Ok(store)) => assert!(store.report().created),
+        (Err(a), Err(b)) if std::mem::discriminant(a) == std::mem::discriminant(b) => {}
+        (a, b) => panic!(
+            "looked {:?}, opened {:?}",
+            a.as_ref().err(),
+            b.as_ref().err()
+        ),
+    }
+    if let Ok(look) = looked {
+        assert!(!look.is_moving());
+        if matches!(strict, Err(OpenError::Damaged { .. })) {
+            assert!(!look.report().damaged.is_empty());
+        }
+        if let (Some(found), Ok(store)) = (found, strict) {
+            compare(&look, found, store);
+        }
+        everything(&look);
+    }
+    let mut after = vec![0; bytes.len() + 1];
+    let n = file.read_at(&mut after, 0).expect("reads");
+    assert!(after[..n] == *bytes, "looking changed the file");
+}
+
+fn memory_file(bytes: &[u8]) -> File {
+    let flags = rustix::fs::MemfdFlags::CLOEXEC;
+    let fd = rustix::fs::memfd_create("amps-fuzz", flags).expect("a file in memory");
+    let mut file = File::from(fd);
+    file.write_all(bytes).expect("writes");
+    file
+}
+
+fn compare(look: &Inspection, found: &State, store: &Store) {
+    let (seen, opened) = (look.report(), store.report());
+    assert_eq!(seen.recovered, opened.recovered);
+    assert_eq!((seen.first, seen.last), (opened.first, opened.last));
+    assert_eq!(seen.next, opened.next);
+    assert_eq!(seen.rejections, opened.rejections);
+    assert_eq!(seen.set_aside, opened.set_aside);
+    assert_eq!(seen.stop, opened.stop);
+    assert_eq!(seen.last_ordinal, opened.last_ordinal);
+    assert_eq!(look.resume_tag(), found.tag.as_deref());
+    let messages: BTreeMap<u64, Vec<u8>> = look
+        .messages(Filter::new())
+        .map(|m| m.expect("reads"))
+        .map(|m| (m.sequence, m.payload))
+        .collect();
+    assert_eq!(messages, found.unsettled);
+}
+
+/// Everything that can be asked has an answer, and what is exported can be imported.
+fn everything(look: &Inspection) {
+    let info = look.info();
+    let _ = (info.dropped(), format!("{info:?}"), look.numbers());
+    let verified = look.verify().expect("reads");
+    assert!(verified.problems.is_sorted_by_key(|p| p.offset));
+    if !look.report().damaged.is_empty() {
+        assert!(!verified.is_sound(), "damage was verified");
+    }
+    assert_eq!(look.map().len() as u64, verified.segments);
+    for record in look.records().chain(look.set_aside()) {
+        let _ = format!("{:?}", record.expect("reads"));
+    }
+    let mut count = 0;
+    for message in look.messages(Filter::all()) {
+        let message = message.expect("reads");
+        assert_eq!(
+            message.state == MessageState::Rejected,
+            message.rejection.is_some()
+        );
+        count += 1;
+    }
+    assert_eq!(
+        look.rejections().expect("reads").len() as u64,
+        look.bounds().rejections
+    );
+    let mut lines = Vec::new();
+    let exported = export(look, Filter::all(), &mut lines).expect("exports");
+    assert_eq!(exported.messages + exported.unreadable, count);
+    let into = Store::memory(Options::new().capacity(1 << 20)).expect("a store in memory");
+    if let Ok(imported) = import(&lines[..], &into) {
+        assert_eq!(imported.messages + imported.settled, exported.messages);
+        assert_eq!(imported.rejections, exported.rejections);
+    }
+}
