@@ -78,7 +78,8 @@ pub(crate) fn append(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
     for (size, goal) in [(64, 1.6), (256, 1.3), (1024, 1.15), (8192, 1.1)] {
         let payload = vec![0x5A; size as usize];
         let bytes: u64 = if size > 1024 { 256 << 20 } else { 64 << 20 };
-        let count = plan.count((24 << 20) / (size + 64)) / DISCARD * DISCARD;
+        // Less than what the helper keeps ready: a burst, not the device's pace.
+        let count = plan.count((12 << 20) / (size + 96)) / DISCARD * DISCARD;
         let mut ring = Ring::create(&place.file("ring")?, bytes)?;
         let options = options_for(LIVE, size).preallocate(true);
         let mut filled = Filled::new(&place.file("store")?, options)?;

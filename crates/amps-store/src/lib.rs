@@ -21,6 +21,7 @@ mod state;
 mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod unsynced;
 
 pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,

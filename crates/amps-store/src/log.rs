@@ -21,6 +21,7 @@ use crate::recover::Recovered;
 use crate::scan::Geometry;
 use crate::space::{Segments, Space};
 use crate::state::{Standing, State};
+use crate::unsynced::Extent;
 
 /// A record shorter than this is put together in one buffer first: one checksum call and
 /// one copy beat three of each.
@@ -636,11 +637,13 @@ impl Log {
         self.usable()?;
         // A sync first, so that the closing mark can say everything before it is durable.
         let ticket = self.begin_sync();
-        self.finish_sync(ticket, device.sync())?;
+        let result = ticket.extent.sync(&**device);
+        self.finish_sync(ticket, result)?;
         self.write_mark(true)?;
         let ticket = self.begin_sync();
+        let result = ticket.extent.sync(&**device);
         self.closed = true;
-        self.finish_sync(ticket, device.sync())?;
+        self.finish_sync(ticket, result)?;
         let mut superblock = self.superblock.clone();
         superblock.closed_at = self.ordinal;
         superblock.grant = superblock.grant.min(handed_over.max(self.state.floor()));
@@ -649,8 +652,10 @@ impl Log {
 
     /// A sync was started: what it will cover.
     pub(crate) fn begin_sync(&mut self) -> Ticket {
+        let (number, extent) = self.space.sync_started();
         Ticket {
-            number: self.space.sync_started(),
+            number,
+            extent,
             durable: Durable {
                 ordinal: self.ordinal,
                 sequence: self.next - 1,
@@ -696,9 +701,11 @@ fn unless_failed<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError
 }
 
 /// What a sync covers once it returns.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Ticket {
     number: u64,
+    /// What must be written for that.
+    pub(crate) extent: Extent,
     durable: Durable,
     marks_only: bool,
 }

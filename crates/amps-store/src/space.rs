@@ -18,6 +18,7 @@ use crate::medium::{Device, Medium};
 use crate::planted::{self, Bug};
 use crate::scan::Geometry;
 use crate::state::State;
+use crate::unsynced::{Extent, Unsynced};
 
 /// Publishes leave this many segments to the log's own records and to recovery.
 const KEPT: usize = 2;
@@ -92,7 +93,11 @@ pub(crate) struct Space {
     collected: usize,
     growth_error: Option<StoreError>,
     retry_growth: bool,
+    /// Pages of the segment that is written are ready for stores up to here.
     prefaulted: u64,
+    /// The free segment that is made ready, and opened next; ready up to here.
+    spare: Option<(usize, u64)>,
+    unsynced: Unsynced,
     /// Upkeep is at work: the records it writes take what room there is.
     working: bool,
     /// Room in the segment that is written that only copies may take.
@@ -144,6 +149,8 @@ impl Space {
             growth_error: None,
             retry_growth: false,
             prefaulted: 0,
+            spare: None,
+            unsynced: Unsynced::everything(0),
             working: false,
             reserved: 0,
         }
@@ -154,6 +161,7 @@ impl Space {
         self.position = position;
         self.end = self.geometry.end_of(segment);
         self.prefaulted = position;
+        self.unsynced = Unsynced::everything(position);
     }
 
     /// Whether a record fits into the segment that is written. While no segment is free,
@@ -212,14 +220,43 @@ impl Space {
         self.end - self.position
     }
 
+    /// Behind the last record and the commit word that was cleared with it.
+    fn written(&self) -> u64 {
+        (self.position + 8).min(self.end)
+    }
+
     pub(crate) fn current(&self) -> usize {
         self.chain.back().map_or(0, |l| l.segment)
     }
 
     /// Whether the writer nears pages that were not made ready.
-    #[inline]
-    pub(crate) fn wants_prefault(&self) -> bool {
+    fn wants_prefault(&self) -> bool {
         self.prefaulted < self.end && self.position + AHEAD / 2 > self.prefaulted
+    }
+
+    /// The next piece to be made ready: what is left of the segment that is written, then
+    /// the one to be opened next, so that a burst meets no page fault.
+    fn piece_to_prefault(&self) -> Option<(u64, u64)> {
+        let from = self.prefaulted.max(self.position);
+        if from < self.end {
+            return Some((from, AHEAD.min(self.end - from)));
+        }
+        let spare = self.pick()?;
+        let from = match self.spare {
+            Some((segment, through)) if segment == spare => through,
+            _ => self.geometry.segment_at(spare),
+        };
+        let end = self.geometry.end_of(spare);
+        (from < end).then(|| (from, AHEAD.min(end - from)))
+    }
+
+    fn prefaulted(&mut self, through: u64) {
+        let segment = self.geometry.segment_of(through - 1);
+        if segment == self.current() {
+            self.prefaulted = self.prefaulted.max(through);
+        } else {
+            self.spare = Some((segment, through));
+        }
     }
 
     /// Whether no segment is free.
@@ -281,10 +318,18 @@ impl Space {
         self.growth_error.as_ref()
     }
 
-    /// Numbers a sync that begins now.
-    pub(crate) fn sync_started(&mut self) -> u64 {
+    /// Numbers a sync that begins now, and says what it has to cover.
+    pub(crate) fn sync_started(&mut self) -> (u64, Extent) {
+        let alone = self.syncs_started == self.syncs_finished;
+        let (end, next) = (self.written(), self.position);
+        let extent = self.unsynced.begin_sync(end, next, alone);
+        if extent == Extent::All {
+            // It takes the readiness of every page.
+            self.prefaulted = self.position;
+            self.spare = None;
+        }
         self.syncs_started += 1;
-        self.syncs_started
+        (self.syncs_started, extent)
     }
 
     /// Several syncs may overlap; each vouches only for what was there when it began.
@@ -324,6 +369,11 @@ impl Space {
     fn pick(&self) -> Option<usize> {
         let ready = |s: &usize| self.status[*s] == Status::Ready;
         let plain = |s: &usize| !self.reuse_last.contains(s);
+        if let Some((spare, _)) = self.spare
+            && self.status.get(spare) == Some(&Status::Ready)
+        {
+            return Some(spare);
+        }
         (0..self.status.len())
             .filter(ready)
             .find(plain)
@@ -347,6 +397,7 @@ impl Space {
         medium.commit(records, 0);
         let header = SegmentHeader::Used { first_ordinal };
         medium.write(at, &header.encode(self.geometry.key, at, generation));
+        self.unsynced.jump(self.written(), at);
         self.status[segment] = Status::Used;
         self.reuse_last.retain(|s| *s != segment);
         self.chain.push_back(Link {
@@ -356,7 +407,10 @@ impl Space {
         });
         self.position = records;
         self.end = self.geometry.end_of(segment);
-        self.prefaulted = at;
+        self.prefaulted = match self.spare.take() {
+            Some((spare, through)) if spare == segment => through,
+            _ => at,
+        };
     }
 }
 
@@ -422,7 +476,8 @@ impl Log {
             Chore::Work => self.work()?,
             Chore::Sync => {
                 let ticket = self.begin_sync();
-                self.finish_sync(ticket, device.sync())?;
+                let result = ticket.extent.sync(&**device);
+                self.finish_sync(ticket, result)?;
             }
             Chore::Reserve(from, to) => self.reserved(to, device.reserve(from, to)),
         }
@@ -435,9 +490,11 @@ impl Log {
         if self.failed.is_some() || self.closed {
             return Chore::Idle;
         }
+        let prefault = space
+            .piece_to_prefault()
+            .map_or(Chore::Idle, |(from, len)| Chore::Prefault(from, len));
         if space.wants_prefault() {
-            let from = space.prefaulted.max(space.position);
-            return Chore::Prefault(from, AHEAD.min(space.end - from));
+            return prefault;
         }
         match space.collecting {
             Some(Collecting::Covering(ordinal))
@@ -456,7 +513,7 @@ impl Log {
             }
         }
         if space.free() >= WANTED {
-            return Chore::Idle;
+            return prefault;
         }
         let may_grow = (space.status.len() as u64) < self.superblock.cap_segments
             && (space.growth_error.is_none() || space.retry_growth);
@@ -467,7 +524,7 @@ impl Log {
         if self.is_collection_useful() {
             Chore::Work
         } else {
-            Chore::Idle
+            prefault
         }
     }
 
@@ -637,6 +694,7 @@ impl Log {
         let header =
             SegmentHeader::Free.encode(self.geometry.key, place, self.superblock.generation);
         self.medium.write(place, &header);
+        self.space.unsynced.touch(place, place + SEGMENT_HEADER);
         self.space.chain.pop_front();
         self.space.status[oldest.segment] = Status::Stamped(self.space.syncs_started + 1);
         self.space.collecting = None;
@@ -690,6 +748,7 @@ impl Log {
         }
         self.space.growth_error = None;
         self.medium.adopt(to);
+        self.space.unsynced.touch_everything();
         let segment = self.space.status.len();
         let at = self.geometry.segment_at(segment);
         let header = SegmentHeader::Free.encode(self.geometry.key, at, self.superblock.generation);
@@ -702,7 +761,7 @@ impl Log {
 
     /// Pages up to here take stores without a fault.
     pub(crate) fn prefaulted(&mut self, through: u64) {
-        self.space.prefaulted = self.space.prefaulted.max(through.min(self.space.end));
+        self.space.prefaulted(through);
     }
 
     /// Puts a superblock into force: both copies, one after the other, so that one damaged

@@ -278,6 +278,7 @@ impl PublishStore for Store {
         let shared = &self.inner.shared;
         shared.not_forked()?;
         let mut core = shared.lock();
+        let segment = core.log.space.current();
         let mut appended = core.log.append(envelope, payload);
         if shared.do_chores(&mut core) && appended.as_ref().is_err_and(AppendError::is_retryable) {
             appended = core.log.append(envelope, payload);
@@ -285,8 +286,8 @@ impl PublishStore for Store {
         let wake = core.helper_sleeps
             && (appended.is_err()
                 || shared.level != Level::Os
-                || core.log.space.wants_prefault()
-                || core.log.chore() != Chore::Idle);
+                // Only a new segment gives the helper something to do.
+                || core.log.space.current() != segment);
         if wake {
             core.helper_sleeps = false;
             drop(core);
@@ -404,7 +405,8 @@ impl PublishStore for Store {
             shared.wake_helper(core);
         } else {
             let ticket = core.log.begin_sync();
-            let synced = core.log.finish_sync(ticket, shared.device.sync());
+            let result = ticket.extent.sync(&*shared.device);
+            let synced = core.log.finish_sync(ticket, result);
             shared.after_sync(core, synced.is_ok());
         }
     }
@@ -668,7 +670,7 @@ impl Shared {
     fn sync_once<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         let ticket = core.log.begin_sync();
         drop(core);
-        let result = self.device.sync();
+        let result = ticket.extent.sync(&*self.device);
         let mut core = self.lock();
         core.last_sync = Instant::now();
         let finished = core.log.finish_sync(ticket, result);

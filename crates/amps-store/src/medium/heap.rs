@@ -63,6 +63,10 @@ impl Device for NoDevice {
         Ok(())
     }
 
+    fn sync_range(&self, _offset: u64, _len: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     fn write_around(&self, _offset: u64, _bytes: &[u8]) -> io::Result<()> {
         Ok(())
     }

@@ -121,6 +121,10 @@ impl Device for Shared {
         self.file.sync_data()
     }
 
+    fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        self.map.flush_range(offset as usize, len as usize)
+    }
+
     fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
         let mut done = 0;
         while done < bytes.len() {

@@ -57,6 +57,12 @@ pub trait Device: Send + Sync {
     /// ever be called durable again.
     fn sync(&self) -> io::Result<()>;
 
+    /// As [`sync`](Self::sync), for what was written into this range of the mapping only.
+    ///
+    /// # Errors
+    /// As [`sync`](Self::sync).
+    fn sync_range(&self, offset: u64, len: u64) -> io::Result<()>;
+
     /// Writes bytes that are on the device when this returns, around any mapping.
     ///
     /// # Errors

@@ -230,6 +230,38 @@ impl SimDisk {
         image.dirty.clear();
     }
 
+    /// Makes what was written into whole pages durable.
+    fn sync_pages(&self, from: usize, to: usize) -> io::Result<()> {
+        let mut image = self.image();
+        let image = &mut *image;
+        let number = image.syncs;
+        image.syncs += 1;
+        if planted::is(Bug::NoSync) {
+            return Ok(());
+        }
+        let failed = image.hit(Fault::Sync(number));
+        image.durable.resize(image.seen.len(), 0);
+        let mut rng = Rng::new(number);
+        let sectors = from / SECTOR..to.div_ceil(SECTOR);
+        let mut synced: Vec<usize> = image.dirty.range(sectors).map(|(s, _)| *s).collect();
+        if planted::is(Bug::ShortSync) {
+            let last = synced.pop();
+            image.dirty.retain(|sector, _| Some(*sector) != last);
+        }
+        for sector in synced {
+            image.dirty.remove(&sector);
+            let at = sector * SECTOR;
+            if at + SECTOR <= image.seen.len() && (!failed || rng.one_in(2)) {
+                image.durable[at..at + SECTOR].copy_from_slice(&image.seen[at..at + SECTOR]);
+            }
+        }
+        if failed {
+            Err(io::Error::other("simulated write-back error"))
+        } else {
+            Ok(())
+        }
+    }
+
     pub(crate) fn medium(&self) -> Box<dyn Medium> {
         Box::new(SimMedium {
             disk: self.clone(),
@@ -318,31 +350,12 @@ impl Medium for SimMedium {
 
 impl Device for SimDisk {
     fn sync(&self) -> io::Result<()> {
-        let mut image = self.image();
-        let image = &mut *image;
-        let number = image.syncs;
-        image.syncs += 1;
-        if planted::is(Bug::NoSync) {
-            return Ok(());
-        }
-        if planted::is(Bug::ShortSync) {
-            let last = image.dirty.keys().next_back().copied();
-            image.dirty.retain(|sector, _| Some(*sector) != last);
-        }
-        let failed = image.hit(Fault::Sync(number));
-        image.durable.resize(image.seen.len(), 0);
-        let mut rng = Rng::new(number);
-        for sector in std::mem::take(&mut image.dirty).into_keys() {
-            let at = sector * SECTOR;
-            if at + SECTOR <= image.seen.len() && (!failed || rng.one_in(2)) {
-                image.durable[at..at + SECTOR].copy_from_slice(&image.seen[at..at + SECTOR]);
-            }
-        }
-        if failed {
-            Err(io::Error::other("simulated write-back error"))
-        } else {
-            Ok(())
-        }
+        self.sync_pages(0, usize::MAX)
+    }
+
+    fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (from, to) = (offset as usize, (offset + len) as usize);
+        self.sync_pages(from / PAGE * PAGE, to.next_multiple_of(PAGE))
     }
 
     fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
