@@ -5,6 +5,7 @@
 //! the machine does hits both; what counts is the ratio of the medians. `benches/` and
 //! `amps bench` both run what is here.
 
+mod count;
 mod floor;
 mod stats;
 mod store;
@@ -12,6 +13,8 @@ mod sync;
 
 use std::fmt;
 use std::path::PathBuf;
+
+pub use count::{Counted, count};
 
 /// The topic of every workload: 16 bytes.
 pub(crate) const TOPIC: &str = "a-topic-16-bytes";
