@@ -1,5 +1,5 @@
 //! The torture contract, judged as a crash rig judges it: from outside, with a payload rule
-//! of its own.
+//! of its own. What a kill does to it is in `sigkill.rs`.
 
 #![allow(
     clippy::unwrap_used,
@@ -9,161 +9,31 @@
 
 mod common;
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
-use common::{Dir, Random, Running, amps, run};
+use common::rig::{Oracle, Rule, dump, dumped, frames};
+use common::{Dir, Running, amps, run};
 use serde_json::Value;
 
-/// The payload rule, written from the contract and not shared with the binary.
-fn payload(seed: u64, run: u64, seq: u64, min: u64, max: u64) -> Vec<u8> {
-    fn mix(mut z: u64) -> u64 {
-        z = z.wrapping_add(0x9E3779B97F4A7C15);
-        z = (z ^ (z >> 30)).wrapping_mul(0xBF58476D1CE4E5B9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94D049BB133111EB);
-        z ^ (z >> 31)
+const SEED: u64 = 42;
+
+fn rule(run: u64, min: u64, max: u64) -> Rule {
+    Rule {
+        seed: SEED,
+        run,
+        min,
+        max,
     }
-    let len = min + mix(mix(seed ^ mix(seq)) ^ run) % (max - min + 1);
-    let base = mix(seed ^ mix(run) ^ mix(seq ^ 0xA5A5A5A5));
-    (0..len)
-        .map(|at| {
-            let i = at / 8;
-            let word = match i {
-                0 => run,
-                1 => seq,
-                _ => base.wrapping_add(i.wrapping_mul(0xD1342543DE82EF95)),
-            };
-            (word >> (8 * (at % 8))) as u8
-        })
-        .collect()
 }
 
 fn write(dir: &Path, run: u64, more: &[&str]) -> Command {
     let mut command = amps();
-    command.args([
-        "torture",
-        "write",
-        "--seed",
-        "42",
-        "--run",
-        &run.to_string(),
-        "--dir",
-    ]);
+    command.args(["torture", "write", "--seed", &SEED.to_string()]);
+    command.args(["--run", &run.to_string(), "--dir"]);
     command.arg(dir).args(more);
     command
-}
-
-fn dump(dir: &Path) -> Command {
-    let mut command = amps();
-    command.args(["torture", "dump", "--dir"]).arg(dir);
-    command
-}
-
-/// The frames of a dump: sequence and payload, in order.
-fn frames(mut bytes: &[u8]) -> Vec<(u64, Vec<u8>)> {
-    let mut out = Vec::new();
-    while !bytes.is_empty() {
-        let (head, rest) = bytes.split_at(12);
-        let sequence = u64::from_le_bytes(head[..8].try_into().unwrap());
-        let len = u32::from_le_bytes(head[8..].try_into().unwrap()) as usize;
-        let (payload, rest) = rest.split_at(len);
-        out.push((sequence, payload.to_vec()));
-        bytes = rest;
-    }
-    out
-}
-
-fn number(line: &str, key: &str) -> u64 {
-    line.split(' ')
-        .find_map(|word| word.strip_prefix(key)?.strip_prefix('='))
-        .unwrap_or_else(|| panic!("no {key} in {line:?}"))
-        .parse()
-        .unwrap()
-}
-
-/// What a writer said, as far as it binds.
-#[derive(Debug, Default)]
-struct Said {
-    /// First sequence of each run.
-    runs: BTreeMap<u64, u64>,
-    begun: u64,
-    durable: u64,
-    discarding: u64,
-    discarded: u64,
-}
-
-impl Said {
-    /// Takes a line in; every line must be one of the contract's.
-    fn hear(&mut self, line: &str) {
-        let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
-        let n = || {
-            rest.parse::<u64>()
-                .unwrap_or_else(|_| panic!("no number in {line:?}"))
-        };
-        match word {
-            "open" => {
-                self.runs.insert(number(line, "next"), number(line, "run"));
-                assert!(
-                    number(line, "last") <= self.begun,
-                    "{line}: an invention, {self:?}"
-                );
-            }
-            "begin" => self.begun = n(),
-            "durable" => self.durable = n(),
-            "discarding" => self.discarding = n(),
-            "discarded" => self.discarded = n(),
-            "end" => {}
-            _ => panic!("unknown line {line:?}"),
-        }
-    }
-
-    /// Judges a dump after a process crash, which loses nothing that was appended.
-    #[track_caller]
-    fn judge(&self, frames: &[(u64, Vec<u8>)], min: u64, max: u64) {
-        for pair in frames.windows(2) {
-            assert!(
-                pair[0].0 < pair[1].0,
-                "out of order: {} {}",
-                pair[0].0,
-                pair[1].0
-            );
-            let skipped = pair[0].0 + 1 != pair[1].0;
-            assert!(
-                !skipped || self.runs.contains_key(&pair[1].0),
-                "a hole before {}",
-                pair[1].0
-            );
-        }
-        for (sequence, bytes) in frames {
-            assert!(*sequence > self.discarded, "{sequence} came back");
-            assert!(*sequence <= self.begun, "{sequence} was never written");
-            let (_, run) = self
-                .runs
-                .range(..=sequence)
-                .next_back()
-                .expect("a run wrote it");
-            assert_eq!(
-                *bytes,
-                payload(42, *run, *sequence, min, max),
-                "bytes of {sequence}"
-            );
-        }
-        let last = frames.last().map_or(0, |f| f.0);
-        if self.durable > self.discarding {
-            assert!(
-                last >= self.durable,
-                "durable {} is missing, {self:?}",
-                self.durable
-            );
-        }
-        if let Some((first, _)) = frames.first() {
-            assert!(
-                *first <= self.discarding.max(self.discarded) + 1 || self.runs.contains_key(first)
-            );
-        }
-    }
 }
 
 #[test]
@@ -181,13 +51,22 @@ fn what_is_written_is_dumped() {
         "{text}"
     );
     assert!(text.ends_with("end\n"), "{text}");
-    let mut said = Said::default();
-    text.lines().for_each(|line| said.hear(line));
-    assert_eq!((said.begun, said.durable), (100, 100));
-    assert!(said.discarded >= 60 && said.discarded <= 80, "{said:?}");
+    let mut oracle = Oracle::default();
+    text.lines()
+        .for_each(|line| oracle.hear(rule(1, 16, 600), line));
+    assert_eq!((oracle.begun, oracle.durable), (100, 100));
+    // 42 in the log after the sixth sync: all but 20 are settled; and so again after 42 more.
+    let lag: Vec<&str> = text.lines().filter(|l| l.starts_with("discard")).collect();
+    let expected = [
+        "discarding 22",
+        "discarded 22",
+        "discarding 43",
+        "discarded 43",
+    ];
+    assert_eq!(lag[..4], expected, "{text}");
 
     let before = fs::read(dir.path("t/torture.store")).unwrap();
-    let dumped = run(&mut dump(&dir.path("t"))).expect(0);
+    let dumped = dumped(&dir.path("t")).unwrap();
     assert_eq!(
         fs::read(dir.path("t/torture.store")).unwrap(),
         before,
@@ -196,21 +75,54 @@ fn what_is_written_is_dumped() {
     let beside: Vec<_> = fs::read_dir(dir.path("t")).unwrap().collect();
     assert_eq!(beside.len(), 1, "{beside:?}");
 
-    let frames = frames(&dumped.stdout);
-    said.judge(&frames, 16, 600);
-    assert_eq!(frames.last().unwrap().0, 100);
-    assert_eq!(frames.first().unwrap().0, said.discarded + 1);
-    let report: Value = serde_json::from_str(dumped.stderr.trim()).unwrap();
-    assert_eq!(report["status"], "ok");
-    assert_eq!(report["first"], frames[0].0);
-    assert_eq!(report["last"], 100);
-    assert_eq!(report["count"], frames.len());
-    assert_eq!(
-        (&report["set_aside"], &report["dropped"]),
-        (&0.into(), &0.into())
-    );
-    assert!(report["next"].as_u64().unwrap() >= 101);
-    assert!(report["stop"].is_string());
+    let sequences: Vec<u64> = (oracle.discarded + 1..=100).collect();
+    assert_eq!(dumped.sequences(), sequences);
+    assert!(dumped.report["next"].as_u64().unwrap() >= 101);
+    oracle.judge_killed(Some(&dumped));
+}
+
+#[test]
+fn the_next_run_finds_what_the_last_one_left() {
+    let dir = Dir::new();
+    let path = dir.path("t");
+    let mut oracle = Oracle::default();
+    for run_number in 1..=4 {
+        let more = ["--sync-every", "9", "--discard-lag", "30", "--count", "50"];
+        let ran = run(&mut write(&path, run_number, &more)).expect(0);
+        for line in ran.text().lines() {
+            oracle.hear(rule(run_number, 16, 600), line);
+        }
+        oracle.judge_killed(dumped(&path).as_ref());
+    }
+    // After clean ends numbers do not skip.
+    assert_eq!(oracle.begun, 200);
+}
+
+#[test]
+fn a_full_ring_settles_its_older_half() {
+    let dir = Dir::new();
+    let path = dir.path("t");
+    let more = ["--sync-every", "1000", "--discard-lag", "1000000"];
+    let small = ["--capacity", "65536", "--count", "1000"];
+    let ran = run(write(&path, 1, &more).args(small)).expect(0);
+    let mut oracle = Oracle::default();
+    let (mut first, mut durable, mut settled) = (1, 0, 0);
+    for line in ran.text().lines() {
+        oracle.hear(rule(1, 16, 600), line);
+        let (word, number) = line.split_once(' ').unwrap_or((line, ""));
+        match word {
+            "durable" => durable = number.parse().unwrap(),
+            "discarding" => {
+                let through: u64 = number.parse().unwrap();
+                assert_eq!(through, first + (durable - first) / 2, "{line}");
+                first = through + 1;
+                settled += 1;
+            }
+            _ => {}
+        }
+    }
+    assert!(settled > 10, "the ring was full {settled} time(s)");
+    oracle.judge_killed(dumped(&path).as_ref());
 }
 
 #[test]
@@ -227,51 +139,6 @@ fn a_lag_of_zero_leaves_the_log_empty() {
     let report: Value = serde_json::from_str(dumped.stderr.trim()).unwrap();
     assert_eq!(report["status"], "empty");
     assert_eq!((&report["first"], &report["last"]), (&0.into(), &0.into()));
-}
-
-#[test]
-fn a_killed_writer_loses_nothing_and_the_next_one_goes_on() {
-    let mut random = Random::new("torture killed");
-    for (capacity, max, threads) in [
-        ("65536", 600, "1"),
-        ("262144", 2000, "1"),
-        ("262144", 600, "4"),
-    ] {
-        let dir = Dir::new();
-        let path = dir.path("t");
-        let mut said = Said::default();
-        let mut reserved = None;
-        for run_number in 1..=10 {
-            let mut writer = Running::start(&mut write(
-                &path,
-                run_number,
-                &[
-                    "--capacity",
-                    capacity,
-                    "--max-len",
-                    &max.to_string(),
-                    "--sync-every",
-                    "9",
-                    "--discard-lag",
-                    "30",
-                    "--threads",
-                    threads,
-                ],
-            ));
-            for _ in 0..=random.below(400) {
-                said.hear(&writer.line().expect("it writes for ever"));
-            }
-            writer.kill_and_hear(|line| said.hear(line));
-            let file = fs::metadata(path.join("torture.store")).unwrap().len();
-            let cap = capacity.parse::<u64>().unwrap();
-            assert!(
-                file <= cap && *reserved.get_or_insert(file) == file,
-                "{file} of {cap}"
-            );
-            let dumped = run(&mut dump(&path)).expect(0);
-            said.judge(&frames(&dumped.stdout), 16, max);
-        }
-    }
 }
 
 #[test]
@@ -316,6 +183,14 @@ fn exit_codes_are_those_of_the_contract() {
     // A live writer's store is dumped without the lock.
     run(&mut dump(&path)).expect(0);
     owner.kill();
+
+    let letter = dir.path("letter");
+    fs::create_dir(&letter).unwrap();
+    fs::write(letter.join("torture.store"), "Dear reader,\n".repeat(1000)).unwrap();
+    let no_store = run(&mut dump(&letter)).expect(6);
+    let report: Value = serde_json::from_str(no_store.stderr.trim()).unwrap();
+    assert_eq!(report["status"], "damaged");
+    run(&mut write(&letter, 1, &lag)).expect(6);
 
     let file = path.join("torture.store");
     let mut bytes = fs::read(&file).unwrap();

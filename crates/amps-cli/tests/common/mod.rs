@@ -6,6 +6,8 @@
 )]
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
+pub mod rig;
+
 use std::fs;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{BufRead, BufReader, Write as _};
