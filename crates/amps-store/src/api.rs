@@ -35,6 +35,8 @@ pub struct StoredMessage {
     pub(crate) bytes: Vec<u8>,
     pub(crate) len: usize,
     pub(crate) envelope_end: usize,
+    /// It does not move the resume point.
+    pub(crate) quiet: bool,
 }
 
 impl StoredMessage {

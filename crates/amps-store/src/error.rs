@@ -206,6 +206,14 @@ pub enum OpenError {
         /// The name asked for.
         wanted: String,
     },
+    /// It was evacuated: another file goes on with its numbers.
+    #[error(
+        "the store {path} was evacuated to another file and must not send again; open that one"
+    )]
+    Retired {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is not a store.
     #[error("{path} is not a publish store ({why}); nothing was changed")]
     NotAStore {

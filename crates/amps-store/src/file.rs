@@ -59,7 +59,7 @@ pub(crate) fn open(
         }
         Err(refusal) => return Err(refused(path, refusal)),
     };
-    check_name(path, &header.superblock, options)?;
+    check_owner(path, &header.superblock, options)?;
     start(path, file, len, header, options, false)
 }
 
@@ -83,7 +83,7 @@ pub(crate) fn open_medium(
         }
         Err(refusal) => return Err(refused(path, refusal)),
     };
-    check_name(path, &header.superblock, options)?;
+    check_owner(path, &header.superblock, options)?;
     start_on(path, medium, header, options, false)
 }
 
@@ -105,7 +105,12 @@ pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
     }
 }
 
-fn check_name(path: &Path, superblock: &Superblock, options: &Options) -> Result<(), OpenError> {
+fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Result<(), OpenError> {
+    if superblock.retired {
+        return Err(OpenError::Retired {
+            path: path.to_owned(),
+        });
+    }
     match &options.client_name {
         Some(wanted) if *wanted != superblock.client_name => Err(OpenError::WrongClientName {
             path: path.to_owned(),
@@ -255,6 +260,7 @@ fn create_on(
         rebase_delta: 0,
         generation: 0,
         closed_at: 0,
+        retired: false,
         owner_pid: std::process::id(),
         owner_host: host(),
         client_name: options

@@ -32,6 +32,8 @@ pub(crate) const MAX_NAME: usize = 512;
 /// Longest host name kept in bytes.
 const MAX_HOST: usize = 255;
 
+/// Where the superblock says that the store was evacuated.
+const RETIRED: usize = 888;
 /// Where the names stand in a superblock.
 const NAMES: usize = 116;
 /// Sequences, ordinals and generations stay below this, so adding one never overflows.
@@ -109,6 +111,8 @@ pub(crate) struct Superblock {
     pub(crate) generation: u64,
     /// Ordinal of the closing mark after a clean close, 0 while open: nothing follows it.
     pub(crate) closed_at: u64,
+    /// Evacuated to another file: nobody opens this one any more.
+    pub(crate) retired: bool,
     pub(crate) owner_pid: u32,
     pub(crate) owner_host: String,
     pub(crate) client_name: String,
@@ -150,6 +154,7 @@ impl Superblock {
         put(&mut b, 114, &(self.client_name.len() as u16).to_le_bytes());
         put(&mut b, NAMES, host.as_bytes());
         put(&mut b, NAMES + MAX_HOST, self.client_name.as_bytes());
+        b[RETIRED] = u8::from(self.retired);
         let crc = crc32fast::hash(&b[..BLOCK as usize - 4]);
         put(&mut b, BLOCK as usize - 4, &crc.to_le_bytes());
         b
@@ -194,6 +199,7 @@ impl Superblock {
             rebase_delta: u64_at(b, 88).cast_signed(),
             generation: u64_at(b, 96),
             closed_at: u64_at(b, 104),
+            retired: b[RETIRED] != 0,
             owner_host: text(NAMES, host),
             client_name: text(NAMES + MAX_HOST, name),
         };
@@ -624,6 +630,7 @@ mod tests {
             rebase_delta: -3,
             generation: 2,
             closed_at: 11,
+            retired: true,
             owner_pid: 42,
             owner_host: "host".into(),
             client_name: "name".into(),

@@ -3,6 +3,7 @@
 mod api;
 mod envelope;
 mod error;
+mod evacuate;
 mod file;
 mod format;
 mod index;
@@ -11,6 +12,7 @@ mod log;
 mod medium;
 mod options;
 mod planted;
+mod rebuild;
 mod recover;
 #[cfg(test)]
 mod recovery_table;
@@ -29,6 +31,7 @@ pub use api::{
 };
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
 pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
+pub use evacuate::EvacuateError;
 pub use options::{Options, Recovery};
 pub use report::{RecoveryReport, Stop};
 pub use store::Store;

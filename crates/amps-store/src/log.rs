@@ -402,7 +402,12 @@ impl Log {
         let recorded = unless_failed(self.make_room(MAX_OPENING))?;
         let settled = self.state.settle_through(sequence);
         if planted::is(Bug::SuccessOverridesRefusal) {
-            let refused: Vec<u64> = self.state.rejections().range(..=sequence).map(|r| *r.0).collect();
+            let refused: Vec<u64> = self
+                .state
+                .rejections()
+                .range(..=sequence)
+                .map(|r| *r.0)
+                .collect();
             refused.iter().for_each(|s| drop(self.state.accept(*s)));
         }
         if recorded.is_some() && !planted::is(Bug::NoMark) {
@@ -736,6 +741,7 @@ pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), Rea
             offset: place.offset,
         });
     };
+    message.quiet = header.quiet;
     message.envelope_end = RECORD_HEADER + header.envelope_len as usize;
     message.len = header.len as usize;
     Ok(())

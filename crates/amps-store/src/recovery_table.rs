@@ -43,6 +43,7 @@ fn superblock() -> Superblock {
         rebase_delta: 0,
         generation: 1,
         closed_at: 0,
+        retired: false,
         owner_pid: 1,
         owner_host: "host".into(),
         client_name: "name".into(),
@@ -200,7 +201,7 @@ type Row = (&'static str, fn());
 
 use Standing::{Gone, Rejected, Settled, Unsettled};
 
-const FILES: [Row; 8] = [
+const FILES: [Row; 9] = [
     ("F1", || {
         assert!(matches!(Image(vec![]).header(), Err(Refusal::NotCreated)));
         assert!(matches!(
@@ -310,6 +311,15 @@ const FILES: [Row; 8] = [
         image.0.resize((SEGMENTS_AT + 7 * SIZE) as usize, 0xAB);
         let recovered = image.recover();
         assert_eq!((recovered.last_ordinal, recovered.damaged), (1, vec![]));
+    }),
+    ("F9", || {
+        let retired = Superblock {
+            retired: true,
+            ..superblock()
+        };
+        let mut image = Image::new();
+        image.superblocks(&retired, &retired);
+        assert_eq!(image.header().unwrap(), (retired, false));
     }),
 ];
 
@@ -830,6 +840,13 @@ const MEANINGS: [Row; 6] = [
         RejectionBody::new("no", 1, false).encode(&mut refusal);
         let at = image.plain(at, Kind::Rejection, 1, 2, &refusal);
         image.plain(at, Kind::Acceptance, 1, 3, &[]);
+        let recovered = image.recover();
+        assert_eq!(standings(&recovered), [Settled]);
+        assert_eq!(recovered.state.charged(), 0);
+        // The refusal was freed after it was accepted, its message had been copied before.
+        let mut image = Image::new();
+        let at = image.publish(records_at(0), 1, 1);
+        image.plain(at, Kind::Acceptance, 1, 2, &[]);
         let recovered = image.recover();
         assert_eq!(standings(&recovered), [Settled]);
         assert_eq!(recovered.state.charged(), 0);

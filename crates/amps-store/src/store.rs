@@ -244,6 +244,15 @@ impl Store {
         }
     }
 
+    /// Does something to the log as a whole, with publishers waiting.
+    pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
+        self.inner.shared.not_forked()?;
+        let mut core = self.inner.shared.lock();
+        let done = work(&mut core.log);
+        self.inner.shared.after_change(core);
+        Ok(done)
+    }
+
     fn change<T>(
         &self,
         change: impl FnOnce(&mut Log) -> Result<T, StoreError>,

@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use amps_store::testkit::{Fault, SimDisk};
 use amps_store::{
     AppendError, Envelope, Level, OpenError, Options, PublishStore, Rejected, Stop, Store,
     StoredMessage,
@@ -337,4 +338,71 @@ fn the_floor_stands_on_a_message_and_never_on_a_skipped_number() {
     assert_eq!(publish(&store, 2), 101);
     store.settle_through(1).unwrap();
     assert_eq!(store.bounds().floor, 1);
+}
+
+#[test]
+fn h29_after_a_failed_sync_nothing_is_durable_and_an_evacuation_saves_everything() {
+    let dir = tempfile::tempdir().unwrap();
+    let to = dir.path().join("fresh.store");
+    let disk = SimDisk::new();
+    let store = disk.open(small()).unwrap();
+    store.raise_grant(50).unwrap();
+    for n in 1..=9u64 {
+        let mut envelope = Envelope::publish("orders");
+        envelope.user_tag = n.to_le_bytes().to_vec().into();
+        let payload = format!("message {n}");
+        store.append(&envelope, payload.as_bytes()).unwrap();
+    }
+    store.settle(&[1, 2, 7]).unwrap();
+    store.reject(4, "not entitled", 77).unwrap();
+    let before = store.durable();
+    disk.fail(Fault::Sync(0));
+    assert!(store.sync().is_err());
+    // Later syncs of the device succeed; this store never says so again.
+    assert!(store.sync().is_err());
+    assert_eq!(store.durable(), before);
+    let mut envelope = Envelope::publish("orders");
+    envelope.user_tag = b"line 10"[..].into();
+    store.append(&envelope, b"message 10").unwrap();
+
+    let fresh = store.evacuate(&to, Level::Os).unwrap();
+    assert!(store.append(&Envelope::publish("t"), b"x").is_err());
+    drop(store);
+    match disk.open(small()).map(drop).unwrap_err() {
+        OpenError::Retired { .. } => {}
+        e => panic!("{e}"),
+    }
+    let left: Vec<u64> = unsettled(&fresh).iter().map(|m| m.0).collect();
+    assert_eq!(left, [3, 5, 6, 8, 9, 10]);
+    assert_eq!(unsettled(&fresh)[0].1, "message 3");
+    assert_eq!(fresh.rejections(0, 9)[0].reason, "not entitled");
+    assert_eq!(fresh.client_name(), "tester");
+    assert_eq!(fresh.numbers().found_grant, 50);
+    assert_eq!(fresh.resume_tag(), Some(b"line 10".to_vec()));
+    assert!(
+        fresh
+            .append(&Envelope::publish("t"), b"x")
+            .unwrap()
+            .sequence
+            > 50
+    );
+    // Proved good: an independent look finds nothing wrong.
+    drop(fresh);
+    let verified = amps_store::inspect::Inspection::open(&to)
+        .unwrap()
+        .verify()
+        .unwrap();
+    assert!(verified.problems.is_empty(), "{:?}", verified.problems);
+}
+
+#[test]
+fn an_evacuation_that_fails_leaves_the_old_store_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = open(&dir.path().join("a.store"));
+    publish(&store, 1);
+    let to = dir.path().join("there");
+    std::fs::write(&to, b"something else").unwrap();
+    assert!(store.evacuate(&to, Level::Os).is_err());
+    assert_eq!(std::fs::read(&to).unwrap(), b"something else");
+    assert_eq!(publish(&store, 2), 2);
 }

@@ -665,7 +665,9 @@ fn a_torn_head_meets_a_tail_by_chance() {
         let options = Options::new().capacity(64 << 10).client_name("model");
         let store = disk.open(options.clone()).expect("creates");
         for len in [pad, 1, 1] {
-            store.append(&Envelope::publish("t"), &vec![1; len]).expect("room");
+            store
+                .append(&Envelope::publish("t"), &vec![1; len])
+                .expect("room");
         }
         drop(store);
         let store = disk.open(options.clone()).expect("opens");
@@ -674,7 +676,10 @@ fn a_torn_head_meets_a_tail_by_chance() {
         // The last byte of the first segment that is not zero begins the settlement's second sequence: 3. In the
         // epoch written over it, the highest sequence so far stands there: 3 as well.
         let bytes = disk.bytes();
-        let border = bytes[..16 << 10].iter().rposition(|b| *b != 0).expect("a log") as u64;
+        let border = bytes[..16 << 10]
+            .iter()
+            .rposition(|b| *b != 0)
+            .expect("a log") as u64;
         if border % 512 != 0 {
             continue;
         }
@@ -683,7 +688,11 @@ fn a_torn_head_meets_a_tail_by_chance() {
         drop(disk.open(options.clone()).expect("opens"));
         disk.cut_sectors(|at| at >= border);
         let store = disk.open(options).expect("opens");
-        assert_eq!(store.bounds().unsettled, 3, "a dead run's settlement came back");
+        assert_eq!(
+            store.bounds().unsettled,
+            3,
+            "a dead run's settlement came back"
+        );
     }
     assert!(met, "no padding puts the tail on a sector's border");
 }
@@ -730,11 +739,10 @@ fn every_planted_bug_is_caught() {
         .filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}")))
     {
         plant(Some(bug));
-        let is_caught = |run: &dyn Fn()| {
-            std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err()
-        };
-        let caught = is_caught(&every_message_is_refused)
-            || is_caught(&a_torn_head_meets_a_tail_by_chance);
+        let is_caught =
+            |run: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err();
+        let caught =
+            is_caught(&every_message_is_refused) || is_caught(&a_torn_head_meets_a_tail_by_chance);
         let caught = caught.then_some(0).or_else(|| {
             // Rare ones begin where they were first caught.
             let first = match bug {

@@ -320,12 +320,7 @@ impl<'a> Line<'a> {
         })
     }
 
-    fn append(
-        &self,
-        line: u64,
-        store: &Store,
-        done: &mut Imported,
-    ) -> Result<(), ImportError> {
+    fn append(&self, line: u64, store: &Store, done: &mut Imported) -> Result<(), ImportError> {
         let field = |field, why: &str| ImportError::Field {
             line,
             field,
@@ -391,11 +386,7 @@ impl<'a> Line<'a> {
 
 /// Appends, waiting while the room is only being made: nobody settles anything meanwhile, so
 /// a store whose limit is reached stays full.
-fn append(
-    store: &Store,
-    envelope: &Envelope<'_>,
-    payload: &[u8],
-) -> Result<Appended, AppendError> {
+fn append(store: &Store, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
     match store.append(envelope, payload) {
         Err(AppendError::Full {
             live,

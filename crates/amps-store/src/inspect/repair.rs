@@ -9,12 +9,9 @@ use super::{Body, Inspection, Message, MessageState, RecordKind};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
-use crate::file::{self, Missing};
-use crate::format::{CHARGE, Kind, Mark, RECORD_HEADER, RejectionBody, SEGMENTS_AT, stride};
+use crate::format::{CHARGE, Kind, SEGMENTS_AT};
 use crate::index::Entry;
-use crate::log::Log;
-use crate::options::Options;
-use crate::space::limit;
+use crate::rebuild::{Heritage, Rebuild};
 
 /// What was saved, and exactly what was not.
 #[derive(Clone, Debug, Default)]
@@ -279,50 +276,30 @@ impl Plan {
 }
 
 fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, RepairError> {
-    let geometry = old.view.recovered.geometry;
-    let size = geometry.segment_size;
-    let before = &old.view.header.superblock;
-    let mut cap_segments = before.cap_segments;
-    // One more than the sum of the records needs: segments are not filled to the last byte.
-    let needed = plan.bytes();
-    while limit(&geometry, cap_segments - 1) < needed {
-        cap_segments += 1;
-    }
-    let capacity = SEGMENTS_AT + cap_segments * size;
-    let options = Options::new()
-        .capacity(capacity)
-        .segment_size(size)
-        .client_name(before.client_name.clone());
-    let (mut log, _) = file::open(to, &options, Missing::Create)?;
-    let mut superblock = log.superblock.clone();
-    superblock.grant = before.grant;
-    superblock.number_floor = before.number_floor.max(plan.next - 1);
-    superblock.rebase_from = before.rebase_from;
-    superblock.rebase_delta = before.rebase_delta;
-    log.write_superblock(superblock)?;
-    log.state.settle_through(plan.floor);
-    write_mark(&mut log, plan, old.view.recovered.tag.clone())?;
+    let heritage = Heritage {
+        superblock: &old.view.header.superblock,
+        floor: plan.floor,
+        next: plan.next,
+        tag: old.view.recovered.tag.clone(),
+        bytes: plan.bytes(),
+    };
+    let mut fresh = Rebuild::start(to, heritage)?;
     let mut report = RepairReport {
         next: plan.next,
-        enlarged_to: (cap_segments > before.cap_segments).then_some(capacity),
+        enlarged_to: fresh.enlarged_to,
         unsaved: plan.unsaved.clone(),
         ..RepairReport::default()
     };
     for (&sequence, saved) in &plan.messages {
         if let Some(place) = saved.place {
-            append(&mut log, &original(old, sequence, place)?)?;
+            let message = original(old, sequence, place)?;
+            let mut body = message.envelope_bytes.clone();
+            body.extend_from_slice(&message.payload);
+            let envelope_len = message.envelope_bytes.len();
+            fresh.message(sequence, message.quiet, envelope_len, &body)?;
         }
         if let Some(rejection) = &saved.rejection {
-            let mut body = Vec::new();
-            RejectionBody {
-                at: rejection.at,
-                cut: rejection.reason_cut,
-                late: rejection.late,
-                reason: rejection.reason.clone(),
-            }
-            .encode(&mut body);
-            let entry = log.write_kept(Kind::Rejection, false, sequence, 0, &body)?;
-            log.state.reject(sequence, entry);
+            fresh.rejection(rejection)?;
             report.rejections += 1;
         } else {
             report.saved += 1;
@@ -331,20 +308,8 @@ fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, Repai
         let first = report.sequences.map_or(sequence, |s| s.0);
         report.sequences = Some((first, sequence));
     }
-    let device = log.medium.device();
-    log.close(&device, before.grant)?;
+    fresh.finish()?;
     Ok(report)
-}
-
-/// The floor, the next number and the resume tag, which the records do not show.
-fn write_mark(log: &mut Log, plan: &Plan, tag: Option<Vec<u8>>) -> Result<(), StoreError> {
-    let mut mark = log.mark(false);
-    mark.floor = plan.floor;
-    mark.next = plan.next;
-    mark.tag = tag;
-    let mut body = Vec::new();
-    Mark::encode(&mark, &mut body);
-    log.write_kept(Kind::Mark, false, 0, 0, &body).map(drop)
 }
 
 fn original(old: &Inspection, sequence: u64, place: Entry) -> Result<Message, RepairError> {
@@ -354,20 +319,4 @@ fn original(old: &Inspection, sequence: u64, place: Entry) -> Result<Message, Re
             message.ok_or_else(|| io::Error::other(moved()))
         })
         .map_err(RepairError::Read)
-}
-
-fn append(log: &mut Log, message: &Message) -> Result<(), StoreError> {
-    let mut body = message.envelope_bytes.clone();
-    body.extend_from_slice(&message.payload);
-    debug_assert!(stride(RECORD_HEADER + body.len()) <= log.geometry.max_record);
-    let envelope_len = message.envelope_bytes.len();
-    let entry = log.write_kept(
-        Kind::Copy,
-        message.quiet,
-        message.sequence,
-        envelope_len,
-        &body,
-    )?;
-    log.state.message(message.sequence, entry);
-    Ok(())
 }

@@ -1,0 +1,130 @@
+//! Leaving a store whose device failed (charter S8).
+
+use std::fs::OpenOptions;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::api::{Level, StoredMessage};
+use crate::error::{OpenError, ReadError, StoreError};
+use crate::format::{CHARGE, RECORD_HEADER, SUPERBLOCKS};
+use crate::log::{Log, check};
+use crate::options::Options;
+use crate::rebuild::{Heritage, Rebuild};
+use crate::store::Store;
+
+/// An evacuation failed; the old store is as it was, and the new file is gone.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EvacuateError {
+    /// The old store is closed already, or belongs to another process.
+    #[error(transparent)]
+    Old(StoreError),
+    /// A message of the old store cannot be read.
+    #[error("cannot read the old store: {0}")]
+    Read(#[from] ReadError),
+    /// Something is in the way of the new store.
+    #[error("cannot create {path}: {error}; choose a place where no file is")]
+    Create {
+        /// The new file.
+        path: PathBuf,
+        /// The system's word.
+        #[source]
+        error: io::Error,
+    },
+    /// The new store cannot be written.
+    #[error("cannot write the new store: {0}; free some space or choose another device")]
+    Write(StoreError),
+    /// The new store cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+}
+
+impl Store {
+    /// Writes everything needed to a fresh store at `to`: unsettled messages and refusals
+    /// that wait, under their old sequences; grant, rebase, next sequence, resume point and
+    /// owner. The fresh store is synced, this one is closed for good, and the fresh one is
+    /// opened at `level`. Publishers wait meanwhile. *Syncs.*
+    ///
+    /// The old file is marked as evacuated as far as its device still takes writes; delete
+    /// it. If the mark could not be written (a warning is logged), opening the old file by
+    /// mistake would send the same messages under the same numbers again, which the server
+    /// drops, and new messages under numbers that the fresh store gives out too.
+    ///
+    /// # Errors
+    /// See [`EvacuateError`]; this store goes on as before.
+    pub fn evacuate(&self, to: impl AsRef<Path>, level: Level) -> Result<Store, EvacuateError> {
+        let to = to.as_ref();
+        let moved = self.with_log(|log| {
+            log.usable().map_err(EvacuateError::Old)?;
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .open(to)
+                .map_err(|error| EvacuateError::Create { path: to.to_owned(), error })?;
+            let written = write(log, to);
+            if written.is_err() {
+                if let Err(error) = std::fs::remove_file(to) {
+                    tracing::warn!(path = %to.display(), %error, "the unfinished store could not be removed");
+                }
+                return written;
+            }
+            retire(log);
+            Ok(())
+        });
+        moved.map_err(EvacuateError::Old)??;
+        Ok(Store::open_existing(to, Options::new().level(level))?)
+    }
+}
+
+fn write(log: &Log, to: &Path) -> Result<(), EvacuateError> {
+    let bounds = log.bounds();
+    let rejections = log.rejections(0, usize::MAX);
+    let heritage = Heritage {
+        superblock: &log.superblock,
+        floor: bounds.floor,
+        next: bounds.next,
+        tag: log.resume_tag(),
+        bytes: bounds.live_bytes + bounds.rejections * CHARGE,
+    };
+    let mut fresh = Rebuild::start(to, heritage)?;
+    let mut message = StoredMessage::new();
+    let mut rejections = rejections.iter().peekable();
+    let mut from = 0;
+    loop {
+        let open = log.state.next_unsettled(from, u64::MAX).map(|(s, _)| s);
+        let refused = rejections.peek().map(|r| r.sequence);
+        let Some(sequence) = open.into_iter().chain(refused).min() else {
+            break;
+        };
+        if let Some(place) = log.copy_out(sequence, &mut message) {
+            check(place, &mut message)?;
+            let envelope_len = message.envelope_end - RECORD_HEADER;
+            let body = &message.bytes[RECORD_HEADER..message.len];
+            fresh
+                .message(sequence, message.quiet, envelope_len, body)
+                .map_err(EvacuateError::Write)?;
+        }
+        if refused == Some(sequence)
+            && let Some(rejection) = rejections.next()
+        {
+            fresh.rejection(rejection).map_err(EvacuateError::Write)?;
+        }
+        from = sequence + 1;
+    }
+    fresh.finish().map_err(EvacuateError::Write)
+}
+
+/// Closes the old store for good.
+fn retire(log: &mut Log) {
+    log.closed = true;
+    let mut superblock = log.superblock.clone();
+    superblock.retired = true;
+    superblock.counter += 1;
+    let (device, bytes) = (log.medium.device(), superblock.encode());
+    for at in SUPERBLOCKS {
+        if let Err(error) = device.write_around(at, &bytes) {
+            tracing::warn!(%error, "the evacuated store could not be marked; delete it");
+        }
+    }
+    device.release();
+}
