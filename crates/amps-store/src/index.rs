@@ -59,11 +59,6 @@ impl Entry {
             Entry(self.0 & !REJECTED)
         }
     }
-
-    /// The same marks at another place.
-    pub(crate) fn moved(self, offset: u64) -> Self {
-        Entry((self.0 & !OFFSET_MASK) | (offset / 8))
-    }
 }
 
 struct Chunk {
@@ -288,7 +283,6 @@ mod tests {
         assert!(entry.is_needed() && !entry.settled().is_needed());
         assert!(entry.rejected(true).is_needed() && entry.rejected(true).is_settled());
         assert!(!entry.rejected(true).rejected(false).is_needed());
-        assert_eq!(entry.settled().moved(64).offset(), 64);
     }
 
     #[test]

@@ -408,7 +408,9 @@ impl Log {
                 .range(..=sequence)
                 .map(|r| *r.0)
                 .collect();
-            refused.iter().for_each(|s| drop(self.state.accept(*s)));
+            for refused in refused {
+                self.state.accept(refused);
+            }
         }
         if recorded.is_some() && !planted::is(Bug::NoMark) {
             self.write_mark(false)?;

@@ -101,11 +101,6 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         Ok(&self.window[from..from + len])
     }
 
-    /// Forgets what was read, for a source that changes meanwhile.
-    pub(crate) fn refresh(&mut self) {
-        self.window.clear();
-    }
-
     /// Judges the place `offset` in a segment that ends at `end`.
     pub(crate) fn look(&mut self, offset: u64, end: u64) -> io::Result<Verdict> {
         if offset + RECORD_HEADER as u64 > end {

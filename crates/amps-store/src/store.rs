@@ -532,17 +532,19 @@ impl Shared {
     /// Without a helper, whoever changes the log does its chores; whether any was done.
     fn do_chores(&self, core: &mut Core) -> bool {
         let mut any = false;
-        while self.upkeep == Upkeep::Inline {
+        if self.upkeep != Upkeep::Inline {
+            return any;
+        }
+        loop {
             match core.log.do_chore(&self.device) {
                 Ok(true) => any = true,
-                Ok(false) => break,
+                Ok(false) => return any,
                 Err(error) => {
                     core.log.failed.get_or_insert_with(|| error.to_string());
-                    break;
+                    return any;
                 }
             }
         }
-        any
     }
 
     fn wake_helper(&self, mut core: MutexGuard<'_, Core>) {

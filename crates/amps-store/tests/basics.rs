@@ -1,4 +1,5 @@
 //! The store on a real file, one promise at a time.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -23,6 +24,12 @@ fn publish(store: &Store, n: u64) -> u64 {
         .append(&Envelope::publish("orders"), payload.as_bytes())
         .expect("room")
         .sequence
+}
+
+fn publish_all(store: &Store, numbers: std::ops::RangeInclusive<u64>) {
+    for n in numbers {
+        publish(store, n);
+    }
 }
 
 fn unsettled(store: &Store) -> Vec<(u64, String)> {
@@ -64,7 +71,7 @@ fn h01_an_ack_that_was_read_is_remembered_without_another_append() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.store");
     let store = open(&path);
-    (1..=10).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=10);
     assert_eq!(store.settle_through(10).unwrap(), 10);
     drop(store);
     let store = open(&path);
@@ -79,7 +86,7 @@ fn a_clean_close_resends_nothing_settled_and_skips_no_number() {
     let path = dir.path().join("a.store");
     let store = open(&path);
     store.raise_grant(1000).unwrap();
-    (1..=10).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=10);
     store.settle(&[2, 4, 9]).unwrap();
     store.settle_through(5).unwrap();
     store.close(10).unwrap();
@@ -112,7 +119,7 @@ fn a_refusal_keeps_its_message_over_restarts_until_it_is_accepted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.store");
     let store = open(&path);
-    (1..=5).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=5);
     let rejected = store.reject(3, "not entitled", 77).unwrap();
     assert!(matches!(rejected, Rejected::Logged { late: false, .. }));
     assert_eq!(store.reject(3, "again", 78).unwrap(), Rejected::Known);
@@ -145,7 +152,7 @@ fn h26_a_requeue_is_one_message_however_often_it_is_tried() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.store");
     let store = open(&path);
-    (1..=5).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=5);
     store.reject(3, "no", 1).unwrap();
     store.settle_through(5).unwrap();
     assert_eq!(store.requeue(3, 2).unwrap().unwrap().sequence, 6);
@@ -161,7 +168,7 @@ fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.store");
     let store = open(&path);
-    (1..=5).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=5);
     store.settle_through(4).unwrap();
     for n in 6..=20_000u64 {
         let payload = format!("message {n}");
@@ -274,7 +281,10 @@ fn durability_comes_with_the_sync_and_at_disk_by_itself() {
 
     let store = Store::open(dir.path().join("b.store"), small().level(Level::Disk)).unwrap();
     let (tx, rx) = std::sync::mpsc::channel();
-    store.observe(std::sync::Arc::new(move |signal| drop(tx.send(signal))));
+    store.observe(std::sync::Arc::new(move |signal| {
+        // The test may be over before the last signal.
+        let _ = tx.send(signal);
+    }));
     let at = store.append(&Envelope::publish("t"), b"x").unwrap();
     while store.durable().ordinal < at.ordinal {
         rx.recv_timeout(Duration::from_secs(30))
@@ -285,7 +295,7 @@ fn durability_comes_with_the_sync_and_at_disk_by_itself() {
 #[test]
 fn the_memory_store_keeps_the_same_rules() {
     let store = Store::memory(small()).unwrap();
-    (1..=5).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=5);
     store.reject(2, "no", 1).unwrap();
     store.settle_through(4).unwrap();
     assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
@@ -302,7 +312,7 @@ fn a_rebase_is_one_durable_step() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.store");
     let store = open(&path);
-    (1..=10).for_each(|n| drop(publish(&store, n)));
+    publish_all(&store, 1..=10);
     store.settle_through(4).unwrap();
     let rebase = store.rebase(500).unwrap();
     assert_eq!((rebase.from, rebase.delta), (5, 496));

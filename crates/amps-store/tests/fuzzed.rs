@@ -1,5 +1,6 @@
 //! What fuzzing found, told as it would have hurt. The inputs themselves are replayed by
 //! the fuzz crate.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use amps_store::testkit::{Cut, Rng, SimDisk, record_places};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};

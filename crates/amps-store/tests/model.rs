@@ -8,6 +8,7 @@
 //! (seed, run, sequence), so the store is never asked what it should contain.
 //!
 //! `AMPS_SEEDS=n` runs n seeds, `AMPS_SEED=s` one.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -680,7 +681,7 @@ fn a_torn_head_meets_a_tail_by_chance() {
             .iter()
             .rposition(|b| *b != 0)
             .expect("a log") as u64;
-        if border % 512 != 0 {
+        if !border.is_multiple_of(512) {
             continue;
         }
         met = true;

@@ -16,14 +16,9 @@ pub(crate) use mapped::{ForkGuard, Mapped, reserve};
 
 /// Bytes under a log. Offsets passed in lie within [`len`](Medium::len); the log checks
 /// every figure of the file before it uses it.
-pub trait Medium: Send {
+pub(crate) trait Medium: Send {
     /// Bytes that exist, filled and safe to touch.
     fn len(&self) -> u64;
-
-    /// Whether nothing exists yet.
-    fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
 
     /// Copies bytes out.
     fn read(&self, offset: u64, into: &mut [u8]);
@@ -49,7 +44,7 @@ pub trait Medium: Send {
 }
 
 /// The part of a medium that needs no lock.
-pub trait Device: Send + Sync {
+pub(crate) trait Device: Send + Sync {
     /// Makes everything written before the call durable.
     ///
     /// # Errors
