@@ -1,0 +1,73 @@
+//! H34: a process that forks while its store is open.
+#![allow(unsafe_code, clippy::unwrap_used)]
+
+use amps_store::{AppendError, Envelope, Options, PublishStore, Store, StoreError};
+
+/// Runs `child` in a forked child and gives its exit code.
+fn forked(child: impl FnOnce() -> i32) -> i32 {
+    // SAFETY: the child calls only code that takes no lock held by another thread (the
+    // store refuses before its lock) and leaves by `_exit`, running no destructor of the
+    // test harness.
+    unsafe {
+        let pid = libc::fork();
+        assert!(pid >= 0, "fork failed");
+        if pid == 0 {
+            libc::_exit(child());
+        }
+        let mut status = 0;
+        assert_eq!(libc::waitpid(pid, &raw mut status, 0), pid);
+        assert!(
+            libc::WIFEXITED(status),
+            "the child died of signal {}",
+            libc::WTERMSIG(status)
+        );
+        libc::WEXITSTATUS(status)
+    }
+}
+
+#[test]
+fn h34_a_forked_child_is_refused_and_the_parent_goes_on() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let options = || Options::new().capacity(64 << 10).client_name("parent");
+    let store = Store::open(&path, options()).unwrap();
+    store.append(&Envelope::publish("t"), b"one").unwrap();
+    let before = std::fs::read(&path).unwrap();
+
+    let refused = forked(|| {
+        let append = store.append(&Envelope::publish("t"), b"from the child");
+        let settle = store.settle_through(1);
+        let close = store.close(0);
+        let all = matches!(append, Err(AppendError::Store(StoreError::Forked)))
+            && matches!(settle, Err(StoreError::Forked))
+            && matches!(close, Err(StoreError::Forked));
+        i32::from(!all)
+    });
+    assert_eq!(refused, 0);
+    // A child that just goes away, dropping its handle, changes nothing either.
+    let child = store.clone();
+    assert_eq!(
+        forked(move || {
+            drop(child);
+            0
+        }),
+        0
+    );
+    assert_eq!(std::fs::read(&path).unwrap(), before);
+
+    assert_eq!(
+        store
+            .append(&Envelope::publish("t"), b"two")
+            .unwrap()
+            .sequence,
+        2
+    );
+    assert!(
+        Store::open(&path, options()).is_err(),
+        "the lock is still the parent's"
+    );
+    store.sync().unwrap();
+    drop(store);
+    let store = Store::open(&path, options()).unwrap();
+    assert_eq!(store.bounds().unsettled, 2);
+}
