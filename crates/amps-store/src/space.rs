@@ -231,7 +231,9 @@ impl Space {
 
     /// Whether the writer nears pages that were not made ready.
     fn wants_prefault(&self) -> bool {
-        self.prefaulted < self.end && self.position + AHEAD / 2 > self.prefaulted
+        // Nothing is left to make ready behind the last byte of a segment.
+        let ready = self.prefaulted.max(self.position);
+        ready < self.end && self.position + AHEAD / 2 > ready
     }
 
     /// The next piece to be made ready: what is left of the segment that is written, then
