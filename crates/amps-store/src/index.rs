@@ -5,6 +5,7 @@
 //! more. The words of settled messages stay until their segment is reused.
 
 use std::collections::VecDeque;
+use std::ops::Range;
 
 const CHUNK: usize = 1024;
 /// A jump of more numbers than this starts a new chunk instead of filling with zeros.
@@ -149,26 +150,24 @@ impl Index {
         }
     }
 
-    /// Forgets a sequence whose bytes are about to be reused.
-    pub(crate) fn remove(&mut self, sequence: u64) {
-        let at = self.chunk_at(sequence);
-        let Some(chunk) = self.chunks.get_mut(at) else {
-            return;
-        };
-        let Some(word) = sequence
-            .checked_sub(chunk.first)
-            .and_then(|i| usize::try_from(i).ok())
-            .and_then(|i| chunk.words.get_mut(i))
-        else {
-            return;
-        };
-        if *word != 0 {
-            *word = 0;
-            chunk.present -= 1;
-            if chunk.present == 0 {
-                self.chunks.remove(at);
+    /// Forgets, in one chunk, what stands in `place` and is not needed: the first chunk
+    /// that holds `from` or a higher sequence. Gives where to go on.
+    pub(crate) fn remove_within(&mut self, from: u64, place: &Range<u64>) -> Option<u64> {
+        let at = self.chunk_at(from);
+        let chunk = self.chunks.get_mut(at)?;
+        let next = chunk.end();
+        for word in &mut chunk.words {
+            let entry = Entry(*word);
+            if *word != 0 && place.contains(&entry.offset()) {
+                debug_assert!(!entry.is_needed(), "a message is still needed");
+                *word = 0;
+                chunk.present -= 1;
             }
         }
+        if chunk.present == 0 {
+            self.chunks.remove(at);
+        }
+        Some(next)
     }
 
     /// The lowest unsettled sequence in `from..=through`.
@@ -306,7 +305,10 @@ mod tests {
             model.insert(sequence, entry);
             if x >> 61 == 3 {
                 let gone = *model.keys().nth(model.len() / 3).unwrap();
-                index.remove(gone);
+                let at = model[&gone].offset();
+                index.settle(gone);
+                let next = index.remove_within(gone, &(at..at + 8));
+                assert!(next.is_some_and(|next| next > gone));
                 model.remove(&gone);
             }
             if x >> 61 == 5 {

@@ -71,7 +71,7 @@ enum Collecting {
     Copying(u64),
     /// Waiting until this ordinal is durable.
     Covering(u64),
-    /// Forgetting where its messages stood, from this place on.
+    /// Forgetting where its messages stood, from this sequence on.
     Forgetting(u64),
 }
 
@@ -588,9 +588,7 @@ impl Log {
                 Ok(())
             }
             Some(Collecting::Covering(_)) => {
-                let oldest = self.space.chain.front().map_or(0, |l| l.segment);
-                let first = self.geometry.records_at(oldest);
-                self.space.collecting = Some(Collecting::Forgetting(first));
+                self.space.collecting = Some(Collecting::Forgetting(0));
                 Ok(())
             }
             Some(Collecting::Forgetting(from)) => {
@@ -676,20 +674,10 @@ impl Log {
         let Some(&oldest) = self.space.chain.front() else {
             return;
         };
-        let end = self.end_of(&oldest);
-        let mut at = from;
-        for _ in 0..BATCH {
-            let Some((offset, header)) = self.record_from(at, end) else {
-                at = end;
-                break;
-            };
-            at = offset + header.stride();
-            if header.kind.is_message() {
-                self.state.forget(header.sequence, offset);
-            }
-        }
-        if at < end {
-            self.space.collecting = Some(Collecting::Forgetting(at));
+        let segment = oldest.segment;
+        let bytes = self.geometry.segment_at(segment)..self.geometry.end_of(segment);
+        if let Some(next) = self.state.forget(from, &bytes) {
+            self.space.collecting = Some(Collecting::Forgetting(next));
             return;
         }
         let place = self.geometry.segment_at(oldest.segment);

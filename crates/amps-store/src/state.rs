@@ -2,6 +2,7 @@
 //! and how much room they hold. Live operation and recovery feed the same functions.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
 use crate::format::{ACCEPTANCE, CHARGE};
 use crate::index::{Entry, Index};
@@ -278,14 +279,9 @@ impl State {
         true
     }
 
-    /// The bytes of a message are about to be reused: forgets it if this was its newest
-    /// place.
-    pub(crate) fn forget(&mut self, sequence: u64, offset: u64) {
-        if let Some(entry) = self.index.get(sequence)
-            && entry.offset() == offset
-        {
-            debug_assert!(!entry.is_needed(), "message {sequence} is still needed");
-            self.index.remove(sequence);
-        }
+    /// The bytes in `place` are about to be reused: forgets the messages whose newest
+    /// record stands there. A bounded piece, from sequence `from` on; gives where to go on.
+    pub(crate) fn forget(&mut self, from: u64, place: &Range<u64>) -> Option<u64> {
+        self.index.remove_within(from, place)
     }
 }
