@@ -7,6 +7,7 @@
 
 mod count;
 mod floor;
+mod net;
 mod stats;
 mod store;
 mod sync;
@@ -145,7 +146,7 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
         dir: dir.path().to_owned(),
     };
     type Workload = fn(&Plan, &Place, &mut dyn FnMut(Row)) -> Result<(), Failure>;
-    let workloads: [(&str, Workload); 8] = [
+    let workloads: [(&str, Workload); 12] = [
         // First: memory that earlier work gave back would hide what this one takes.
         ("T11", store::memory),
         ("T1", store::append),
@@ -155,6 +156,10 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
         ("T5", store::recovery),
         ("T6", store::get),
         ("T7", store::settle),
+        ("T8", net::end_to_end),
+        ("T9", net::latency),
+        ("T10", net::resend),
+        ("T12", net::processor),
     ];
     for (target, workload) in workloads {
         if plan.wants(target) {

@@ -78,8 +78,10 @@ pub(crate) fn append(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
     for (size, goal) in [(64, 1.6), (256, 1.3), (1024, 1.15), (8192, 1.1)] {
         let payload = vec![0x5A; size as usize];
         let bytes: u64 = if size > 1024 { 256 << 20 } else { 64 << 20 };
-        // Less than what the helper keeps ready: a burst, not the device's pace.
-        let count = plan.count((12 << 20) / (size + 96)) / DISCARD * DISCARD;
+        // Slices short enough that a busy machine interrupts few of them; as many in a row
+        // as the helper keeps pages ready for.
+        let slice = DISCARD * (100_000 / (size + 96)).clamp(1, 5);
+        let slices = (10 << 20) / ((size + 96) * slice);
         let mut ring = Ring::create(&place.file("ring")?, bytes)?;
         let options = options_for(LIVE, size).preallocate(true);
         let mut filled = Filled::new(&place.file("store")?, options)?;
@@ -87,23 +89,25 @@ pub(crate) fn append(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
         for round in 0..=plan.rounds {
             filled.rest()?;
-            let begun = Instant::now();
-            for _ in 0..count {
-                std::hint::black_box(ring.append(&payload));
-            }
-            let of_floor = begun.elapsed();
-            let begun = Instant::now();
-            for _ in 0..count / DISCARD {
-                for _ in 0..DISCARD {
-                    filled.append(&payload)?;
+            for _ in 0..slices {
+                let begun = Instant::now();
+                for _ in 0..slice {
+                    std::hint::black_box(ring.append(&payload));
                 }
-                filled.discard()?;
-            }
-            let of_ours = begun.elapsed();
-            // The first lap warms both up.
-            if round > 0 {
-                ours.push(of_ours.as_nanos() as f64 / count as f64);
-                floor.push(of_floor.as_nanos() as f64 / count as f64);
+                let of_floor = begun.elapsed();
+                let begun = Instant::now();
+                for _ in 0..slice / DISCARD {
+                    for _ in 0..DISCARD {
+                        filled.append(&payload)?;
+                    }
+                    filled.discard()?;
+                }
+                let of_ours = begun.elapsed();
+                // The first lap warms both up.
+                if round > 0 {
+                    ours.push(of_ours.as_nanos() as f64 / slice as f64);
+                    floor.push(of_floor.as_nanos() as f64 / slice as f64);
+                }
             }
         }
         tell(Row {
