@@ -14,19 +14,6 @@ fn main() -> ExitCode {
         .filter(|a| !a.starts_with('-'))
         .collect();
     let dir = std::env::var_os("AMPS_BENCH_DIR").map_or_else(std::env::temp_dir, PathBuf::from);
-    if let Some(times) = std::env::var("AMPS_COUNT")
-        .ok()
-        .and_then(|t| t.parse().ok())
-    {
-        let size = std::env::var("AMPS_SIZE")
-            .ok()
-            .and_then(|t| t.parse().ok())
-            .unwrap_or(256);
-        return match amps_bench::count(amps_bench::Counted::Append, times, size, &dir) {
-            Ok(()) => ExitCode::SUCCESS,
-            Err(_) => ExitCode::FAILURE,
-        };
-    }
     let plan = Plan {
         dir,
         rounds: if quick { 3 } else { 7 },

@@ -63,6 +63,11 @@ pub(crate) enum Command {
         #[command(subcommand)]
         command: TortureCommand,
     },
+    /// Measure the store and the client on this machine, beside hand-written floors.
+    ///
+    /// Floor and store take turns in one run; only their ratio says anything about another
+    /// machine. Give a directory on the disk that the store will live on.
+    Bench(Bench),
     /// Print a completion script for a shell.
     Completions {
         /// bash, elvish, fish, powershell or zsh.
@@ -380,4 +385,29 @@ pub(crate) struct TortureDump {
     /// Keep what is intact on both sides of damage.
     #[arg(long)]
     pub(crate) salvage: bool,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Bench {
+    /// What to measure, of T1 to T12; everything if nothing is named.
+    #[arg(value_name = "TARGET", value_parser = target)]
+    pub(crate) only: Vec<String>,
+    /// Directory for the files of the run, removed again; 2 GiB must be free.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    pub(crate) dir: PathBuf,
+    /// Rounds of floor and store in turn.
+    #[arg(long, value_name = "N", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub(crate) rounds: u32,
+    /// A tenth of the messages: a first impression.
+    #[arg(long)]
+    pub(crate) quick: bool,
+}
+
+fn target(text: &str) -> Result<String, String> {
+    let name = text.to_ascii_uppercase();
+    let number: Option<u32> = name.strip_prefix('T').and_then(|n| n.parse().ok());
+    match number {
+        Some(1..=12) => Ok(name),
+        _ => Err("write T1 to T12".to_owned()),
+    }
 }

@@ -4,6 +4,7 @@
 //! Names, fields and exit codes are an interface: the README lists them.
 
 mod args;
+mod bench;
 mod body;
 mod demo;
 mod drain;
@@ -47,6 +48,7 @@ pub fn main() -> ExitCode {
                 Err(failure) => told(&failure),
             };
         }
+        Command::Bench(args) => bench::run(args, json),
         Command::Completions { shell } => meta::completions(shell),
         Command::Man => meta::man(),
     };
