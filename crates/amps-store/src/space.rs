@@ -453,7 +453,15 @@ impl Log {
         if self.space.ready() < KEPT && !self.space.working {
             self.space.demand();
             let device = self.medium.device();
-            while self.space.ready() < KEPT && self.do_chore(&device)? {}
+            while self.space.ready() < KEPT {
+                match self.do_chore(&device) {
+                    Ok(true) => {}
+                    Ok(false) => break,
+                    // The device failed for good: what room is left decides below.
+                    Err(_) if self.failed.is_some() => break,
+                    Err(error) => return Err(error),
+                }
+            }
             if self.space.fits(stride) {
                 return Ok(());
             }
