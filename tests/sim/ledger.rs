@@ -69,6 +69,8 @@ pub struct Book {
     pub refusals: BTreeMap<u64, Refusal>,
     /// Numbers under which messages last went out.
     pub sent: BTreeMap<u64, u64>,
+    /// The same, for what the original sent of which this is a restored copy.
+    pub elsewhere: BTreeMap<u64, u64>,
     /// Whose every number on the wire is.
     pub owners: BTreeMap<u64, Vec<u8>>,
     /// The durable send grant.
@@ -120,6 +122,16 @@ impl Book {
         self.messages.insert(sequence, message);
     }
 
+    /// A number that no message has, if it has none.
+    pub fn skipped(&mut self, sequence: u64) {
+        self.messages.entry(sequence).or_insert(Message {
+            body: Vec::new(),
+            ordinal: 0,
+            fate: Fate::Lost,
+            was_persisted: false,
+        });
+    }
+
     pub fn went_out(&mut self, sequence: u64, wire: u64) {
         assert!(
             sequence <= self.grant,
@@ -145,6 +157,7 @@ impl Book {
 
     pub fn rebased(&mut self, from: u64) {
         self.sent.split_off(&from);
+        self.elsewhere.split_off(&from);
         self.grant = from - 1;
     }
 }

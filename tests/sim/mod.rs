@@ -2,6 +2,7 @@
 //! the real `Delivery` and session, model servers that follow the documented rules, and a
 //! network between them. Whatever happens is decided by the test, or by a seed.
 
+pub mod chaos;
 pub mod ledger;
 pub mod link;
 pub mod publisher;

@@ -144,10 +144,15 @@ impl World {
 
     /// Moves everything that is due now.
     pub fn settle(&mut self) {
-        self.replicate();
-        for server in 0..self.servers.len() {
-            let effects = self.servers[server].tick(self.now);
-            self.apply(server, effects);
+        loop {
+            for server in 0..self.servers.len() {
+                let effects = self.servers[server].tick(self.now);
+                self.apply(server, effects);
+            }
+            // A copy that arrived may be what an ack waits for.
+            if !self.replicate() {
+                break;
+            }
         }
         let ids: Vec<u64> = self.links.keys().copied().collect();
         for id in ids {
@@ -160,12 +165,13 @@ impl World {
             }
         }
         let publishers = &self.publishers;
+        // The server's side of a link that only looks open is known to the server alone.
         self.links.retain(|id, link| {
             let used = publishers[link.publisher]
                 .process
                 .as_ref()
                 .is_some_and(|p| p.link == Some(*id));
-            used || link.up.deadline().is_some() || link.is_lost()
+            used || link.up.deadline().is_some()
         });
     }
 
@@ -285,7 +291,8 @@ impl World {
         }
     }
 
-    fn replicate(&mut self) {
+    fn replicate(&mut self) -> bool {
+        let mut any = false;
         for from in 0..self.servers.len() {
             if !self.servers[from].replicating || !self.servers[from].up {
                 continue;
@@ -301,8 +308,10 @@ impl World {
                     let effects = self.servers[to].replicate(&entry, &raw, self.now);
                     self.servers[from].replicated.insert(to, entry.position);
                     self.apply(to, effects);
+                    any = true;
                 }
             }
         }
+        any
     }
 }

@@ -188,8 +188,11 @@ impl Rules {
             None => None,
         };
         if per_message {
+            // Acks are a link's own there: what an earlier one sent is answered to nobody.
             publisher.highest = 0;
             publisher.settled = 0;
+            publisher.open.clear();
+            self.waiting.retain(|other| *other != index);
         }
         publisher.link = Some((link, user.to_owned()));
         publisher.interval = interval;

@@ -504,6 +504,8 @@ impl Server {
         for (link, notice) in notices {
             match self.faults.delay_acks {
                 Some(delay) => self.delayed.push_back((now + delay, link, notice)),
+                // No ack overtakes one that is still delayed.
+                None if !self.delayed.is_empty() => self.delayed.push_back((now, link, notice)),
                 None => self.tell(link, &notice, out),
             }
         }

@@ -587,10 +587,15 @@ impl Delivery {
             && !self.raising
             && self.raise_again_at.is_none_or(|at| now.at >= at)
             && !self.sync_failed
-            && self.figures.grant_is_low(self.config.grant_step);
+            // Messages may lie above the grant although little of it is used: numbers are
+            // skipped, and an operator can settle what was never sent.
+            && (self.figures.grant_is_low(self.config.grant_step)
+                || store.bounds().last > self.figures.grant());
         if ask {
             self.raising = true;
-            let base = self.figures.grant().max(store.bounds().last);
+            // Numbers may be skipped right below the next one (set aside after a power
+            // cut): a grant that ends among them would cover no message, ever.
+            let base = self.figures.grant().max(store.bounds().next - 1);
             let to = base
                 .saturating_add(self.config.grant_step)
                 .min(figures::MAX_FIGURE);
