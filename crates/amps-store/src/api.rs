@@ -251,7 +251,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// Raises the send grant to at least `to`; durable when this returns. *Syncs.*
     ///
     /// # Errors
-    /// The device failed; the grant is unchanged.
+    /// The device failed: this run counts the grant as unchanged, and the next open may find
+    /// the new one.
     fn raise_grant(&self, to: u64) -> Result<(), StoreError>;
 
     /// Starts a rebase above the server's (wire) `figure`: the first unsettled message, or
@@ -259,7 +260,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// `from - 1` in the same durable write. *Syncs.*
     ///
     /// # Errors
-    /// The device failed, or a number would leave its range; nothing changed.
+    /// A number would leave its range: nothing changed. Or the device failed: this run counts
+    /// it as not done, and the next open may find it done.
     fn rebase(&self, figure: u64) -> Result<Rebase, StoreError>;
 
     /// The level the store was opened with.
