@@ -3,14 +3,13 @@
 use std::borrow::Cow;
 use std::time::Duration;
 
-use amps_client::Request;
-use amps_client::Subscribe;
 use amps_client::delivery::{Config, Delivery, Input, Now, Output, RebasePolicy};
 use amps_client::protocol::{
     AckKinds, Command, FrameDecoder, Header, LENGTH_BYTES, Publish, SowRecords,
 };
 use amps_client::session::{Credentials, Received, Session, SessionConfig};
 use amps_client::uri::Uri;
+use amps_client::{Request, Subscribe};
 use amps_store::{Envelope, Options, PublishStore, Store, StoredMessage};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bytes::Bytes;
@@ -59,7 +58,6 @@ fn frames(stream: &[u8], step: usize, max: usize) -> Vec<Bytes> {
         }
     }
     assert_eq!(taken + decoder.pending(), stream.len());
-    assert!(!(failed && decoder.finish().is_ok()));
     frames
 }
 

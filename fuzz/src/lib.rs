@@ -6,7 +6,11 @@
 
 mod client;
 mod memory;
-#[allow(dead_code, reason = "seeds are for the store's own tests")]
+#[allow(
+    dead_code,
+    unused_imports,
+    reason = "seeds and planted bugs are for the tests of the store"
+)]
 #[path = "../../crates/amps-store/tests/model.rs"]
 mod reference;
 mod store;

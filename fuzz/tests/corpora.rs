@@ -38,7 +38,7 @@ fn open_bytes() {
 
 #[test]
 fn open_mutated() {
-    replay("open_mutated", 0, amps_fuzz::open_mutated);
+    replay("open_mutated", 500, amps_fuzz::open_mutated);
 }
 
 #[test]

@@ -7,7 +7,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::error::{OpenError, StoreError};
-use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
+use crate::format::{
+    NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock,
+};
 use crate::log::Log;
 use crate::medium::{Mapped, Medium, reserve};
 use crate::options::{Options, Recovery, Shape};
@@ -324,6 +326,27 @@ fn start_on(
             ranges: recovered.damaged,
         });
     }
+    let numbers = [
+        superblock.generation,
+        superblock.counter,
+        recovered.max_generation,
+        recovered.max_ordinal,
+        recovered.max_sequence,
+    ];
+    if numbers.iter().any(|n| *n >= NUMBERS_LAST) {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: "its numbers are used up, which takes more than a lifetime".into(),
+        });
+    }
+    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
+    if there == 0 {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: "a store was cut off before its first segment ends; nothing can be salvaged"
+                .into(),
+        });
+    }
     let begun = Instant::now();
     let mut report = report(&recovered);
     report.created = created;
@@ -332,7 +355,6 @@ fn start_on(
 
     // What a growth left unfinished is cut off; what a truncation took is given up.
     let size = superblock.segment_size;
-    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / size;
     superblock.segments = superblock.segments.min(there);
     let len = SEGMENTS_AT + superblock.segments * size;
     if medium.len() > len {
@@ -354,6 +376,7 @@ fn start_on(
             wipe_torn(&mut *medium, &recovered);
         }
     }
+    mend_headers(&mut *medium, &superblock, &recovered);
     let used: Vec<usize> = recovered.chain.iter().map(|c| c.segment).collect();
     for segment in (0..superblock.segments as usize).filter(|s| !used.contains(s)) {
         let at = recovered.geometry.segment_at(segment);
@@ -383,6 +406,24 @@ fn start_on(
     report.resync = begun.elapsed();
     report.next = log.bounds().next;
     Ok((log, report))
+}
+
+/// Writes the header of a segment of the log again where it cannot be read: its damage is
+/// told by this open, and is over.
+fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Recovered) {
+    for link in &recovered.chain {
+        let at = recovered.geometry.segment_at(link.segment);
+        let mut bytes = [0; SEGMENT_HEADER as usize];
+        medium.read(at, &mut bytes);
+        if SegmentHeader::decode(&bytes, superblock.key, at).is_none() {
+            let first_ordinal = link.first_ordinal;
+            let header = SegmentHeader::Used { first_ordinal };
+            medium.write(
+                at,
+                &header.encode(superblock.key, at, superblock.generation),
+            );
+        }
+    }
 }
 
 fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {

@@ -38,6 +38,8 @@ const RETIRED: usize = 888;
 const NAMES: usize = 116;
 /// Sequences, ordinals and generations stay below this, so adding one never overflows.
 const NUMBERS_END: u64 = 1 << 63;
+/// A store is opened with numbers below this one only: no run gets from here to the end.
+pub(crate) const NUMBERS_LAST: u64 = NUMBERS_END - (1 << 48);
 
 pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
 const MARK_TAG: usize = 40;

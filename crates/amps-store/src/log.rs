@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use crate::api::{Appended, Bounds, Durable, MAX_TAG, Rebase, Rejected, Rejection, StoredMessage};
 use crate::envelope::{Envelope, Origin};
-use crate::error::{AppendError, ReadError, StoreError};
+use crate::error::{AppendError, DamagedRange, ReadError, StoreError};
 use crate::format::{
     ACCEPTANCE, CHARGE, Epoch, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED, Mark,
     RECORD_HEADER, RecordHeader, RejectionBody, Superblock, commit_word, record_crc,
@@ -107,9 +107,18 @@ impl Log {
             held
         };
         let tail = recovered.chain.last().map(|c| (c.segment, c.end));
+        // With damage that is given up, what was ignorable is named too: what proved it so
+        // may be gone at the next open.
+        let ignored = recovered.ignored.iter().map(|r| DamagedRange {
+            sequences: None,
+            ..r.clone()
+        });
+        let gives_up = !recovered.damaged.is_empty();
         let lost: Vec<LostBody> = recovered
             .damaged
             .iter()
+            .cloned()
+            .chain(ignored.filter(|_| gives_up))
             .filter(|r| r.first_ordinal != 0)
             .map(|r| LostBody {
                 first_ordinal: r.first_ordinal,
@@ -155,7 +164,10 @@ impl Log {
             log.space.resume(segment, end);
         }
         log.space.begin_epoch();
-        let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()));
+        // Where no segment is free, the room left belongs to the collection that frees one:
+        // epochs of runs that die in their open must not use it up.
+        let kept = log.space.collection_needs(&log.state);
+        let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()) + kept);
         // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
         // previous run died while it was freeing a segment, and this one goes on with that.
         let can_wait = in_place && log.space.is_starved() && lost.is_empty();

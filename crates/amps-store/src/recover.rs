@@ -648,12 +648,13 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     fn extend_chain(&mut self, seen: &Seen) {
         let segment = self.geometry.segment_of(seen.offset);
         let end = seen.offset + seen.header.stride();
-        match self.out.chain.last_mut() {
-            Some(last) if last.segment == segment => {
+        // Only a file made for it returns to a segment; it holds its place in the ring once.
+        match self.out.chain.iter_mut().rfind(|c| c.segment == segment) {
+            Some(last) => {
                 last.last_ordinal = seen.ordinal();
                 last.end = last.end.max(end);
             }
-            _ => self.out.chain.push(ChainSegment {
+            None => self.out.chain.push(ChainSegment {
                 segment,
                 first_ordinal: seen.ordinal(),
                 last_ordinal: seen.ordinal(),
@@ -740,11 +741,15 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     }
 
     fn mark(&mut self, seen: &Seen) -> Result<Option<Mark>, Refusal> {
-        Ok(match seen.kind() {
+        let mark = match seen.kind() {
             Kind::Mark => Mark::decode(self.scanner.body(seen)?),
             Kind::Epoch => Epoch::decode(self.scanner.body(seen)?).map(|e| e.mark),
             _ => None,
-        })
+        };
+        // A mark speaks of what was before it. One that does not is no mark: believing it
+        // would make every later open skip what is written from now on.
+        let last = seen.ordinal();
+        Ok(mark.filter(|m| m.oldest_needed <= last && m.durable <= last))
     }
 
     fn lost(&mut self, seen: &Seen) -> Result<Option<LostBody>, Refusal> {

@@ -171,14 +171,20 @@ impl Space {
         self.position + stride + self.reserved <= self.end
     }
 
-    /// Keeps room for what only upkeep may write.
-    pub(crate) fn reserve(&mut self, state: &State) {
-        let copies = match self.chain.front() {
-            Some(oldest) if self.chain.len() > 1 && self.ready() == 0 => {
-                state.segment_live(oldest.segment)
+    /// Room that freeing the oldest segment takes when no other one is free: copies of what
+    /// it holds, and the mark behind them.
+    pub(crate) fn collection_needs(&self, state: &State) -> u64 {
+        match self.chain.front() {
+            Some(oldest) if self.chain.len() > 1 && self.is_starved() => {
+                state.segment_live(oldest.segment) + MAX_OPENING
             }
             _ => 0,
-        };
+        }
+    }
+
+    /// Keeps room for what only upkeep may write.
+    pub(crate) fn reserve(&mut self, state: &State) {
+        let copies = self.collection_needs(state).saturating_sub(MAX_OPENING);
         self.reserved = match self.working {
             false => SLACK + copies,
             // Only into the last segment upkeep writes to the end: so no segment ever holds

@@ -2,7 +2,7 @@
 //! the fuzz crate.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
-use amps_store::testkit::{Cut, Rng, SimDisk, record_places};
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk, record_places, resign, step};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};
 
 fn options() -> Options {
@@ -39,4 +39,98 @@ fn salvage_holds_over_a_power_cut_right_after_it() {
     disk.power_cut(Cut::None, &mut Rng::new(0));
     let store = disk.open(options()).expect("damage so named is over");
     assert_eq!(store.bounds().unsettled, kept);
+}
+
+/// The header of a segment and its first record are damaged. Salvage named the record, left
+/// the header as it was, and the next open refused again.
+#[test]
+fn salvage_mends_the_header_of_a_segment() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    publish(&store, 20);
+    store.sync().expect("syncs");
+    drop(store);
+    disk.scribble(8192, |segment| segment[..96].fill(0xA5));
+    let refused = disk.open(options()).map(drop);
+    assert!(matches!(refused, Err(OpenError::Damaged { .. })));
+    let salvage = options().recovery(Recovery::Salvage);
+    assert_eq!(disk.open(salvage).expect("salvages").bounds().unsettled, 20);
+    let store = disk.open(options()).expect("damage so named is over");
+    assert_eq!(store.bounds().unsettled, 20);
+}
+
+/// A file was cut off inside its first segment. Salvage wrote a superblock with no segment,
+/// which no later open took for one, and then found no room for its own records.
+#[test]
+fn a_store_without_a_whole_segment_is_refused_unchanged() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 5);
+    let mut bytes = disk.bytes();
+    bytes.truncate(8192 + 4000);
+    disk.restore(bytes.clone());
+    let salvaged = disk.open(options().recovery(Recovery::Salvage)).map(drop);
+    assert!(
+        matches!(salvaged, Err(OpenError::NotAStore { .. })),
+        "{salvaged:?}"
+    );
+    assert!(disk.bytes() == bytes);
+}
+
+/// A mark that speaks of records after it was believed: everything published from then on
+/// counted as older than what is needed, and was gone at the next open.
+#[test]
+fn a_mark_that_speaks_of_the_future_is_not_believed() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 1);
+    let mut bytes = disk.bytes();
+    let (epoch, _) = record_places(&bytes)[0];
+    // Its oldest needed ordinal.
+    let at = epoch as usize + 40 + 24 + 24;
+    bytes[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+    resign(&mut bytes);
+    disk.restore(bytes);
+    publish(&disk.open(options()).expect("opens"), 4);
+    let store = disk.open(options()).expect("opens");
+    assert_eq!(store.bounds().unsettled, 5);
+}
+
+/// Numbers at the end of their range opened, and the next message had none.
+#[test]
+fn a_store_whose_numbers_are_used_up_is_refused_unchanged() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 1);
+    let mut bytes = disk.bytes();
+    for copy in [0, 4096] {
+        // The send grant.
+        bytes[copy + 64..copy + 72].copy_from_slice(&((1u64 << 63) - 1).to_le_bytes());
+    }
+    resign(&mut bytes);
+    disk.restore(bytes.clone());
+    let opened = disk.open(options()).map(drop);
+    assert!(
+        matches!(opened, Err(OpenError::NotAStore { .. })),
+        "{opened:?}"
+    );
+    assert!(disk.bytes() == bytes);
+}
+
+/// A sync failed, so nothing was freed any more and every segment filled up; then runs died
+/// while they opened the store. Each left an epoch in the room kept for freeing a segment,
+/// until none was left and the store took no message ever after.
+#[test]
+fn runs_that_die_while_they_open_leave_room_to_free_a_segment() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    publish(&store, 40);
+    store.settle_through(38).expect("settles");
+    disk.fail(Fault::Sync(0));
+    assert!(store.sync().is_err());
+    while store.append(&Envelope::publish("orders"), &[7; 100]).is_ok() {}
+    drop(store);
+    for _ in 0..6 {
+        drop(disk.open(options()).expect("opens"));
+    }
+    let store = disk.open(options()).expect("opens");
+    while step(&store).expect("a good disk") {}
+    publish(&store, 1);
 }
