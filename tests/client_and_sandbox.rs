@@ -1,5 +1,5 @@
 //! The client against the sandbox, over loopback TCP and with faults.
-
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(missing_docs)]
 
 use std::time::Duration;
@@ -195,7 +195,7 @@ async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link(
     while seen.len() < 600 {
         if seen.len() == 300 {
             sandbox.inject(&Fault::CloseAfter(1));
-            let _ = publisher.publish("orders", "300").await.unwrap();
+            let _receipt = publisher.publish("orders", "300").await.unwrap();
             for n in 301..600 {
                 publisher.publish("orders", format!("{n}")).await.unwrap();
             }

@@ -5,7 +5,7 @@
 //! simulated disk, the real delivery and session, a model server that follows the documented
 //! rules, and virtual time. Every step of it is checked by the simulation as well (see
 //! `tests/sim/`): bytes, grants, evidence, totals.
-
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(missing_docs, unreachable_pub)]
 
 #[path = "sim/mod.rs"]

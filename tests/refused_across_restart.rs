@@ -1,6 +1,6 @@
 //! A refusal and a crash, in the three orders they can come in. The crash is a copy of the
 //! store's file taken while its owner lives: exactly what a SIGKILL leaves.
-
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(missing_docs)]
 
 use std::path::{Path, PathBuf};
@@ -91,6 +91,7 @@ async fn refused_and_logged_but_not_handled_before_the_crash() {
 
     let (mut told, handler) = telling();
     let second = client(open(&path))
+        .server("tcp://127.0.0.1:1/amps/json")
         .on_failed_write(handler)
         .open()
         .await

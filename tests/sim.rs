@@ -3,7 +3,7 @@
 //!
 //! `AMPS_SEEDS=n` runs n seeds, `AMPS_SEEDS=forever` runs until something is found, from
 //! `AMPS_FROM` on; `AMPS_SEED=s` runs one and prints its history.
-
+#![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(missing_docs, unreachable_pub)]
 
 #[path = "sim/mod.rs"]

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use amps_client::Client;
 use amps_client::protocol::{Command, FrameDecoder, Header, LogonAck, Publish, Verb};
 use amps_sandbox::Sandbox;
-use amps_store::{Envelope, Options, PublishStore, Store};
+use amps_store::{Envelope, Options, Store};
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 

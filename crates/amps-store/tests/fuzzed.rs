@@ -125,7 +125,10 @@ fn runs_that_die_while_they_open_leave_room_to_free_a_segment() {
     store.settle_through(38).expect("settles");
     disk.fail(Fault::Sync(0));
     assert!(store.sync().is_err());
-    while store.append(&Envelope::publish("orders"), &[7; 100]).is_ok() {}
+    while store
+        .append(&Envelope::publish("orders"), &[7; 100])
+        .is_ok()
+    {}
     drop(store);
     for _ in 0..6 {
         drop(disk.open(options()).expect("opens"));
