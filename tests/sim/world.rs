@@ -156,7 +156,7 @@ impl World {
         }
         let ids: Vec<u64> = self.links.keys().copied().collect();
         for id in ids {
-            self.to_server(id);
+            self.at_server(id);
         }
         for publisher in 0..self.publishers.len() {
             let died = self.with(publisher, |p, around| p.pump(around)).is_err();
@@ -231,7 +231,7 @@ impl World {
         all.join("; ")
     }
 
-    fn to_server(&mut self, id: u64) {
+    fn at_server(&mut self, id: u64) {
         loop {
             let Some(link) = self.links.get_mut(&id) else {
                 return;
