@@ -76,6 +76,26 @@ pub struct Envelope<'a> {
     pub origin: Origin,
 }
 
+/// An envelope as it is read. An optional `Cow` is read as a string of its own, whose
+/// length is believed before the bytes are there; a reference is not.
+#[derive(Deserialize)]
+struct Wire<'a> {
+    operation: Operation,
+    topic: &'a str,
+    #[serde(borrow)]
+    correlation_id: Option<&'a str>,
+    expiration: Option<u32>,
+    #[serde(borrow)]
+    sow_key: Option<&'a str>,
+    #[serde(borrow)]
+    selector: Option<&'a str>,
+    #[serde(borrow)]
+    options: Option<&'a str>,
+    published_at: u64,
+    user_tag: &'a [u8],
+    origin: Origin,
+}
+
 /// An envelope could not be read: the bytes are not one, or not one of this version.
 #[derive(Debug, thiserror::Error)]
 #[error("the envelope cannot be decoded: {0}")]
@@ -155,7 +175,7 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// The bytes are not an envelope of this format version, or bytes are left over.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let (envelope, used): (Envelope<'a>, usize) =
+        let (wire, used): (Wire<'a>, usize) =
             bincode::serde::borrow_decode_from_slice(bytes, bincode::config::standard())
                 .map_err(|e| EnvelopeError(e.to_string()))?;
         if used != bytes.len() {
@@ -164,7 +184,18 @@ impl<'a> Envelope<'a> {
                 bytes.len() - used
             )));
         }
-        Ok(envelope)
+        Ok(Envelope {
+            operation: wire.operation,
+            topic: Cow::Borrowed(wire.topic),
+            correlation_id: wire.correlation_id.map(Cow::Borrowed),
+            expiration: wire.expiration,
+            sow_key: wire.sow_key.map(Cow::Borrowed),
+            selector: wire.selector.map(Cow::Borrowed),
+            options: wire.options.map(Cow::Borrowed),
+            published_at: wire.published_at,
+            user_tag: Cow::Borrowed(wire.user_tag),
+            origin: wire.origin,
+        })
     }
 }
 

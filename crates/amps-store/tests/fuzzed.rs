@@ -137,3 +137,12 @@ fn runs_that_die_while_they_open_leave_room_to_free_a_segment() {
     while step(&store).expect("a good disk") {}
     publish(&store, 1);
 }
+
+/// A text of an envelope announced more bytes than there is memory; reading it panicked, and
+/// with it every open of that store.
+#[test]
+fn an_envelope_reserves_nothing_for_what_it_announces() {
+    let mut bytes = vec![0, 1, b'A', 1];
+    bytes.extend_from_slice(&[0xFD, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
+    assert!(Envelope::decode(&bytes).is_err());
+}

@@ -340,8 +340,10 @@ impl Inspection {
             return Ok(None);
         };
         let is_it = header.kind == Kind::Rejection && header.sequence == sequence;
-        let body = RejectionBody::decode(&bytes[RECORD_HEADER..]).filter(|_| is_it);
-        Ok(body.map(|body| Rejection {
+        // As the store's owner is told it: a reason that cannot be read hides no refusal.
+        let body = RejectionBody::decode(&bytes[RECORD_HEADER..])
+            .unwrap_or_else(|| RejectionBody::new("(the reason cannot be read)", 0, false));
+        Ok(is_it.then_some(Rejection {
             sequence,
             reason: body.reason,
             reason_cut: body.cut,
