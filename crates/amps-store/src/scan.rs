@@ -133,6 +133,23 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         Ok(&bytes[RECORD_HEADER..])
     }
 
+    /// The first place from `at` on where the window shows what could be a header, or its
+    /// last place: most of a file is no header, and saying so shall cost no more than
+    /// reading it.
+    fn next_possible(&self, at: u64, end: u64) -> u64 {
+        let shown = (self.at + self.window.len() as u64).min(end);
+        let from = (at - self.at) as usize;
+        let places = self.window.get(from..).unwrap_or(&[]).chunks_exact(8);
+        let following = places.clone().skip(1);
+        let found = places
+            .zip(following)
+            .position(|(first, second)| could_be_header(first, second));
+        match found {
+            Some(steps) => at + 8 * steps as u64,
+            None => (shown.saturating_sub(8) / 8 * 8).max(at),
+        }
+    }
+
     /// Every intact record with an ordinal in `above < ordinal <= limit` between two
     /// places, trying each 8-byte step. `budget` bounds the bytes checksummed for
     /// candidates that turn out to be none; false: it ran out.
@@ -154,7 +171,7 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
                 .flatten()
                 .filter(|h| h.ordinal > above && h.ordinal <= limit && h.generation != 0);
             let Some(header) = candidate else {
-                at += 8;
+                at = self.next_possible(at + 8, end);
                 continue;
             };
             let key = self.geometry.key;
@@ -172,6 +189,13 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         }
         Ok(true)
     }
+}
+
+/// Whether two words could begin a record: a length, and a kind with its flag and zeros.
+/// [`RecordHeader::decode`] refuses whatever this refuses.
+#[inline]
+fn could_be_header(first: &[u8], second: &[u8]) -> bool {
+    first[4..8] != [0; 4] && second[0] != 0 && second[1] <= 1 && second[2..4] == [0; 2]
 }
 
 impl Seen {
