@@ -267,6 +267,12 @@ impl SegmentHeader {
         b
     }
 
+    /// Whether this looks like the header of a segment that was never used. Without the
+    /// store's key its checksum says nothing.
+    pub(crate) fn may_be_free(b: &[u8]) -> bool {
+        b[4..8] == SEGMENT_MAGIC && b[8..SEGMENT_HEADER as usize].iter().all(|b| *b == 0)
+    }
+
     /// `None`: damaged. A header lies in one sector, so a power cut cannot tear it.
     pub(crate) fn decode(b: &[u8], key: u32, offset: u64) -> Option<Self> {
         let mut crc = crc32fast::Hasher::new_with_initial(seed(key, offset));

@@ -10,8 +10,8 @@ use std::io;
 use crate::DamagedRange;
 use crate::envelope::{Envelope, Origin};
 use crate::format::{
-    BLOCK, Epoch, Kind, LostBody, Mark, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader,
-    Superblock, SuperblockVerdict, max_record, settled_sequences,
+    BLOCK, Epoch, Kind, LostBody, MAGIC, Mark, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS,
+    SegmentHeader, Superblock, SuperblockVerdict, max_record, settled_sequences,
 };
 use crate::index::Entry;
 use crate::planted::{self, Bug};
@@ -22,7 +22,7 @@ use crate::state::State;
 /// Why a file cannot be recovered at all.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// Zeros only: a creation that never finished, or never began.
+    /// A creation that never finished, or never began.
     NotCreated,
     NotAStore(String),
     Version(u32),
@@ -143,7 +143,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
             _ => {}
         }
     }
-    if verdicts.iter().all(|v| *v == SuperblockVerdict::Blank) && is_blank(source, len)? {
+    if verdicts[1] == SuperblockVerdict::Blank && is_unfinished(source, len)? {
         return Err(Refusal::NotCreated);
     }
     let why = match (&verdicts[0], &verdicts[1]) {
@@ -153,16 +153,28 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
     Err(Refusal::NotAStore((*why).to_owned()))
 }
 
-fn is_blank<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
-    let mut buffer = vec![0; 64 << 10];
+/// Whether this is what a creation leaves that did not reach its end: the first superblock
+/// perhaps in part, and behind the superblocks zeros and headers of free segments. Before
+/// the superblocks are whole no record is written, so nothing can be lost with such a file.
+fn is_unfinished<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
+    let mut block = vec![0; BLOCK as usize];
     let mut at = 0;
     while at < len {
-        let n = (len - at).min(buffer.len() as u64) as usize;
-        source.fetch(at, &mut buffer[..n])?;
-        if buffer[..n].iter().any(|b| *b != 0) {
+        let n = (len - at).min(BLOCK);
+        let block = &mut block[..n as usize];
+        source.fetch(at, block)?;
+        let rest = if at == SUPERBLOCKS[0] && n == BLOCK && block.starts_with(&MAGIC) {
+            // Its checksum, or the lack of a later sector, has told that it is not whole.
+            &[]
+        } else if at >= SEGMENTS_AT && n == BLOCK && SegmentHeader::may_be_free(block) {
+            &block[SEGMENT_HEADER as usize..]
+        } else {
+            &*block
+        };
+        if rest.iter().any(|b| *b != 0) {
             return Ok(false);
         }
-        at += n as u64;
+        at += n;
     }
     Ok(true)
 }

@@ -147,6 +147,11 @@ impl SimDisk {
         self.image().faults.clear();
     }
 
+    /// Planned failures that no call has met yet.
+    pub fn planned_faults(&self) -> usize {
+        self.image().faults.len()
+    }
+
     /// Bounds the bytes the file may have; `None`: no bound.
     pub fn limit(&self, bytes: Option<u64>) {
         self.image().room = bytes;
