@@ -459,7 +459,11 @@ impl Log {
         if self.space.ready() < KEPT && !self.space.working {
             self.space.demand();
             let device = self.medium.device();
-            while self.space.ready() < KEPT {
+            // Copying every segment once gains what there is to gain: a file that could not
+            // grow may hold more than its segments can spare, and goes round for ever.
+            let mut laps = self.space.chain.len();
+            while self.space.ready() < KEPT && laps > 0 {
+                let collecting = self.space.collecting.is_some();
                 match self.do_chore(&device) {
                     Ok(true) => {}
                     Ok(false) => break,
@@ -467,6 +471,7 @@ impl Log {
                     Err(_) if self.failed.is_some() => break,
                     Err(error) => return Err(error),
                 }
+                laps -= usize::from(collecting && self.space.collecting.is_none());
             }
             if self.space.fits(stride) {
                 return Ok(());
