@@ -3,6 +3,8 @@
 //! done allows. The simulated disk fails any call; a real file fails where a limit, a
 //! permission or a missing part can be brought about.
 
+#![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::process::Command;
