@@ -705,7 +705,10 @@ impl Log {
         self.medium.write(place, &header);
         self.space.unsynced.touch(place, place + SEGMENT_HEADER);
         self.space.chain.pop_front();
-        self.space.status[oldest.segment] = Status::Stamped(self.space.syncs_started + 1);
+        self.space.status[oldest.segment] = match planted::is(Bug::EarlyReuse) {
+            true => Status::Ready,
+            false => Status::Stamped(self.space.syncs_started + 1),
+        };
         self.space.collecting = None;
     }
 
