@@ -144,6 +144,12 @@ impl World {
 
     /// Moves everything that is due now.
     pub fn settle(&mut self) {
+        let ids: Vec<u64> = self.links.keys().copied().collect();
+        for id in ids {
+            self.at_server(id);
+        }
+        // Replication is due as soon as there is something to copy, and no deadline says so:
+        // it comes behind what arrived.
         loop {
             for server in 0..self.servers.len() {
                 let effects = self.servers[server].tick(self.now);
@@ -153,10 +159,6 @@ impl World {
             if !self.replicate() {
                 break;
             }
-        }
-        let ids: Vec<u64> = self.links.keys().copied().collect();
-        for id in ids {
-            self.at_server(id);
         }
         for publisher in 0..self.publishers.len() {
             let died = self.with(publisher, |p, around| p.pump(around)).is_err();
