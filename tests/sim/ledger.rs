@@ -33,8 +33,8 @@ impl Wires {
 pub enum Fate {
     Unsettled,
     Persisted(Via),
-    /// Refused, in the log at this ordinal.
-    Rejected(u64),
+    /// Refused, in the log at this ordinal; none: in memory only, after a failed sync.
+    Rejected(Option<u64>),
     /// A power cut took it before it was durable.
     Lost,
 }
@@ -53,7 +53,7 @@ pub struct Message {
 #[derive(Clone, Debug)]
 pub struct Refusal {
     pub reason: String,
-    pub ordinal: u64,
+    pub ordinal: Option<u64>,
     pub late: bool,
     /// How often the handler saw it.
     pub handled: u32,

@@ -411,7 +411,7 @@ impl Publisher {
                     message.fate = Fate::Unsettled;
                 }
                 Fate::Rejected(ordinal) if there => {
-                    let sure = durable.is_none_or(|durable| ordinal <= durable);
+                    let sure = survives(ordinal, durable);
                     assert!(!sure, "refused message {sequence} is unsettled again");
                     message.fate = Fate::Unsettled;
                     book.refusals.remove(sequence);
@@ -431,7 +431,7 @@ impl Publisher {
         }
         let mut gone = Vec::new();
         for (sequence, refusal) in &mut book.refusals {
-            let sure = durable.is_none_or(|durable| refusal.ordinal <= durable);
+            let sure = survives(refusal.ordinal, durable);
             match waiting.get(sequence) {
                 Some(reason) => {
                     assert!(
@@ -979,11 +979,11 @@ impl Publisher {
         sequence: u64,
         reason: String,
         late: bool,
-        ordinal: u64,
+        ordinal: Option<u64>,
     ) {
         trace!(
             around,
-            "p{} is refused {sequence}, late {late}, ordinal {ordinal}", self.id
+            "p{} is refused {sequence}, late {late}, ordinal {ordinal:?}", self.id
         );
         let process = self.process.as_ref().expect("runs");
         let book = &self.book;
@@ -1131,6 +1131,12 @@ impl Publisher {
     pub fn last_ordinal(&self) -> u64 {
         last_ordinal(&self.process.as_ref().expect("runs").store)
     }
+}
+
+/// Whether a record is there after a crash. `durable`: what a power cut had to leave; none:
+/// a process crash, which loses nothing that was logged.
+fn survives(ordinal: Option<u64>, durable: Option<u64>) -> bool {
+    ordinal.is_some_and(|ordinal| durable.is_none_or(|durable| ordinal <= durable))
 }
 
 impl Read {

@@ -127,6 +127,12 @@ pub enum Rejected {
         /// The message was already settled as a success; the rejection is marked late.
         late: bool,
     },
+    /// A sync failed before and the log takes no more: it waits for the application in
+    /// memory, and an evacuation takes it along. The next open has the message unsettled.
+    Held {
+        /// As in [`Logged`](Self::Logged).
+        late: bool,
+    },
     /// The same message was refused before; nothing changed.
     Known,
     /// The message was settled long ago, and no room is left for a late refusal.
@@ -223,7 +229,8 @@ pub trait PublishStore: Send + Sync + 'static {
     fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError>;
 
     /// Logs a refusal; the record is the message's settlement. `late` rejections (of a
-    /// message settled before) are kept while room remains.
+    /// message settled before) are kept while room remains. After a failed sync it holds in
+    /// memory, as a settlement does, if the log cannot take the record.
     ///
     /// # Errors
     /// As [`settle_through`](Self::settle_through).

@@ -21,6 +21,9 @@ const LEN_BITS: u32 = 22;
 const OFFSET_MASK: u64 = (1 << 40) - 1;
 
 impl Entry {
+    /// Stands nowhere and takes no room.
+    pub(crate) const NOWHERE: Entry = Entry(0);
+
     pub(crate) fn new(offset: u64, stride: u64) -> Self {
         debug_assert!(offset / 8 <= OFFSET_MASK && stride / 8 < 1 << LEN_BITS);
         Entry(((stride / 8) << 40) | (offset / 8))

@@ -3,7 +3,7 @@
 //! Everything that must be remembered is appended here as a record; `space.rs` finds the
 //! room for it and `recover.rs` reads it back.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::api::{Appended, Bounds, Durable, MAX_TAG, Rebase, Rejected, Rejection, StoredMessage};
@@ -46,6 +46,8 @@ pub(crate) struct Log {
     /// The first failed sync, for good.
     pub(crate) failed: Option<String>,
     pub(crate) closed: bool,
+    /// Refusals that came after a failed sync and found no room in the log.
+    unlogged: BTreeMap<u64, RejectionBody>,
     scratch: Vec<u8>,
 }
 
@@ -146,6 +148,7 @@ impl Log {
             },
             failed: None,
             closed: false,
+            unlogged: BTreeMap::new(),
             scratch: Vec::with_capacity(4096),
             state: recovered.state,
             medium,
@@ -265,6 +268,7 @@ impl Log {
             .append(sequence, Entry::new(offset, stride), self.space.current());
         if quiet {
             if let Origin::Requeue { accepts } = envelope.origin {
+                self.unlogged.remove(&accepts);
                 self.state.accept(accepts);
             }
         } else {
@@ -480,16 +484,24 @@ impl Log {
                 return Ok(Rejected::NoRoom);
             }
         }
+        let rejection = RejectionBody::new(reason, at, late);
         let mut body = Vec::with_capacity(MAX_REJECTION as usize);
-        RejectionBody::new(reason, at, late).encode(&mut body);
+        rejection.encode(&mut body);
         let floor = self.state.floor();
-        let record = self.write_internal(Kind::Rejection, sequence, &body)?;
+        let record = unless_failed(self.write_internal(Kind::Rejection, sequence, &body))?;
         let ordinal = self.ordinal;
-        self.state.reject(sequence, record);
+        self.state
+            .reject(sequence, record.unwrap_or(Entry::NOWHERE));
+        if record.is_none() {
+            self.unlogged.insert(sequence, rejection);
+        }
         if self.state.floor() > floor {
             unless_failed(self.write_mark(false))?;
         }
-        Ok(Rejected::Logged { ordinal, late })
+        Ok(match record {
+            Some(_) => Rejected::Logged { ordinal, late },
+            None => Rejected::Held { late },
+        })
     }
 
     /// The application took a refusal over.
@@ -498,7 +510,9 @@ impl Log {
         if self.state.rejection(sequence).is_none() {
             return Ok(false);
         }
-        self.write_internal(Kind::Acceptance, sequence, &[])?;
+        if self.unlogged.remove(&sequence).is_none() {
+            unless_failed(self.write_internal(Kind::Acceptance, sequence, &[]))?;
+        }
         Ok(self.state.accept(sequence))
     }
 
@@ -569,12 +583,10 @@ impl Log {
 
     pub(crate) fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
         let read = |(&sequence, entry): (&u64, &Entry)| {
-            let mut bytes = vec![0; entry.stride() as usize];
-            self.medium.read(entry.offset(), &mut bytes);
-            let header = RecordHeader::decode(&bytes, self.geometry.max_record);
-            let body = header
-                .filter(|_| record_is_intact(&bytes, self.geometry.key, entry.offset()))
-                .and_then(|h| RejectionBody::decode(&bytes[RECORD_HEADER..h.len as usize]));
+            let body = match self.unlogged.get(&sequence) {
+                Some(body) => Some(body.clone()),
+                None => self.rejection_at(*entry),
+            };
             // A damaged record must not hide that the message was refused.
             let body = body.unwrap_or_else(|| {
                 RejectionBody::new("(the record of the reason is damaged)", 0, false)
@@ -593,6 +605,15 @@ impl Log {
             .take(limit)
             .map(read)
             .collect()
+    }
+
+    fn rejection_at(&self, entry: Entry) -> Option<RejectionBody> {
+        let mut bytes = vec![0; entry.stride() as usize];
+        self.medium.read(entry.offset(), &mut bytes);
+        let header = RecordHeader::decode(&bytes, self.geometry.max_record)?;
+        let intact = record_is_intact(&bytes, self.geometry.key, entry.offset());
+        let body = intact.then(|| &bytes[RECORD_HEADER..header.len as usize])?;
+        RejectionBody::decode(body)
     }
 
     pub(crate) fn bounds(&self) -> Bounds {

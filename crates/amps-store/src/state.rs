@@ -11,7 +11,7 @@ use crate::scan::Geometry;
 pub(crate) struct State {
     geometry: Geometry,
     index: Index,
-    /// Refusals that wait, and where their records stand.
+    /// Refusals that wait, and where their records stand; nowhere, after a failed sync.
     rejections: BTreeMap<u64, Entry>,
     floor: u64,
     last: u64,
@@ -139,13 +139,17 @@ impl State {
     }
 
     fn hold(&mut self, entry: Entry) {
-        self.live += entry.stride();
-        self.segment_live[self.geometry.segment_of(entry.offset())] += entry.stride();
+        if entry != Entry::NOWHERE {
+            self.live += entry.stride();
+            self.segment_live[self.geometry.segment_of(entry.offset())] += entry.stride();
+        }
     }
 
     fn release(&mut self, entry: Entry) {
-        self.live -= entry.stride();
-        self.segment_live[self.geometry.segment_of(entry.offset())] -= entry.stride();
+        if entry != Entry::NOWHERE {
+            self.live -= entry.stride();
+            self.segment_live[self.geometry.segment_of(entry.offset())] -= entry.stride();
+        }
     }
 
     /// A message's newest record: a publish, or a copy of one.

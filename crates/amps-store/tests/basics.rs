@@ -405,6 +405,49 @@ fn h29_after_a_failed_sync_nothing_is_durable_and_an_evacuation_saves_everything
     assert!(verified.problems.is_empty(), "{:?}", verified.problems);
 }
 
+/// Found by the simulation: a refusal that the log had no room for was dropped with an error,
+/// and the next cumulative ack called the refused message persisted.
+#[test]
+fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_along() {
+    let dir = tempfile::tempdir().unwrap();
+    let disk = SimDisk::new();
+    let store = disk.open(small()).unwrap();
+    disk.fail(Fault::Sync(0));
+    assert!(store.sync().is_err());
+    let mut last = 0;
+    while let Ok(appended) = store.append(&Envelope::publish("orders"), b"a message") {
+        last = appended.sequence;
+    }
+    let refused: Vec<Rejected> = (1..=last)
+        .map(|sequence| store.reject(sequence, "not entitled", 77).unwrap())
+        .collect();
+    assert!(matches!(refused[0], Rejected::Logged { late: false, .. }));
+    assert_eq!(refused[last as usize - 1], Rejected::Held { late: false });
+    assert_eq!(store.bounds().unsettled, 0);
+    let waiting = store.rejections(0, usize::MAX);
+    assert_eq!(waiting.len() as u64, last);
+    assert!(waiting.iter().all(|r| r.reason == "not entitled"));
+    assert_eq!(store.settle_through(last).unwrap(), 0);
+    assert_eq!(store.bounds().rejections, last);
+    assert_eq!(
+        store.reject(last, "again", 78).unwrap(),
+        Rejected::Known,
+        "no second refusal"
+    );
+    for sequence in [1, last] {
+        assert!(store.accept(sequence).unwrap());
+        assert!(!store.accept(sequence).unwrap());
+    }
+    let fresh = store
+        .evacuate(dir.path().join("fresh.store"), Level::Os)
+        .unwrap();
+    let saved = fresh.rejections(0, usize::MAX);
+    assert_eq!(saved, waiting[1..waiting.len() - 1]);
+    let mut original = StoredMessage::new();
+    assert!(fresh.get(last - 1, &mut original).unwrap());
+    assert_eq!(original.payload(), b"a message");
+}
+
 #[test]
 fn an_evacuation_that_fails_leaves_the_old_store_as_it_was() {
     let dir = tempfile::tempdir().unwrap();

@@ -200,7 +200,7 @@ pub enum Output {
         /// The evidence.
         via: Via,
     },
-    /// A refusal is in the log.
+    /// A refusal waits for the application.
     Refused {
         /// The message.
         sequence: u64,
@@ -210,8 +210,9 @@ pub enum Output {
         late: bool,
         /// How often this run handed the message to a transport.
         attempts: u32,
-        /// Where the refusal is in the log.
-        ordinal: u64,
+        /// Where the refusal is in the log; nowhere, but in memory, when the log takes no
+        /// more after a failed sync.
+        ordinal: Option<u64>,
     },
     /// A late refusal the log has no room for.
     RefusalNotLogged {

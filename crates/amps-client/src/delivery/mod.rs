@@ -465,8 +465,13 @@ impl Delivery {
         }
         self.apply_pending(store);
         let attempts = self.links.attempts(sequence);
-        match store.reject(sequence, reason, now.unix_micros) {
-            Ok(Rejected::Logged { ordinal, late }) => {
+        let rejected = store.reject(sequence, reason, now.unix_micros);
+        let ordinal = match &rejected {
+            Ok(Rejected::Logged { ordinal, .. }) => Some(*ordinal),
+            _ => None,
+        };
+        match rejected {
+            Ok(Rejected::Logged { late, .. } | Rejected::Held { late }) => {
                 if late {
                     self.totals.late += 1;
                 } else {
