@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use amps_client::Via;
+use amps_store::Rebase;
 
 use super::Rng;
 
@@ -59,6 +60,9 @@ pub struct Refusal {
     pub handled: u32,
     /// The application took it over.
     pub accepted: bool,
+    /// The one before, accepted: a message that was given up can be refused as well, and a
+    /// power cut may take the second one alone.
+    pub before: Option<Box<Refusal>>,
 }
 
 /// The truth about one store, as long as it is not replaced by an old copy of itself.
@@ -67,6 +71,8 @@ pub struct Book {
     pub lineage: u64,
     pub messages: BTreeMap<u64, Message>,
     pub refusals: BTreeMap<u64, Refusal>,
+    /// What an operator gave up on.
+    pub gave_up: BTreeSet<u64>,
     /// Numbers under which messages last went out.
     pub sent: BTreeMap<u64, u64>,
     /// The same, for what the original sent of which this is a restored copy.
@@ -75,6 +81,8 @@ pub struct Book {
     pub owners: BTreeMap<u64, Vec<u8>>,
     /// The durable send grant.
     pub grant: u64,
+    /// The rebase in force.
+    pub rebase: Option<Rebase>,
     /// Outcomes of this run: acked, covered at a logon, refused.
     pub counts: (u64, u64, u64),
 }
@@ -93,6 +101,14 @@ impl Book {
             .filter(|(_, m)| m.fate == Fate::Unsettled)
             .map(|(s, _)| *s)
             .collect()
+    }
+
+    /// Whether an operator gave up on every message of this range that is known to be there,
+    /// and on one at least.
+    pub fn given_up(&self, first: u64, last: u64) -> bool {
+        let mut there = self.messages.range(first..=last);
+        self.gave_up.range(first..=last).next().is_some()
+            && there.all(|(s, m)| m.fate == Fate::Lost || self.gave_up.contains(s))
     }
 
     pub fn waiting(&self) -> Vec<u64> {
@@ -155,10 +171,11 @@ impl Book {
         self.sent.insert(sequence, wire);
     }
 
-    pub fn rebased(&mut self, from: u64) {
-        self.sent.split_off(&from);
-        self.elsewhere.split_off(&from);
-        self.grant = from - 1;
+    pub fn rebased(&mut self, rebase: Rebase) {
+        self.sent.split_off(&rebase.from);
+        self.elsewhere.split_off(&rebase.from);
+        self.grant = rebase.from - 1;
+        self.rebase = Some(rebase);
     }
 }
 

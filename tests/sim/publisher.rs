@@ -102,7 +102,7 @@ pub struct Publisher {
     pub handled: Vec<(u64, bool, bool)>,
     pub unattributed: Vec<(Option<u64>, String)>,
     closed: bool,
-    restored: bool,
+    rebase_in_doubt: bool,
     /// What was durable when the last process died.
     durable: u64,
     /// Settlements of this run may be in memory only.
@@ -172,7 +172,7 @@ impl Publisher {
             handled: Vec::new(),
             unattributed: Vec::new(),
             closed: false,
-            restored: false,
+            rebase_in_doubt: false,
             durable: 0,
             failed: false,
             server: 0,
@@ -188,6 +188,12 @@ impl Publisher {
         let store = self.disk.open(self.settings.store.clone())?;
         self.run += 1;
         let numbers = store.numbers();
+        if let Some(rebase) = numbers.rebase
+            && std::mem::take(&mut self.rebase_in_doubt)
+            && self.book.rebase != numbers.rebase
+        {
+            self.book.rebased(rebase);
+        }
         if !std::mem::take(&mut self.closed) {
             assert!(
                 numbers.found_grant >= self.book.grant,
@@ -199,17 +205,15 @@ impl Publisher {
         self.book.grant = numbers.found_grant;
         self.book.counts = (0, 0, 0);
         let highest = self.book.sent.keys().next_back().copied().unwrap_or(0);
-        if !std::mem::take(&mut self.restored) {
-            assert!(
-                numbers.found_grant >= highest,
-                "{highest} was on the wire, and what may have been sent ends at {}",
-                numbers.found_grant
-            );
-            assert!(
-                numbers.first_of_run > highest,
-                "numbers on the wire would be given out again"
-            );
-        }
+        assert!(
+            numbers.found_grant >= highest,
+            "{highest} was on the wire, and what may have been sent ends at {}",
+            numbers.found_grant
+        );
+        assert!(
+            numbers.first_of_run > highest,
+            "numbers on the wire would be given out again"
+        );
         trace!(
             around,
             "p{} run {} opens: {}",
@@ -332,7 +336,6 @@ impl Publisher {
             }
         }
         self.book = book;
-        self.restored = true;
         self.failed = false;
         trace!(around, "p{} is restored from an old copy", self.id);
         self.start(around)?;
@@ -431,6 +434,16 @@ impl Publisher {
         }
         let mut gone = Vec::new();
         for (sequence, refusal) in &mut book.refusals {
+            let waits = |refusal: &Refusal| {
+                let waiting = waiting.get(sequence);
+                waiting.is_some_and(|reason| refusal.reason.starts_with(reason))
+            };
+            while !survives(refusal.ordinal, durable)
+                && !waits(refusal)
+                && let Some(before) = refusal.before.take()
+            {
+                *refusal = *before;
+            }
             let sure = survives(refusal.ordinal, durable);
             match waiting.get(sequence) {
                 Some(reason) => {
@@ -618,9 +631,9 @@ impl Publisher {
             Job::Rebase(figure) => {
                 let rebased = process.store.rebase(figure);
                 match &rebased {
-                    Ok(rebase) => self.book.rebased(rebase.from),
+                    Ok(rebase) => self.book.rebased(*rebase),
                     // The write that failed may have reached the disk all the same.
-                    Err(_) => (self.restored, self.closed) = (true, true),
+                    Err(_) => self.rebase_in_doubt = true,
                 }
                 trace!(around, "p{} rebase above {figure}: {rebased:?}", self.id);
                 JobDone::Rebased(rebased)
@@ -998,6 +1011,9 @@ impl Publisher {
         let said = wire.is_some_and(|wire| read.refused.contains(&wire))
             || read.refused_ids.contains(&sequence);
         let given_up = reason.starts_with("given up");
+        if given_up {
+            self.book.gave_up.insert(sequence);
+        }
         let said = said || self.settings.shared;
         assert!(said || given_up, "{sequence} was refused by nobody");
         if !self.settings.shared
@@ -1022,6 +1038,7 @@ impl Publisher {
             late,
             handled: 0,
             accepted: false,
+            before: self.book.refusals.remove(&sequence).map(Box::new),
         };
         self.book.refusals.insert(sequence, refusal);
     }

@@ -29,26 +29,20 @@ pub(super) struct Figures {
     rebases_left: u32,
     /// The highest figure at a logon or sequence handed over, in this run.
     known: Option<u64>,
-    /// Numbers in between were never given out: the last sequence of earlier runs, and the
-    /// first of this one.
-    skip: (u64, u64),
-    /// Settled by a server in this run, up to here.
+    /// The highest message that a server settled, as far as is known.
     settled: u64,
 }
 
 impl Figures {
     pub(super) fn new(store: &dyn PublishStore) -> Self {
         let numbers = store.numbers();
-        let bounds = store.bounds();
-        let last_before = bounds.last.min(numbers.first_of_run.saturating_sub(1));
         Figures {
             rebase: numbers.rebase,
             reach: numbers.found_grant,
             grant: numbers.grant,
             rebases_left: 1,
             known: None,
-            skip: (last_before, numbers.first_of_run),
-            settled: 0,
+            settled: settled_before(store),
         }
     }
 
@@ -137,29 +131,31 @@ impl Figures {
         self.reload_grant(store);
     }
 
-    /// The highest message known to be settled with everything below it.
-    ///
-    /// The store's floor may stand on numbers that an unclean stop skipped; no server ever
-    /// saw those, so they are no evidence. Numbers skipped right before this run are known.
-    /// For older ones, right below the first unsettled message, the floor counts only if
-    /// there is a message: otherwise a healthy server would be taken for one that is behind.
+    /// Everything up to here was settled by a server with everything below it, as far as is
+    /// known: what the application gave up on is settled, and no server ever said so.
     pub(super) fn settled_floor(&self, store: &dyn PublishStore) -> u64 {
-        let bounds = store.bounds();
-        let floor = bounds.floor.min(bounds.last);
-        let (last_before, first_of_run) = self.skip;
-        if floor > last_before && floor < first_of_run {
-            return last_before;
-        }
-        let below_unsettled = bounds.first_unsettled == Some(floor + 1);
-        if below_unsettled && floor > self.settled && !is_there(store, floor) {
-            return self.settled;
-        }
-        floor
+        store.bounds().floor.min(self.settled)
     }
 
-    /// Everything up to here was settled by a server in this run.
-    pub(super) fn settled(&mut self, through: u64) {
-        self.settled = self.settled.max(through);
+    /// A server settled this message in this run.
+    pub(super) fn settled(&mut self, sequence: u64) {
+        self.settled = self.settled.max(sequence);
+    }
+}
+
+/// What earlier runs had settled.
+///
+/// The store's floor may stand on numbers that an unclean stop skipped; no server ever saw
+/// those, so they are no evidence. Right below the first unsettled message the floor counts
+/// only if there is a message: otherwise a healthy server would be taken for one that is
+/// behind.
+fn settled_before(store: &dyn PublishStore) -> u64 {
+    let bounds = store.bounds();
+    let floor = bounds.floor.min(bounds.last);
+    let below_unsettled = bounds.first_unsettled == Some(floor + 1);
+    match below_unsettled && !is_there(store, floor) {
+        true => 0,
+        false => floor,
     }
 }
 

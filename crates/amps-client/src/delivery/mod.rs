@@ -74,6 +74,10 @@ pub struct Delivery {
     raise_again_at: Option<Duration>,
     sync_failed: bool,
     stop_told: bool,
+    /// Nothing goes out before this ordinal is durable: a give-up. Were a power cut to take
+    /// it after higher numbers went out, the server's figure would cover a message that the
+    /// server never had.
+    wait_for: Option<u64>,
     pending: Pending,
     totals: Totals,
     outputs: VecDeque<Output>,
@@ -110,6 +114,7 @@ impl Delivery {
             raise_again_at: None,
             sync_failed: false,
             stop_told: false,
+            wait_for: None,
             pending: Pending::default(),
             totals: Totals::default(),
             outputs: VecDeque::new(),
@@ -140,7 +145,7 @@ impl Delivery {
             }
             Input::GiveUp { sequence, reason } => {
                 if store.is_unsettled(sequence) {
-                    self.refuse(store, now, sequence, reason, None);
+                    self.give_up(store, now, sequence, reason);
                 }
             }
             Input::SyncFailed => self.sync_failed = true,
@@ -187,7 +192,7 @@ impl Delivery {
         now: Now,
         into: &mut StoredMessage,
     ) -> Result<Option<ToSend>, ReadError> {
-        if self.phase != Phase::Live {
+        if self.phase != Phase::Live || self.waits_for_give_up(store) {
             return Ok(None);
         }
         let replaying = self.replay_through.is_some();
@@ -431,7 +436,10 @@ impl Delivery {
                 // A number below the rebase is another numbering's; the command id, if
                 // there is one, is still ours.
                 match judged.or(ack.sequence.filter(|s| self.figures.may_have_sent(*s))) {
-                    Some(sequence) => self.refuse(store, now, sequence, reason, ack.figure),
+                    Some(sequence) => {
+                        self.refuse(store, now, sequence, reason, ack.figure);
+                        self.figures.settled(sequence);
+                    }
                     None => self.unattributed(ack.figure, reason),
                 }
             }
@@ -450,6 +458,23 @@ impl Delivery {
         }
     }
 
+    fn give_up(&mut self, store: &dyn PublishStore, now: Now, sequence: u64, reason: &str) {
+        self.wait_for = self.refuse(store, now, sequence, reason, None);
+        if self.wait_for.is_some() {
+            store.request_sync();
+        }
+    }
+
+    fn waits_for_give_up(&mut self, store: &dyn PublishStore) -> bool {
+        let durable = || store.durable().ordinal;
+        // After a failed sync nothing becomes durable; what the level lets go out goes out.
+        if self.sync_failed || self.wait_for.is_none_or(|ordinal| ordinal <= durable()) {
+            self.wait_for = None;
+        }
+        self.wait_for.is_some()
+    }
+
+    /// Where the refusal is in the log, if it is there now.
     fn refuse(
         &mut self,
         store: &dyn PublishStore,
@@ -457,7 +482,7 @@ impl Delivery {
         sequence: u64,
         reason: &str,
         figure: Option<u64>,
-    ) {
+    ) -> Option<u64> {
         // The server acks what came before a refusal first; keeping its order decides
         // which refusals are late.
         if planted!(CumulativeFailure) {
@@ -476,7 +501,9 @@ impl Delivery {
                     self.totals.late += 1;
                 } else {
                     self.totals.rejected += 1;
-                    self.flight.settled(1);
+                    if sequence < self.cursor {
+                        self.flight.settled(1);
+                    }
                     self.flushes.settled_one(sequence);
                 }
                 self.outputs.push_back(Output::Refused {
@@ -503,6 +530,7 @@ impl Delivery {
                 error,
             }),
         }
+        ordinal
     }
 
     fn unattributed(&mut self, figure: Option<u64>, reason: &str) {
@@ -530,6 +558,7 @@ impl Delivery {
                 self.totals.persisted += count;
                 self.flight.settled(count);
                 for sequence in open {
+                    self.figures.settled(sequence);
                     self.flushes.settled_one(sequence);
                     self.outputs.push_back(Output::Settled {
                         sequence,

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk};
 use amps_store::{Envelope, Level, Options, PublishStore, Store, StoredMessage};
 
 use super::*;
@@ -955,4 +956,66 @@ fn h31_an_operator_can_give_up_on_the_message_that_stalls() {
         })
         .is_empty()
     );
+}
+
+/// Found by the simulation: a power cut took the give-up, the numbers behind it had gone out,
+/// and the next logon called the message that no server ever had persisted.
+#[test]
+fn nothing_goes_out_behind_a_give_up_before_it_is_durable() {
+    let disk = SimDisk::new();
+    let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
+    rig.publish(3);
+    rig.logon(0);
+    disk.fail(Fault::Sync(0));
+    rig.input(Input::GiveUp {
+        sequence: 1,
+        reason: "given up",
+    });
+    assert!(rig.send().is_empty(), "the give-up is not on the device");
+    // What can never be durable holds nobody up for ever.
+    rig.input(Input::SyncFailed);
+    assert_eq!(rig.send(), [(2, 2), (3, 3)]);
+
+    let disk = SimDisk::new();
+    let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
+    rig.publish(3);
+    rig.input(Input::GiveUp {
+        sequence: 1,
+        reason: "given up",
+    });
+    rig.logon(0);
+    assert_eq!(rig.send(), [(2, 2), (3, 3)]);
+    drop(rig);
+    disk.power_cut(Cut::None, &mut Rng::new(1));
+    let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
+    let outputs = rig.logon(3);
+    assert_eq!(rig.store.rejections(0, 9)[0].sequence, 1);
+    assert_eq!(rig.delivery.totals().persisted_at_logon, 2, "{outputs:?}");
+}
+
+#[test]
+fn a_message_given_up_is_no_publish_gap() {
+    let mut rig = rig();
+    rig.publish(3);
+    rig.logon(0);
+    rig.send();
+    rig.ok(2);
+    rig.lose();
+    rig.input(Input::GiveUp {
+        sequence: 3,
+        reason: "given up",
+    });
+    // The server is where it was.
+    let outputs = rig.logon(2);
+    assert!(notes(&outputs).iter().all(|n| matches!(n, Note::Replayed)));
+    rig.lose();
+    let outputs = rig.logon(1);
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::PublishGap {
+            server: 1,
+            settled: 2,
+            unknown_publisher: false
+        }
+    )));
 }
