@@ -262,14 +262,14 @@ pub trait PublishStore: Send + Sync + 'static {
     /// the new one.
     fn raise_grant(&self, to: u64) -> Result<(), StoreError>;
 
-    /// Starts a rebase above the server's (wire) `figure`: the first unsettled message, or
-    /// the next one, goes out as `figure + 1`, the rest follow. The grant becomes
-    /// `from - 1` in the same durable write. *Syncs.*
+    /// Starts a rebase above the wire number `above`: the first unsettled message, or the
+    /// next one, goes out as `above + 1`, the rest follow. The grant becomes `from - 1` in
+    /// the same durable write. *Syncs.*
     ///
     /// # Errors
     /// A number would leave its range: nothing changed. Or the device failed: this run counts
     /// it as not done, and the next open may find it done.
-    fn rebase(&self, figure: u64) -> Result<Rebase, StoreError>;
+    fn rebase(&self, above: u64) -> Result<Rebase, StoreError>;
 
     /// The level the store was opened with.
     fn level(&self) -> Level;

@@ -392,8 +392,12 @@ impl Log {
 
     /// What a mark written now says.
     pub(crate) fn mark(&self, clean: bool) -> Mark {
+        // A refusal that is in memory only must not be settled by a mark: the next open would
+        // know neither the refusal nor that the message is to be sent.
+        let unlogged = self.unlogged.first_key_value();
+        let settled = unlogged.map_or(u64::MAX, |(sequence, _)| sequence - 1);
         Mark {
-            floor: self.state.floor(),
+            floor: self.state.floor().min(settled),
             durable: self.durable.ordinal,
             next: self.next,
             oldest_needed: self.space.oldest_needed(&self.state),
@@ -641,14 +645,14 @@ impl Log {
         }
     }
 
-    /// The rebase above `figure`, and the superblock that makes it so.
-    pub(crate) fn plan_rebase(&self, figure: u64) -> Result<(Rebase, Superblock), StoreError> {
+    /// The rebase above this wire number, and the superblock that makes it so.
+    pub(crate) fn plan_rebase(&self, above: u64) -> Result<(Rebase, Superblock), StoreError> {
         self.usable()?;
         let from = self.state.first_unsettled().unwrap_or(self.next);
-        let first_wire = figure
+        let first_wire = above
             .checked_add(1)
             .filter(|f| *f < 1 << 63)
-            .ok_or(StoreError::OutOfRange(figure))?;
+            .ok_or(StoreError::OutOfRange(above))?;
         let delta = first_wire.cast_signed() - from.cast_signed();
         let mut superblock = self.superblock.clone();
         superblock.number_floor = superblock

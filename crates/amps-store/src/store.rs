@@ -386,9 +386,9 @@ impl PublishStore for Store {
         })
     }
 
-    fn rebase(&self, figure: u64) -> Result<Rebase, StoreError> {
+    fn rebase(&self, above: u64) -> Result<Rebase, StoreError> {
         self.change(|log| {
-            let (rebase, superblock) = log.plan_rebase(figure)?;
+            let (rebase, superblock) = log.plan_rebase(above)?;
             log.write_superblock(superblock)?;
             Ok(rebase)
         })

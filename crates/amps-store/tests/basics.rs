@@ -448,6 +448,38 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     assert_eq!(original.payload(), b"a message");
 }
 
+/// Found by a review: the refusal found no room, the mark behind it did, and said that the
+/// message was settled.
+#[test]
+fn no_mark_settles_a_refusal_that_is_in_memory_only() {
+    // Every size brings the end of the room to another place.
+    for len in 0..64 {
+        let disk = SimDisk::new();
+        let store = disk.open(small()).unwrap();
+        disk.fail(Fault::Sync(0));
+        assert!(store.sync().is_err());
+        let body = vec![b'.'; len];
+        let mut last = 0;
+        while let Ok(appended) = store.append(&Envelope::publish("orders"), &body) {
+            last = appended.sequence;
+        }
+        let mut held = Vec::new();
+        for sequence in 1..=last {
+            let reason = "not entitled".repeat(1 + sequence as usize % 12);
+            if let Rejected::Held { .. } = store.reject(sequence, &reason, 77).unwrap() {
+                held.push(sequence);
+            }
+        }
+        assert_eq!(store.settle_through(last).unwrap(), 0);
+        assert!(!held.is_empty());
+        drop(store);
+        let store = disk.open(small()).unwrap();
+        for sequence in held {
+            assert!(store.is_unsettled(sequence), "length {len}: {sequence}");
+        }
+    }
+}
+
 #[test]
 fn an_evacuation_that_fails_leaves_the_old_store_as_it_was() {
     let dir = tempfile::tempdir().unwrap();
