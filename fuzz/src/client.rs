@@ -394,8 +394,8 @@ impl Machines {
                     self.delivery
                         .handle(&self.store, self.now, Input::GrantRaised(result));
                 }
-                Output::Rebase { figure } => {
-                    let result = self.store.rebase(figure);
+                Output::Rebase { above } => {
+                    let result = self.store.rebase(above);
                     self.delivery
                         .handle(&self.store, self.now, Input::Rebased(result));
                 }

@@ -171,6 +171,14 @@ impl Book {
         self.sent.insert(sequence, wire);
     }
 
+    /// The number a message goes out under.
+    pub fn wire(&self, sequence: u64) -> u64 {
+        match self.rebase {
+            Some(rebase) if sequence >= rebase.from => sequence.wrapping_add_signed(rebase.delta),
+            _ => sequence,
+        }
+    }
+
     pub fn rebased(&mut self, rebase: Rebase) {
         self.sent.split_off(&rebase.from);
         self.elsewhere.split_off(&rebase.from);

@@ -67,6 +67,8 @@ pub struct Settings {
     pub no_handler: bool,
     /// Another publisher may use the name: what a server holds under it proves little.
     pub shared: bool,
+    /// The server's refusals name nobody, and its next success covers what it refused.
+    pub nameless: bool,
 }
 
 impl Settings {
@@ -81,6 +83,7 @@ impl Settings {
             declines: 0,
             no_handler: false,
             shared: false,
+            nameless: false,
         }
     }
 }
@@ -101,6 +104,8 @@ pub struct Publisher {
     /// What the handler was given: sequence, whether late, whether from an earlier run.
     pub handled: Vec<(u64, bool, bool)>,
     pub unattributed: Vec<(Option<u64>, String)>,
+    /// Called persisted although refused: by a server whose refusals name nobody.
+    pub misnamed: usize,
     closed: bool,
     rebase_in_doubt: bool,
     /// What was durable when the last process died.
@@ -131,7 +136,11 @@ pub struct Process {
     drop_link: bool,
     sync_failed: bool,
     first_of_run: u64,
+    /// The highest message that may have been sent, by this process or before.
+    reach: u64,
     read: Read,
+    /// Rebases that are left to this run: one, and one for each that was allowed.
+    rebases_left: u32,
     /// Carry out no store jobs.
     pub hold_jobs: bool,
 }
@@ -140,7 +149,7 @@ pub struct Process {
 #[derive(Debug, Default)]
 struct Read {
     logon: Option<u64>,
-    acked: u64,
+    acked: BTreeSet<u64>,
     acked_ids: BTreeSet<u64>,
     refused: BTreeSet<u64>,
     refused_ids: BTreeSet<u64>,
@@ -171,6 +180,7 @@ impl Publisher {
             notes: Vec::new(),
             handled: Vec::new(),
             unattributed: Vec::new(),
+            misnamed: 0,
             closed: false,
             rebase_in_doubt: false,
             durable: 0,
@@ -251,7 +261,9 @@ impl Publisher {
             drop_link: false,
             sync_failed: false,
             first_of_run: numbers.first_of_run,
+            reach: numbers.found_grant,
             read: Read::default(),
+            rebases_left: 1,
             hold_jobs: false,
             store,
         });
@@ -611,7 +623,12 @@ impl Publisher {
         if process.running.is_none()
             && let Some(job) = process.jobs.pop_front()
         {
-            let due = around.delay();
+            // A device may take longer than it takes to lose a link and get another.
+            let slow = around.rng.one_in(4);
+            let due = match slow {
+                true => around.now + Duration::from_millis(around.rng.below(1500)),
+                false => around.delay(),
+            };
             process.running = Some((due, job));
         }
         let Some((_, job)) = process.running.take_if(|(due, _)| *due <= around.now) else {
@@ -628,14 +645,14 @@ impl Publisher {
                 trace!(around, "p{} grant {to}: {raised:?}", self.id);
                 JobDone::Raised(raised)
             }
-            Job::Rebase(figure) => {
-                let rebased = process.store.rebase(figure);
+            Job::Rebase(above) => {
+                let rebased = process.store.rebase(above);
                 match &rebased {
                     Ok(rebase) => self.book.rebased(*rebase),
                     // The write that failed may have reached the disk all the same.
                     Err(_) => self.rebase_in_doubt = true,
                 }
-                trace!(around, "p{} rebase above {figure}: {rebased:?}", self.id);
+                trace!(around, "p{} rebase above {above}: {rebased:?}", self.id);
                 JobDone::Rebased(rebased)
             }
         };
@@ -807,6 +824,7 @@ impl Publisher {
                 );
             }
             self.book.went_out(next.sequence, next.wire);
+            process.reach = process.reach.max(next.sequence);
             let body = process.message.payload();
             assert!(
                 body == self.book.messages[&next.sequence].body,
@@ -873,6 +891,9 @@ impl Publisher {
     /// Hands something to delivery, and carries out what it decides.
     pub fn input(&mut self, around: &mut Around<'_>, input: Input<'_>) {
         let process = self.process.as_mut().expect("runs");
+        if let Input::AllowRebase = input {
+            process.rebases_left = 1;
+        }
         process
             .delivery
             .handle(&process.store, at(around.now), input);
@@ -896,7 +917,7 @@ impl Publisher {
         let process = self.process.as_mut().expect("runs");
         match output {
             Output::RaiseGrant { to } => process.jobs.push_back(Job::Raise(to)),
-            Output::Rebase { figure } => process.jobs.push_back(Job::Rebase(figure)),
+            Output::Rebase { above } => process.jobs.push_back(Job::Rebase(above)),
             Output::DropLink { .. } => process.drop_link = true,
             Output::SettledThrough { through, via } => {
                 trace!(around, "p{} settles through {through} via {via:?}", self.id);
@@ -929,6 +950,11 @@ impl Publisher {
             }
             Output::Note(note) => {
                 trace!(around, "p{} notes {note:?}", self.id);
+                if let Note::Rebased { from, .. } = note {
+                    process.reach = from - 1;
+                    let left = process.rebases_left.checked_sub(1);
+                    process.rebases_left = left.expect("a second rebase that nobody asked for");
+                }
                 self.notes.push(note);
             }
             other => panic!("unknown output {other:?}"),
@@ -947,9 +973,19 @@ impl Publisher {
             .or(unknown)
             .unwrap_or_else(|| panic!("{sequence} is settled and was never sent"));
         let read = &process.read;
+        // What a server says beyond that is not about this store.
+        let reach = book.wire(process.reach);
         let covered = match via {
-            Via::Ack => read.acked >= wire || read.acked_ids.contains(&sequence),
-            Via::Logon => read.logon.is_some_and(|figure| figure >= wire),
+            Via::Ack => {
+                let figure = read.acked.range(wire..).next();
+                figure.is_some_and(|figure| *figure <= reach) || read.acked_ids.contains(&sequence)
+            }
+            // Below the first number of a rebase a figure says nothing new, and everything
+            // below its first message was settled before (charter §5.3).
+            Via::Logon => read.logon.is_some_and(|f| {
+                let before = |r: Rebase| sequence < r.from && f < book.wire(r.from);
+                wire <= f && f <= reach || book.rebase.is_some_and(before)
+            }),
         };
         assert!(
             covered,
@@ -972,8 +1008,15 @@ impl Publisher {
         let wires = around.wires.of(name, &message.body);
         let refused = |server: usize| around.servers[server].refused(name, &wires);
         let mut all = self.settings.servers.iter().copied();
+        if self.settings.nameless && server.is_some_and(&refused) {
+            self.misnamed += 1;
+        }
         let true_word = match via {
-            Via::Ack if all.len() == 1 => server.is_some_and(holds),
+            // One that forgot a refusal covers its number with the next success.
+            Via::Ack if all.len() == 1 => server.is_some_and(|server| {
+                let forgot = around.servers[server].forgets > 0;
+                holds(server) || (forgot || self.settings.nameless) && refused(server)
+            }),
             // A replica that was given what followed drops the message as a duplicate and
             // covers it all the same: the word of the servers, not the client's.
             Via::Ack => all.any(|server| holds(server) || refused(server)),
@@ -1164,7 +1207,7 @@ impl Read {
         let id: Option<u64> = header.command_id.as_deref().and_then(|id| id.parse().ok());
         match (header.ack_kind(), header.status) {
             (Some(AckKind::Persisted), Some(Status::Success)) => {
-                self.acked = self.acked.max(header.sequence.unwrap_or(0));
+                self.acked.extend(header.sequence);
                 self.acked_ids.extend(id);
             }
             (Some(_), Some(Status::Failure)) => {

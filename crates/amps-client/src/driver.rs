@@ -371,7 +371,7 @@ impl Driver {
         let store: Arc<dyn PublishStore> = store.clone();
         self.work.running = Some(tokio::task::spawn_blocking(move || match job {
             Job::RaiseGrant(to) => Done::Raised(store.raise_grant(to)),
-            Job::Rebase(figure) => Done::Rebased(store.rebase(figure)),
+            Job::Rebase(above) => Done::Rebased(store.rebase(above)),
         }));
     }
 

@@ -130,10 +130,11 @@ pub enum Event {
     /// Numbering on the wire goes on above the server's figure. Messages sent before under
     /// their old numbers may reach the server twice.
     Rebased {
-        /// The server's own number.
-        figure: u64,
         /// First sequence concerned.
         from: u64,
+        /// The number it goes out under: above the server's figure, with room for what the
+        /// server may hold beyond that.
+        first_wire: u64,
         /// Unsettled messages that may be duplicates: they may have been sent before.
         possible_duplicates: u64,
     },

@@ -44,6 +44,41 @@ pub enum Planted {
     FlushWaitsForEmpty,
     /// Messages go out above the durable send grant.
     GrantNotAwaited,
+    /// A rebase numbers right above the server's figure.
+    NoHeadroom,
+    /// Messages go out under new numbers before the rebase is durable.
+    RebaseNotAwaited,
+    /// A rebase that an earlier link asked for is forgotten with it.
+    RebaseForgotten,
+    /// What is behind a give-up goes out before that is durable.
+    GiveUpNotAwaited,
+    /// At `Disk`, messages go out before they are durable.
+    DurabilityNotAwaited,
+    /// A failure that names nobody is taken for one of the oldest message.
+    FailureGuessed,
+    /// An ack beyond what was sent settles what was sent.
+    AckBeyondSentBelieved,
+}
+
+impl Planted {
+    /// Every one of them.
+    pub const ALL: [Planted; 15] = [
+        Planted::Overtaking,
+        Planted::CumulativeFailure,
+        Planted::DiscardBeforeAck,
+        Planted::FigureIgnored,
+        Planted::LogonTakenForAck,
+        Planted::ForeignBelieved,
+        Planted::FlushWaitsForEmpty,
+        Planted::GrantNotAwaited,
+        Planted::NoHeadroom,
+        Planted::RebaseNotAwaited,
+        Planted::RebaseForgotten,
+        Planted::GiveUpNotAwaited,
+        Planted::DurabilityNotAwaited,
+        Planted::FailureGuessed,
+        Planted::AckBeyondSentBelieved,
+    ];
 }
 
 thread_local! {

@@ -58,11 +58,11 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
                  Nothing was settled on that claim"
             ),
             Event::Rebased {
-                figure,
                 from,
+                first_wire,
                 possible_duplicates,
             } => format!(
-                "numbering goes on above the server's {figure}, from sequence {from} on; \
+                "numbering goes on above the server's: sequence {from} goes out as {first_wire}; \
                  {possible_duplicates} message(s) may reach it twice"
             ),
             Event::NameShared { .. } => "another live publisher seems to use this client name; \

@@ -176,10 +176,11 @@ pub enum Output {
         /// The grant wanted.
         to: u64,
     },
-    /// Call `rebase(figure)` off the I/O path and answer [`Input::Rebased`].
+    /// Call `rebase(above)` off the I/O path and answer [`Input::Rebased`].
     Rebase {
-        /// The server's figure.
-        figure: u64,
+        /// The highest number to leave free: the server's figure, and some room for what
+        /// the server may hold beyond it.
+        above: u64,
     },
     /// Close the link.
     DropLink {
@@ -263,10 +264,10 @@ pub enum Note {
     },
     /// See [`Event::Rebased`](crate::Event::Rebased).
     Rebased {
-        /// The server's number.
-        figure: u64,
         /// First sequence concerned.
         from: u64,
+        /// The number it goes out under.
+        first_wire: u64,
         /// Unsettled messages that may have been sent before.
         possible_duplicates: u64,
     },

@@ -5,6 +5,22 @@ use amps_store::{PublishStore, Rebase, StoredMessage};
 /// The highest number any publisher can reach; a figure above it is the server's error.
 pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
 
+/// Numbers that a rebase leaves free above the server's figure.
+///
+/// The figure counts what the server has settled. What else it holds under the name, from a
+/// publisher that was just replaced, has higher numbers, and the figure says nothing of
+/// them: new messages right above it would be dropped as duplicates of those, and be
+/// covered by their acks. Gaps do no harm (`amps-publish-semantics.md` §2).
+const HEADROOM: u64 = 1 << 32;
+
+/// What a rebase above a server's figure leaves free, at the end of the numbers less.
+pub(super) fn rebase_above(figure: u64) -> u64 {
+    match figure < MAX_FIGURE - 2 * HEADROOM {
+        true => figure + HEADROOM,
+        false => figure,
+    }
+}
+
 /// A server's figure, translated and judged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Figure {

@@ -49,12 +49,21 @@ macro_rules! planted {
 enum Phase {
     /// No logon accepted on this link, or no link.
     Offline,
-    /// The server's figure is foreign; waiting for the durable rebase.
-    Rebasing { figure: u64 },
+    /// Waiting for a rebase to be durable.
+    Rebasing(Logon),
     /// Messages may go out.
     Live,
     /// The link must go; nothing is sent or settled on it.
     Dropping,
+}
+
+/// What a logon waits for while a rebase is under way.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Logon {
+    /// Its foreign figure asked for it.
+    Asked,
+    /// An earlier link's did: what this one was told is judged by the new numbering.
+    Behind { figure: Option<u64> },
 }
 
 /// The delivery state machine. See the module's page.
@@ -70,6 +79,8 @@ pub struct Delivery {
     cursor: u64,
     replay_through: Option<u64>,
     raising: bool,
+    /// A rebase was asked for and its outcome is not known; it outlives its link.
+    rebasing: bool,
     /// The grant could not be raised; the next try is not before this moment.
     raise_again_at: Option<Duration>,
     sync_failed: bool,
@@ -111,6 +122,7 @@ impl Delivery {
             cursor: 1,
             replay_through: None,
             raising: false,
+            rebasing: false,
             raise_again_at: None,
             sync_failed: false,
             stop_told: false,
@@ -138,7 +150,7 @@ impl Delivery {
             Input::Flush { id, until } => self.flushes.start(id, until, &store.bounds()),
             Input::FlushCancelled { id } => self.flushes.cancel(id),
             Input::GrantRaised(result) => self.grant_raised(store, now, result),
-            Input::Rebased(result) => self.rebased(store, result),
+            Input::Rebased(result) => self.rebased(store, now, result),
             Input::AllowRebase => {
                 self.figures.allow_rebase();
                 self.links.clear_suspicion();
@@ -203,7 +215,7 @@ impl Delivery {
         if planted!(GrantNotAwaited) {
             through = u64::MAX;
         }
-        if self.level == Level::Disk {
+        if self.level == Level::Disk && !planted!(DurabilityNotAwaited) {
             through = through.min(store.durable().sequence);
         }
         let found = match self.cursor <= through {
@@ -269,6 +281,10 @@ impl Delivery {
         if self.phase != Phase::Offline {
             return;
         }
+        if self.rebasing && !planted!(RebaseForgotten) {
+            self.phase = Phase::Rebasing(Logon::Behind { figure });
+            return;
+        }
         self.flight.reset();
         self.raise_again_at = None;
         let figure = figure.filter(|_| !planted!(FigureIgnored));
@@ -286,7 +302,7 @@ impl Delivery {
                 self.links.suspect();
                 self.drop_link(DropReason::BadFigure);
             }
-            Figure::Foreign => self.foreign_at_logon(figure),
+            Figure::Foreign => self.foreign_at_logon(store, figure),
             // A figure below the rebase was moved up to it.
             Figure::Below => self.go_live(store),
             Figure::Within(through) => {
@@ -320,7 +336,7 @@ impl Delivery {
         }
     }
 
-    fn foreign_at_logon(&mut self, figure: u64) {
+    fn foreign_at_logon(&mut self, store: &dyn PublishStore, figure: u64) {
         self.note(Note::ForeignFigure {
             figure,
             may_have_sent: self.figures.reach(),
@@ -338,39 +354,52 @@ impl Delivery {
             });
             return self.drop_link(DropReason::ForeignFigure);
         }
-        self.phase = Phase::Rebasing { figure };
-        self.outputs.push_back(Output::Rebase { figure });
+        self.phase = Phase::Rebasing(Logon::Asked);
+        self.rebasing = true;
+        let above = match planted!(NoHeadroom) {
+            true => figure,
+            false => figures::rebase_above(figure),
+        };
+        self.outputs.push_back(Output::Rebase { above });
+        if planted!(RebaseNotAwaited) {
+            self.go_live(store);
+        }
     }
 
-    fn rebased(&mut self, store: &dyn PublishStore, result: Result<Rebase, StoreError>) {
-        match result {
+    fn rebased(&mut self, store: &dyn PublishStore, now: Now, result: Result<Rebase, StoreError>) {
+        self.rebasing = false;
+        let done = match result {
             Ok(rebase) => {
-                let bounds = store.bounds();
-                let possible_duplicates = match self.figures.reach() >= rebase.from {
-                    true => bounds.unsettled.min(self.figures.reach() - rebase.from + 1),
+                let reach = self.figures.reach();
+                let possible_duplicates = match reach >= rebase.from {
+                    true => store.bounds().unsettled.min(reach - rebase.from + 1),
                     false => 0,
                 };
                 self.figures.rebased(store, rebase);
-                let figure = (rebase.from as i64).wrapping_add(rebase.delta) as u64 - 1;
                 self.note(Note::Rebased {
-                    figure,
                     from: rebase.from,
+                    first_wire: self.figures.wire(rebase.from),
                     possible_duplicates,
                 });
-                // The link may have gone while the device was writing.
-                if matches!(self.phase, Phase::Rebasing { .. }) {
-                    self.go_live(store);
-                }
+                true
             }
             Err(error) => {
                 self.note(Note::StoreFailed {
                     doing: "rebase above the server's figure",
                     error,
                 });
-                if matches!(self.phase, Phase::Rebasing { .. }) {
-                    self.drop_link(DropReason::StoreFailed);
-                }
+                false
             }
+        };
+        match self.phase {
+            Phase::Rebasing(Logon::Asked) if done => self.go_live(store),
+            Phase::Rebasing(Logon::Asked) => self.drop_link(DropReason::StoreFailed),
+            Phase::Rebasing(Logon::Behind { figure }) => {
+                self.phase = Phase::Offline;
+                self.logged_on(store, now, figure);
+            }
+            // The link went while the device was writing.
+            Phase::Offline | Phase::Live | Phase::Dropping => {}
         }
     }
 
@@ -401,7 +430,11 @@ impl Delivery {
 
     fn ack(&mut self, store: &dyn PublishStore, now: Now, ack: PublishAck<'_>) {
         if self.phase != Phase::Live {
-            // Nothing was sent on this link yet, so no ack on it can be about us.
+            // Nothing was sent on this link yet, or it must not be trusted any more: what an
+            // ack covers here is not known to be ours, and a refusal is told all the same.
+            if let Verdict::Refused(reason) = ack.verdict {
+                self.unattributed(ack.figure, reason);
+            }
             return;
         }
         let judged = match ack.figure {
@@ -412,6 +445,7 @@ impl Delivery {
                     self.links.suspect();
                     return self.drop_link(DropReason::BadFigure);
                 }
+                Figure::Foreign if planted!(AckBeyondSentBelieved) => Some(self.figures.reach()),
                 Figure::Foreign => {
                     self.note(Note::NameShared {
                         figure,
@@ -440,6 +474,10 @@ impl Delivery {
                         self.refuse(store, now, sequence, reason, ack.figure);
                         self.figures.settled(sequence);
                     }
+                    None if planted!(FailureGuessed) => {
+                        let first = store.bounds().first_unsettled.unwrap_or(0);
+                        self.refuse(store, now, first, reason, None);
+                    }
                     None => self.unattributed(ack.figure, reason),
                 }
             }
@@ -460,6 +498,9 @@ impl Delivery {
 
     fn give_up(&mut self, store: &dyn PublishStore, now: Now, sequence: u64, reason: &str) {
         self.wait_for = self.refuse(store, now, sequence, reason, None);
+        if planted!(GiveUpNotAwaited) {
+            self.wait_for = None;
+        }
         if self.wait_for.is_some() {
             store.request_sync();
         }

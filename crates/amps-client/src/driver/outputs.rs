@@ -44,7 +44,7 @@ impl Driver {
     fn output(&mut self, output: Output) {
         match output {
             Output::RaiseGrant { to } => self.work.jobs.push_back(Job::RaiseGrant(to)),
-            Output::Rebase { figure } => self.work.jobs.push_back(Job::Rebase(figure)),
+            Output::Rebase { above } => self.work.jobs.push_back(Job::Rebase(above)),
             Output::DropLink { why } => self.work.drop_link = Some(link_end(why)),
             Output::SettledThrough { through, via } => {
                 if let Some(watched) = &self.shared.watched {
@@ -168,19 +168,19 @@ impl Driver {
                 }
             }
             Note::Rebased {
-                figure,
                 from,
+                first_wire,
                 possible_duplicates,
             } => {
                 tracing::warn!(
-                    figure,
                     from,
+                    first_wire,
                     possible_duplicates,
                     "numbering above the server's figure"
                 );
                 Event::Rebased {
-                    figure,
                     from,
+                    first_wire,
                     possible_duplicates,
                 }
             }

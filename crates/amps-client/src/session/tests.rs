@@ -168,8 +168,8 @@ proptest! {
                         let result = store.raise_grant(to);
                         delivery.handle(&store, now, Input::GrantRaised(result));
                     }
-                    Output::Rebase { figure } => {
-                        let result = store.rebase(figure);
+                    Output::Rebase { above } => {
+                        let result = store.rebase(above);
                         delivery.handle(&store, now, Input::Rebased(result));
                     }
                     _ => {}
