@@ -3,6 +3,7 @@
 
 mod link;
 mod outputs;
+mod readers;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
@@ -25,7 +26,9 @@ use crate::failed::UnhandledAck;
 use crate::meter::Meter;
 use crate::session::{Credentials, Session};
 use crate::shared::{Shared, unix_micros};
-use crate::subscribe::{Answer, Delivered, Request, Subscribe, Subscription, SubscriptionEnd};
+use crate::subscribe::{Answer, Request, Subscribe, Subscription};
+
+use readers::{Entry, Readers};
 
 /// What a handle asks the driver for.
 pub(crate) enum Ask {
@@ -86,7 +89,7 @@ pub(crate) struct Work {
     out: Vec<u8>,
     flushes: BTreeMap<u64, FlushReply>,
     commands: BTreeMap<u64, CommandReply>,
-    subscriptions: BTreeMap<u64, SubscriptionEntry>,
+    readers: Readers,
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<Done>>,
     drop_link: Option<LinkEnd>,
@@ -106,15 +109,6 @@ enum CommandReply {
     Answer(oneshot::Sender<Result<Answer, CommandError>>),
     Flush(oneshot::Sender<Result<FlushReport, FlushError>>),
     Close,
-}
-
-struct SubscriptionEntry {
-    messages: mpsc::Sender<Delivered>,
-    end: oneshot::Sender<SubscriptionEnd>,
-    placed: Option<(
-        oneshot::Sender<Result<Subscription, CommandError>>,
-        Subscription,
-    )>,
 }
 
 struct Closing {
@@ -149,7 +143,7 @@ impl Work {
             out: Vec::new(),
             flushes: BTreeMap::new(),
             commands: BTreeMap::new(),
-            subscriptions: BTreeMap::new(),
+            readers: Readers::default(),
             jobs: VecDeque::new(),
             running: None,
             drop_link: None,
@@ -390,7 +384,7 @@ impl Driver {
             }
             Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
             Ask::Unsubscribe { subscription } => {
-                self.work.subscriptions.remove(&subscription);
+                self.work.readers.remove(subscription);
                 self.session.unsubscribe(subscription, &mut self.work.out);
             }
             Ask::AllowRebase => self.input(Input::AllowRebase),
@@ -510,29 +504,13 @@ impl Driver {
             query,
             asks: self.shared.asks.downgrade(),
         };
-        let placed = Some((reply, subscription));
-        self.work.subscriptions.insert(
-            id,
-            SubscriptionEntry {
-                messages,
-                end,
-                placed,
-            },
-        );
-    }
-
-    fn end_subscription(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
-        let Some(entry) = self.work.subscriptions.remove(&subscription) else {
-            return;
+        let placing = Some((reply, subscription));
+        let entry = Entry {
+            messages,
+            end,
+            placing,
         };
-        if let (Some((reply, _)), Some(SubscriptionEnd::Command(error))) = (entry.placed, &end) {
-            // Never placed: the call itself fails.
-            drop(reply.send(Err(error.clone())));
-        }
-        if let Some(end) = end {
-            // Its reader may be gone.
-            drop(entry.end.send(end));
-        }
+        self.work.readers.insert(id, entry);
     }
 
     pub(crate) fn state(&mut self, state: ConnectionState) {
@@ -588,9 +566,7 @@ impl Driver {
                 drop(reply.send(Err(FlushError::Closed(report))));
             }
         }
-        for (_, entry) in std::mem::take(&mut self.work.subscriptions) {
-            drop(entry.end.send(SubscriptionEnd::Closed));
-        }
+        self.work.readers.close();
         if let Some(watched) = &self.shared.watched {
             watched.book.close();
             watched.durable.send_modify(|moves| *moves += 1);

@@ -357,7 +357,8 @@ impl Driver {
                 subscription,
                 error,
             } => {
-                self.end_subscription(subscription, error.map(SubscriptionEnd::Command));
+                let end = error.map(SubscriptionEnd::Command);
+                self.work.readers.end(subscription, end);
             }
             Owned::Unhandled(ack) => {
                 tracing::debug!(?ack, "an ack that belongs to nothing");
@@ -371,28 +372,13 @@ impl Driver {
         if let Some(reply) = self.work.commands.remove(&id) {
             return self.command_done(reply, result);
         }
-        let Some(entry) = self.work.subscriptions.get_mut(&id) else {
-            return;
-        };
-        let Some((reply, subscription)) = entry.placed.take() else {
-            return;
-        };
-        let result = result.map(|_| subscription);
-        // If the caller stopped waiting, the subscription is dropped here and unsubscribes.
-        drop(reply.send(result));
+        self.work.readers.placed(id, result);
     }
 
     fn deliver(&mut self, subscription: u64, message: Delivered) {
-        let Some(entry) = self.work.subscriptions.get(&subscription) else {
-            return;
-        };
-        let end = match entry.messages.try_send(message) {
-            Ok(()) => return,
-            Err(tokio::sync::mpsc::error::TrySendError::Full(_)) => Some(SubscriptionEnd::Lagged),
-            Err(tokio::sync::mpsc::error::TrySendError::Closed(_)) => None,
-        };
-        self.session.unsubscribe(subscription, &mut self.work.out);
-        self.end_subscription(subscription, end);
+        if !self.work.readers.deliver(subscription, message) {
+            self.session.unsubscribe(subscription, &mut self.work.out);
+        }
     }
 }
 

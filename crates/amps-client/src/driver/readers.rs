@@ -1,0 +1,83 @@
+//! Subscriptions from the side of their readers: who gets a message, and who was too slow.
+
+use std::collections::BTreeMap;
+
+use tokio::sync::mpsc::error::TrySendError;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::error::CommandError;
+use crate::subscribe::{Answer, Delivered, Subscription, SubscriptionEnd};
+
+/// Where a call that subscribes waits for its subscription.
+pub(super) type Placing = oneshot::Sender<Result<Subscription, CommandError>>;
+
+/// The driver's end of every subscription.
+#[derive(Default)]
+pub(super) struct Readers {
+    entries: BTreeMap<u64, Entry>,
+}
+
+pub(super) struct Entry {
+    pub(super) messages: mpsc::Sender<Delivered>,
+    pub(super) end: oneshot::Sender<SubscriptionEnd>,
+    pub(super) placing: Option<(Placing, Subscription)>,
+}
+
+impl Readers {
+    pub(super) fn insert(&mut self, subscription: u64, entry: Entry) {
+        self.entries.insert(subscription, entry);
+    }
+
+    pub(super) fn remove(&mut self, subscription: u64) {
+        self.entries.remove(&subscription);
+    }
+
+    /// The server answered the command that placed a subscription first.
+    pub(super) fn placed(&mut self, subscription: u64, result: Result<Answer, CommandError>) {
+        let Some(entry) = self.entries.get_mut(&subscription) else {
+            return;
+        };
+        let Some((reply, subscription)) = entry.placing.take() else {
+            return;
+        };
+        let result = result.map(|_| subscription);
+        // If the caller stopped waiting, the subscription is dropped here and unsubscribes.
+        drop(reply.send(result));
+    }
+
+    /// Hands a message to its reader. `false`: the subscription ended, because its reader
+    /// is too slow or gone, and the server must be told.
+    pub(super) fn deliver(&mut self, subscription: u64, message: Delivered) -> bool {
+        let Some(entry) = self.entries.get(&subscription) else {
+            return true;
+        };
+        let end = match entry.messages.try_send(message) {
+            Ok(()) => return true,
+            Err(TrySendError::Full(_)) => Some(SubscriptionEnd::Lagged),
+            Err(TrySendError::Closed(_)) => None,
+        };
+        self.end(subscription, end);
+        false
+    }
+
+    pub(super) fn end(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
+        let Some(entry) = self.entries.remove(&subscription) else {
+            return;
+        };
+        if let (Some((reply, _)), Some(SubscriptionEnd::Command(error))) = (entry.placing, &end) {
+            // Never placed: the call itself fails.
+            drop(reply.send(Err(error.clone())));
+        }
+        if let Some(end) = end {
+            // Its reader may be gone.
+            drop(entry.end.send(end));
+        }
+    }
+
+    /// The client ends, and every subscription with it.
+    pub(super) fn close(&mut self) {
+        for (_, entry) in std::mem::take(&mut self.entries) {
+            drop(entry.end.send(SubscriptionEnd::Closed));
+        }
+    }
+}
