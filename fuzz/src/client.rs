@@ -1,6 +1,7 @@
 //! Targets of the client: what a server may send, and where it may be.
 
 use std::borrow::Cow;
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use amps_client::delivery::{Config, Delivery, Input, Now, Output, RebasePolicy};
@@ -9,7 +10,7 @@ use amps_client::protocol::{
 };
 use amps_client::session::{Credentials, Received, Session, SessionConfig};
 use amps_client::uri::Uri;
-use amps_client::{Request, Subscribe};
+use amps_client::{DeliveredKind, Request, Subscribe};
 use amps_store::{Envelope, Options, PublishStore, Store, StoredMessage};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bytes::Bytes;
@@ -348,6 +349,7 @@ impl Machines {
     fn receive(&mut self, frame: Bytes) {
         let (store, now, delivery) = (&self.store, self.now, &mut self.delivery);
         let mut lost = false;
+        let mut delivered = BTreeMap::new();
         let read = self
             .session
             .receive(now.at, &frame, &mut self.out, &mut |item| match item {
@@ -356,7 +358,16 @@ impl Machines {
                     delivery.handle(store, now, Input::LoggedOn { figure });
                 }
                 Received::LogonRefused(_) => lost = true,
-                Received::Delivered { message, .. } => assert!(message.data.len() <= frame.len()),
+                Received::Delivered {
+                    subscription,
+                    message,
+                } => {
+                    let (count, bytes) = delivered.entry(subscription).or_insert((0, 0));
+                    *count += 1;
+                    *bytes += message.data.len();
+                    let once = message.kind == DeliveredKind::Sow || *count == 1;
+                    assert!(once && *bytes <= frame.len(), "a frame is delivered once");
+                }
                 _ => {}
             });
         delivery.handle(store, now, Input::AcksEnd);
@@ -453,7 +464,7 @@ fn frame(choices: &mut Unstructured<'_>, published: u64) -> Result<Bytes> {
             _ => choices.arbitrary()?,
         };
         let mut word = |words: &[&'static str]| choices.choose(words).copied();
-        fields.push(match number % 9 {
+        fields.push(match number % 10 {
             0 | 1 => format!("\"s\":{number}"),
             2 => format!("\"c\":\"{}\"", word(&["ack", "p", "sow", "oof", "x"])?),
             3 => format!(
@@ -470,6 +481,7 @@ fn frame(choices: &mut Unstructured<'_>, published: u64) -> Result<Bytes> {
             5 => format!("\"cid\":\"{}{number}\"", word(&["", "c", "s"])?),
             6 => format!("\"sub_id\":\"s{number}\""),
             7 => format!("\"query_id\":\"s{number}\",\"l\":{number}"),
+            8 => format!("\"sids\":\"s{number},s1,s1,s{number}\""),
             _ => "\"reason\":\"no\"".to_owned(),
         });
     }
@@ -477,6 +489,7 @@ fn frame(choices: &mut Unstructured<'_>, published: u64) -> Result<Bytes> {
     let start = [
         r#"{"c":"ack","#,
         r#"{"c":"ack","a":"persisted","status":"success","#,
+        r#"{"c":"p","sids":"s2,s3,s2,s4","t":"t","#,
         "{",
     ];
     let mut frame = choices.choose(&start)?.as_bytes().to_vec();

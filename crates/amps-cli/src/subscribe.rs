@@ -141,7 +141,7 @@ impl Printer {
         if self.out.is_json() {
             let mut message = object! {
                 "event": "message",
-                "topic": delivered.topic.as_str(),
+                "topic": &*delivered.topic,
                 "bookmark": delivered.bookmark.clone(),
             };
             body::insert(&mut message, &delivered.data);

@@ -1,5 +1,7 @@
 //! Subscriptions and queries, enough to be useful beside a publisher.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
@@ -184,8 +186,8 @@ pub enum DeliveredKind {
 pub struct Delivered {
     /// What it is.
     pub kind: DeliveredKind,
-    /// Its topic.
-    pub topic: String,
+    /// Its topic, shared by the messages of one frame.
+    pub topic: Arc<str>,
     /// Its place in the server's log, to continue behind.
     pub bookmark: Option<String>,
     /// Its SOW key.

@@ -20,7 +20,7 @@ use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::protocol::{FrameDecoder, Header, Reason};
 use crate::session::{Credentials, Expired, Received};
-use crate::subscribe::{Answer, Delivered, SubscriptionEnd};
+use crate::subscribe::{Answer, SubscriptionEnd};
 use crate::wire;
 
 /// Bytes gathered for one write; beyond it larger writes gain nothing.
@@ -40,10 +40,6 @@ pub(super) enum Owned {
         id: u64,
         result: Result<Answer, CommandError>,
     },
-    Delivered {
-        subscription: u64,
-        message: Delivered,
-    },
     SubscriptionEnded {
         subscription: u64,
         error: Option<CommandError>,
@@ -60,15 +56,8 @@ impl From<Received<'_>> for Owned {
             Received::Challenge(challenge) => Owned::Challenge(challenge),
             Received::HeartbeatInitiated => Owned::HeartbeatInitiated,
             Received::Resubscribed => Owned::Resubscribed,
-            Received::Ack(_) => Owned::Nothing,
+            Received::Ack(_) | Received::Delivered { .. } => Owned::Nothing,
             Received::Done { id, result } => Owned::Done { id, result },
-            Received::Delivered {
-                subscription,
-                message,
-            } => Owned::Delivered {
-                subscription,
-                message,
-            },
             Received::SubscriptionEnded {
                 subscription,
                 error,
@@ -272,8 +261,24 @@ impl Driver {
             let Some(frame) = frame else { break };
             let mut received = Owned::Nothing;
             let mut more = Vec::new();
+            let mut ended = Vec::new();
             let (delivery, store) = (&mut self.delivery, self.shared.store());
+            let readers = &mut self.work.readers;
             let mut sink = |item: Received<'_>| {
+                // Messages reach their bounded channel at once: a frame can hold more than
+                // memory has room for.
+                let item = match item {
+                    Received::Delivered {
+                        subscription,
+                        message,
+                    } => {
+                        if !readers.deliver(subscription, message) {
+                            ended.push(subscription);
+                        }
+                        return;
+                    }
+                    item => item,
+                };
                 // Acks reach delivery at once and in order; the rest can wait for the end
                 // of this frame.
                 if let (Some(delivery), Some(store)) = (&mut *delivery, store) {
@@ -299,6 +304,9 @@ impl Driver {
             self.session
                 .receive(now.at, &frame, &mut self.work.out, &mut sink)
                 .map_err(|error| LinkEnd::Protocol(error.to_string()))?;
+            for subscription in ended {
+                self.session.unsubscribe(subscription, &mut self.work.out);
+            }
             for item in std::iter::once(received).chain(more) {
                 match item {
                     Owned::Nothing => {}
@@ -349,10 +357,6 @@ impl Driver {
             Owned::HeartbeatInitiated => self.state(ConnectionState::HeartbeatInitiated),
             Owned::Resubscribed => self.state(ConnectionState::Resubscribed),
             Owned::Done { id, result } => self.done(id, result),
-            Owned::Delivered {
-                subscription,
-                message,
-            } => self.deliver(subscription, message),
             Owned::SubscriptionEnded {
                 subscription,
                 error,
@@ -373,12 +377,6 @@ impl Driver {
             return self.command_done(reply, result);
         }
         self.work.readers.placed(id, result);
-    }
-
-    fn deliver(&mut self, subscription: u64, message: Delivered) {
-        if !self.work.readers.deliver(subscription, message) {
-            self.session.unsubscribe(subscription, &mut self.work.out);
-        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use crate::error::CommandError;
-use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, SowRecords, Verb};
+use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, Verb};
 use crate::subscribe::{Answer, DeliveredKind, Request, Subscribe};
 
 pub use api::{Credentials, Expired, Received, SessionConfig};
@@ -25,10 +25,6 @@ pub const MAX_CHALLENGES: u32 = 3;
 /// Commands that may wait for an answer at once.
 pub const MAX_WAITING: usize = 1024;
 
-/// A delivered body below this size is copied out of the read buffer, so that a slow reader
-/// does not keep whole buffers alive.
-const COPY_BELOW: usize = 16 * 1024;
-
 /// The session. See the module's page.
 #[derive(Debug)]
 pub struct Session {
@@ -39,6 +35,8 @@ pub struct Session {
     waiting: BTreeMap<u64, Waiting>,
     subscriptions: BTreeMap<u64, Placed>,
     resubscribing: usize,
+    /// Frames with messages so far, to tell the first mention of a subscription in one.
+    frames: u64,
     heard: Duration,
     beat_at: Option<Duration>,
 }
@@ -75,6 +73,8 @@ struct Placed {
     /// The command that placed it last; a completed ack may name nothing else.
     command: u64,
     bookmark: Option<String>,
+    /// The last frame that delivered to it.
+    last_frame: u64,
 }
 
 impl Session {
@@ -88,6 +88,7 @@ impl Session {
             waiting: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             resubscribing: 0,
+            frames: 0,
             heard: Duration::ZERO,
             beat_at: None,
         }
@@ -174,17 +175,12 @@ impl Session {
         match &header.verb {
             Some(Verb::Ack) => self.ack(now, &header, out, sink),
             Some(Verb::Publish | Verb::DeltaPublish) => {
-                self.deliver(DeliveredKind::Publish, &header, frame, body, sink);
+                self.deliver(DeliveredKind::Publish, &header, body, sink);
             }
             Some(Verb::Oof) => {
-                self.deliver(DeliveredKind::OutOfFocus, &header, frame, body, sink);
+                self.deliver(DeliveredKind::OutOfFocus, &header, body, sink);
             }
-            Some(Verb::Sow) => {
-                for record in SowRecords::new(body) {
-                    let record = record?;
-                    self.deliver_record(&header, &record.header, frame, record.body, sink);
-                }
-            }
+            Some(Verb::Sow) => self.deliver_records(&header, body, sink)?,
             // Heartbeats count as life, and what is not known is ignored: servers may say
             // more than this client knows.
             _ => {}
@@ -298,6 +294,7 @@ impl Session {
                 spec,
                 command: 0,
                 bookmark: None,
+                last_frame: 0,
             },
         );
         if self.is_logged_on() {

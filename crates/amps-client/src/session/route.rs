@@ -1,16 +1,17 @@
 //! Where each frame belongs (`amps-protocol.md` §7).
 
 use std::borrow::Cow;
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{
-    COPY_BELOW, Credentials, MAX_CHALLENGES, Phase, Received, Session, What, own_id, own_sub,
-};
+use super::{Credentials, MAX_CHALLENGES, Phase, Placed, Received, Session, What, own_id, own_sub};
 use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
-use crate::protocol::{AckKind, AckKinds, Header, Reason, Status};
+use crate::protocol::{
+    AckKind, AckKinds, Header, HeaderError, Reason, SowRecord, SowRecords, Status,
+};
 use crate::subscribe::{Answer, Delivered, DeliveredKind};
 
 impl Session {
@@ -238,11 +239,12 @@ impl Session {
         }
     }
 
+    /// Delivers a message to every subscription it names, once to each: what a server names
+    /// twice, or what is not subscribed, costs nothing.
     pub(super) fn deliver(
         &mut self,
         kind: DeliveredKind,
         header: &Header<'_>,
-        frame: &Bytes,
         body: &[u8],
         sink: &mut dyn FnMut(Received<'_>),
     ) {
@@ -252,74 +254,88 @@ impl Session {
             .or(header.sub_id.as_deref())
             .or(header.query_id.as_deref())
             .unwrap_or_default();
+        self.frames += 1;
+        let mut message: Option<Delivered> = None;
         for subscription in ids.split(',').filter_map(own_sub) {
-            let message = delivered(kind, header, header.topic.as_deref(), frame, body);
-            self.hand_out(subscription, message, sink);
+            let Some(placed) = self.subscriptions.get_mut(&subscription) else {
+                continue;
+            };
+            if std::mem::replace(&mut placed.last_frame, self.frames) == self.frames {
+                continue;
+            }
+            let message = message.get_or_insert_with(|| {
+                let topic = header.topic.as_deref().unwrap_or_default();
+                delivered(kind, header, topic.into(), body)
+            });
+            placed.passed(message);
+            sink(Received::Delivered {
+                subscription,
+                message: message.clone(),
+            });
         }
     }
 
-    pub(super) fn deliver_record(
+    /// Delivers the records of a `sow` frame.
+    ///
+    /// # Errors
+    /// A record cannot be read; what came before it was delivered.
+    pub(super) fn deliver_records(
         &mut self,
         group: &Header<'_>,
-        record: &Header<'_>,
-        frame: &Bytes,
         body: &[u8],
         sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let id = group
-            .query_id
-            .as_deref()
-            .or(record.query_id.as_deref())
-            .and_then(own_sub);
-        if let Some(subscription) = id {
-            let topic = record.topic.as_deref().or(group.topic.as_deref());
-            let message = delivered(DeliveredKind::Sow, record, topic, frame, body);
-            self.hand_out(subscription, message, sink);
+    ) -> Result<(), HeaderError> {
+        let mut group_topic: Option<Arc<str>> = None;
+        for record in SowRecords::new(body) {
+            let SowRecord { header, body } = record?;
+            let id = group.query_id.as_deref().or(header.query_id.as_deref());
+            let Some(subscription) = id.and_then(own_sub) else {
+                continue;
+            };
+            let Some(placed) = self.subscriptions.get_mut(&subscription) else {
+                continue;
+            };
+            let topic = match header.topic.as_deref() {
+                Some(topic) => topic.into(),
+                // One topic for all: a frame has room for more records than memory for copies.
+                None => group_topic
+                    .get_or_insert_with(|| group.topic.as_deref().unwrap_or_default().into())
+                    .clone(),
+            };
+            let message = delivered(DeliveredKind::Sow, &header, topic, body);
+            placed.passed(&message);
+            sink(Received::Delivered {
+                subscription,
+                message,
+            });
         }
-    }
-
-    fn hand_out(
-        &mut self,
-        subscription: u64,
-        message: Delivered,
-        sink: &mut dyn FnMut(Received<'_>),
-    ) {
-        let Some(placed) = self.subscriptions.get_mut(&subscription) else {
-            return;
-        };
-        if placed.spec.bookmark.is_some()
-            && let Some(bookmark) = &message.bookmark
-        {
-            placed.bookmark = Some(bookmark.clone());
-        }
-        sink(Received::Delivered {
-            subscription,
-            message,
-        });
+        Ok(())
     }
 }
 
-fn delivered(
-    kind: DeliveredKind,
-    header: &Header<'_>,
-    topic: Option<&str>,
-    frame: &Bytes,
-    body: &[u8],
-) -> Delivered {
+impl Placed {
+    /// Notes a message on its way to the reader.
+    fn passed(&mut self, message: &Delivered) {
+        if self.spec.bookmark.is_some()
+            && let Some(bookmark) = &message.bookmark
+        {
+            self.bookmark = Some(bookmark.clone());
+        }
+    }
+}
+
+fn delivered(kind: DeliveredKind, header: &Header<'_>, topic: Arc<str>, body: &[u8]) -> Delivered {
     let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
-    let data = match body.len() < COPY_BELOW {
-        true => Bytes::copy_from_slice(body),
-        false => frame.slice_ref(body),
-    };
     Delivered {
         kind,
-        topic: topic.unwrap_or_default().to_owned(),
+        topic,
         bookmark: owned(&header.bookmark),
         sow_key: owned(&header.sow_key),
         correlation_id: owned(&header.correlation_id),
         timestamp: owned(&header.timestamp),
         user_id: owned(&header.user_id),
         reason: header.reason_text.as_deref().map(Reason::new),
-        data,
+        // Copied: a slice would keep the whole read buffer alive for a slow reader.
+        data: Bytes::copy_from_slice(body),
     }
 }
