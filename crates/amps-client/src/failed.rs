@@ -54,7 +54,7 @@ pub struct UnhandledAck {
     pub sequence: Option<u64>,
     /// The server's own number, if it sent one.
     pub figure: Option<u64>,
-    /// The ack's command id.
+    /// The ack's command id, its first 128 bytes if it has more.
     pub command_id: Option<String>,
     /// It is a refusal that waits in the store; see [`Failed`].
     pub waits_in_store: bool,

@@ -7,7 +7,7 @@ mod common;
 
 use std::future::Future;
 
-use amps_client::{Client, Subscribe, Subscription};
+use amps_client::{Client, Outcome, Subscribe, Subscription};
 use common::{Peer, memory, pair};
 use peak_alloc::PeakAlloc;
 
@@ -91,4 +91,33 @@ async fn the_records_of_an_answer_share_its_topic() {
     })
     .await;
     drop(client);
+}
+
+#[tokio::test]
+async fn long_reasons_are_cut_before_they_are_kept() {
+    let _alone = ALONE.lock().await;
+    const COUNT: u64 = 300;
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut receipts = Vec::new();
+    for n in 0..COUNT {
+        receipts.push(client.publish("t", n.to_string()).await.unwrap());
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(COUNT).await;
+    let words = "x".repeat(100_000);
+    // Before, every receipt kept all of it: 30 MB.
+    bounded(8 << 20, async {
+        for n in 1..=COUNT {
+            peer.refuse(n, &words).await;
+        }
+        for receipt in &mut receipts {
+            let Outcome::Rejected { reason } = receipt.await else {
+                panic!("refused");
+            };
+            assert_eq!(reason.as_str(), &words[..128]);
+        }
+    })
+    .await;
+    assert!(client.failed().list().iter().all(|found| found.reason_cut));
 }

@@ -205,7 +205,7 @@ pub enum Output {
     Refused {
         /// The message.
         sequence: u64,
-        /// The server's reason, uncut.
+        /// The server's reason, cut to [`amps_store::MAX_REASON`] bytes.
         reason: String,
         /// It came after a success that covered the message; the success stands.
         late: bool,
@@ -219,7 +219,7 @@ pub enum Output {
     RefusalNotLogged {
         /// The message.
         sequence: u64,
-        /// The server's reason.
+        /// The server's reason, cut as in [`Refused`](Self::Refused).
         reason: String,
         /// How often this run handed the message to a transport.
         attempts: u32,
@@ -228,7 +228,7 @@ pub enum Output {
     Unattributed {
         /// The server's number, if it sent one.
         figure: Option<u64>,
-        /// The server's reason.
+        /// The server's reason, cut as in [`Refused`](Self::Refused).
         reason: String,
     },
     /// A flush ended: with nothing left, or because its time is over.

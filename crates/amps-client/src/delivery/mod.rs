@@ -33,6 +33,8 @@ use flight::Flight;
 use flush::Flushes;
 use links::Links;
 
+use crate::protocol::cut;
+
 /// Whether a test planted this defect (feature `testkit`; always false without it).
 macro_rules! planted {
     ($defect:ident) => {{
@@ -549,7 +551,7 @@ impl Delivery {
                 }
                 self.outputs.push_back(Output::Refused {
                     sequence,
-                    reason: reason.to_owned(),
+                    reason: cut(reason).to_owned(),
                     late,
                     attempts,
                     ordinal,
@@ -561,7 +563,7 @@ impl Delivery {
                 self.totals.late += 1;
                 self.outputs.push_back(Output::RefusalNotLogged {
                     sequence,
-                    reason: reason.to_owned(),
+                    reason: cut(reason).to_owned(),
                     attempts,
                 });
             }
@@ -578,7 +580,7 @@ impl Delivery {
         self.totals.unattributed += 1;
         self.outputs.push_back(Output::Unattributed {
             figure,
-            reason: reason.to_owned(),
+            reason: cut(reason).to_owned(),
         });
     }
 

@@ -18,7 +18,7 @@ use crate::delivery::Input;
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
-use crate::protocol::{FrameDecoder, Header, Reason};
+use crate::protocol::{FrameDecoder, Header, Reason, cut};
 use crate::session::{Credentials, Expired, Received};
 use crate::subscribe::{Answer, SubscriptionEnd};
 use crate::wire;
@@ -77,7 +77,7 @@ fn unhandled(header: &Header<'_>) -> UnhandledAck {
         reason: header.reason(),
         sequence: None,
         figure: header.sequence,
-        command_id: header.command_id.as_deref().map(str::to_owned),
+        command_id: header.command_id.as_deref().map(|id| cut(id).to_owned()),
         waits_in_store: false,
     }
 }

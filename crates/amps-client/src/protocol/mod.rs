@@ -35,4 +35,5 @@ pub use frame::{DEFAULT_MAX_FRAME, FrameDecoder, FrameError, LENGTH_BYTES, appen
 pub use header::{
     DEFAULT_MAX_HEADER, Header, HeaderError, HeaderErrorKind, SowRecord, SowRecords, Verb,
 };
+pub(crate) use reason::cut;
 pub use reason::{Reason, ReasonKind};

@@ -2,11 +2,14 @@
 
 use std::fmt;
 
+use amps_store::MAX_REASON;
+
 /// The reason in an ack: the server's own words, and what they are known to mean.
 ///
 /// Servers may word reasons freely and set one on success as well, for instance
 /// `authentication disabled` (`amps-protocol.md` §5.2, §6); so making one never fails, and
-/// its presence says nothing about the outcome.
+/// its presence says nothing about the outcome. Of long words the first [`MAX_REASON`] bytes
+/// are kept, as in the store: a server must not fill this side's memory with them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Reason {
     kind: ReasonKind,
@@ -49,11 +52,11 @@ pub enum ReasonKind {
 
 impl Reason {
     /// The reason that a server words as `text`; empty text means that it gave none.
-    pub fn new(text: impl Into<String>) -> Self {
-        let text = text.into();
+    pub fn new(text: impl AsRef<str>) -> Self {
+        let text = cut(text.as_ref());
         Reason {
-            kind: ReasonKind::of(&text),
-            text,
+            kind: ReasonKind::of(text),
+            text: text.to_owned(),
         }
     }
 
@@ -67,7 +70,7 @@ impl Reason {
         self.kind
     }
 
-    /// The server's own words; empty when it gave none.
+    /// The server's own words, the first of them if they were many; empty when it gave none.
     pub fn as_str(&self) -> &str {
         &self.text
     }
@@ -112,6 +115,15 @@ impl ReasonKind {
     }
 }
 
+/// As much of a server's words as is kept, up to a character border.
+pub(crate) fn cut(text: &str) -> &str {
+    let mut end = text.len().min(MAX_REASON);
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    &text[..end]
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -131,5 +143,12 @@ mod tests {
             assert_eq!(reason.as_str(), text);
         }
         assert_eq!(Reason::none().to_string(), "no reason given");
+    }
+
+    #[test]
+    fn endless_words_are_cut_on_a_character_border() {
+        let reason = Reason::new("é".repeat(1 << 20));
+        assert_eq!(reason.as_str(), "é".repeat(MAX_REASON / 2));
+        assert_eq!(Reason::new("x".repeat(129)).as_str().len(), MAX_REASON);
     }
 }
