@@ -8,7 +8,7 @@ mod readers;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use amps_store::{PublishStore, StoreError};
@@ -493,12 +493,14 @@ impl Driver {
     ) {
         let (messages, receiver) = mpsc::channel(spec.buffer);
         let (end, ended) = oneshot::channel();
+        let (held, limit) = (Arc::<AtomicUsize>::default(), spec.buffer_bytes);
         let query = spec.is_query();
         let now = self.work.start.elapsed();
         let id = self.session.subscribe(now, spec, &mut self.work.out);
         let subscription = Subscription {
             id,
             messages: receiver,
+            held: held.clone(),
             end: ended,
             ended: false,
             query,
@@ -507,6 +509,9 @@ impl Driver {
         let placing = Some((reply, subscription));
         let entry = Entry {
             messages,
+            held,
+            limit,
+            topic: "".into(),
             end,
             placing,
         };

@@ -69,6 +69,6 @@ pub use failed::{Failed, FailedWrite, HandlerError, UnhandledAck};
 pub use message::{BadMessage, Message};
 pub use receipt::{Outcome, Receipt};
 pub use subscribe::{
-    Answer, DEFAULT_BUFFER, Delivered, DeliveredKind, Request, Subscribe, Subscription,
-    SubscriptionEnd,
+    Answer, DEFAULT_BUFFER, DEFAULT_BUFFER_BYTES, Delivered, DeliveredKind, Request, Subscribe,
+    Subscription, SubscriptionEnd,
 };

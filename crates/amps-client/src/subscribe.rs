@@ -1,6 +1,7 @@
 //! Subscriptions and queries, enough to be useful beside a publisher.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -21,6 +22,7 @@ pub struct Subscribe {
     pub(crate) top_n: Option<u64>,
     pub(crate) batch_size: Option<u64>,
     pub(crate) buffer: usize,
+    pub(crate) buffer_bytes: usize,
 }
 
 /// The command behind a subscription.
@@ -35,6 +37,9 @@ pub(crate) enum SubscribeKind {
 
 /// Messages a subscription holds for a slow reader unless told otherwise.
 pub const DEFAULT_BUFFER: usize = 8192;
+
+/// Bytes of messages a subscription holds for a slow reader unless told otherwise: 64 MiB.
+pub const DEFAULT_BUFFER_BYTES: usize = 64 << 20;
 
 impl Subscribe {
     /// Everything published to `topic` from now on. The topic may be a regular expression
@@ -75,6 +80,7 @@ impl Subscribe {
             top_n: None,
             batch_size: None,
             buffer: DEFAULT_BUFFER,
+            buffer_bytes: DEFAULT_BUFFER_BYTES,
         }
     }
 
@@ -129,6 +135,15 @@ impl Subscribe {
     #[must_use]
     pub fn buffer(mut self, messages: usize) -> Self {
         self.buffer = messages.max(1);
+        self
+    }
+
+    /// Bytes of messages held for a slow reader, their strings included; 64 MiB unless set.
+    /// One more ends the subscription as with [`buffer`](Self::buffer); a single message may
+    /// be larger.
+    #[must_use]
+    pub fn buffer_bytes(mut self, bytes: usize) -> Self {
+        self.buffer_bytes = bytes;
         self
     }
 
@@ -204,6 +219,22 @@ pub struct Delivered {
     pub data: Bytes,
 }
 
+impl Delivered {
+    /// Bytes it holds beside its topic, which it may share.
+    pub(crate) fn bytes(&self) -> usize {
+        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
+        let texts = [
+            &self.bookmark,
+            &self.sow_key,
+            &self.correlation_id,
+            &self.timestamp,
+            &self.user_id,
+        ];
+        let texts: usize = texts.into_iter().map(text).sum();
+        self.data.len() + texts
+    }
+}
+
 /// Why a subscription ended before its reader dropped it.
 #[derive(Clone, Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -226,7 +257,10 @@ pub enum SubscriptionEnd {
 #[derive(Debug)]
 pub struct Subscription {
     pub(crate) id: u64,
-    pub(crate) messages: mpsc::Receiver<Delivered>,
+    /// Each message with the bytes it counts for.
+    pub(crate) messages: mpsc::Receiver<(Delivered, usize)>,
+    /// Bytes in the buffer, shared with who fills it.
+    pub(crate) held: Arc<AtomicUsize>,
     pub(crate) end: oneshot::Receiver<SubscriptionEnd>,
     pub(crate) ended: bool,
     pub(crate) query: bool,
@@ -253,7 +287,8 @@ impl Subscription {
         if self.ended {
             return None;
         }
-        if let Some(delivered) = self.messages.recv().await {
+        if let Some((delivered, bytes)) = self.messages.recv().await {
+            self.held.fetch_sub(bytes, Ordering::Relaxed);
             return Some(Ok(delivered));
         }
         self.ended = true;

@@ -7,7 +7,7 @@ mod common;
 
 use std::future::Future;
 
-use amps_client::{Client, Outcome, Subscribe, Subscription};
+use amps_client::{Client, Outcome, Subscribe, Subscription, SubscriptionEnd};
 use common::{Peer, memory, pair};
 use peak_alloc::PeakAlloc;
 
@@ -120,4 +120,49 @@ async fn long_reasons_are_cut_before_they_are_kept() {
     })
     .await;
     assert!(client.failed().list().iter().all(|found| found.reason_cut));
+}
+
+#[tokio::test]
+async fn a_slow_reader_holds_so_many_bytes_and_no_more() {
+    let _alone = ALONE.lock().await;
+    const BODY: usize = 100_000;
+    let subscribe = Subscribe::topic("t").buffer_bytes(1 << 20);
+    let (client, mut peer, mut subscription) = subscribed(subscribe).await;
+    let header = format!(r#"{{"c":"p","t":"t","sub_id":"s{}"}}"#, subscription.id());
+    // What was read makes room again.
+    for _ in 0..100 {
+        peer.raw(&frame(&header, &[b'x'; BODY])).await;
+        assert!(subscription.next().await.unwrap().is_ok());
+    }
+    // Before, 8192 messages of any size were held: here 40 MB.
+    bounded(8 << 20, async {
+        for _ in 0..400 {
+            peer.raw(&frame(&header, &[b'x'; BODY])).await;
+        }
+        assert_eq!(peer.next().await.unwrap().verb, "Unsubscribe");
+    })
+    .await;
+    let mut read = 0;
+    let end = loop {
+        match subscription.next().await.unwrap() {
+            Ok(_) => read += 1,
+            Err(end) => break end,
+        }
+    };
+    assert_eq!(read, (1 << 20) / BODY);
+    assert!(matches!(end, SubscriptionEnd::Lagged), "{end:?}");
+    drop(client);
+}
+
+#[tokio::test]
+async fn a_single_message_may_be_larger_than_the_buffer() {
+    let subscribe = Subscribe::topic("t").buffer_bytes(10);
+    let (client, mut peer, mut subscription) = subscribed(subscribe).await;
+    let header = format!(r#"{{"c":"p","t":"t","sub_id":"s{}"}}"#, subscription.id());
+    for _ in 0..3 {
+        peer.raw(&frame(&header, &[b'x'; 1000])).await;
+        let message = subscription.next().await.unwrap().unwrap();
+        assert_eq!(message.data.len(), 1000);
+    }
+    drop(client);
 }

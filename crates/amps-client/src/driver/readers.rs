@@ -1,6 +1,8 @@
 //! Subscriptions from the side of their readers: who gets a message, and who was too slow.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
@@ -18,7 +20,12 @@ pub(super) struct Readers {
 }
 
 pub(super) struct Entry {
-    pub(super) messages: mpsc::Sender<Delivered>,
+    pub(super) messages: mpsc::Sender<(Delivered, usize)>,
+    /// Bytes in the buffer, and the most there may be.
+    pub(super) held: Arc<AtomicUsize>,
+    pub(super) limit: usize,
+    /// The topic of the last message, which the next one may share.
+    pub(super) topic: Arc<str>,
     pub(super) end: oneshot::Sender<SubscriptionEnd>,
     pub(super) placing: Option<(Placing, Subscription)>,
 }
@@ -48,10 +55,21 @@ impl Readers {
     /// Hands a message to its reader. `false`: the subscription ended, because its reader
     /// is too slow or gone, and the server must be told.
     pub(super) fn deliver(&mut self, subscription: u64, message: Delivered) -> bool {
-        let Some(entry) = self.entries.get(&subscription) else {
+        let Some(entry) = self.entries.get_mut(&subscription) else {
             return true;
         };
-        let end = match entry.messages.try_send(message) {
+        let mut bytes = message.bytes();
+        if !Arc::ptr_eq(&entry.topic, &message.topic) {
+            bytes += message.topic.len();
+            entry.topic = message.topic.clone();
+        }
+        let held = entry.held.fetch_add(bytes, Ordering::Relaxed);
+        let fits = held == 0 || held.saturating_add(bytes) <= entry.limit;
+        let sent = match fits {
+            true => entry.messages.try_send((message, bytes)),
+            false => Err(TrySendError::Full((message, bytes))),
+        };
+        let end = match sent {
             Ok(()) => return true,
             Err(TrySendError::Full(_)) => Some(SubscriptionEnd::Lagged),
             Err(TrySendError::Closed(_)) => None,
