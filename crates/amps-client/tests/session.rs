@@ -405,6 +405,72 @@ async fn a_refused_subscription_and_a_refused_command_say_why() {
     }
 }
 
+/// An ack of any status, or of none, with no reason.
+async fn acked(peer: &mut Peer, command: &Frame, kind: &str, status: Option<&str>) {
+    let status = status.map_or(String::new(), |word| format!(r#","status":"{word}""#));
+    let id = command.id.as_deref().unwrap();
+    let header = format!(r#"{{"c":"ack","a":"{kind}","cid":"{id}"{status}}}"#);
+    let length = u32::try_from(header.len()).unwrap().to_be_bytes();
+    peer.raw(&[&length, header.as_bytes()].concat()).await;
+}
+
+#[tokio::test]
+async fn only_an_ack_that_says_success_is_one() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    for (status, words) in [
+        (Some("retry"), "status \"retry\""),
+        (Some("maybe"), "status \"unknown\""),
+        (None, "without a status"),
+    ] {
+        let (flushed, command) = tokio::join!(client.publish_flush(LONG), async {
+            let flush = peer.next().await.unwrap();
+            acked(&mut peer, &flush, "processed", status).await;
+            flush.verb
+        });
+        assert_eq!(command, "Flush");
+        let Err(FlushError::Command(CommandError::Refused(reason))) = flushed else {
+            panic!("{flushed:?}");
+        };
+        assert!(reason.as_str().contains(words), "{reason}");
+
+        let (answer, ()) = tokio::join!(client.command(Request::new("stop_timer")), async {
+            let command = peer.next().await.unwrap();
+            acked(&mut peer, &command, "processed", status).await;
+        });
+        assert!(matches!(answer, Err(CommandError::Refused(_))));
+
+        let (subscribed, end) = tokio::join!(client.subscribe(Subscribe::topic("t")), async {
+            let place = peer.next().await.unwrap();
+            acked(&mut peer, &place, "processed", status).await;
+            peer.next().await.unwrap().verb
+        });
+        assert!(matches!(subscribed, Err(CommandError::Refused(_))));
+        assert_eq!(
+            end, "Unsubscribe",
+            "the server may have placed it all the same"
+        );
+
+        let (query, end) = tokio::join!(client.subscribe(Subscribe::sow("t")), async {
+            let query = peer.next().await.unwrap();
+            peer.processed(&query).await;
+            acked(&mut peer, &query, "completed", status).await;
+            peer.next().await.unwrap().verb
+        });
+        let end_of_answer = query.unwrap().next().await;
+        assert!(
+            matches!(
+                &end_of_answer,
+                Some(Err(SubscriptionEnd::Command(CommandError::Refused(_))))
+            ),
+            "{end_of_answer:?}"
+        );
+        assert_eq!(end, "Unsubscribe");
+    }
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_command_without_an_answer_times_out() {
     let (builder, mut listener) = pair();

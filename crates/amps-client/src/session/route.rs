@@ -10,7 +10,7 @@ use super::{Credentials, MAX_CHALLENGES, Phase, Placed, Received, Session, What,
 use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
 use crate::protocol::{
-    AckKind, AckKinds, Header, HeaderError, Reason, SowRecord, SowRecords, Status,
+    AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status,
 };
 use crate::subscribe::{Answer, Delivered, DeliveredKind};
 
@@ -112,8 +112,9 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        if header.status == Some(Status::Failure) {
-            return self.finish(id, Err(CommandError::Refused(header.reason())), out, sink);
+        if header.status != Some(Status::Success) {
+            let error = CommandError::Refused(no_success(header));
+            return self.finish(id, Err(error), out, sink);
         }
         let Some(waiting) = self.waiting.get_mut(&id) else {
             return;
@@ -213,14 +214,17 @@ impl Session {
         let Some(subscription) = subscription else {
             return sink(Received::Unhandled(header));
         };
-        if header.status == Some(Status::Failure) && self.is_subscribed(subscription) {
+        let failed = header.status == Some(Status::Failure);
+        let completed = header.ack_kind() == Some(AckKind::Completed);
+        let vague = completed && header.status != Some(Status::Success);
+        if (failed || vague) && self.is_subscribed(subscription) {
             self.unsubscribe(subscription, out);
-            let error = Some(CommandError::Refused(header.reason()));
+            let error = Some(CommandError::Refused(no_success(header)));
             sink(Received::SubscriptionEnded {
                 subscription,
                 error,
             });
-        } else if header.ack_kind() == Some(AckKind::Completed) {
+        } else if completed {
             self.query_completed(subscription, sink);
         }
     }
@@ -321,6 +325,17 @@ impl Placed {
         {
             self.bookmark = Some(bookmark.clone());
         }
+    }
+}
+
+/// Why an ack is no success: the server's words, or else its status, which may be a word
+/// that nobody knows, or missing.
+fn no_success(header: &Header<'_>) -> Reason {
+    match (header.reason(), header.status) {
+        (reason, _) if reason.kind() != ReasonKind::None => reason,
+        (_, Some(Status::Failure)) => Reason::none(),
+        (_, Some(status)) => Reason::new(format!("an ack with status \"{}\"", status.as_str())),
+        (_, None) => Reason::new("an ack without a status"),
     }
 }
 
