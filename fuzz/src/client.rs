@@ -262,6 +262,7 @@ impl Machines {
             heartbeat: heartbeat.map(|s| Duration::from_secs(u64::from(s))),
             logon_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(5),
+            stored: true,
             publish_ids: choices.arbitrary()?,
         });
         let config = Config {

@@ -238,6 +238,7 @@ impl Publisher {
             heartbeat: self.settings.heartbeat,
             logon_timeout: Duration::from_secs(5),
             command_timeout: Duration::from_secs(5),
+            stored: true,
             publish_ids: self.settings.publish_ids,
         });
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(20));

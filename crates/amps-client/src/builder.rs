@@ -345,6 +345,7 @@ impl Builder {
             dropped: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             published: AtomicU64::new(0),
+            unsent: AtomicU64::new(0),
             totals: Default::default(),
             direct: Direct::default().into(),
             offers: Offers::default(),
@@ -456,6 +457,7 @@ impl Builder {
             heartbeat: self.heartbeat,
             logon_timeout: self.logon_timeout,
             command_timeout: self.command_timeout,
+            stored: self.store.is_some(),
             publish_ids: self.publish_ids,
         }
     }

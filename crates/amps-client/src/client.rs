@@ -71,6 +71,8 @@ pub struct Counts {
     pub late: u64,
     /// Refusals that named no message.
     pub unattributed: u64,
+    /// Without a store: accepted, and never handed to a link.
+    pub unsent: u64,
 }
 
 /// A look at a client.
@@ -196,14 +198,9 @@ impl Client {
         deadline: Option<Instant>,
     ) -> Result<Receipt, PublishError> {
         loop {
-            let for_room = match &error.reason {
-                PublishFailure::Full => true,
-                PublishFailure::Store(error) => error.is_retryable(),
-                _ => false,
-            };
             // A handler that waits for room may wait for itself: acks free room, and a
             // refusal is an ack that waits for its handler.
-            if !for_room || is_handling(&self.shared) {
+            if !error.is_for_room() || is_handling(&self.shared) {
                 return Err(error);
             }
             // Registered before the next try: room that comes in between is not missed.
@@ -212,7 +209,7 @@ impl Client {
             room.as_mut().enable();
             error = match self.try_send(*error.message) {
                 Ok(receipt) => return Ok(receipt),
-                Err(error) if !error.is_retryable() => return Err(error),
+                Err(error) if !error.is_for_room() => return Err(error),
                 Err(error) => error,
             };
             let Some(deadline) = deadline else {
@@ -366,6 +363,7 @@ impl Client {
                 resent: totals.resent,
                 late: totals.late,
                 unattributed: totals.unattributed,
+                unsent: self.shared.unsent.load(Ordering::Relaxed),
             },
         }
     }

@@ -226,7 +226,7 @@ impl Driver {
 
     /// Takes in the end of a link or of an attempt; how long to wait before the next.
     fn link_ended(&mut self, server: &Server, end: LinkEnd) -> Option<Duration> {
-        self.shared.direct().open = false;
+        self.close_direct();
         self.work.out.clear();
         self.work.drop_link = None;
         let mut received = Vec::new();
@@ -427,7 +427,7 @@ impl Driver {
         self.work.next_id += 1;
         let id = self.work.next_id;
         self.work.flushes.insert(id, reply);
-        let until = until.map(|until| until.saturating_duration_since(self.work.start));
+        let until = self.since_start(until);
         self.input(Input::Flush { id, until });
     }
 
@@ -452,24 +452,35 @@ impl Driver {
     }
 
     fn server_flush(&mut self, until: Option<Instant>, reply: CommandReply) {
-        // What was accepted before must be on the wire before the flush.
-        let mut direct = self.shared.direct();
-        self.work.out.append(&mut direct.bytes);
-        drop(direct);
-        self.command(&Request::new("flush"), until, reply);
+        let (now, until) = (self.work.start.elapsed(), self.since_start(until));
+        let request = Request::new("flush");
+        // Behind what was accepted before, and like that only behind a logon.
+        let given = {
+            let mut direct = self.shared.direct();
+            self.session
+                .command(now, &request, until, &mut direct.bytes)
+        };
+        self.commanded(given, reply);
     }
 
     fn command(&mut self, request: &Request, until: Option<Instant>, reply: CommandReply) {
-        let now = self.work.start.elapsed();
-        let until = until.map(|until| until.saturating_duration_since(self.work.start));
-        match self
+        let (now, until) = (self.work.start.elapsed(), self.since_start(until));
+        let given = self
             .session
-            .command(now, request, until, &mut self.work.out)
-        {
+            .command(now, request, until, &mut self.work.out);
+        self.commanded(given, reply);
+    }
+
+    fn commanded(&mut self, given: Result<Option<u64>, CommandError>, reply: CommandReply) {
+        match given {
             Ok(Some(id)) => drop(self.work.commands.insert(id, reply)),
             Ok(None) => self.command_done(reply, Ok(Answer::default())),
             Err(error) => self.command_done(reply, Err(error)),
         }
+    }
+
+    fn since_start(&self, until: Option<Instant>) -> Option<Duration> {
+        until.map(|until| until.saturating_duration_since(self.work.start))
     }
 
     fn command_done(&mut self, reply: CommandReply, result: Result<Answer, CommandError>) {
@@ -535,9 +546,27 @@ impl Driver {
         self.shared.event(Event::State { state, server });
     }
 
+    /// Without a store: takes no more messages for this link, and says how many of them it
+    /// never took.
+    fn close_direct(&mut self) -> u64 {
+        let mut direct = self.shared.direct();
+        direct.open = false;
+        direct.bytes.clear();
+        let unsent = std::mem::take(&mut direct.messages);
+        drop(direct);
+        // Who waits for room in it learns that there is no link.
+        self.shared.room.notify_waiters();
+        if unsent > 0 {
+            tracing::warn!(messages = unsent, "accepted without a store, and not sent");
+            self.shared.unsent.fetch_add(unsent, Ordering::Relaxed);
+            self.shared.event(Event::Unsent { messages: unsent });
+        }
+        unsent
+    }
+
     async fn finish(mut self) {
         self.shared.closed.store(true, Ordering::Release);
-        self.shared.direct().open = false;
+        let unsent = self.close_direct();
         self.input(Input::LinkLost);
         self.carry_out();
         self.asks.close();
@@ -558,7 +587,8 @@ impl Driver {
         if let Some(job) = self.work.running.take() {
             let _ = tokio::time::timeout_at(until + GRACE, job).await;
         }
-        let report = self.close_store(until).await;
+        let mut report = self.close_store(until).await;
+        report.left += unsent;
         let totals = self.shared.totals();
         for (_, reply) in std::mem::take(&mut self.work.flushes) {
             if let FlushReply::Caller(reply) = reply {

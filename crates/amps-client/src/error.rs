@@ -62,6 +62,15 @@ impl PublishError {
         }
     }
 
+    /// Whether it was refused for want of room, and nothing else.
+    pub(crate) fn is_for_room(&self) -> bool {
+        match &self.reason {
+            PublishFailure::Full => true,
+            PublishFailure::Store(error) => error.is_retryable(),
+            _ => false,
+        }
+    }
+
     /// Whether the same message can be accepted later.
     pub fn is_retryable(&self) -> bool {
         match &self.reason {
@@ -163,7 +172,8 @@ pub struct FlushReport {
 /// How a client ended.
 #[derive(Clone, Debug, Default)]
 pub struct CloseReport {
-    /// Unsettled messages left in the store; the next open sends them.
+    /// Unsettled messages left in the store; the next open sends them. Without a store:
+    /// messages that were accepted and never handed to a link, which are gone.
     pub left: u64,
     /// The store was closed cleanly. Otherwise the next open treats this as an unclean
     /// stop, which costs numbers but no message.

@@ -154,13 +154,21 @@ pub enum Event {
         /// Links lost in a row with it at the head.
         links: u32,
     },
-    /// A refusal that names no message of this client; it cannot be attributed.
+    /// A refusal that names no message of this client, or any refusal of a message sent
+    /// without a store; it cannot be attributed.
     /// [`Builder::publish_ids`](crate::Builder::publish_ids) makes such servers safe.
     Unattributed {
         /// The server's own number, if it sent one.
         figure: Option<u64>,
         /// The server's reason.
         reason: Reason,
+    },
+    /// Without a store: messages were accepted and never handed to the link that ended. They
+    /// are gone. What was written just before it ended may be lost as well, and nothing can
+    /// tell.
+    Unsent {
+        /// How many.
+        messages: u64,
     },
     /// A late refusal came when the log had no room for it; the last-chance handler got it.
     RefusalNotLogged {

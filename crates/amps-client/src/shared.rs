@@ -27,6 +27,8 @@ pub(crate) struct Shared {
     pub(crate) dropped: AtomicBool,
     pub(crate) sync_failed: AtomicBool,
     pub(crate) published: AtomicU64,
+    /// Without a store: accepted, and never handed to a link.
+    pub(crate) unsent: AtomicU64,
     pub(crate) totals: Mutex<Totals>,
     pub(crate) direct: Mutex<Direct>,
     pub(crate) offers: Offers,
@@ -52,6 +54,8 @@ pub(crate) struct LinkStatus {
 #[derive(Debug, Default)]
 pub(crate) struct Direct {
     pub(crate) bytes: Vec<u8>,
+    /// How many they are.
+    pub(crate) messages: u64,
     pub(crate) open: bool,
 }
 
@@ -120,6 +124,7 @@ impl Shared {
             )
             .encode(&mut direct.bytes),
         };
+        direct.messages += u64::from(encoded.is_ok());
         drop(direct);
         if encoded.is_err() {
             let bytes = message.data().len();

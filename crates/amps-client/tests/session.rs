@@ -4,6 +4,7 @@
 
 mod common;
 
+use std::future::Future as _;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -14,8 +15,8 @@ use amps_client::protocol::{
 use amps_client::session::Credentials;
 use amps_client::uri::Uri;
 use amps_client::{
-    Client, CommandError, ConnectionState, Event, FlushError, LinkEnd, Outcome, PublishFailure,
-    Request, Subscribe, SubscriptionEnd,
+    Client, CommandError, ConnectionState, Event, FlushError, LinkEnd, Message, Outcome,
+    PublishFailure, Request, Subscribe, SubscriptionEnd,
 };
 use common::{Frame, Peer, memory, pair};
 
@@ -234,6 +235,102 @@ async fn without_a_store_messages_are_sent_and_forgotten() {
         flush.await.unwrap(),
         Err(FlushError::Command(CommandError::Disconnected))
     ));
+}
+
+#[tokio::test]
+async fn without_a_store_a_refusal_is_told_and_not_dropped() {
+    let (builder, mut listener) = pair();
+    let (told, mut acks) = tokio::sync::mpsc::unbounded_channel();
+    let client = builder
+        .on_last_chance(move |ack| drop(told.send(ack)))
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    client.publish("orders", "1").await.unwrap();
+    assert_eq!(peer.next().await.unwrap().body, b"1");
+    peer.refuse(1, "not entitled").await;
+    let ack = acks.recv().await.unwrap();
+    assert_eq!(
+        (ack.reason.as_str(), ack.figure, ack.sequence, ack.kind),
+        ("not entitled", Some(1), None, Some(AckKind::Persisted))
+    );
+    // A success that nobody asked for is passed on as well, without an alarm.
+    peer.ok(2).await;
+    let ack = acks.recv().await.unwrap();
+    assert_eq!(ack.status, Some(Status::Success));
+    let alarms = std::iter::from_fn(|| events.try_next()).filter(|e| {
+        matches!(
+            e,
+            Event::Unattributed {
+                figure: Some(1),
+                ..
+            }
+        )
+    });
+    assert_eq!(alarms.count(), 1);
+    assert_eq!(client.health().counts.unattributed, 1);
+}
+
+/// Fills the send buffer of a client without a store; how many messages went in.
+fn fill_direct(client: &Client) -> u64 {
+    let mut count = 0;
+    while client
+        .try_send(Message::publish("t", vec![b'x'; 10_000]))
+        .is_ok()
+    {
+        count += 1;
+    }
+    count
+}
+
+#[tokio::test]
+async fn without_a_store_a_lost_link_takes_its_messages_along_and_says_so() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let mut events = client.events();
+    let peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    // The server reads nothing, so the pipe fills, and then the buffer.
+    let waiting = loop {
+        let before = fill_direct(&client);
+        let mut waiting = Box::pin(client.publish("t", "waits"));
+        tokio::task::yield_now().await;
+        let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(waiting.as_mut().poll(cx)));
+        if before == 0 && polled.await.is_pending() {
+            break waiting;
+        }
+    };
+    drop(peer);
+    let error = waiting.await.unwrap_err();
+    assert!(
+        matches!(error.reason, PublishFailure::NotConnected),
+        "{error}"
+    );
+    assert_eq!(&error.message.data()[..], b"waits");
+    let unsent = loop {
+        if let Event::Unsent { messages } = events.next().await.unwrap() {
+            break messages;
+        }
+    };
+    assert!(unsent >= (1 << 20) / 10_100, "{unsent}");
+    assert_eq!(client.health().counts.unsent, unsent);
+    // Nothing of it goes out on the next link, least of all before its logon is answered.
+    let (mut peer, logon) = Peer::accept(&mut listener).await;
+    let flushed = client.publish_flush(LONG).await;
+    assert!(
+        matches!(
+            flushed,
+            Err(FlushError::Command(CommandError::NotConnected))
+        ),
+        "{flushed:?}"
+    );
+    peer.accept_logon(&logon, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    client.publish("t", "now").await.unwrap();
+    assert_eq!(peer.next().await.unwrap().body, b"now");
 }
 
 #[tokio::test]

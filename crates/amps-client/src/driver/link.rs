@@ -239,9 +239,10 @@ impl Driver {
 
     fn take_direct(&mut self, out: &mut WriteBuffer) {
         let mut direct = self.shared.direct();
-        if direct.bytes.is_empty() {
+        if direct.bytes.is_empty() || !direct.open {
             return;
         }
+        direct.messages = 0;
         if out.bytes.is_empty() {
             std::mem::swap(&mut out.bytes, &mut direct.bytes);
         } else {
@@ -364,10 +365,7 @@ impl Driver {
                 let end = error.map(SubscriptionEnd::Command);
                 self.work.readers.end(subscription, end);
             }
-            Owned::Unhandled(ack) => {
-                tracing::debug!(?ack, "an ack that belongs to nothing");
-                self.unhandled(ack);
-            }
+            Owned::Unhandled(ack) => self.nobodys(ack),
             Owned::LoggedOn | Owned::LogonRefused(_) | Owned::Challenge(_) | Owned::Nothing => {}
         }
     }

@@ -125,6 +125,25 @@ impl Driver {
         });
     }
 
+    /// Passes on an ack that belongs to nothing. Without a store, a refusal without a
+    /// command id is the only word about a publish that there will ever be.
+    pub(super) fn nobodys(&mut self, ack: UnhandledAck) {
+        let refused = ack.status == Some(Status::Failure) && ack.command_id.is_none();
+        if self.delivery.is_none() && refused {
+            tracing::error!(figure = ?ack.figure, reason = %ack.reason, "a message was refused; without a store nothing says which");
+            let mut totals = self.shared.totals();
+            totals.unattributed += 1;
+            self.shared.set_totals(totals);
+            self.shared.event(Event::Unattributed {
+                figure: ack.figure,
+                reason: ack.reason.clone(),
+            });
+        } else {
+            tracing::debug!(?ack, "an ack that belongs to nothing");
+        }
+        self.unhandled(ack);
+    }
+
     pub(super) fn unhandled(&mut self, ack: UnhandledAck) {
         if let Err(mpsc::error::TrySendError::Full(ack)) = self.unhandled.try_send(ack) {
             tracing::warn!(

@@ -22,6 +22,9 @@ pub struct SessionConfig {
     pub logon_timeout: Duration,
     /// Time for the answer to any other command.
     pub command_timeout: Duration,
+    /// Publishes come from a store. Without one no ack can be about a message that is kept,
+    /// and those for publishes are [`Received::Unhandled`].
+    pub stored: bool,
     /// Publishes carry their sequence as command id; then such an id in an ack names one.
     pub publish_ids: bool,
 }

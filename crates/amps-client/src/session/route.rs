@@ -45,6 +45,9 @@ impl Session {
             // Progress of a bookmark subscription, never of the publish store (§7).
             return self.subscription_ack(subscription, header, out, sink);
         }
+        if !self.config.stored {
+            return sink(Received::Unhandled(header));
+        }
         let figure = header.sequence.filter(|sequence| *sequence > 0);
         let sequence = match self.config.publish_ids {
             true => header.command_id.as_deref().and_then(|id| id.parse().ok()),

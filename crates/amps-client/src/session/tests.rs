@@ -15,6 +15,7 @@ fn config(publish_ids: bool) -> SessionConfig {
         heartbeat: Some(Duration::from_secs(5)),
         logon_timeout: Duration::from_secs(5),
         command_timeout: Duration::from_secs(5),
+        stored: true,
         publish_ids,
     }
 }
