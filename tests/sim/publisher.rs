@@ -121,7 +121,7 @@ pub struct Process {
     pub session: Session,
     backoff: Backoff,
     pub link: Option<u64>,
-    linked_at: Duration,
+    logged_on_at: Option<Duration>,
     settled_before: u64,
     decoder: FrameDecoder,
     out: Vec<u8>,
@@ -247,7 +247,7 @@ impl Publisher {
             session,
             backoff: backoff.seed(around.rng.bits()),
             link: None,
-            linked_at: around.now,
+            logged_on_at: None,
             settled_before: 0,
             decoder: FrameDecoder::new(),
             out: Vec::new(),
@@ -668,7 +668,7 @@ impl Publisher {
     fn connect(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
         let server = self.settings.servers[self.server % self.settings.servers.len()];
         let process = self.process.as_mut().expect("runs");
-        process.linked_at = around.now;
+        process.logged_on_at = None;
         process.settled_before = settled(&process.delivery);
         process.decoder = FrameDecoder::new();
         process.out.clear();
@@ -762,6 +762,7 @@ impl Publisher {
             let mut refused = false;
             let (delivery, store) = (&mut process.delivery, &process.store);
             let read = &mut process.read;
+            let logged_on_at = &mut process.logged_on_at;
             let name = self.id;
             process
                 .session
@@ -777,6 +778,7 @@ impl Publisher {
                         Received::LoggedOn { figure } => {
                             trace!(around, "p{name} is logged on, figure {figure:?}");
                             read.logon = figure;
+                            *logged_on_at = Some(around.now);
                             delivery.handle(store, now, Input::LoggedOn { figure });
                         }
                         Received::LogonRefused(_) => refused = true,
@@ -877,7 +879,9 @@ impl Publisher {
         let process = self.process.as_mut().expect("runs");
         let healthy = Duration::from_secs(10);
         if settled(&process.delivery) > process.settled_before
-            || around.now - process.linked_at >= healthy
+            || process
+                .logged_on_at
+                .is_some_and(|at| around.now - at >= healthy)
         {
             process.backoff.reset();
         }

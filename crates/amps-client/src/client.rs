@@ -85,6 +85,8 @@ pub struct Health {
     pub server: String,
     /// How the last link or attempt ended, and at which server.
     pub last_error: Option<(String, LinkEnd)>,
+    /// No more attempts to connect are made, for this reason.
+    pub gave_up: Option<&'static str>,
     /// Logons accepted in this run.
     pub logons: u64,
     /// Messages in the store that are not settled.
@@ -261,7 +263,8 @@ impl Client {
     ///
     /// # Errors
     /// [`LogonError::Refused`] as soon as every server refused in turn;
-    /// [`LogonError::Deadline`] at the deadline. The client goes on trying.
+    /// [`LogonError::Deadline`] at the deadline. The client goes on trying, unless it was
+    /// told to give up at some point, and has: [`LogonError::GaveUp`].
     pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
         let mut status = self.shared.status.subscribe();
         let until = Instant::now().checked_add(deadline);
@@ -280,6 +283,10 @@ impl Client {
                 {
                     let (server, reason) = (server.clone(), reason.clone());
                     return Err(LogonError::Refused { server, reason });
+                }
+                if let Some(why) = now.gave_up {
+                    let last = now.last.clone();
+                    return Err(LogonError::GaveUp { why, last });
                 }
             }
             let changed = match until {
@@ -348,6 +355,7 @@ impl Client {
             state: status.state,
             server: status.server.clone(),
             last_error: status.last.clone(),
+            gave_up: status.gave_up,
             logons: status.logons,
             unsettled: bounds.unsettled,
             first_unsettled: bounds.first_unsettled,

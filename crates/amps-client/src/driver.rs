@@ -93,6 +93,7 @@ pub(crate) struct Work {
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<Done>>,
     drop_link: Option<LinkEnd>,
+    logged_on_at: Option<Instant>,
     sync_failed: bool,
     closing: Option<Closing>,
     stopped: bool,
@@ -129,7 +130,8 @@ enum Done {
     Rebased(Result<amps_store::Rebase, StoreError>),
 }
 
-/// A link that lived this long, or settled anything, was good: the back-off starts anew.
+/// A link that lived this long after its logon, or settled anything, was good: the back-off
+/// starts anew.
 const HEALTHY: Duration = Duration::from_secs(10);
 
 /// How long the end of a client may take beyond its deadline, for a last sync.
@@ -147,6 +149,7 @@ impl Work {
             jobs: VecDeque::new(),
             running: None,
             drop_link: None,
+            logged_on_at: None,
             sync_failed: false,
             closing: None,
             stopped: false,
@@ -164,27 +167,41 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         while !self.work.stopped {
             let Some(server) = self.chooser.current() else {
-                tracing::warn!("the server chooser gave up; no more attempts are made");
-                let _ = self.meanwhile(std::future::pending::<()>()).await;
+                self.give_up("the server chooser names no server").await;
                 break;
             };
             self.work.server = server.uri.authority();
-            let (since, settled) = (Instant::now(), self.settled());
+            self.work.logged_on_at = None;
+            let settled = self.settled();
             let end = self.attempt(&server).await;
-            if self.settled() > settled || since.elapsed() >= HEALTHY {
+            // Not from the start of the attempt: one that times out takes as long as a
+            // good link, and must not count as one.
+            let lived = self.work.logged_on_at.map(|at| at.elapsed());
+            if self.settled() > settled || lived.is_some_and(|lived| lived >= HEALTHY) {
                 self.backoff.reset();
             }
             if self.work.stopped {
                 break;
             }
             let Some(delay) = self.link_ended(&server, end) else {
-                tracing::warn!("the back-off gave up; no more attempts are made");
-                let _ = self.meanwhile(std::future::pending::<()>()).await;
+                self.give_up("the back-off has waited as long as it may")
+                    .await;
                 break;
             };
             let _ = self.meanwhile(tokio::time::sleep(delay)).await;
         }
         self.finish().await;
+    }
+
+    /// Makes no more attempts; everything that needs no link goes on until the client ends.
+    async fn give_up(&mut self, why: &'static str) {
+        tracing::error!(why, "no more attempts to connect are made");
+        self.shared
+            .status
+            .send_modify(|status| status.gave_up = Some(why));
+        self.shared.event(Event::GaveUp { why });
+        // An error means that the client ends.
+        let _ = self.meanwhile(std::future::pending::<()>()).await;
     }
 
     fn settled(&self) -> u64 {
@@ -247,8 +264,7 @@ impl Driver {
             false => self.backoff.next_delay(),
         };
         let refused = matches!(end, LinkEnd::LogonRefused(_));
-        let retry_in_ms = delay.map_or(u64::MAX, |delay| delay.as_millis() as u64);
-        tracing::info!(server = %self.work.server, why = %end, retry_in_ms, "link ended");
+        tracing::info!(server = %self.work.server, why = %end, retry_in = ?delay, "link ended");
         self.work.meter.link_lost(&self.shared.name);
         let servers = self.chooser.len();
         self.shared.status.send_modify(|status| {
@@ -266,7 +282,7 @@ impl Driver {
         self.shared.event(Event::LinkLost {
             server,
             why: end,
-            retry_in_ms,
+            retry_in: delay,
         });
         delay
     }

@@ -128,16 +128,30 @@ pub enum LogonError {
         reason: Reason,
     },
     /// No server was reached, or none answered, before the deadline.
-    #[error("no server accepted a logon within {within:?}{}", .last.as_ref().map(|(s, e)| format!("; the last attempt, at {s}, ended with: {e}")).unwrap_or_default())]
+    #[error("no server accepted a logon within {within:?}{}", last_attempt(.last))]
     Deadline {
         /// The time given.
         within: Duration,
         /// The server tried last and how that ended.
         last: Option<(String, LinkEnd)>,
     },
+    /// No more attempts are made: the back-off or the server chooser gave up.
+    #[error("no more attempts to log on are made: {why}{}", last_attempt(.last))]
+    GaveUp {
+        /// Who gave up.
+        why: &'static str,
+        /// The server tried last and how that ended.
+        last: Option<(String, LinkEnd)>,
+    },
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
+}
+
+fn last_attempt(last: &Option<(String, LinkEnd)>) -> String {
+    last.as_ref().map_or(String::new(), |(server, end)| {
+        format!("; the last attempt, at {server}, ended with: {end}")
+    })
 }
 
 /// A flush ended before everything it covers was settled.

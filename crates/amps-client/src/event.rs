@@ -1,6 +1,7 @@
 //! What an application may want to watch: one lossy stream.
 
 use std::fmt;
+use std::time::Duration;
 
 use tokio::sync::broadcast;
 
@@ -106,8 +107,15 @@ pub enum Event {
         server: String,
         /// Why.
         why: LinkEnd,
-        /// How long the client waits before the next attempt, in milliseconds.
-        retry_in_ms: u64,
+        /// How long the client waits before the next attempt; `None`: it makes no more.
+        retry_in: Option<Duration>,
+    },
+    /// No more attempts to connect are made: the back-off or the server chooser was told to
+    /// give up. Publishes are accepted into the store all the same; close the client and open
+    /// it anew to go on.
+    GaveUp {
+        /// Who gave up.
+        why: &'static str,
     },
     /// The server has less than it acknowledged before: messages `server + 1 ..= settled`
     /// may be missing there, and can no longer be resent.

@@ -42,6 +42,8 @@ pub(crate) struct LinkStatus {
     pub(crate) server: String,
     /// How the last attempt ended, and where.
     pub(crate) last: Option<(String, LinkEnd)>,
+    /// No more attempts are made, for this reason.
+    pub(crate) gave_up: Option<&'static str>,
     /// Logons refused in a row.
     pub(crate) refused: usize,
     /// Servers to try in turn.

@@ -323,6 +323,7 @@ impl Driver {
     }
 
     fn logged_on(&mut self, server: &Server) {
+        self.work.logged_on_at = Some(Instant::now());
         self.chooser.succeeded(server);
         if let Some(authenticator) = &server.authenticator {
             authenticator.completed(&server.uri);

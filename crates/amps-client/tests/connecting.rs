@@ -1,0 +1,151 @@
+//! When and how often the client connects, in virtual time.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use amps_client::chooser::{Server, ServerChooser};
+use amps_client::connector::{Connecting, Connector};
+use amps_client::uri::Uri;
+use amps_client::{Backoff, Client, Event, Events, LinkEnd, LogonError};
+use common::{NAME, Peer, memory, pair};
+use tokio::time::Instant;
+
+const LONG: Duration = Duration::from_secs(1_000_000);
+
+/// A network that swallows every attempt to connect.
+#[derive(Debug)]
+struct BlackHole;
+
+impl Connector for BlackHole {
+    fn connect<'a>(&'a self, _: &'a Uri) -> Connecting<'a> {
+        Box::pin(std::future::pending())
+    }
+}
+
+fn into_the_black_hole(backoff: Backoff) -> amps_client::Builder {
+    Client::builder(NAME)
+        .server("tcp://127.0.0.1:9007/amps/json")
+        .connector(Arc::new(BlackHole))
+        .backoff(backoff)
+        .store(memory())
+}
+
+async fn link_lost(events: &mut Events) -> (LinkEnd, Option<Duration>) {
+    loop {
+        if let Event::LinkLost { why, retry_in, .. } = events.next().await.unwrap() {
+            return (why, retry_in);
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn attempts_into_a_black_hole_come_further_and_further_apart() {
+    // The time limit of an attempt is as long as a link must live to count as good.
+    let client = into_the_black_hole(Backoff::default().seed(7))
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut longest = Duration::ZERO;
+    for _ in 0..40 {
+        let (why, delay) = link_lost(&mut events).await;
+        assert_eq!(why, LinkEnd::ConnectTimeout);
+        longest = longest.max(delay.unwrap());
+    }
+    assert!(longest > Duration::from_secs(10), "{longest:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_gives_up_says_so_and_keeps_what_is_published() {
+    let backoff = Backoff::new(Duration::from_secs(1), Duration::from_secs(1));
+    let client = into_the_black_hole(backoff.give_up_after(Duration::from_secs(5)))
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let error = client.wait_logged_on(LONG).await.unwrap_err();
+    assert!(
+        matches!(
+            &error,
+            LogonError::GaveUp {
+                last: Some((_, LinkEnd::ConnectTimeout)),
+                ..
+            }
+        ),
+        "{error}"
+    );
+    let mut last = None;
+    loop {
+        match events.next().await.unwrap() {
+            Event::LinkLost { retry_in, .. } => last = Some(retry_in),
+            Event::GaveUp { why } => break assert!(why.contains("back-off"), "{why}"),
+            _ => {}
+        }
+    }
+    assert_eq!(last, Some(None), "the last end names no next attempt");
+    assert!(client.health().gave_up.is_some());
+    client.publish("orders", "1").await.unwrap();
+    assert_eq!(client.close(Duration::ZERO).await.left, 1);
+}
+
+/// Names its server so many times.
+struct Names(Server, u32);
+
+impl ServerChooser for Names {
+    fn current(&mut self) -> Option<Server> {
+        self.1 = self.1.checked_sub(1)?;
+        Some(self.0.clone())
+    }
+
+    fn succeeded(&mut self, _: &Server) {}
+
+    fn failed(&mut self, _: &Server, _: &LinkEnd) {}
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_chooser_that_names_no_server_ends_the_attempts() {
+    let server = Server {
+        uri: "tcp://127.0.0.1:9007/amps/json".parse().unwrap(),
+        authenticator: None,
+    };
+    let client = Client::builder(NAME)
+        .chooser(Names(server, 2))
+        .connector(Arc::new(BlackHole))
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let error = client.wait_logged_on(LONG).await.unwrap_err();
+    assert!(error.to_string().contains("chooser"), "{error}");
+    let ends =
+        std::iter::from_fn(|| events.try_next()).filter(|e| matches!(e, Event::LinkLost { .. }));
+    assert_eq!(ends.count(), 2);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_link_that_lived_long_after_its_logon_starts_the_back_off_anew() {
+    let (builder, mut listener) = pair();
+    let minute = Duration::from_secs(60);
+    let client = builder
+        .backoff(Backoff::new(minute, minute).give_up_after(minute * 3))
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
+    let begun = Instant::now();
+    let mut events = client.events();
+    for _ in 0..50 {
+        let peer = Peer::logged_on(&mut listener, 0).await;
+        client.wait_logged_on(LONG).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(11)).await;
+        drop(peer);
+        let (why, delay) = link_lost(&mut events).await;
+        assert_eq!(why, LinkEnd::Closed);
+        assert!(delay.is_some(), "after {:?}", begun.elapsed());
+    }
+}
