@@ -199,7 +199,8 @@ impl Builder {
         self
     }
 
-    /// Time for the answer to a logon; 10 s unless set.
+    /// Time for the answer to a logon, and for each answer of an authenticator; 10 s unless
+    /// set.
     #[must_use]
     pub fn logon_timeout(mut self, timeout: Duration) -> Self {
         self.logon_timeout = timeout;
@@ -375,6 +376,7 @@ impl Builder {
             shared: shared.clone(),
             settings: Settings {
                 connect_timeout: self.connect_timeout,
+                logon_timeout: self.logon_timeout,
                 publish_ids: self.publish_ids,
                 has_handler,
                 max_frame: self.max_frame,

@@ -62,6 +62,7 @@ pub(crate) enum Ask {
 
 pub(crate) struct Settings {
     pub(crate) connect_timeout: Duration,
+    pub(crate) logon_timeout: Duration,
     pub(crate) publish_ids: bool,
     pub(crate) has_handler: bool,
     pub(crate) max_frame: usize,
@@ -219,10 +220,9 @@ impl Driver {
             None => given,
             Some(authenticator) => {
                 let asked = authenticator.authenticate(&server.uri, given);
-                match self.meanwhile(asked).await {
-                    Ok(Ok(credentials)) => credentials,
-                    Ok(Err(error)) => return LinkEnd::Authenticator(error),
-                    Err(Stopped) => return LinkEnd::Shutdown,
+                match self.authenticated(asked).await {
+                    Ok(credentials) => credentials,
+                    Err(end) => return end,
                 }
             }
         };
@@ -239,6 +239,23 @@ impl Driver {
         };
         self.state(ConnectionState::Connected);
         self.link(stream, server, &credentials).await
+    }
+
+    /// Waits for an authenticator, which is user code, no longer than for a server.
+    async fn authenticated(
+        &mut self,
+        asked: impl Future<Output = Result<Credentials, String>>,
+    ) -> Result<Credentials, LinkEnd> {
+        let limit = self.settings.logon_timeout;
+        match self.meanwhile(tokio::time::timeout(limit, asked)).await {
+            Ok(Ok(Ok(credentials))) => Ok(credentials),
+            Ok(Ok(Err(error))) => Err(LinkEnd::Authenticator(error)),
+            Ok(Err(_)) => {
+                let error = format!("the authenticator did not answer within {limit:?}");
+                Err(LinkEnd::Authenticator(error))
+            }
+            Err(Stopped) => Err(LinkEnd::Shutdown),
+        }
     }
 
     /// Takes in the end of a link or of an attempt; how long to wait before the next.
@@ -287,7 +304,8 @@ impl Driver {
         delay
     }
 
-    /// Runs `future` while everything that needs no link goes on.
+    /// Runs `future` while everything that needs no link goes on. The session's times are
+    /// none of it: nobody ticks it here, and one that has passed would spin.
     async fn meanwhile<T>(&mut self, future: impl Future<Output = T>) -> Result<T, Stopped> {
         tokio::pin!(future);
         loop {
@@ -295,7 +313,7 @@ impl Driver {
             if self.work.stopped {
                 return Err(Stopped);
             }
-            let deadline = self.deadline();
+            let deadline = self.offline_deadline();
             tokio::select! {
                 output = &mut future => return Ok(output),
                 event = next_event(&mut self.asks, &mut self.work.running, &self.shared, deadline) => {
@@ -347,14 +365,18 @@ impl Driver {
     }
 
     fn deadline(&self) -> Option<Instant> {
-        let delivery = self.delivery.as_ref().and_then(Delivery::deadline);
-        let earliest = [delivery, self.session.deadline()]
+        let session = self.session.deadline().map(|at| self.work.start + at);
+        [session, self.offline_deadline()]
             .into_iter()
             .flatten()
-            .min();
-        let earliest = earliest.map(|at| self.work.start + at);
+            .min()
+    }
+
+    fn offline_deadline(&self) -> Option<Instant> {
+        let delivery = self.delivery.as_ref().and_then(Delivery::deadline);
+        let delivery = delivery.map(|at| self.work.start + at);
         let closing = self.work.closing.as_ref().map(|closing| closing.until);
-        [earliest, closing].into_iter().flatten().min()
+        [delivery, closing].into_iter().flatten().min()
     }
 
     fn now(&self) -> Now {

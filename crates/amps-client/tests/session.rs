@@ -4,8 +4,11 @@
 
 mod common;
 
-use std::future::Future as _;
+use std::future::Future;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use amps_client::chooser::{Authenticating, Authenticator};
@@ -127,6 +130,79 @@ async fn endless_challenges_are_a_refusal() {
                 break;
             }
         }
+    }
+}
+
+/// Never answers: the one, or the other.
+struct Silent {
+    at_once: bool,
+    looked: Arc<AtomicUsize>,
+}
+
+/// Counts how often it is looked at, and is never ready.
+struct Never(Arc<AtomicUsize>);
+
+impl Future for Never {
+    type Output = Result<Credentials, String>;
+
+    fn poll(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        self.0.fetch_add(1, Ordering::Relaxed);
+        Poll::Pending
+    }
+}
+
+impl Authenticator for Silent {
+    fn authenticate<'a>(&'a self, _: &'a Uri, given: Credentials) -> Authenticating<'a> {
+        match self.at_once {
+            true => Box::pin(Never(self.looked.clone())),
+            false => Box::pin(async move { Ok(given) }),
+        }
+    }
+
+    fn answer<'a>(&'a self, _: &'a Uri, _: Credentials) -> Authenticating<'a> {
+        Box::pin(Never(self.looked.clone()))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_authenticator_that_never_answers_fails_the_attempt_and_spins_nothing() {
+    for at_once in [true, false] {
+        let connector = amps_client::connector::MemoryConnector::new();
+        let mut listener = connector.listen();
+        let looked = Arc::new(AtomicUsize::new(0));
+        let silent = Silent {
+            at_once,
+            looked: looked.clone(),
+        };
+        let client = Client::builder(common::NAME)
+            .server_with("tcp://127.0.0.1:9007/amps/json", Arc::new(silent))
+            .connector(Arc::new(connector))
+            .logon_timeout(Duration::from_secs(3))
+            .open()
+            .await
+            .unwrap();
+        let mut events = client.events();
+        let begun = tokio::time::Instant::now();
+        let server = tokio::spawn(async move {
+            if !at_once {
+                let (mut peer, logon) = Peer::accept(&mut listener).await;
+                challenge(&mut peer, &logon, "riddle").await;
+                assert!(peer.next().await.is_none());
+            }
+        });
+        let why = loop {
+            if let Event::LinkLost { why, .. } = events.next().await.unwrap() {
+                break why;
+            }
+        };
+        assert!(
+            matches!(&why, LinkEnd::Authenticator(error) if error.contains("within 3s")),
+            "{why}"
+        );
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        let looked = looked.load(Ordering::Relaxed);
+        assert!(looked < 20, "looked at {looked} times");
+        server.await.unwrap();
     }
 }
 

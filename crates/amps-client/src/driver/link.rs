@@ -339,14 +339,8 @@ impl Driver {
             let error = "the server asks for an answer to a challenge".to_owned();
             return Err(LinkEnd::Authenticator(error));
         };
-        let answer = match self
-            .meanwhile(authenticator.answer(&server.uri, challenge))
-            .await
-        {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(error)) => return Err(LinkEnd::Authenticator(error)),
-            Err(_) => return Err(LinkEnd::Shutdown),
-        };
+        let asked = authenticator.answer(&server.uri, challenge);
+        let answer = self.authenticated(asked).await?;
         let now = self.work.start.elapsed();
         self.session
             .answer_challenge(now, &answer, &mut self.work.out)
