@@ -4,7 +4,7 @@ use std::time::Duration;
 
 /// Exponential delays with full jitter: each wait is drawn evenly from nothing up to a
 /// bound that doubles from `first` to `longest`. The whole range, because clients that
-/// lost the same server must not come back together.
+/// lost the same server must not come back together. A year is as long as a delay gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Backoff {
     first: Duration,
@@ -15,6 +15,9 @@ pub struct Backoff {
     random: u64,
 }
 
+/// Far beyond any sensible delay, far below what overflows a clock.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
+
 impl Default for Backoff {
     fn default() -> Self {
         Backoff::new(Duration::from_millis(200), Duration::from_secs(20))
@@ -24,9 +27,10 @@ impl Default for Backoff {
 impl Backoff {
     /// Bounds from `first` (the default is 200 ms) to `longest` (20 s).
     pub fn new(first: Duration, longest: Duration) -> Self {
+        let first = first.min(YEAR);
         Backoff {
             first,
-            longest: longest.max(first),
+            longest: longest.min(YEAR).max(first),
             give_up_after: None,
             attempt: 0,
             waited: Duration::ZERO,
@@ -76,7 +80,7 @@ impl Backoff {
         if self.give_up_after.is_some_and(|total| self.waited >= total) {
             return None;
         }
-        self.waited += delay;
+        self.waited = self.waited.saturating_add(delay);
         Some(delay)
     }
 
@@ -118,6 +122,15 @@ mod tests {
         assert_ne!(draw(1), draw(99));
         assert!(draw(3).iter().any(|d| *d < Duration::from_millis(100)));
         assert!(draw(3).iter().any(|d| *d > Duration::from_millis(900)));
+    }
+
+    #[test]
+    fn no_bound_is_too_long() {
+        let mut backoff = Backoff::new(Duration::MAX, Duration::MAX).give_up_after(Duration::MAX);
+        for _ in 0..1000 {
+            assert!(backoff.next_delay().unwrap() <= YEAR);
+            assert!(backoff.longest_delay().unwrap() <= YEAR);
+        }
     }
 
     #[test]

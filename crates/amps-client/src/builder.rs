@@ -15,7 +15,7 @@ use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
 use crate::delivery::{Config, Delivery, GapPolicy, RebasePolicy};
-use crate::driver::{Driver, Settings, Work};
+use crate::driver::{DeathWatch, Driver, Settings, Work};
 use crate::error::OpenError;
 use crate::failed::{
     FailedWrite, Handler, HandlerError, LastChance, Offers, UnhandledAck, blocking_handler,
@@ -32,6 +32,9 @@ const ASKS: usize = 256;
 
 /// Events kept for a slow reader.
 const EVENTS: usize = 1024;
+
+/// Time limits count no further: beyond it sums of times overflow.
+const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Acks kept for a slow last-chance handler.
 const UNHANDLED: usize = 1024;
@@ -192,7 +195,7 @@ impl Builder {
         self
     }
 
-    /// Time for opening a connection; 10 s unless set.
+    /// Time for opening a connection; 10 s unless set, as for all time limits at most a year.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -320,6 +323,16 @@ impl Builder {
             None => Handle::try_current().map_err(|_| OpenError::NoRuntime)?,
         };
         self.check()?;
+        for limit in [
+            &mut self.connect_timeout,
+            &mut self.logon_timeout,
+            &mut self.command_timeout,
+        ]
+        .into_iter()
+        .chain(&mut self.heartbeat)
+        {
+            *limit = (*limit).min(YEAR);
+        }
         let chooser = self.choose()?;
         let (asks, asked) = mpsc::channel(ASKS);
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
@@ -395,6 +408,7 @@ impl Builder {
             asks: asked,
             unhandled,
             handler_task,
+            watch: DeathWatch::new(shared.clone()),
             work: Work::new(),
         };
         runtime.spawn(driver.run());

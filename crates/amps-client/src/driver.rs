@@ -79,7 +79,57 @@ pub(crate) struct Driver {
     pub(crate) asks: mpsc::Receiver<Ask>,
     pub(crate) unhandled: mpsc::Sender<UnhandledAck>,
     pub(crate) handler_task: Option<JoinHandle<()>>,
+    pub(crate) watch: DeathWatch,
     pub(crate) work: Work,
+}
+
+/// Notices that the driver ended without an end: it panicked in code of the user's, or its
+/// runtime was shut down. Nobody must wait then for what cannot come any more.
+pub(crate) struct DeathWatch {
+    shared: Arc<Shared>,
+    armed: bool,
+}
+
+impl DeathWatch {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        DeathWatch {
+            shared,
+            armed: true,
+        }
+    }
+}
+
+impl Drop for DeathWatch {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let why = match std::thread::panicking() {
+            true => {
+                "the client's task panicked, most likely in a connector, an authenticator, a server chooser or a store of your own"
+            }
+            false => "the client's runtime was shut down",
+        };
+        tracing::error!(client = %self.shared.name, why, "the client ended without being closed");
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.direct().open = false;
+        self.shared.offers.stop();
+        if let Some(watched) = &self.shared.watched {
+            watched.close();
+        }
+        self.shared.room.notify_waiters();
+        self.shared.status.send_modify(|status| {
+            status.state = ConnectionState::Shutdown;
+            let end = LinkEnd::ClientFailed(why.to_owned());
+            status.last = Some((status.server.clone(), end));
+            status.in_flight = 0;
+        });
+        self.shared.event(Event::ClientFailed { why });
+        self.shared.event(Event::State {
+            state: ConnectionState::Shutdown,
+            server: self.shared.status.borrow().server.clone(),
+        });
+    }
 }
 
 /// What is under way.
@@ -641,11 +691,11 @@ impl Driver {
         }
         self.work.readers.close();
         if let Some(watched) = &self.shared.watched {
-            watched.book.close();
-            watched.durable.send_modify(|moves| *moves += 1);
+            watched.close();
         }
         self.shared.room.notify_waiters();
         self.state(ConnectionState::Shutdown);
+        self.watch.armed = false;
         // The store's lock goes with its last handle: whoever gets the report may open the
         // store again at once.
         drop(self);

@@ -63,6 +63,9 @@ pub enum LinkEnd {
     Store(String),
     /// The client was closed.
     Shutdown,
+    /// The client's task ended without being closed; see
+    /// [`Event::ClientFailed`].
+    ClientFailed(String),
 }
 
 impl fmt::Display for LinkEnd {
@@ -85,6 +88,7 @@ impl fmt::Display for LinkEnd {
             LinkEnd::BadFigure => f.write_str("the server named an impossible number"),
             LinkEnd::Store(error) => write!(f, "the store failed: {error}"),
             LinkEnd::Shutdown => f.write_str("the client was closed"),
+            LinkEnd::ClientFailed(why) => f.write_str(why),
         }
     }
 }
@@ -203,6 +207,14 @@ pub enum Event {
         sequence: u64,
         /// The store's word.
         error: String,
+    },
+    /// The client's task ended although nobody closed the client: code of the application's
+    /// panicked in it, or its runtime was shut down. Nothing more is sent, publishes are
+    /// refused, receipts say `Unknown`; what is unsettled stays in the store. Drop the client
+    /// and open another one.
+    ClientFailed {
+        /// What is known of the cause.
+        why: &'static str,
     },
     /// A failed-write handler returned an error or panicked; the refusal waits.
     HandlerFailed {

@@ -61,6 +61,12 @@ impl Watched {
         }
     }
 
+    /// The client is gone: nobody waits any longer, for an outcome or for durability.
+    pub(crate) fn close(&self) {
+        self.book.close();
+        self.durable.send_modify(|moves| *moves += 1);
+    }
+
     pub(crate) fn sync_failed(&self, error: StoreError) {
         self.sync_error
             .lock()
@@ -104,8 +110,8 @@ impl Receipt {
     ///
     /// # Errors
     /// A sync failed, now or before: the store can make nothing durable any more. Or the
-    /// message went out without a store, which makes nothing durable
-    /// ([`StoreError::Closed`]).
+    /// client is closed and left the message undurable, or the message went out without a
+    /// store, which makes nothing durable ([`StoreError::Closed`]).
     pub async fn durable(&self) -> Result<(), StoreError> {
         let Some(watched) = &self.watched else {
             return Err(StoreError::Closed);
@@ -118,6 +124,9 @@ impl Receipt {
             }
             if let Some(error) = watched.sync_error() {
                 return Err(error);
+            }
+            if watched.book.is_closed() {
+                return Err(StoreError::Closed);
             }
             watched.store.request_sync();
             if moved.changed().await.is_err() {
@@ -228,6 +237,10 @@ impl Book {
         let woken = std::mem::take(&mut state.waiting);
         drop(state);
         woken.into_values().for_each(Waker::wake);
+    }
+
+    fn is_closed(&self) -> bool {
+        self.lock().closed
     }
 
     fn poll(&self, sequence: u64, waker: &Waker) -> Poll<Outcome> {

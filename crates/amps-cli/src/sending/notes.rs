@@ -82,6 +82,7 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
             Event::SendingStopped { through } => format!(
                 "sending stopped behind sequence {through}: {store} cannot be made durable any more"
             ),
+            Event::ClientFailed { why } => format!("the client failed: {why}"),
             Event::Unreadable { sequence, error } => {
                 format!("message {sequence} cannot be read and was not sent: {error}")
             }
