@@ -325,24 +325,33 @@ fn tell_recovered(
     path: Option<&std::path::Path>,
     store: &Store,
 ) -> Result<(), Failure> {
-    if recovered == 0 {
-        return Ok(());
-    }
-    if out.is_json() {
+    let report = store.report();
+    let found = report.set_aside > 0 || !report.lost.is_empty() || !report.ignored.is_empty();
+    if out.is_json() && (recovered > 0 || found) {
+        let (first, last) = report.set_aside_sequences.unzip();
+        let lost = report.lost.iter().filter(|(_, last)| *last > 0);
+        let lost: Vec<_> = lost.map(|&(first, last)| vec![first, last]).collect();
         out.object(object! {
             "event": "recovered",
             "recovered": recovered,
             "first": store.bounds().first_unsettled,
             "last": store.bounds().last,
+            "set_aside": report.set_aside,
+            "set_aside_first": first,
+            "set_aside_last": last,
+            "set_aside_rejections": report.set_aside_rejections.clone(),
+            "damage_ignored": report.ignored.len(),
+            "given_up": lost,
         })?;
-        out.flush()
-    } else {
+        out.flush()?;
+    }
+    if recovered > 0 && !out.is_json() {
         eprintln!(
             "note: {} holds {recovered} unsettled message(s) of an earlier run; they go first",
             store_name(path)
         );
-        Ok(())
     }
+    Ok(())
 }
 
 fn advice(report: &Report, path: Option<&std::path::Path>) -> String {

@@ -405,3 +405,52 @@ fn damage_is_found_by_verify_and_named() {
         "a look changed the file"
     );
 }
+
+/// A store as a power cut may leave it: a hole, and behind it messages and a refusal.
+fn with_a_hole(path: &Path) {
+    use amps_store::{Envelope, Options, PublishStore, Store, inspect::Inspection};
+    let options = Options::new().capacity(1 << 20).client_name("left");
+    let store = Store::open(path, options).unwrap();
+    for n in 1..=4 {
+        let envelope = Envelope::publish("t");
+        store.append(&envelope, format!("{n}").as_bytes()).unwrap();
+    }
+    store.reject(1, "no", 7).unwrap();
+    // Dropped without a close: nothing was synced.
+    drop(store);
+    let second = Inspection::open(path).unwrap().get(2).unwrap().unwrap();
+    let mut bytes = std::fs::read(path).unwrap();
+    bytes[second.offset as usize + 20] ^= 1;
+    std::fs::write(path, bytes).unwrap();
+}
+
+#[test]
+fn what_recovery_set_aside_is_told_at_three_in_the_morning() {
+    let dir = Dir::new();
+    for json in [false, true] {
+        let store = dir.path(&format!("{json}.store"));
+        with_a_hole(&store);
+        let mut drain = amps();
+        drain.args(["drain", "--server", NOBODY, "--flush-timeout", "0s"]);
+        drain.args(json.then_some("--json")).arg("--store");
+        let ran = run(drain.arg(&store)).expect(5).says(&[
+            "hole",
+            "messages 3 to 4",
+            "the refusal of message 1",
+            "repair",
+        ]);
+        if json {
+            let recovered = &ran.objects()[0];
+            assert_eq!(recovered["event"], "recovered");
+            for (field, value) in [
+                ("recovered", 1),
+                ("set_aside_first", 3),
+                ("set_aside_last", 4),
+            ] {
+                assert_eq!(recovered[field], value, "{field}");
+            }
+            assert!(recovered["set_aside"].as_u64() >= Some(3));
+            assert_eq!(recovered["set_aside_rejections"], serde_json::json!([1]));
+        }
+    }
+}

@@ -17,6 +17,7 @@ use crate::connector::{Connector, SchemeConnector};
 use crate::delivery::{Config, Delivery, GapPolicy, RebasePolicy};
 use crate::driver::{DeathWatch, Driver, Settings, Work};
 use crate::error::OpenError;
+use crate::event::{Event, found_at_open};
 use crate::failed::{
     FailedWrite, Handler, HandlerError, LastChance, Offers, UnhandledAck, blocking_handler,
     last_chance, offer_refusals,
@@ -353,6 +354,7 @@ impl Builder {
             doorbell: Default::default(),
             room: Notify::new(),
             status: watch::Sender::new(status),
+            at_open: self.tell_what_was_found(),
             events: broadcast::Sender::new(EVENTS),
             asks,
             closed: AtomicBool::new(false),
@@ -476,6 +478,15 @@ impl Builder {
             stored: self.store.is_some(),
             publish_ids: self.publish_ids,
         }
+    }
+
+    fn tell_what_was_found(&self) -> Vec<Event> {
+        let report = self.store.as_ref().and_then(|store| store.recovery());
+        let found = report.map(found_at_open).unwrap_or_default();
+        for event in &found {
+            tracing::warn!(?event, "found when the store was opened");
+        }
+        found
     }
 
     fn tell_of_refusals(&self, store: &dyn PublishStore) {

@@ -341,9 +341,10 @@ impl Client {
         }
     }
 
-    /// What happens to this client from now on.
+    /// What happens to this client from now on, behind what its store found when it was
+    /// opened.
     pub fn events(&self) -> Events {
-        Events::new(self.shared.events.subscribe())
+        Events::new(&self.shared.at_open, self.shared.events.subscribe())
     }
 
     /// A look at the client as it is.

@@ -1,8 +1,10 @@
 //! What an application may want to watch: one lossy stream.
 
+use std::collections::VecDeque;
 use std::fmt;
 use std::time::Duration;
 
+use amps_store::{DamagedRange, RecoveryReport};
 use tokio::sync::broadcast;
 
 use crate::protocol::Reason;
@@ -98,6 +100,40 @@ impl fmt::Display for LinkEnd {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
+    /// At open, the store said: a power cut left a hole in its log. Intact records behind it
+    /// were set aside; their messages are not sent. `amps store repair FILE --to NEW` on a copy
+    /// of the file as it was before this open recovers them.
+    SetAside {
+        /// How many records.
+        records: u64,
+        /// Lowest and highest sequence of the messages among them.
+        sequences: Option<(u64, u64)>,
+    },
+    /// At open: among the records set aside is the refusal of this message. A server does
+    /// not repeat a refusal.
+    RefusalSetAside {
+        /// The refused message.
+        sequence: u64,
+    },
+    /// At open: a range of the log is damaged.
+    Damaged {
+        /// Where it starts in the file.
+        offset: u64,
+        /// Bytes up to the next intact record.
+        bytes: u64,
+        /// Messages that may be missing: the lowest and the highest possible.
+        sequences: Option<(u64, u64)>,
+        /// What stood there was needed and is given up (`Recovery::Salvage`). Otherwise its
+        /// neighbours prove that it held nothing needed.
+        needed: bool,
+    },
+    /// At open: an earlier open gave these messages up.
+    GivenUp {
+        /// Lowest sequence.
+        first: u64,
+        /// Highest sequence.
+        last: u64,
+    },
     /// The connection moved on.
     State {
         /// Where it is now.
@@ -225,17 +261,46 @@ pub enum Event {
     },
 }
 
-/// A stream of [`Event`]s. It never holds the client up: when its reader is slow, the
+/// The bad news in what a store found when it was opened.
+pub(crate) fn found_at_open(report: &RecoveryReport) -> Vec<Event> {
+    let mut events = Vec::new();
+    if report.set_aside > 0 {
+        events.push(Event::SetAside {
+            records: report.set_aside,
+            sequences: report.set_aside_sequences,
+        });
+    }
+    let refusals = report.set_aside_rejections.iter();
+    events.extend(refusals.map(|sequence| Event::RefusalSetAside {
+        sequence: *sequence,
+    }));
+    let damaged = |range: &DamagedRange, needed| Event::Damaged {
+        offset: range.offset,
+        bytes: range.bytes,
+        sequences: range.sequences,
+        needed,
+    };
+    events.extend(report.damaged.iter().map(|range| damaged(range, true)));
+    events.extend(report.ignored.iter().map(|range| damaged(range, false)));
+    let lost = report.lost.iter().filter(|(_, last)| *last > 0);
+    events.extend(lost.map(|&(first, last)| Event::GivenUp { first, last }));
+    events
+}
+
+/// A stream of [`Event`]s. It starts with what the store found when it was opened, however
+/// late the stream is asked for; everything else it has from then on. It never holds the client up: when its reader is slow, the
 /// oldest events are dropped and counted.
 #[derive(Debug)]
 pub struct Events {
+    at_open: VecDeque<Event>,
     receiver: broadcast::Receiver<Event>,
     dropped: u64,
 }
 
 impl Events {
-    pub(crate) fn new(receiver: broadcast::Receiver<Event>) -> Self {
+    pub(crate) fn new(at_open: &[Event], receiver: broadcast::Receiver<Event>) -> Self {
         Events {
+            at_open: at_open.iter().cloned().collect(),
             receiver,
             dropped: 0,
         }
@@ -245,6 +310,9 @@ impl Events {
     ///
     /// Cancel safe: a cancelled call takes no event.
     pub async fn next(&mut self) -> Option<Event> {
+        if let Some(event) = self.at_open.pop_front() {
+            return Some(event);
+        }
         loop {
             match self.receiver.recv().await {
                 Ok(event) => return Some(event),
@@ -256,6 +324,9 @@ impl Events {
 
     /// The next event, if one is there.
     pub fn try_next(&mut self) -> Option<Event> {
+        if let Some(event) = self.at_open.pop_front() {
+            return Some(event);
+        }
         loop {
             match self.receiver.try_recv() {
                 Ok(event) => return Some(event),

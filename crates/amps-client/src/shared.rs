@@ -21,6 +21,8 @@ pub(crate) struct Shared {
     pub(crate) doorbell: Doorbell,
     pub(crate) room: Notify,
     pub(crate) status: watch::Sender<LinkStatus>,
+    /// What the store found when it was opened, for every stream of events.
+    pub(crate) at_open: Vec<Event>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) asks: mpsc::Sender<Ask>,
     pub(crate) closed: AtomicBool,

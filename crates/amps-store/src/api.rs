@@ -6,6 +6,7 @@ use std::time::Duration;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::error::{AppendError, ReadError, StoreError};
 use crate::format::RECORD_HEADER;
+use crate::report::RecoveryReport;
 
 /// Longest user tag in bytes.
 pub const MAX_TAG: usize = 64;
@@ -286,6 +287,12 @@ pub trait PublishStore: Send + Sync + 'static {
     /// # Errors
     /// The device failed now or before: `durable` never moves again.
     fn sync(&self) -> Result<Durable, StoreError>;
+
+    /// What was found when the store was opened. A client tells its user what of it is bad
+    /// news. `None`: there is nothing to tell, as for a store that always starts empty.
+    fn recovery(&self) -> Option<&RecoveryReport> {
+        None
+    }
 
     /// Registers an observer for as long as the store lives.
     fn observe(&self, observer: Observer);

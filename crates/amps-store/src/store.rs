@@ -448,6 +448,10 @@ impl PublishStore for Store {
         }
     }
 
+    fn recovery(&self) -> Option<&RecoveryReport> {
+        Some(self.report())
+    }
+
     fn observe(&self, observer: Observer) {
         self.inner
             .shared

@@ -11,6 +11,32 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
     let mut outage: Option<String> = None;
     while let Some(event) = events.next().await {
         let text = match event {
+            Event::SetAside { records, sequences } => format!(
+                "a power cut left a hole in {store}: {records} intact record(s) behind it{} are \
+                 set aside and not sent. A copy of the file from before this run still has \
+                 them: amps store repair FILE --to NEW",
+                range(sequences)
+            ),
+            Event::RefusalSetAside { sequence } => format!(
+                "the refusal of message {sequence} is among what is set aside; the server does \
+                 not repeat it"
+            ),
+            Event::Damaged {
+                offset,
+                bytes,
+                sequences,
+                needed,
+            } => format!(
+                "{bytes} byte(s) of {store} are damaged at offset {offset}{}; {}",
+                range(sequences),
+                match needed {
+                    true => "they are given up",
+                    false => "nothing needed stood there",
+                }
+            ),
+            Event::GivenUp { first, last } => {
+                format!("an earlier run gave up messages {first} to {last}: they were damaged")
+            }
             Event::LinkLost { server, why, .. } => {
                 let told = match why {
                     LinkEnd::Shutdown => continue,
@@ -90,4 +116,11 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
         };
         say(bar.as_ref(), &format!("note: {text}"));
     }
+}
+
+/// The messages concerned, as part of a sentence.
+fn range(sequences: Option<(u64, u64)>) -> String {
+    sequences.map_or(String::new(), |(first, last)| {
+        format!(" (messages {first} to {last})")
+    })
 }

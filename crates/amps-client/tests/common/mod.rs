@@ -128,6 +128,10 @@ impl PublishStore for NeverDurable {
         self.0.level()
     }
 
+    fn recovery(&self) -> Option<&amps_store::RecoveryReport> {
+        self.0.recovery()
+    }
+
     fn observe(&self, observer: Observer) {
         self.0.observe(observer);
     }
