@@ -276,8 +276,17 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
         "{accepted} line(s) were accepted; line {} was not",
         line.number
     );
-    let (exit, text, skip_flush) = match &error.reason {
-        PublishFailure::Deadline | PublishFailure::Store(AppendError::Full { .. }) => (
+    let (reason, waited) = match &error.reason {
+        PublishFailure::Deadline(last) => (&**last, true),
+        reason => (reason, false),
+    };
+    let (exit, text, skip_flush) = match reason {
+        PublishFailure::Store(AppendError::NoSpace { .. }) => (
+            Exit::NoSpace,
+            format!("{reason}: {so_far}; nothing accepted is lost"),
+            waited,
+        ),
+        PublishFailure::Store(AppendError::Full { .. }) => (
             Exit::Left,
             format!(
                 "the store stayed full for {patience:?}: {so_far}. Check that the server is \
@@ -285,10 +294,10 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
             ),
             true,
         ),
-        PublishFailure::Store(AppendError::Store(error @ StoreError::NoSpace { .. })) => (
+        PublishFailure::Store(AppendError::Store(StoreError::NoSpace { .. })) => (
             Exit::NoSpace,
-            format!("{error}: {so_far}; nothing accepted is lost"),
-            false,
+            format!("{reason}: {so_far}; nothing accepted is lost"),
+            waited,
         ),
         PublishFailure::Store(AppendError::TooLarge { .. }) | PublishFailure::TooLarge { .. } => (
             Exit::Other,

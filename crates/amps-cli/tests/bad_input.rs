@@ -312,6 +312,28 @@ fn no_space_is_told_and_no_signal_kills_us() {
 }
 
 #[test]
+fn a_disk_that_fills_while_publishing_is_no_space_and_not_a_full_store() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    // 6 or 12 MiB, according to the shell: more than the store starts with, less than its cap.
+    let script = r#"ulimit -f 12288; exec "$@""#;
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", script, "sh", env!("CARGO_BIN_EXE_amps")])
+        .args(["publish", "--topic", "t", "--server", NOBODY, "--json"])
+        .args(["--flush-timeout", "3s", "--capacity", "16MiB", "--store"])
+        .arg(&store);
+    let ran = run_with_input(&mut command, &numbered_lines(2000, 10_000))
+        .expect(8)
+        .says(&["no space to grow", "line(s) were accepted"]);
+    assert!(!ran.stderr.contains("larger --capacity"), "{}", ran.stderr);
+    let report = ran.report();
+    let published = report["published"].as_u64().unwrap();
+    assert!((100..2000).contains(&published), "{published}");
+    assert_eq!(report["left"], published);
+}
+
+#[test]
 fn an_unknown_sequence_is_an_error_of_its_own() {
     let dir = Dir::new();
     let store = dir.path("s.store");

@@ -220,8 +220,8 @@ impl Client {
             };
             if timeout_at(deadline, room).await.is_err() {
                 return Err(PublishError {
-                    reason: PublishFailure::Deadline,
-                    ..error
+                    reason: PublishFailure::Deadline(Box::new(error.reason)),
+                    message: error.message,
                 });
             }
         }

@@ -75,7 +75,9 @@ impl PublishError {
     pub fn is_retryable(&self) -> bool {
         match &self.reason {
             PublishFailure::Store(error) => error.is_retryable(),
-            PublishFailure::Full | PublishFailure::Deadline | PublishFailure::NotConnected => true,
+            PublishFailure::Full | PublishFailure::Deadline(_) | PublishFailure::NotConnected => {
+                true
+            }
             PublishFailure::Message(_)
             | PublishFailure::TooLarge { .. }
             | PublishFailure::Closed => false,
@@ -101,9 +103,9 @@ pub enum PublishFailure {
     /// The store did not take it: full (when not waiting), too large, or broken.
     #[error(transparent)]
     Store(#[from] AppendError),
-    /// No room came before the deadline.
-    #[error("the store stayed full up to the deadline")]
-    Deadline,
+    /// No room came before the deadline; what was in the way to the last.
+    #[error("no room came before the deadline: {0}")]
+    Deadline(#[source] Box<PublishFailure>),
     /// The client was closed.
     #[error("the client is closed")]
     Closed,

@@ -14,7 +14,7 @@ use amps_client::{
     Client, Event, FailedWrite, FlushError, GapPolicy, LinkEnd, LogonError, Message, Outcome,
     PublishFailure, Via,
 };
-use amps_store::{PublishStore, Store};
+use amps_store::{AppendError, PublishStore, Store};
 use common::{NAME, Peer, builder, memory, options, pair};
 use tokio::sync::mpsc;
 
@@ -421,7 +421,14 @@ async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
         .send_deadline(Message::publish("orders", vec![2; 1000]), deadline)
         .await;
     let error = late.unwrap_err();
-    assert!(matches!(error.reason, PublishFailure::Deadline) && error.is_retryable());
+    assert!(error.is_retryable());
+    let PublishFailure::Deadline(last) = &error.reason else {
+        panic!("{error}");
+    };
+    assert!(
+        matches!(&**last, PublishFailure::Store(AppendError::Full { .. })),
+        "{last}"
+    );
     assert_eq!(error.message.data()[0], 2);
     // Room wakes a waiting publish, and a dropped receipt does not stop its message.
     let waiting = tokio::spawn({
