@@ -165,13 +165,24 @@ class Reader:
 
     def missing_publishes(self, through, record):
         """The last missing sequence if every missing record was a publish, else 2**64."""
-        known = max([1] + [r["seq"] + 1 for r in self.log if r["kind"] != "lost"] +
-                    [n for r in self.log if (m := mark(r)) for n in (m["next"], m["floor"] + 1)] +
-                    [struct.unpack_from("<Q", r["body"], 16)[0] for r in self.log
-                     if r["kind"] == "epoch"])
+        count = last = None
+        for r in self.log:
+            m, generation = mark(r), r["generation"]
+            if r["kind"] == "publish":
+                count = generation, r["seq"] + 1
+            elif r["kind"] == "epoch":
+                count = generation, struct.unpack_from("<Q", r["body"], 16)[0]
+            elif m:
+                count = generation, m["next"]
+            elif count and (count[0] != generation or r["ordinal"] != last + 1):
+                count = None
+            last = r["ordinal"]
         m = mark(record)
         after = record["seq"] if record["kind"] == "publish" else m["next"] if m else 0
-        return after - 1 if after > known and after - known == through - self.last else 1 << 64
+        if count and last == self.last and count[0] == record["generation"] \
+                and after > count[1] and after - count[1] == through - last:
+            return after - 1
+        return 1 << 64
 
     def apply(self, record):
         self.log.append(record)

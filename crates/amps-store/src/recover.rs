@@ -210,6 +210,9 @@ struct Recovery<'a, S: Source + ?Sized> {
     closed_at: u64,
     /// By the marks of the log: the ordinal it must start with, or a lower one.
     oldest_needed: u64,
+    /// Generation of the last record, and the sequence that comes next in it; `None` where
+    /// no record behind the last gap says so.
+    counting: Option<(u64, u64)>,
 }
 
 enum Tag {
@@ -244,6 +247,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             tag: Tag::None,
             closed_at: superblock.closed_at,
             oldest_needed: 0,
+            counting: None,
             out: Recovered {
                 geometry,
                 state: State::new(geometry, segments),
@@ -530,6 +534,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             if seen.ordinal() >= oldest_needed {
                 self.apply(&seen)?;
                 self.extend_chain(&seen);
+            } else {
+                self.counting = None;
             }
             self.out.last_ordinal = seen.ordinal();
         }
@@ -561,6 +567,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.last_ordinal = first_ordinal - 1;
         self.out.stop = Stop::Unwritten;
         self.tag = Tag::None;
+        self.counting = None;
     }
 
     /// Every intact record with an ordinal above `above`: in what lies behind `hole_at` in
@@ -639,9 +646,15 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         };
         let known_next = self.out.next.max(self.out.state.last() + 1);
         let missing = last.map(|l| l - first + 1);
-        let publishes = next_sequence
-            .filter(|n| *n > known_next && Some(*n - known_next) == missing)
-            .map(|n| (known_next, n - 1));
+        // An epoch skips numbers: only within one generation does the count say that every
+        // missing record took one.
+        let counted = next.zip(next_sequence).zip(self.counting);
+        let publishes = counted.and_then(|((seen, next), (generation, known))| {
+            let counts = seen.header.generation == generation
+                && next > known
+                && Some(next - known) == missing;
+            counts.then_some((known, next - 1))
+        });
         let sequences = next_sequence
             .filter(|n| *n > known_next)
             .map(|n| (known_next, n - 1));
@@ -681,6 +694,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let entry = Entry::new(seen.offset, header.stride());
         self.out.max_ordinal = self.out.max_ordinal.max(header.ordinal);
         self.out.max_generation = self.out.max_generation.max(header.generation);
+        self.count(seen)?;
         match header.kind {
             Kind::Publish | Kind::Copy => {
                 self.out.state.message(header.sequence, entry);
@@ -726,6 +740,22 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             }
         }
         Ok(false)
+    }
+
+    /// Keeps the sequence that comes next in this generation.
+    fn count(&mut self, seen: &Seen) -> Result<(), Refusal> {
+        let generation = seen.header.generation;
+        let follows = seen.ordinal() == self.out.last_ordinal + 1;
+        let said = match seen.kind() {
+            Kind::Publish => Some(seen.header.sequence + 1),
+            Kind::Epoch => self.epoch(seen)?.map(|e| e.first_after),
+            _ => self.mark(seen)?.map(|m| m.next),
+        };
+        self.counting = match said {
+            Some(next) => Some((generation, next)),
+            None => self.counting.filter(|c| follows && c.0 == generation),
+        };
+        Ok(())
     }
 
     /// An acceptance settles its message even where the refusal is not in the log any more:

@@ -129,6 +129,15 @@ impl Image {
         self.record(at, header, &body)
     }
 
+    /// Makes the record at `at` one of another generation.
+    fn of_generation(&mut self, at: u64, generation: u64) {
+        let bytes = &self.0[at as usize..];
+        let mut header = RecordHeader::decode(bytes, SIZE).unwrap();
+        let body = bytes[RECORD_HEADER..header.len as usize].to_vec();
+        header.generation = generation;
+        self.record(at, header, &body);
+    }
+
     fn publish(&mut self, at: u64, sequence: u64, ordinal: u64) -> u64 {
         self.message(at, Kind::Publish, sequence, ordinal, Origin::Publish)
     }
@@ -140,9 +149,14 @@ impl Image {
     }
 
     fn epoch(&mut self, at: u64, ordinal: u64, follows: u64) -> u64 {
+        self.epoch_before(at, ordinal, follows, 0)
+    }
+
+    fn epoch_before(&mut self, at: u64, ordinal: u64, follows: u64, first_after: u64) -> u64 {
         let mut body = Vec::new();
         let epoch = Epoch {
             follows,
+            first_after,
             ..Epoch::default()
         };
         epoch.encode(&mut body);
@@ -660,9 +674,59 @@ const GAPS: [Row; 8] = [
             floor: 2,
             ..durable(3)
         };
-        let recovered = with_gap(3, Some(settled)).recover();
+        let recovered = with_gap(3, Some(settled.clone())).recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
         assert_eq!(standings(&recovered), [Settled, Gone, Unsettled]);
+        // A refusal, an epoch that skips two numbers, and a publish are damaged: as many
+        // records as numbers are missing, and yet they were no publishes.
+        let mut image = Image::new();
+        let mut at = records_at(0);
+        for i in 1..=9 {
+            at = image.publish(at, i, i);
+        }
+        let gap = at;
+        let mut refusal = Vec::new();
+        RejectionBody::new("not entitled", 1, false).encode(&mut refusal);
+        at = image.plain(at, Kind::Rejection, 5, 10, &refusal);
+        at = image.epoch_before(at, 11, 10, 12);
+        let behind = image.publish(at, 12, 12);
+        (gap..behind).step_by(8).for_each(|at| image.flip(at + 4));
+        let mark = image.publish(behind, 13, 13);
+        let settled = Mark {
+            floor: 13,
+            ..durable(13)
+        };
+        image.mark(mark, 14, &settled);
+        image.of_generation(behind, 2);
+        image.of_generation(mark, 2);
+        let recovered = image.recover();
+        assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (1, 0));
+        // A publish was given up, and the refusal behind it is damaged: that one number is
+        // missing says nothing about the refusal.
+        let mut image = Image::new();
+        let at = image.publish(records_at(0), 1, 1);
+        let given_up = image.publish(at, 2, 2);
+        image.flip(at + 50);
+        let at = image.plain(given_up, Kind::Settlement, 0, 3, &1u64.to_le_bytes());
+        let hurt = image.plain(at, Kind::Rejection, 1, 4, &refusal);
+        image.flip(at + 50);
+        let at = image.publish(hurt, 3, 5);
+        let mut body = Vec::new();
+        LostBody {
+            first_ordinal: 2,
+            last_ordinal: 2,
+            first_sequence: 2,
+            last_sequence: 2,
+        }
+        .encode(&mut body);
+        let at = image.plain(at, Kind::Lost, 0, 6, &body);
+        let settled = Mark {
+            floor: 3,
+            ..durable(6)
+        };
+        image.mark(at, 7, &settled);
+        let recovered = image.recover();
+        assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (1, 0));
     }),
     ("G6", || {
         let recovered = with_gap(3, Some(durable(3))).recover();
