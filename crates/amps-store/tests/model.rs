@@ -75,7 +75,9 @@ impl State {
             }
             Op::Accept(s) => drop(self.rejected.remove(s)),
             Op::Requeue { from, to } => {
-                if let Some((payload, _)) = self.rejected.remove(from) {
+                let refused = self.rejected.remove(from).map(|r| r.0);
+                // A refusal that was in memory only is known by what accepted it.
+                if let Some(payload) = refused.or_else(|| self.unsettled.remove(from)) {
                     self.unsettled.insert(*to, payload);
                 }
             }
@@ -88,6 +90,8 @@ struct Done {
     after: u64,
     through: u64,
     op: Op,
+    /// What a recovery finds of it; `None`: it holds in memory only.
+    found: Option<Op>,
     /// A settlement after a failed sync may hold in memory only.
     optional: bool,
 }
@@ -99,6 +103,8 @@ struct World {
     store: Option<Store>,
     base: State,
     log: Vec<Done>,
+    /// Refusals that came after a failed sync and are in memory only.
+    held: BTreeSet<u64>,
     run: u64,
     /// Highest sequence that may be on the wire.
     granted: u64,
@@ -130,6 +136,7 @@ impl World {
             store: None,
             base: State::default(),
             log: Vec::new(),
+            held: BTreeSet::new(),
             run: 0,
             granted: 0,
             numbers: Some((0, None)),
@@ -155,14 +162,33 @@ impl World {
         let through = last_ordinal(self.store());
         self.trace
             .push(format!("{after}..{through} {}", short(&op)));
+        let failed = has_failed(self.store());
         let settles = matches!(op, Op::Settle(_) | Op::SettleThrough(_));
-        let optional = settles && has_failed(self.store());
-        self.log.push(Done {
+        let mut done = Done {
             after,
             through,
+            found: Some(op.clone()),
             op,
-            optional,
-        });
+            optional: settles && failed,
+        };
+        let first_held = |world: &Self| world.held.first().map_or(u64::MAX, |s| s - 1);
+        match done.op {
+            // No mark settles a refusal that is in memory only.
+            Op::SettleThrough(n) => {
+                done.found = Some(Op::SettleThrough(n.min(first_held(self))));
+            }
+            // It leaves no record, but a mark may go over it from now on.
+            Op::Accept(s) if self.held.remove(&s) => {
+                let floor = self.store().bounds().floor.min(first_held(self));
+                done.found = Some(Op::SettleThrough(floor));
+                done.optional = true;
+            }
+            Op::Requeue { from, .. } => drop(self.held.remove(&from)),
+            Op::Reject { sequence, .. } if self.held.contains(&sequence) => done.found = None,
+            Op::Accept(_) if failed && through == after => done.found = None,
+            _ => {}
+        }
+        self.log.push(done);
     }
 
     fn publish(&mut self) {
@@ -270,7 +296,17 @@ impl World {
                                 },
                             );
                         }
-                        Err(StoreError::SyncFailed(_)) => {}
+                        Ok(Rejected::Held { late: false }) => {
+                            assert!(has_failed(self.store()));
+                            self.held.insert(s);
+                            self.record(
+                                after,
+                                Op::Reject {
+                                    sequence: s,
+                                    reason,
+                                },
+                            );
+                        }
                         other => panic!("{other:?}"),
                     }
                 }
@@ -281,7 +317,6 @@ impl World {
                     if self.rng.one_in(2) {
                         match self.store().accept(s) {
                             Ok(true) => self.record(after, Op::Accept(s)),
-                            Err(StoreError::SyncFailed(_)) => {}
                             other => panic!("{other:?}"),
                         }
                     } else if let Ok(at) = self.store().requeue(s, 5) {
@@ -427,6 +462,7 @@ impl World {
         assert!(highest.is_none_or(|h| next > h));
         self.base = found;
         self.log.clear();
+        self.held.clear();
         self.run += 1;
         self.store = Some(store);
     }
@@ -435,9 +471,10 @@ impl World {
     fn states_at(&self, end: u64) -> Vec<State> {
         let mut states = vec![self.base.clone()];
         for done in self.log.iter().filter(|d| d.after < end || d.optional) {
+            let Some(op) = &done.found else { continue };
             let sure = done.through <= end && !done.optional;
             let before = if sure { Vec::new() } else { states.clone() };
-            states.iter_mut().for_each(|s| s.apply(&done.op));
+            states.iter_mut().for_each(|s| s.apply(op));
             states.extend(before);
             states.dedup();
         }
