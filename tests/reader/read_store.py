@@ -78,7 +78,7 @@ class Reader:
                 self.damaged = True
         used.sort()
         start = used[0][0] if used else 1
-        self.last, self.needed = start - 1, 0
+        self.last, self.generation, self.needed = start - 1, 0, 0
         walked, ends = set(), {}
         while used:
             segment = next((s for o, s in used if o == self.last + 1 and s not in walked), None)
@@ -95,7 +95,7 @@ class Reader:
             ends[segment] = at
         self.needed = max([0] + [m["needed"] for r in self.log if (m := mark(r))])
         if start > max(self.needed, 1):  # headless
-            self.log, self.last = [], max(self.needed, 1) - 1
+            self.log, self.last, self.generation = [], max(self.needed, 1) - 1, 0
             self.judge({})
             if not self.log:
                 self.log, self.last, self.needed, self.set_aside = [], 0, 0, []
@@ -109,6 +109,8 @@ class Reader:
         return record and record["kind"] == "epoch" and self.follows(record)
 
     def follows(self, record):
+        if record["generation"] < self.generation:
+            return False
         if record["kind"] == "epoch" and record["ordinal"] > self.last:
             first = not self.log and record["ordinal"] == self.last + 1
             return first or struct.unpack_from("<Q", record["body"])[0] == self.last
@@ -132,24 +134,25 @@ class Reader:
         named = [struct.unpack("<QQ", r["body"][:16]) for r in self.log + beyond
                  if r["kind"] == "lost"]
         dead = [(struct.unpack_from("<Q", r["body"])[0], r["ordinal"]) for r in beyond
-                if r["kind"] == "epoch"]
+                if r["kind"] == "epoch" and r["generation"] >= self.generation]
         beyond = [r for r in beyond if not any(a < r["ordinal"] < b for a, b in dead)]
         beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
         walked, last, needed, accepted = self.last, self.last, self.needed, []
+        generation = self.generation
         for i, record in enumerate(beyond):
-            if record["ordinal"] <= last:
+            if record["ordinal"] <= last or record["generation"] < generation:
                 continue
             through = record["ordinal"] - 1
             if record["kind"] == "epoch":
                 through = max(last, struct.unpack_from("<Q", record["body"])[0])
             known = through <= last or any(a <= last + 1 and through <= b for a, b in named)
             if not known and last + 1 > durable:
-                self.set_aside = beyond[i:]
+                self.set_aside = [r for r in beyond[i:] if r["generation"] >= generation]
                 break
             if m := mark(record):
                 needed = max(needed, m["needed"])
             accepted.append((None if known else through, record))
-            last = record["ordinal"]
+            last, generation = record["ordinal"], record["generation"]
         if walked < needed:  # what settled the records walked may be missing
             for old in self.log:
                 if old["kind"] in ("publish", "copy", "rejection"):
@@ -159,7 +162,7 @@ class Reader:
                 self.gaps.append(self.missing_publishes(through, record))
             if record["ordinal"] >= needed:
                 self.apply(record)
-            self.last = record["ordinal"]
+            self.last, self.generation = record["ordinal"], record["generation"]
         if not self.set_aside:
             self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
 
@@ -186,7 +189,7 @@ class Reader:
 
     def apply(self, record):
         self.log.append(record)
-        self.last = record["ordinal"]
+        self.last, self.generation = record["ordinal"], record["generation"]
 
 
 def mark(record):

@@ -17,7 +17,8 @@ pub enum Bug {
     ChecksumSkipsHeader,
     /// A record of any ordinal follows.
     NoLapCheck,
-    /// Appending goes on at the cut as if nothing stood behind it.
+    /// Appending goes on at the cut as if nothing stood behind it, and what stands there is
+    /// not told by its generation either.
     NoEpoch,
     /// A segment is reused before the sync that covers its settlements and copies.
     EarlyReuse,

@@ -210,6 +210,8 @@ struct Recovery<'a, S: Source + ?Sized> {
     closed_at: u64,
     /// By the marks of the log: the ordinal it must start with, or a lower one.
     oldest_needed: u64,
+    /// That of the last record: along the log it never falls.
+    generation: u64,
     /// Generation of the last record, and the sequence that comes next in it; `None` where
     /// no record behind the last gap says so.
     counting: Option<(u64, u64)>,
@@ -247,6 +249,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             tag: Tag::None,
             closed_at: superblock.closed_at,
             oldest_needed: 0,
+            generation: 0,
             counting: None,
             out: Recovered {
                 geometry,
@@ -387,6 +390,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                     break verdict;
                 }
                 clean = self.apply(&seen)?;
+                self.generation = header.generation;
                 self.out.last_ordinal = header.ordinal;
                 position += header.stride();
             };
@@ -431,6 +435,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 && self
                     .epoch(&Seen { offset, header })?
                     .is_some_and(|e| e.follows == self.out.last_ordinal)
+                && !is_of_earlier_run(&Seen { offset, header }, self.generation)
             {
                 return Ok(Some(i));
             }
@@ -444,6 +449,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let last = self.out.last_ordinal;
         if planted::is(Bug::NoLapCheck) {
             return Ok(true);
+        }
+        if is_of_earlier_run(seen, self.generation) {
+            return Ok(false);
         }
         if seen.kind() == Kind::Epoch && seen.ordinal() > last {
             let first_of_log = self.out.chain.is_empty() && seen.ordinal() == last + 1;
@@ -472,7 +480,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 durable = durable.max(mark.durable);
                 self.out.max_sequence = self.out.max_sequence.max(mark.next.saturating_sub(1));
             }
-            if let Some(epoch) = self.epoch(seen)? {
+            if let Some(epoch) = self.epoch(seen)?
+                && !is_of_earlier_run(seen, self.generation)
+            {
                 dead.push((epoch.follows, seen.ordinal()));
             }
             named.extend(self.lost(seen)?);
@@ -489,9 +499,11 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         // hole that a power cut may leave.
         let mut accepted: Vec<(Option<(u64, u64)>, Seen)> = Vec::with_capacity(beyond.len());
         let mut last = self.out.last_ordinal;
+        let mut generation = self.generation;
         let mut oldest_needed = self.oldest_needed;
         for (i, seen) in beyond.iter().enumerate() {
-            if seen.ordinal() <= last {
+            // Neither of an earlier lap nor of an earlier run.
+            if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
                 continue;
             }
             // The last missing ordinal: an epoch says itself what it follows.
@@ -506,7 +518,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             });
             if !known && last + 1 > durable {
                 self.out.stop = Stop::Hole { offset: hole_at };
-                self.out.set_aside = beyond[i..].to_vec();
+                let behind = beyond[i..].iter().copied();
+                let behind = behind.filter(|s| !is_of_earlier_run(s, generation));
+                self.out.set_aside = behind.collect();
                 break;
             }
             if let Some(mark) = self.mark(seen)? {
@@ -514,6 +528,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             }
             accepted.push((missing.filter(|_| !known), *seen));
             last = seen.ordinal();
+            generation = seen.header.generation;
         }
         if self.out.last_ordinal < oldest_needed {
             // The log starts behind everything walked: what settled that may be missing.
@@ -537,6 +552,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             } else {
                 self.counting = None;
             }
+            self.generation = seen.header.generation;
             self.out.last_ordinal = seen.ordinal();
         }
         if !self.out.set_aside.is_empty() {
@@ -567,6 +583,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.last_ordinal = first_ordinal - 1;
         self.out.stop = Stop::Unwritten;
         self.tag = Tag::None;
+        self.generation = 0;
         self.counting = None;
     }
 
@@ -800,6 +817,12 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             _ => None,
         })
     }
+}
+
+/// Along the log generations never fall: a record with a lower one than the record before it
+/// was left behind by an earlier run.
+fn is_of_earlier_run(seen: &Seen, generation: u64) -> bool {
+    seen.header.generation < generation && !planted::is(Bug::NoEpoch)
 }
 
 fn stop_reason(verdict: Verdict, offset: u64, clean: bool) -> Stop {

@@ -573,6 +573,24 @@ const ORDER: [Row; 5] = [
             1,
             "an epoch that names another"
         );
+        // What an earlier run wrote does not follow what a later one wrote.
+        for epoch in [false, true] {
+            for gap in [false, true] {
+                let mut image = Image::new();
+                let at = image.publish(records_at(0), 1, 1);
+                image.of_generation(records_at(0), 2);
+                let ordinal = 2 + u64::from(gap);
+                let at = if gap { at + 64 } else { at };
+                match epoch {
+                    true => image.epoch(at, ordinal, 1),
+                    false => image.publish(at, 4, ordinal),
+                };
+                let recovered = image.recover();
+                assert_eq!((recovered.last_ordinal, recovered.set_aside.len()), (1, 0));
+                assert_eq!(recovered.state.unsettled(), 1);
+                assert_eq!(recovered.max_ordinal, ordinal, "and is not written again");
+            }
+        }
     }),
     ("R4", || {
         let closed = Superblock {
