@@ -6,12 +6,15 @@
 
 use std::borrow::Cow;
 
-use serde::{Deserialize, Serialize};
+use bincode::config::standard;
+use bincode::de::read::{BorrowReader, Reader};
+use bincode::de::{BorrowDecode, BorrowDecoder, Decode};
+use bincode::error::{AllowedEnumVariants, DecodeError};
 
 use crate::MAX_TAG;
 
 /// What the server is asked to do with a message.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// Publish the payload to the topic.
     #[default]
@@ -27,7 +30,7 @@ pub enum Operation {
 }
 
 /// How a message came into the store. Only [`Origin::Publish`] moves the resume point.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Origin {
     /// The application published it.
     #[default]
@@ -45,55 +48,29 @@ pub enum Origin {
 ///
 /// Borrowed while appending, so that a publish copies each byte once; owned when read back
 /// with [`Envelope::into_owned`].
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Envelope<'a> {
     /// The operation.
     pub operation: Operation,
     /// The topic, a literal name.
-    #[serde(borrow)]
     pub topic: Cow<'a, str>,
     /// Correlation id, delivered verbatim to subscribers.
-    #[serde(borrow)]
     pub correlation_id: Option<Cow<'a, str>>,
     /// Lifetime of the record at the server, in seconds.
     pub expiration: Option<u32>,
     /// Explicit SOW key of a publish.
-    #[serde(borrow)]
     pub sow_key: Option<Cow<'a, str>>,
     /// Filter or keys of a delete, see [`Operation`].
-    #[serde(borrow)]
     pub selector: Option<Cow<'a, str>>,
     /// Command options, sent verbatim.
-    #[serde(borrow)]
     pub options: Option<Cow<'a, str>>,
     /// When the application published it: microseconds since the Unix epoch.
     pub published_at: u64,
     /// Opaque mark of the application, at most [`MAX_TAG`] bytes; the newest one is the
     /// resume point.
-    #[serde(borrow)]
     pub user_tag: Cow<'a, [u8]>,
     /// How the message came into the store.
     pub origin: Origin,
-}
-
-/// An envelope as it is read. An optional `Cow` is read as a string of its own, whose
-/// length is believed before the bytes are there; a reference is not.
-#[derive(Deserialize)]
-struct Wire<'a> {
-    operation: Operation,
-    topic: &'a str,
-    #[serde(borrow)]
-    correlation_id: Option<&'a str>,
-    expiration: Option<u32>,
-    #[serde(borrow)]
-    sow_key: Option<&'a str>,
-    #[serde(borrow)]
-    selector: Option<&'a str>,
-    #[serde(borrow)]
-    options: Option<&'a str>,
-    published_at: u64,
-    user_tag: &'a [u8],
-    origin: Origin,
 }
 
 /// An envelope could not be read: the bytes are not one, or not one of this version.
@@ -129,44 +106,72 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// Appends the envelope's bytes to `out`.
+    /// Whether it can be stored.
     ///
     /// # Errors
     /// A user tag longer than [`MAX_TAG`].
-    pub(crate) fn encode(&self, out: &mut Vec<u8>) -> Result<(), EnvelopeError> {
-        if self.user_tag.len() > MAX_TAG {
-            return Err(EnvelopeError(format!(
-                "the user tag has {} bytes, {MAX_TAG} are allowed",
-                self.user_tag.len()
-            )));
+    #[inline]
+    pub(crate) fn check(&self) -> Result<(), EnvelopeError> {
+        match self.user_tag.len() {
+            0..=MAX_TAG => Ok(()),
+            len => Err(EnvelopeError(format!(
+                "the user tag has {len} bytes, {MAX_TAG} are allowed"
+            ))),
         }
-        // bincode's bytes, written by hand: through serde this was a quarter of an append.
-        let rest = 64 + self.topic.len() + self.user_tag.len();
-        out.reserve(rest);
-        out.push(self.operation as u8);
-        put_bytes(out, self.topic.as_bytes());
-        put_text(out, self.correlation_id.as_deref());
-        match self.expiration {
-            None => out.push(0),
-            Some(seconds) => {
-                out.push(1);
-                put_number(out, seconds.into());
+    }
+
+    /// Writes the envelope's bytes to the beginning of `room` and tells how many they are;
+    /// `None`: they need more room.
+    pub(crate) fn encode_into(&self, room: &mut [u8]) -> Option<usize> {
+        // Nine bytes at most for each of the thirteen numbers and marks.
+        let mut needed = 128 + self.topic.len() + self.user_tag.len();
+        let has_options = self.correlation_id.is_some()
+            || self.expiration.is_some()
+            || self.sow_key.is_some()
+            || self.selector.is_some()
+            || self.options.is_some();
+        if has_options {
+            for text in [
+                &self.correlation_id,
+                &self.sow_key,
+                &self.selector,
+                &self.options,
+            ] {
+                needed += text.as_deref().map_or(0, str::len);
             }
         }
-        put_text(out, self.sow_key.as_deref());
-        put_text(out, self.selector.as_deref());
-        put_text(out, self.options.as_deref());
-        put_number(out, self.published_at);
-        put_bytes(out, &self.user_tag);
+        if room.len() < needed {
+            return None;
+        }
+        let mut at = put_byte(room, 0, self.operation as u8);
+        at = put_bytes(room, at, self.topic.as_bytes());
+        at = match has_options {
+            // Written as eight, since more follows.
+            false => put(room, at, &[0; 8]) - 3,
+            true => self.put_options(room, at),
+        };
+        at = put_number(room, at, self.published_at);
+        at = put_bytes(room, at, &self.user_tag);
         match self.origin {
-            Origin::Publish => out.push(0),
+            Origin::Publish => at = put_byte(room, at, 0),
             Origin::Requeue { accepts } => {
-                out.push(1);
-                put_number(out, accepts);
+                at = put_byte(room, at, 1);
+                at = put_number(room, at, accepts);
             }
-            Origin::Import => out.push(2),
+            Origin::Import => at = put_byte(room, at, 2),
         }
-        Ok(())
+        Some(at)
+    }
+
+    fn put_options(&self, room: &mut [u8], mut at: usize) -> usize {
+        at = put_text(room, at, self.correlation_id.as_deref());
+        at = put_byte(room, at, self.expiration.is_some().into());
+        if let Some(seconds) = self.expiration {
+            at = put_number(room, at, seconds.into());
+        }
+        at = put_text(room, at, self.sow_key.as_deref());
+        at = put_text(room, at, self.selector.as_deref());
+        put_text(room, at, self.options.as_deref())
     }
 
     /// Reads an envelope that fills `bytes` exactly. Nothing is allocated: the result
@@ -175,61 +180,184 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// The bytes are not an envelope of this format version, or bytes are left over.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let (wire, used): (Wire<'a>, usize) =
-            bincode::serde::borrow_decode_from_slice(bytes, bincode::config::standard())
-                .map_err(|e| EnvelopeError(e.to_string()))?;
+        let (envelope, used) = bincode::borrow_decode_from_slice(bytes, standard())
+            .map_err(|e| EnvelopeError(e.to_string()))?;
         if used != bytes.len() {
             return Err(EnvelopeError(format!(
                 "{} bytes are left over",
                 bytes.len() - used
             )));
         }
-        Ok(Envelope {
-            operation: wire.operation,
-            topic: Cow::Borrowed(wire.topic),
-            correlation_id: wire.correlation_id.map(Cow::Borrowed),
-            expiration: wire.expiration,
-            sow_key: wire.sow_key.map(Cow::Borrowed),
-            selector: wire.selector.map(Cow::Borrowed),
-            options: wire.options.map(Cow::Borrowed),
-            published_at: wire.published_at,
-            user_tag: Cow::Borrowed(wire.user_tag),
-            origin: wire.origin,
-        })
+        Ok(envelope)
     }
 }
 
-fn put_text(out: &mut Vec<u8>, text: Option<&str>) {
+/// A number below this one is one byte.
+const ONE_BYTE: u8 = 251;
+
+// bincode's bytes, written by hand: each function gives the place behind them. Through
+// bincode's own `Writer` an envelope takes 31 ns instead of 13, a quarter of a small append;
+// its functions are not inlined, and each hands a large result back through memory.
+
+#[inline(always)]
+fn put(room: &mut [u8], at: usize, bytes: &[u8]) -> usize {
+    room[at..at + bytes.len()].copy_from_slice(bytes);
+    at + bytes.len()
+}
+
+#[inline(always)]
+fn put_byte(room: &mut [u8], at: usize, byte: u8) -> usize {
+    room[at] = byte;
+    at + 1
+}
+
+#[inline(always)]
+fn put_number(room: &mut [u8], at: usize, number: u64) -> usize {
+    if number < ONE_BYTE.into() {
+        put_byte(room, at, number as u8)
+    } else {
+        put_long_number(room, at, number)
+    }
+}
+
+/// A tag, and the shortest of two, four and eight bytes.
+fn put_long_number(room: &mut [u8], at: usize, number: u64) -> usize {
+    if let Ok(short) = u16::try_from(number) {
+        let at = put_byte(room, at, 251);
+        put(room, at, &short.to_le_bytes())
+    } else if let Ok(word) = u32::try_from(number) {
+        let at = put_byte(room, at, 252);
+        put(room, at, &word.to_le_bytes())
+    } else {
+        let at = put_byte(room, at, 253);
+        put(room, at, &number.to_le_bytes())
+    }
+}
+
+#[inline(always)]
+fn put_bytes(room: &mut [u8], at: usize, bytes: &[u8]) -> usize {
+    let at = put_number(room, at, bytes.len() as u64);
+    put(room, at, bytes)
+}
+
+fn put_text(room: &mut [u8], at: usize, text: Option<&str>) -> usize {
     match text {
-        None => out.push(0),
+        None => put_byte(room, at, 0),
         Some(text) => {
-            out.push(1);
-            put_bytes(out, text.as_bytes());
+            let at = put_byte(room, at, 1);
+            put_bytes(room, at, text.as_bytes())
         }
     }
 }
 
-#[inline]
-fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    put_number(out, bytes.len() as u64);
-    out.extend_from_slice(bytes);
+impl<'de: 'a, 'a, C> BorrowDecode<'de, C> for Envelope<'a> {
+    #[inline]
+    fn borrow_decode<D: BorrowDecoder<'de, Context = C>>(
+        decoder: &mut D,
+    ) -> Result<Self, DecodeError> {
+        Ok(Envelope {
+            operation: operation(decoder)?,
+            topic: text(decoder)?,
+            correlation_id: optional(decoder, text)?,
+            expiration: optional(decoder, number)?,
+            sow_key: optional(decoder, text)?,
+            selector: optional(decoder, text)?,
+            options: optional(decoder, text)?,
+            published_at: number(decoder)?,
+            user_tag: Cow::Borrowed(bytes(decoder)?),
+            origin: origin(decoder)?,
+        })
+    }
 }
 
-/// One byte, or a tag and the shortest of two, four and eight bytes.
-#[inline]
-fn put_number(out: &mut Vec<u8>, number: u64) {
-    if number < 251 {
-        out.push(number as u8);
-    } else if let Ok(short) = u16::try_from(number) {
-        out.push(251);
-        out.extend_from_slice(&short.to_le_bytes());
-    } else if let Ok(word) = u32::try_from(number) {
-        out.push(252);
-        out.extend_from_slice(&word.to_le_bytes());
-    } else {
-        out.push(253);
-        out.extend_from_slice(&number.to_le_bytes());
+#[inline(always)]
+fn number<'de, N, D>(decoder: &mut D) -> Result<N, DecodeError>
+where
+    N: Decode<D::Context> + From<u8>,
+    D: BorrowDecoder<'de>,
+{
+    if let Some(&[byte]) = decoder.reader().peek_read(1)
+        && byte < ONE_BYTE
+    {
+        decoder.reader().consume(1);
+        return Ok(byte.into());
     }
+    N::decode(decoder)
+}
+
+/// A reference to what is there: no length is believed before the bytes are seen.
+#[inline(always)]
+fn bytes<'de, D: BorrowDecoder<'de>>(decoder: &mut D) -> Result<&'de [u8], DecodeError> {
+    let len: u64 = number(decoder)?;
+    let len = usize::try_from(len).map_err(|_| DecodeError::OutsideUsizeRange(len))?;
+    decoder.borrow_reader().take_bytes(len)
+}
+
+#[inline(always)]
+fn text<'de, D: BorrowDecoder<'de>>(decoder: &mut D) -> Result<Cow<'de, str>, DecodeError> {
+    std::str::from_utf8(bytes(decoder)?)
+        .map(Cow::Borrowed)
+        .map_err(|inner| DecodeError::Utf8 { inner })
+}
+
+#[inline(always)]
+fn optional<'de, T, D: BorrowDecoder<'de>>(
+    decoder: &mut D,
+    value: impl FnOnce(&mut D) -> Result<T, DecodeError>,
+) -> Result<Option<T>, DecodeError> {
+    match number(decoder)? {
+        0 => Ok(None),
+        1 => value(decoder).map(Some),
+        found => unknown(
+            "Option",
+            &AllowedEnumVariants::Range { min: 0, max: 1 },
+            found,
+        ),
+    }
+}
+
+#[inline(always)]
+fn operation<'de, D: BorrowDecoder<'de>>(decoder: &mut D) -> Result<Operation, DecodeError> {
+    use Operation::{DeltaPublish, Publish, SowDeleteByData, SowDeleteByFilter, SowDeleteByKeys};
+    match number(decoder)? {
+        0 => Ok(Publish),
+        1 => Ok(DeltaPublish),
+        2 => Ok(SowDeleteByFilter),
+        3 => Ok(SowDeleteByKeys),
+        4 => Ok(SowDeleteByData),
+        found => unknown(
+            "Operation",
+            &AllowedEnumVariants::Range { min: 0, max: 4 },
+            found,
+        ),
+    }
+}
+
+#[inline(always)]
+fn origin<'de, D: BorrowDecoder<'de>>(decoder: &mut D) -> Result<Origin, DecodeError> {
+    match number(decoder)? {
+        0 => Ok(Origin::Publish),
+        1 => number(decoder).map(|accepts| Origin::Requeue { accepts }),
+        2 => Ok(Origin::Import),
+        found => unknown(
+            "Origin",
+            &AllowedEnumVariants::Range { min: 0, max: 2 },
+            found,
+        ),
+    }
+}
+
+#[cold]
+fn unknown<T>(
+    type_name: &'static str,
+    allowed: &'static AllowedEnumVariants,
+    found: u32,
+) -> Result<T, DecodeError> {
+    Err(DecodeError::UnexpectedVariant {
+        type_name,
+        allowed,
+        found,
+    })
 }
 
 #[cfg(test)]
@@ -280,11 +408,26 @@ mod tests {
                 user_tag: user_tag.into(),
                 origin,
             };
-            let mut ours = Vec::new();
-            envelope.encode(&mut ours).unwrap();
-            let config = bincode::config::standard();
-            prop_assert_eq!(&ours, &bincode::serde::encode_to_vec(&envelope, config).unwrap());
-            prop_assert_eq!(Envelope::decode(&ours).unwrap(), envelope);
+            let mut room = vec![0; 8192];
+            let len = envelope.encode_into(&mut room).expect("there is room");
+            let ours = &room[..len];
+            let e = &envelope;
+            let head = (operation as u32, &e.topic, &e.correlation_id, e.expiration, &e.sow_key);
+            let tail = (&e.selector, &e.options, e.published_at, &e.user_tag);
+            let end = match e.origin {
+                Origin::Publish => (0u32, None),
+                Origin::Requeue { accepts } => (1, Some(accepts)),
+                Origin::Import => (2, None),
+            };
+            // What bincode makes of the same fields without us.
+            let mut theirs = bincode::encode_to_vec((head, tail, end.0), standard()).unwrap();
+            if let Some(accepts) = end.1 {
+                theirs.extend(bincode::encode_to_vec(accepts, standard()).unwrap());
+            }
+            prop_assert_eq!(ours, &theirs[..]);
+            prop_assert_eq!(envelope.encode_into(&mut vec![0; len - 1]), None);
+            prop_assert_eq!(Envelope::decode(ours).unwrap(), envelope);
+            prop_assert!(Envelope::decode(&ours[..len - 1]).is_err());
         }
     }
 }

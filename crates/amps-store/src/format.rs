@@ -59,8 +59,9 @@ pub(crate) const ACCEPTANCE: u64 = stride(RECORD_HEADER);
 pub(crate) const CHARGE: u64 = ONE_SETTLEMENT + MAX_REJECTION + ACCEPTANCE;
 
 /// Bytes a record of this length takes in the log.
+#[inline]
 pub(crate) const fn stride(len: usize) -> u64 {
-    (len as u64).next_multiple_of(8)
+    (len as u64 + 7) & !7
 }
 
 fn u16_at(bytes: &[u8], at: usize) -> u16 {
@@ -358,16 +359,27 @@ pub(crate) struct RecordHeader {
 }
 
 impl RecordHeader {
+    /// Writes the header to the beginning of `b`, but for its checksum.
+    #[inline]
+    pub(crate) fn encode_into(&self, b: &mut [u8]) {
+        let b = &mut b[..RECORD_HEADER];
+        put(b, 4, &self.len.to_le_bytes());
+        let kind = u64::from(self.kind as u8) | u64::from(self.quiet) << 8;
+        put(
+            b,
+            8,
+            &(kind | u64::from(self.envelope_len) << 32).to_le_bytes(),
+        );
+        put(b, 16, &self.sequence.to_le_bytes());
+        put(b, 24, &self.ordinal.to_le_bytes());
+        put(b, 32, &self.generation.to_le_bytes());
+    }
+
     /// The header with an empty checksum.
+    #[cfg(test)]
     pub(crate) fn encode(&self) -> [u8; RECORD_HEADER] {
         let mut b = [0; RECORD_HEADER];
-        put(&mut b, 4, &self.len.to_le_bytes());
-        b[8] = self.kind as u8;
-        b[9] = u8::from(self.quiet);
-        put(&mut b, 12, &self.envelope_len.to_le_bytes());
-        put(&mut b, 16, &self.sequence.to_le_bytes());
-        put(&mut b, 24, &self.ordinal.to_le_bytes());
-        put(&mut b, 32, &self.generation.to_le_bytes());
+        self.encode_into(&mut b);
         b
     }
 
@@ -404,6 +416,7 @@ impl RecordHeader {
 
 /// The checksum of a record: seeded by key and place, over everything but itself.
 /// `parts` are the record's bytes from offset 4 on, padding included.
+#[inline]
 pub(crate) fn record_crc(key: u32, offset: u64, parts: &[&[u8]]) -> u32 {
     let mut crc = crc32fast::Hasher::new_with_initial(seed(key, offset));
     for (i, part) in parts.iter().enumerate() {
@@ -438,6 +451,51 @@ pub(crate) fn record_is_intact(bytes: &[u8], key: u32, offset: u64) -> bool {
     record_crc(key, offset, &[&bytes[4..]]) == u32_at(bytes, 0)
 }
 
+/// A user tag, of at most [`MAX_TAG`] bytes.
+#[derive(Clone, Copy)]
+pub(crate) struct UserTag {
+    len: u8,
+    bytes: [u8; MAX_TAG],
+}
+
+impl UserTag {
+    pub(crate) fn new(tag: &[u8]) -> Self {
+        let mut this = UserTag {
+            len: 0,
+            bytes: [0; MAX_TAG],
+        };
+        this.set(tag);
+        this
+    }
+
+    #[inline]
+    pub(crate) fn set(&mut self, tag: &[u8]) {
+        let len = tag.len().min(MAX_TAG);
+        self.len = len as u8;
+        if len > 0 {
+            self.bytes[..len].copy_from_slice(&tag[..len]);
+        }
+    }
+
+    pub(crate) fn as_bytes(&self) -> &[u8] {
+        &self.bytes[..self.len as usize]
+    }
+}
+
+impl PartialEq for UserTag {
+    fn eq(&self, other: &Self) -> bool {
+        self.as_bytes() == other.as_bytes()
+    }
+}
+
+impl Eq for UserTag {}
+
+impl fmt::Debug for UserTag {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.as_bytes().fmt(f)
+    }
+}
+
 /// What a mark, and every epoch, says about the log before it.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Mark {
@@ -452,7 +510,7 @@ pub(crate) struct Mark {
     /// Last record of a clean close.
     pub(crate) clean: bool,
     /// User tag of the newest publish before this record.
-    pub(crate) tag: Option<Vec<u8>>,
+    pub(crate) tag: Option<UserTag>,
 }
 
 impl Mark {
@@ -463,7 +521,7 @@ impl Mark {
         out.extend_from_slice(&self.oldest_needed.to_le_bytes());
         let flags = u32::from(self.clean) | u32::from(self.tag.is_some()) << 1;
         out.extend_from_slice(&flags.to_le_bytes());
-        let tag = self.tag.as_deref().unwrap_or(&[]);
+        let tag = self.tag.as_ref().map_or(&[][..], UserTag::as_bytes);
         out.extend_from_slice(&(tag.len() as u32).to_le_bytes());
         // Always the same size: what one segment holds fits into another (`space.rs`).
         let mut field = [0; MAX_TAG];
@@ -488,7 +546,7 @@ impl Mark {
             next: u64_at(b, 16),
             oldest_needed: u64_at(b, 24),
             clean: flags & 1 != 0,
-            tag: (flags & 2 != 0).then(|| b[MARK_TAG..MARK_TAG + tag_len].to_vec()),
+            tag: (flags & 2 != 0).then(|| UserTag::new(&b[MARK_TAG..MARK_TAG + tag_len])),
         })
     }
 }
@@ -700,7 +758,7 @@ mod tests {
             next: 3,
             oldest_needed: 4,
             clean: true,
-            tag: Some(vec![9; 64]),
+            tag: Some(UserTag::new(&[9; 64])),
         };
         let epoch = Epoch {
             follows: 5,

@@ -108,6 +108,18 @@ impl Index {
         (word != 0).then_some(Entry(word))
     }
 
+    /// Enters the next sequence, or one that lies above every other.
+    #[inline]
+    pub(crate) fn append(&mut self, sequence: u64, entry: Entry) {
+        match self.chunks.back_mut() {
+            Some(back) if sequence == back.end() && back.words.len() < CHUNK => {
+                back.words.push(entry.0);
+                back.present += 1;
+            }
+            _ => self.put(sequence, entry),
+        }
+    }
+
     /// Enters or replaces. New sequences mostly rise; lower ones come from recovery only.
     pub(crate) fn put(&mut self, sequence: u64, entry: Entry) {
         match self.chunks.back_mut() {
@@ -127,9 +139,18 @@ impl Index {
     }
 
     fn push_chunk(&mut self, sequence: u64, entry: Entry) {
+        // Behind a full chunk another one fills up: no need to grow it step by step.
+        let full = |back: &Chunk| back.words.len() == CHUNK;
+        let room = if self.chunks.back().is_some_and(full) {
+            CHUNK
+        } else {
+            1
+        };
+        let mut words = Vec::with_capacity(room);
+        words.push(entry.0);
         self.chunks.push_back(Chunk {
             first: sequence,
-            words: vec![entry.0],
+            words,
             present: 1,
         });
     }

@@ -6,13 +6,13 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::api::{Appended, Bounds, Durable, MAX_TAG, Rebase, Rejected, Rejection, StoredMessage};
+use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, Rejection, StoredMessage};
+use crate::draft::Draft;
 use crate::envelope::{Envelope, Origin};
 use crate::error::{AppendError, DamagedRange, ReadError, StoreError};
 use crate::format::{
     ACCEPTANCE, CHARGE, Epoch, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED, Mark,
-    RECORD_HEADER, RecordHeader, RejectionBody, Superblock, commit_word, record_crc,
-    record_is_intact, stride,
+    RECORD_HEADER, RecordHeader, RejectionBody, Superblock, UserTag, record_is_intact, stride,
 };
 use crate::index::Entry;
 use crate::medium::{Device, Medium};
@@ -22,10 +22,6 @@ use crate::scan::Geometry;
 use crate::space::{Segments, Space};
 use crate::state::{Standing, State};
 use crate::unsynced::Extent;
-
-/// A record shorter than this is put together in one buffer first: one checksum call and
-/// one copy beat three of each.
-const SMALL: usize = 1024;
 
 pub(crate) struct Log {
     pub(crate) medium: Box<dyn Medium>,
@@ -41,44 +37,17 @@ pub(crate) struct Log {
     next: u64,
     first_of_run: u64,
     found_grant: u64,
-    tag: Tag,
+    /// User tag of the newest publish.
+    tag: Option<UserTag>,
     pub(crate) durable: Durable,
     /// The first failed sync, for good.
     pub(crate) failed: Option<String>,
     pub(crate) closed: bool,
     /// Refusals that came after a failed sync and found no room in the log.
     unlogged: BTreeMap<u64, RejectionBody>,
-    scratch: Vec<u8>,
-}
-
-/// User tag of the newest publish.
-#[derive(Clone)]
-struct Tag {
-    len: Option<u8>,
-    bytes: [u8; MAX_TAG],
-}
-
-impl Tag {
-    fn new(tag: Option<&[u8]>) -> Self {
-        let mut this = Tag {
-            len: None,
-            bytes: [0; MAX_TAG],
-        };
-        if let Some(tag) = tag {
-            this.set(tag);
-        }
-        this
-    }
-
-    fn set(&mut self, tag: &[u8]) {
-        let tag = &tag[..tag.len().min(MAX_TAG)];
-        self.len = Some(tag.len() as u8);
-        self.bytes[..tag.len()].copy_from_slice(tag);
-    }
-
-    fn get(&self) -> Option<&[u8]> {
-        self.len.map(|n| &self.bytes[..n as usize])
-    }
+    draft: Draft,
+    /// The body of the record that is put together.
+    body: Vec<u8>,
 }
 
 impl Log {
@@ -141,7 +110,7 @@ impl Log {
             next,
             first_of_run: next,
             found_grant: superblock.grant,
-            tag: Tag::new(recovered.tag.as_deref()),
+            tag: recovered.tag.as_deref().map(UserTag::new),
             durable: Durable {
                 ordinal: recovered.durable,
                 sequence: 0,
@@ -149,7 +118,8 @@ impl Log {
             failed: None,
             closed: false,
             unlogged: BTreeMap::new(),
-            scratch: Vec::with_capacity(4096),
+            draft: Draft::new(),
+            body: Vec::with_capacity(MAX_SETTLED * 8),
             state: recovered.state,
             medium,
             superblock,
@@ -210,29 +180,16 @@ impl Log {
     }
 
     /// Stores a message under the next sequence.
+    #[inline(always)]
     pub(crate) fn append(
         &mut self,
         envelope: &Envelope<'_>,
         payload: &[u8],
     ) -> Result<Appended, AppendError> {
         self.usable()?;
-        let mut record = std::mem::take(&mut self.scratch);
-        let appended = self.append_with(&mut record, envelope, payload);
-        self.scratch = record;
-        appended
-    }
-
-    fn append_with(
-        &mut self,
-        record: &mut Vec<u8>,
-        envelope: &Envelope<'_>,
-        payload: &[u8],
-    ) -> Result<Appended, AppendError> {
-        record.clear();
-        record.resize(RECORD_HEADER, 0);
-        envelope.encode(record)?;
-        let envelope_len = record.len() - RECORD_HEADER;
-        let stride = stride(record.len() + payload.len());
+        let envelope_len = self.draft.envelope(envelope)?;
+        let len = RECORD_HEADER + envelope_len + payload.len();
+        let stride = stride(len);
         if stride > self.geometry.max_record {
             return Err(AppendError::TooLarge {
                 needed: stride,
@@ -246,33 +203,30 @@ impl Log {
         if live + stride + CHARGE > limit {
             return Err(self.full(stride));
         }
-        if !self.space.fits(stride) && !self.rotate_for_publish()? {
-            return Err(self.full(stride));
+        if !self.space.fits(stride) {
+            if !self.rotate_for_publish()? {
+                return Err(self.full(stride));
+            }
+            // The mark that opens the segment was put together in the same place.
+            self.draft.envelope(envelope)?;
         }
         self.space.satisfied();
-        let offset = self.space.take(stride);
         let sequence = self.next;
         let quiet = envelope.origin != Origin::Publish;
-        self.write(
-            record,
-            Kind::Publish,
-            quiet,
-            sequence,
-            envelope_len,
-            payload,
-            offset,
-        );
+        let entry = self.write(Kind::Publish, quiet, sequence, envelope_len, len, payload);
         self.unmarked = self.ordinal;
         self.next += 1;
-        self.state
-            .append(sequence, Entry::new(offset, stride), self.space.current());
+        self.state.append(sequence, entry, self.space.current());
         if quiet {
             if let Origin::Requeue { accepts } = envelope.origin {
                 self.unlogged.remove(&accepts);
                 self.state.accept(accepts);
             }
         } else {
-            self.tag.set(&envelope.user_tag);
+            match &mut self.tag {
+                Some(tag) => tag.set(&envelope.user_tag),
+                none => *none = Some(UserTag::new(&envelope.user_tag)),
+            }
         }
         Ok(Appended {
             sequence,
@@ -280,6 +234,7 @@ impl Log {
         })
     }
 
+    #[cold]
     fn full(&mut self, stride: u64) -> AppendError {
         if let Some(why) = &self.failed {
             // No segment is reused after a failed sync: this room will not come back.
@@ -302,21 +257,19 @@ impl Log {
         }
     }
 
-    /// Writes a record whose header and envelope stand in `record`. The commit word comes
-    /// last: before it, the place still reads as the end of the log.
-    #[allow(clippy::too_many_arguments)]
+    /// Writes a record of `len` bytes for which there is room; what does not stand in the
+    /// draft is `rest`.
+    #[inline(always)]
     fn write(
         &mut self,
-        record: &mut Vec<u8>,
         kind: Kind,
         quiet: bool,
         sequence: u64,
         envelope_len: usize,
-        payload: &[u8],
-        offset: u64,
-    ) {
-        let len = record.len() + payload.len();
-        let padding = stride(len) as usize - len;
+        len: usize,
+        rest: &[u8],
+    ) -> Entry {
+        let offset = self.space.take(stride(len));
         self.ordinal += 1;
         let header = RecordHeader {
             len: len as u32,
@@ -327,26 +280,12 @@ impl Log {
             ordinal: self.ordinal,
             generation: self.generation,
         };
-        record[..RECORD_HEADER].copy_from_slice(&header.encode());
         // The next commit word reads zero as soon as this one is there.
-        let room = self.space.remaining() >= 8;
-        let tail = [0; 16];
-        let key = self.geometry.key;
-        let crc = if len <= SMALL {
-            record.extend_from_slice(payload);
-            record.extend_from_slice(&tail[..padding + if room { 8 } else { 0 }]);
-            self.medium.write(offset + 8, &record[8..]);
-            record_crc(key, offset, &[&record[4..len + padding]])
-        } else {
-            let rest = offset + record.len() as u64;
-            self.medium.write(offset + 8, &record[8..]);
-            self.medium.write(rest, payload);
-            let zeros = padding + if room { 8 } else { 0 };
-            self.medium
-                .write(rest + payload.len() as u64, &tail[..zeros]);
-            record_crc(key, offset, &[&record[4..], payload, &tail[..padding]])
-        };
-        self.medium.commit(offset, commit_word(crc, header.len));
+        let next = if self.space.remaining() >= 8 { 8 } else { 0 };
+        let place = (self.geometry.key, offset);
+        self.draft
+            .write(&mut *self.medium, place, &header, rest, next);
+        Entry::new(offset, stride(len))
     }
 
     /// Appends one of the log's own records; it takes any room there is.
@@ -368,26 +307,13 @@ impl Log {
         envelope_len: usize,
         body: &[u8],
     ) -> Result<Entry, StoreError> {
-        let stride = stride(RECORD_HEADER + body.len());
-        self.make_room(stride)?;
-        let offset = self.space.take(stride);
-        let mut record = std::mem::take(&mut self.scratch);
-        record.clear();
-        record.resize(RECORD_HEADER, 0);
-        self.write(
-            &mut record,
-            kind,
-            quiet,
-            sequence,
-            envelope_len,
-            body,
-            offset,
-        );
-        self.scratch = record;
+        let len = RECORD_HEADER + body.len();
+        self.make_room(stride(len))?;
+        let entry = self.write(kind, quiet, sequence, envelope_len, len, body);
         if kind != Kind::Mark {
             self.unmarked = self.ordinal;
         }
-        Ok(Entry::new(offset, stride))
+        Ok(entry)
     }
 
     /// What a mark written now says.
@@ -402,14 +328,17 @@ impl Log {
             next: self.next,
             oldest_needed: self.space.oldest_needed(&self.state),
             clean,
-            tag: self.tag.get().map(<[u8]>::to_vec),
+            tag: self.tag,
         }
     }
 
     pub(crate) fn write_mark(&mut self, clean: bool) -> Result<(), StoreError> {
-        let mut body = Vec::with_capacity(MAX_OPENING as usize);
+        let mut body = std::mem::take(&mut self.body);
+        body.clear();
         self.mark(clean).encode(&mut body);
-        self.write_internal(Kind::Mark, 0, &body).map(drop)
+        let written = self.write_internal(Kind::Mark, 0, &body);
+        self.body = body;
+        written.map(drop)
     }
 
     /// Settles a prefix.
@@ -668,7 +597,8 @@ impl Log {
     }
 
     pub(crate) fn resume_tag(&self) -> Option<Vec<u8>> {
-        self.tag.get().filter(|t| !t.is_empty()).map(<[u8]>::to_vec)
+        let tag = self.tag.as_ref().map(UserTag::as_bytes);
+        tag.filter(|t| !t.is_empty()).map(<[u8]>::to_vec)
     }
 
     /// Ends the log: a mark that says so, a sync, and a superblock that names the mark and

@@ -6,7 +6,7 @@ use std::path::Path;
 use crate::api::Rejection;
 use crate::error::{OpenError, StoreError};
 use crate::file::{self, Missing};
-use crate::format::{Kind, Mark, RejectionBody, SEGMENTS_AT, Superblock};
+use crate::format::{Kind, Mark, RejectionBody, SEGMENTS_AT, Superblock, UserTag};
 use crate::log::Log;
 use crate::options::Options;
 use crate::space::limit;
@@ -122,7 +122,7 @@ fn inherit(log: &mut Log, heritage: &Heritage<'_>) -> Result<(), StoreError> {
     let mut mark: Mark = log.mark(false);
     mark.floor = heritage.floor;
     mark.next = heritage.next;
-    mark.tag.clone_from(&heritage.tag);
+    mark.tag = heritage.tag.as_deref().map(UserTag::new);
     let mut body = Vec::new();
     mark.encode(&mut body);
     log.write_kept(Kind::Mark, false, 0, 0, &body).map(drop)

@@ -746,7 +746,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                     self.oldest_needed = self.oldest_needed.max(mark.oldest_needed);
                     self.out.next = self.out.next.max(mark.next);
                     if let Some(tag) = mark.tag {
-                        self.tag = Tag::Mark(tag);
+                        self.tag = Tag::Mark(tag.as_bytes().to_vec());
                     }
                     return Ok(mark.clean);
                 }

@@ -6,7 +6,7 @@ use std::io;
 use crate::envelope::{Envelope, Origin};
 use crate::format::{
     BLOCK, Epoch, Kind, LostBody, Mark, RECORD_HEADER, RecordHeader, RejectionBody, SEGMENT_HEADER,
-    SEGMENTS_AT, SegmentHeader, Superblock, commit_word, record_crc, stride,
+    SEGMENTS_AT, SegmentHeader, Superblock, UserTag, commit_word, record_crc, stride,
 };
 use crate::recover::{Recovered, Refusal, read_header, recover};
 use crate::report::Stop;
@@ -113,8 +113,9 @@ impl Image {
     fn message(&mut self, at: u64, kind: Kind, sequence: u64, ordinal: u64, origin: Origin) -> u64 {
         let mut envelope = Envelope::publish("t");
         envelope.origin = origin;
-        let mut body = Vec::new();
-        envelope.encode(&mut body).unwrap();
+        let mut body = vec![0; 256];
+        let len = envelope.encode_into(&mut body).unwrap();
+        body.truncate(len);
         let envelope_len = body.len() as u32;
         body.extend_from_slice(b"payload");
         let header = RecordHeader {
@@ -887,7 +888,7 @@ const MEANINGS: [Row; 6] = [
         let at = image.plain(at, Kind::Rejection, 1, 2, &refusal);
         let at = image.publish(at, 2, 3);
         let at = image.publish(at, 3, 4);
-        let tag = Some(b"tag".to_vec());
+        let tag = Some(UserTag::new(b"tag"));
         image.mark(
             at,
             5,

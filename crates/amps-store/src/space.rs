@@ -82,6 +82,8 @@ pub(crate) struct Space {
     reuse_last: Vec<usize>,
     /// Oldest first; the back is written.
     chain: VecDeque<Link>,
+    /// The segment that is written: the back of the chain.
+    current: usize,
     position: u64,
     end: u64,
     collecting: Option<Collecting>,
@@ -138,6 +140,7 @@ impl Space {
             geometry,
             status,
             reuse_last: segments.last,
+            current: chain.back().map_or(0, |l| l.segment),
             chain,
             position: 0,
             end: 0,
@@ -231,8 +234,9 @@ impl Space {
         (self.position + 8).min(self.end)
     }
 
+    #[inline]
     pub(crate) fn current(&self) -> usize {
-        self.chain.back().map_or(0, |l| l.segment)
+        self.current
     }
 
     /// Whether the writer nears pages that were not made ready.
@@ -408,6 +412,7 @@ impl Space {
         self.unsynced.jump(self.written(), at);
         self.status[segment] = Status::Used;
         self.reuse_last.retain(|s| *s != segment);
+        self.current = segment;
         self.chain.push_back(Link {
             segment,
             first_ordinal,

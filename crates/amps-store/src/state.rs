@@ -188,7 +188,7 @@ impl State {
     pub(crate) fn append(&mut self, sequence: u64, entry: Entry, segment: usize) {
         debug_assert!(sequence > self.last);
         self.last = sequence;
-        self.index.put(sequence, entry);
+        self.index.append(sequence, entry);
         self.live += entry.stride();
         self.segment_live[segment] += entry.stride();
         self.unsettled += 1;

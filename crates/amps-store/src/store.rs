@@ -288,21 +288,18 @@ impl PublishStore for Store {
         shared.not_forked()?;
         let mut core = shared.lock();
         let segment = core.log.space.current();
-        let mut appended = core.log.append(envelope, payload);
-        if shared.do_chores(&mut core) && appended.as_ref().is_err_and(AppendError::is_retryable) {
-            appended = core.log.append(envelope, payload);
+        let appended = match core.log.append(envelope, payload) {
+            Ok(appended) => appended,
+            Err(error) => return shared.not_appended(core, error, envelope, payload),
+        };
+        if shared.upkeep == Upkeep::Inline {
+            shared.do_chores(&mut core);
         }
-        let wake = core.helper_sleeps
-            && (appended.is_err()
-                || shared.level != Level::Os
-                // Only a new segment gives the helper something to do.
-                || core.log.space.current() != segment);
-        if wake {
-            core.helper_sleeps = false;
-            drop(core);
-            shared.work.notify_one();
+        // At this level only a new segment gives the helper something to do.
+        if shared.level != Level::Os || core.log.space.current() != segment {
+            shared.wake_helper(core);
         }
-        appended
+        Ok(appended)
     }
 
     fn read_next(
@@ -514,6 +511,24 @@ impl Drop for Inner {
 }
 
 impl Shared {
+    /// An append failed: perhaps there is room after a chore.
+    #[cold]
+    fn not_appended(
+        &self,
+        mut core: MutexGuard<'_, Core>,
+        error: AppendError,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<Appended, AppendError> {
+        let mut result = Err(error);
+        if self.do_chores(&mut core) && result.as_ref().is_err_and(AppendError::is_retryable) {
+            result = core.log.append(envelope, payload);
+        }
+        self.wake_helper(core);
+        result
+    }
+
+    #[inline]
     fn lock(&self) -> MutexGuard<'_, Core> {
         self.core.lock().unwrap_or_else(|poisoned| {
             let mut core = poisoned.into_inner();

@@ -418,7 +418,7 @@ fn decode(bytes: &[u8], header: &RecordHeader) -> Body {
             next: m.next,
             oldest_needed: m.oldest_needed,
             clean: m.clean,
-            tag: m.tag,
+            tag: m.tag.map(|tag| tag.as_bytes().to_vec()),
         }),
         Kind::Epoch => Epoch::decode(bytes).map(|e| Body::Epoch {
             follows: e.follows,

@@ -30,6 +30,16 @@ pub(crate) trait Medium: Send {
     /// thread or a process crash can tell.
     fn commit(&mut self, offset: u64, word: u64);
 
+    /// Copies a record in: what is behind its first word, then that word as by
+    /// [`commit`](Self::commit).
+    #[inline]
+    fn write_committed(&mut self, offset: u64, record: &[u8]) {
+        let mut word = [0; 8];
+        word.copy_from_slice(&record[..8]);
+        self.write(offset + 8, &record[8..]);
+        self.commit(offset, u64::from_le_bytes(word));
+    }
+
     /// Makes bytes up to `len` part of the medium, after [`Device::reserve`] made them.
     fn adopt(&mut self, len: u64);
 

@@ -3,6 +3,7 @@
 
 use std::io;
 
+use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::format::{
     BLOCK, MAGIC, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENT_MAGIC, SEGMENTS_AT,
@@ -89,9 +90,9 @@ pub fn intact_messages(bytes: &[u8]) -> Vec<Intact> {
 /// # Errors
 /// As an append of it.
 pub fn encode_envelope(envelope: &Envelope<'_>) -> Result<Vec<u8>, EnvelopeError> {
-    let mut bytes = Vec::new();
-    envelope.encode(&mut bytes)?;
-    Ok(bytes)
+    let mut draft = Draft::new();
+    let len = draft.envelope(envelope)?;
+    Ok(draft.encoded(len).to_vec())
 }
 
 /// Shows every possible header to `each`, which says how many bytes to go on.

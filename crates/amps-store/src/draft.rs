@@ -1,0 +1,94 @@
+//! A record before it stands in the log: laid out, checksummed, and written with its commit
+//! word last.
+
+use crate::envelope::{Envelope, EnvelopeError};
+use crate::format::{RECORD_HEADER, RecordHeader, commit_word, record_crc, stride};
+use crate::medium::Medium;
+
+/// A record up to this length is put together as a whole: one checksum call and one copy
+/// beat three of each, until the payload is large.
+const SMALL: usize = 2048;
+
+/// Padding, and the commit word of the next place.
+const TAIL: usize = 16;
+
+/// What is kept for the next record after a large envelope.
+const KEEP: usize = 64 << 10;
+
+pub(crate) struct Draft {
+    /// Header and envelope; the rest as well if the record is small.
+    bytes: Vec<u8>,
+}
+
+impl Draft {
+    pub(crate) fn new() -> Self {
+        Draft {
+            bytes: vec![0; SMALL + TAIL],
+        }
+    }
+
+    /// Lays an envelope out behind the header, and tells its length.
+    ///
+    /// # Errors
+    /// The envelope cannot be stored.
+    #[inline(always)]
+    pub(crate) fn envelope(&mut self, envelope: &Envelope<'_>) -> Result<usize, EnvelopeError> {
+        envelope.check()?;
+        loop {
+            if let Some(len) = envelope.encode_into(&mut self.bytes[RECORD_HEADER..]) {
+                return Ok(len);
+            }
+            self.grow();
+        }
+    }
+
+    #[cold]
+    fn grow(&mut self) {
+        let more = 2 * self.bytes.len();
+        self.bytes.resize(more, 0);
+    }
+
+    /// The envelope that was laid out, of this length.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn encoded(&self, len: usize) -> &[u8] {
+        &self.bytes[RECORD_HEADER..RECORD_HEADER + len]
+    }
+
+    /// Writes a record at `offset`: `header`, the envelope laid out before if it has one,
+    /// and `rest`. Before the commit word, which comes last, the place still reads as the
+    /// end of the log; behind it `next` bytes, a commit word or none, are cleared.
+    #[inline(always)]
+    pub(crate) fn write(
+        &mut self,
+        medium: &mut dyn Medium,
+        (key, offset): (u32, u64),
+        header: &RecordHeader,
+        rest: &[u8],
+        next: usize,
+    ) {
+        let len = header.len as usize;
+        let stride = stride(len) as usize;
+        let head = len - rest.len();
+        debug_assert_eq!(head, RECORD_HEADER + header.envelope_len as usize);
+        header.encode_into(&mut self.bytes);
+        if len <= SMALL {
+            let record = &mut self.bytes[..SMALL + TAIL];
+            record[head..len].copy_from_slice(rest);
+            record[len..len + TAIL].copy_from_slice(&[0; TAIL]);
+            let crc = record_crc(key, offset, &[&record[4..stride]]);
+            record[..8].copy_from_slice(&commit_word(crc, header.len).to_le_bytes());
+            medium.write_committed(offset, &record[..stride + next]);
+        } else {
+            let tail = [0; TAIL];
+            let padding = stride - len;
+            let crc = record_crc(key, offset, &[&self.bytes[4..head], rest, &tail[..padding]]);
+            medium.write(offset + head as u64, rest);
+            medium.write(offset + len as u64, &tail[..padding + next]);
+            self.bytes[..8].copy_from_slice(&commit_word(crc, header.len).to_le_bytes());
+            medium.write_committed(offset, &self.bytes[..head]);
+            if self.bytes.len() > KEEP {
+                *self = Draft::new();
+            }
+        }
+    }
+}
