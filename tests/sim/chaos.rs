@@ -186,6 +186,7 @@ fn settings(id: usize, plan: Plan, rng: &mut Rng) -> Settings {
     };
     settings.heartbeat = (!rng.one_in(5)).then_some(Duration::from_secs(1));
     settings.publish_ids = plan.per_message != rng.one_in(4);
+    settings.slow_device = true;
     settings.nameless = plan.per_message && !settings.publish_ids;
     settings.servers = (0..plan.servers).collect();
     settings.declines = if rng.one_in(3) { 3 } else { 0 };
