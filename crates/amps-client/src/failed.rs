@@ -365,7 +365,8 @@ impl Failed<'_> {
 
     /// Gives up on a message that no server will settle, such as one that breaks the link
     /// every time ([`Event::Stalled`]): it becomes a refusal that waits, and what is behind
-    /// it goes on. `false`: the message is settled, or never was.
+    /// it goes on once that is durable. `false`: the message is settled, or never was, or a
+    /// sync failed and nothing can be durable any more (an event says so).
     ///
     /// The server may have taken it all the same; nothing here can know.
     pub async fn give_up(&self, sequence: u64) -> bool {

@@ -499,20 +499,29 @@ impl Delivery {
     }
 
     fn give_up(&mut self, store: &dyn PublishStore, now: Now, sequence: u64, reason: &str) {
-        self.wait_for = self.refuse(store, now, sequence, reason, None);
-        if planted!(GiveUpNotAwaited) {
-            self.wait_for = None;
+        if self.sync_failed {
+            let error = "nothing can be made durable, and a give-up must be".to_owned();
+            return self.note(Note::StoreFailed {
+                doing: "give up on a message",
+                error: StoreError::SyncFailed(error),
+            });
         }
-        if self.wait_for.is_some() {
-            store.request_sync();
+        let ordinal = self.refuse(store, now, sequence, reason, None);
+        if planted!(GiveUpNotAwaited) || store.is_unsettled(sequence) {
+            return;
         }
+        self.wait_for = Some(ordinal.unwrap_or(u64::MAX));
+        store.request_sync();
     }
 
+    /// A device that fails now stops sending for good, the level notwithstanding: rather
+    /// that than to call persisted what was given up.
     fn waits_for_give_up(&mut self, store: &dyn PublishStore) -> bool {
-        let durable = || store.durable().ordinal;
-        // After a failed sync nothing becomes durable; what the level lets go out goes out.
-        if self.sync_failed || self.wait_for.is_none_or(|ordinal| ordinal <= durable()) {
-            self.wait_for = None;
+        self.wait_for = self.wait_for.filter(|at| *at > store.durable().ordinal);
+        if self.wait_for.is_some() && self.sync_failed && !self.stop_told {
+            self.stop_told = true;
+            let through = self.cursor - 1;
+            self.note(Note::SendingStopped { through });
         }
         self.wait_for.is_some()
     }

@@ -1059,9 +1059,21 @@ fn nothing_goes_out_behind_a_give_up_before_it_is_durable() {
         reason: "given up",
     });
     assert!(rig.send().is_empty(), "the give-up is not on the device");
-    // What can never be durable holds nobody up for ever.
     rig.input(Input::SyncFailed);
-    assert_eq!(rig.send(), [(2, 2), (3, 3)]);
+    assert!(rig.send().is_empty(), "and never will be");
+    let outputs = rig.drain();
+    assert!(
+        notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::SendingStopped { through: 0 }))
+    );
+    // From now on nobody can give up on anything.
+    let outputs = rig.input(Input::GiveUp {
+        sequence: 2,
+        reason: "given up",
+    });
+    assert!(matches!(notes(&outputs)[..], [Note::StoreFailed { .. }]));
+    assert!(rig.store.is_unsettled(2));
 
     let disk = SimDisk::new();
     let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
