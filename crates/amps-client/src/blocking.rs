@@ -1,25 +1,30 @@
 //! The client for programs without async: the same calls, blocking.
 //!
-//! It owns a thread with a runtime of its own and never enters the caller's, so it can be
-//! used, and dropped, anywhere, inside an async task too (where its calls block the
-//! worker).
+//! It owns two threads, each with a runtime of its own: one for the connection, one for
+//! handlers and the last-chance handler. It never enters a runtime of the caller's, so it
+//! can be used, and dropped, anywhere, inside an async task too (where its calls block the
+//! worker), and inside its own handlers, async or blocking: the connection goes on
+//! meanwhile. Handlers and the last-chance handler wait for each other.
 
 use std::fmt;
 use std::future::Future;
 use std::io;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use tokio::runtime::{Builder as RuntimeBuilder, Handle};
-use tokio::sync::oneshot;
+use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
+use tokio::sync::watch;
 
 use crate::builder::Builder;
 use crate::client::Health;
 use crate::error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, OpenError, PublishError,
+    PublishFailure,
 };
+use crate::event::{Event, Events};
+use crate::failed::as_the_caller;
 use crate::message::Message;
 use crate::receipt::{Outcome, Receipt};
 use crate::subscribe::{Answer, Delivered, Request, Subscribe, SubscriptionEnd};
@@ -29,8 +34,8 @@ use crate::subscribe::{Answer, Delivered, Request, Subscribe, SubscriptionEnd};
 pub struct BlockingClient {
     client: crate::Client,
     runtime: Handle,
-    /// Dropped with this value, which ends the thread.
-    _stop: oneshot::Sender<()>,
+    /// Dropped with this value, which ends the threads.
+    _stop: watch::Sender<()>,
 }
 
 impl fmt::Debug for BlockingClient {
@@ -42,32 +47,28 @@ impl fmt::Debug for BlockingClient {
 }
 
 impl Builder {
-    /// Starts the client on a thread of its own, for blocking use.
+    /// Starts the client on threads of its own, for blocking use.
     ///
     /// # Errors
-    /// As [`open`](Builder::open), and when the thread cannot be started.
+    /// As [`open`](Builder::open), and when a thread cannot be started.
     pub fn open_blocking(self) -> Result<BlockingClient, OpenError> {
-        let failed = |error: io::Error| OpenError::Options(format!("no thread: {error}"));
-        let runtime = RuntimeBuilder::new_current_thread()
-            .enable_all()
-            .build()
-            .map_err(failed)?;
-        let handle = runtime.handle().clone();
-        let client = self.runtime(handle.clone()).start()?;
-        let (stop, stopped) = oneshot::channel::<()>();
-        let events = client.events();
-        thread::Builder::new()
-            .name(format!("amps {}", client.name()))
-            .spawn(move || {
-                runtime.block_on(async move {
-                    // An error is the sender's end, which is all there is to wait for.
-                    let _ = stopped.await;
-                    drain(events).await;
-                });
-                // A handler that never ends must not keep the thread.
-                runtime.shutdown_background();
-            })
-            .map_err(failed)?;
+        let (io, handlers) = (Own::new()?, Own::new()?);
+        let handle = io.handle.clone();
+        let client = self
+            .runtime(handle.clone())
+            .handlers_on(handlers.handle.clone())
+            .start()?;
+        let stop = watch::Sender::new(());
+        for (own, what) in [(io, ""), (handlers, " handlers")] {
+            let mut stopped = stop.subscribe();
+            let events = client.events();
+            let until = async move {
+                // An error is the sender's end, which is all there is to wait for.
+                let _ = stopped.changed().await;
+                drain(events).await;
+            };
+            own.run(format!("amps {}{what}", client.name()), until)?;
+        }
         Ok(BlockingClient {
             client,
             runtime: handle,
@@ -76,8 +77,56 @@ impl Builder {
     }
 }
 
+/// A runtime of the client's own. Dropped inside another runtime, a plain one panics; this
+/// one does not wait for anything.
+struct Own {
+    handle: Handle,
+    runtime: Option<Runtime>,
+}
+
+impl Own {
+    fn new() -> Result<Self, OpenError> {
+        let runtime = RuntimeBuilder::new_current_thread()
+            .enable_all()
+            .build()
+            .map_err(no_thread)?;
+        Ok(Own {
+            handle: runtime.handle().clone(),
+            runtime: Some(runtime),
+        })
+    }
+
+    /// Runs it on a thread until `until` is over.
+    fn run(
+        self,
+        name: String,
+        until: impl Future<Output = ()> + Send + 'static,
+    ) -> Result<(), OpenError> {
+        let run = move || {
+            if let Some(runtime) = &self.runtime {
+                runtime.block_on(until);
+            }
+            // Dropped here: a handler that never ends must not keep the thread.
+        };
+        let started = thread::Builder::new().name(name).spawn(run);
+        started.map(drop).map_err(no_thread)
+    }
+}
+
+impl Drop for Own {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+fn no_thread(error: io::Error) -> OpenError {
+    OpenError::Options(format!("no thread: {error}"))
+}
+
 /// Waits until the client is shut down, so that its store is closed cleanly.
-async fn drain(mut events: crate::Events) {
+async fn drain(mut events: Events) {
     let all = async { while events.next().await.is_some() {} };
     // A disk that hangs must not keep the thread.
     let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
@@ -101,33 +150,105 @@ impl BlockingClient {
         self.send(Message::publish(topic.to_owned(), payload))
     }
 
+    /// As [`Client::try_publish`](crate::Client::try_publish).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn try_publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        self.try_send(Message::publish(topic.to_owned(), payload))
+    }
+
+    /// As [`Client::delta_publish`](crate::Client::delta_publish).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn delta_publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        self.send(Message::delta_publish(topic.to_owned(), payload))
+    }
+
+    /// As [`Client::sow_delete_by_filter`](crate::Client::sow_delete_by_filter).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sow_delete_by_filter(
+        &self,
+        topic: &str,
+        filter: impl Into<String>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        self.send(Message::sow_delete_by_filter(topic.to_owned(), filter))
+    }
+
+    /// As [`Client::sow_delete_by_keys`](crate::Client::sow_delete_by_keys).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sow_delete_by_keys<K: AsRef<str>>(
+        &self,
+        topic: &str,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        self.send(Message::sow_delete_by_keys(topic.to_owned(), keys))
+    }
+
+    /// As [`Client::sow_delete_by_data`](crate::Client::sow_delete_by_data).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn sow_delete_by_data(
+        &self,
+        topic: &str,
+        data: impl Into<Bytes>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        self.send(Message::sow_delete_by_data(topic.to_owned(), data))
+    }
+
     /// As [`Client::send`](crate::Client::send). The message is stored on the caller's
     /// thread; only waiting for room involves the other one.
     ///
     /// # Errors
     /// As there.
     pub fn send(&self, message: Message) -> Result<BlockingReceipt, PublishError> {
-        let receipt = match self.client.try_send(message) {
-            Err(error) if error.is_retryable() => {
-                let client = self.client.clone();
-                let again = error.message.clone();
-                match self.run(async move { client.send(*error.message).await }) {
-                    Some(result) => result?,
-                    None => {
-                        let closed = crate::PublishFailure::Closed;
-                        return Err(PublishError {
-                            reason: closed,
-                            message: again,
-                        });
-                    }
-                }
-            }
-            other => other?,
+        self.send_until(message, None)
+    }
+
+    /// As [`Client::send_deadline`](crate::Client::send_deadline).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn send_deadline(
+        &self,
+        message: Message,
+        deadline: Instant,
+    ) -> Result<BlockingReceipt, PublishError> {
+        self.send_until(message, Some(deadline.into()))
+    }
+
+    fn send_until(
+        &self,
+        message: Message,
+        deadline: Option<tokio::time::Instant>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        let error = match self.client.try_send(message) {
+            Err(error) if error.is_for_room() => error,
+            sent => return self.receipt(sent),
         };
-        Ok(BlockingReceipt {
-            receipt,
-            runtime: self.runtime.clone(),
-        })
+        let (client, again) = (self.client.clone(), error.message.clone());
+        let waited = self.run(async move {
+            match deadline {
+                Some(deadline) => client.send_deadline(*error.message, deadline).await,
+                None => client.send(*error.message).await,
+            }
+        });
+        let closed = || PublishError::new(PublishFailure::Closed, *again);
+        self.receipt(waited.unwrap_or_else(|| Err(closed())))
     }
 
     /// As [`Client::try_send`](crate::Client::try_send).
@@ -135,8 +256,14 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn try_send(&self, message: Message) -> Result<BlockingReceipt, PublishError> {
-        let receipt = self.client.try_send(message)?;
-        Ok(BlockingReceipt {
+        self.receipt(self.client.try_send(message))
+    }
+
+    fn receipt(
+        &self,
+        sent: Result<Receipt, PublishError>,
+    ) -> Result<BlockingReceipt, PublishError> {
+        sent.map(|receipt| BlockingReceipt {
             receipt,
             runtime: self.runtime.clone(),
         })
@@ -192,13 +319,39 @@ impl BlockingClient {
         self.client.health()
     }
 
-    /// As [`Client::failed`](crate::Client::failed).
+    /// As [`Client::events`](crate::Client::events).
+    pub fn events(&self) -> BlockingEvents {
+        BlockingEvents {
+            events: Some(self.client.events()),
+            runtime: self.runtime.clone(),
+        }
+    }
+
+    /// As [`Client::failed`](crate::Client::failed); for giving up on a message there is
+    /// [`give_up`](Self::give_up) here.
     pub fn failed(&self) -> crate::Failed<'_> {
         self.client.failed()
     }
 
+    /// As [`Failed::give_up`](crate::Failed::give_up).
+    pub fn give_up(&self, sequence: u64) -> bool {
+        let client = self.client.clone();
+        self.run(async move { client.failed().give_up(sequence).await })
+            .unwrap_or(false)
+    }
+
+    /// As [`Client::allow_rebase`](crate::Client::allow_rebase).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn allow_rebase(&self) -> Result<(), CommandError> {
+        let client = self.client.clone();
+        self.run(async move { client.allow_rebase().await })
+            .unwrap_or(Err(CommandError::Closed))
+    }
+
     /// As [`Client::close`](crate::Client::close).
-    pub fn close(self, deadline: Duration) -> CloseReport {
+    pub fn close(&self, deadline: Duration) -> CloseReport {
         let client = self.client.clone();
         self.run(async move { client.close(deadline).await })
             .unwrap_or_default()
@@ -219,10 +372,10 @@ fn run<T: Send + 'static>(
     future: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
     let (done, result): (SyncSender<T>, _) = sync_channel(1);
-    runtime.spawn(async move {
+    runtime.spawn(as_the_caller(async move {
         // The caller waits until it is sent.
         let _ = done.send(future.await);
-    });
+    }));
     result.recv().ok()
 }
 
@@ -274,6 +427,54 @@ impl BlockingReceipt {
         let receipt = self.receipt;
         let waited = run(&self.runtime, async move { receipt.durable().await });
         waited.unwrap_or(Err(amps_store::StoreError::Closed))
+    }
+}
+
+/// A stream of [`Event`]s for callers that block. It ends with the client.
+#[derive(Debug)]
+pub struct BlockingEvents {
+    events: Option<Events>,
+    runtime: Handle,
+}
+
+impl BlockingEvents {
+    /// The next event, if one comes within this time.
+    pub fn next_within(&mut self, timeout: Duration) -> Option<Event> {
+        self.with(|mut events| async move {
+            let next = tokio::time::timeout(timeout, events.next()).await;
+            (next.ok().flatten(), events)
+        })
+    }
+
+    /// As [`Events::try_next`].
+    pub fn try_next(&mut self) -> Option<Event> {
+        self.events.as_mut()?.try_next()
+    }
+
+    /// As [`Events::dropped`].
+    pub fn dropped(&self) -> u64 {
+        self.events.as_ref().map_or(0, Events::dropped)
+    }
+
+    fn with<F>(&mut self, next: impl FnOnce(Events) -> F) -> Option<Event>
+    where
+        F: Future<Output = (Option<Event>, Events)> + Send + 'static,
+    {
+        let events = self.events.take()?;
+        let (event, back) = run(&self.runtime, next(events))?;
+        self.events = Some(back);
+        event
+    }
+}
+
+impl Iterator for BlockingEvents {
+    type Item = Event;
+
+    fn next(&mut self) -> Option<Event> {
+        self.with(|mut events| async move {
+            let next = events.next().await;
+            (next, events)
+        })
     }
 }
 

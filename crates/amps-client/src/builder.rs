@@ -50,6 +50,8 @@ pub struct Builder {
     last_chance: Option<LastChance>,
     connector: Option<Arc<dyn Connector>>,
     runtime: Option<Handle>,
+    /// Where handlers run, if not where everything does.
+    handlers_on: Option<Handle>,
     backoff: Option<Backoff>,
     connect_timeout: Duration,
     logon_timeout: Duration,
@@ -83,6 +85,7 @@ impl Builder {
             last_chance: None,
             connector: None,
             runtime: None,
+            handlers_on: None,
             backoff: None,
             connect_timeout: Duration::from_secs(10),
             logon_timeout: Duration::from_secs(10),
@@ -164,7 +167,8 @@ impl Builder {
     }
 
     /// Called for acks that nothing else takes, and for refusals when there is no
-    /// failed-write handler (they wait in the store all the same). Must not block.
+    /// failed-write handler (they wait in the store all the same). Must not block, unless
+    /// the client is a blocking one.
     #[must_use]
     pub fn on_last_chance(
         mut self,
@@ -185,6 +189,13 @@ impl Builder {
     #[must_use]
     pub fn runtime(mut self, handle: Handle) -> Self {
         self.runtime = Some(handle);
+        self
+    }
+
+    /// Runs handlers on this runtime, so that one that blocks blocks nothing else.
+    #[must_use]
+    pub(crate) fn handlers_on(mut self, handle: Handle) -> Self {
+        self.handlers_on = Some(handle);
         self
     }
 
@@ -323,6 +334,7 @@ impl Builder {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| OpenError::NoRuntime)?,
         };
+        let handlers_on = self.handlers_on.take().unwrap_or_else(|| runtime.clone());
         self.check()?;
         for limit in [
             &mut self.connect_timeout,
@@ -381,12 +393,12 @@ impl Builder {
             .handler
             .take()
             .filter(|_| has_handler)
-            .map(|handler| runtime.spawn(offer_refusals(shared.clone(), handler)));
+            .map(|handler| handlers_on.spawn(offer_refusals(shared.clone(), handler)));
         let handler = self
             .last_chance
             .take()
             .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "an ack that nothing takes")));
-        runtime.spawn(last_chance(unhandled_acks, handler));
+        handlers_on.spawn(last_chance(&shared, unhandled_acks, handler));
         let driver = Driver {
             shared: shared.clone(),
             settings: Settings {

@@ -147,6 +147,74 @@ impl Client {
             .await
     }
 
+    /// As [`publish`](Self::publish), but never waits.
+    ///
+    /// # Errors
+    /// As [`send`](Self::send); a full store is one of them.
+    pub fn try_publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<Receipt, PublishError> {
+        self.try_send(Message::publish(topic.to_owned(), payload))
+    }
+
+    /// Merges `payload` into the record of `topic` that it identifies. As
+    /// [`send`](Self::send) of [`Message::delta_publish`].
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn delta_publish(
+        &self,
+        topic: &str,
+        payload: impl Into<Bytes>,
+    ) -> Result<Receipt, PublishError> {
+        self.send(Message::delta_publish(topic.to_owned(), payload))
+            .await
+    }
+
+    /// Deletes the records of `topic` that match `filter`, as they are when the server gets
+    /// to it. As [`send`](Self::send) of [`Message::sow_delete_by_filter`].
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn sow_delete_by_filter(
+        &self,
+        topic: &str,
+        filter: impl Into<String>,
+    ) -> Result<Receipt, PublishError> {
+        self.send(Message::sow_delete_by_filter(topic.to_owned(), filter))
+            .await
+    }
+
+    /// Deletes the records of `topic` with these keys of the server's own. As
+    /// [`send`](Self::send) of [`Message::sow_delete_by_keys`].
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn sow_delete_by_keys<K: AsRef<str>>(
+        &self,
+        topic: &str,
+        keys: impl IntoIterator<Item = K>,
+    ) -> Result<Receipt, PublishError> {
+        self.send(Message::sow_delete_by_keys(topic.to_owned(), keys))
+            .await
+    }
+
+    /// Deletes the record of `topic` that `data` identifies. As [`send`](Self::send) of
+    /// [`Message::sow_delete_by_data`].
+    ///
+    /// # Errors
+    /// As [`send`](Self::send).
+    pub async fn sow_delete_by_data(
+        &self,
+        topic: &str,
+        data: impl Into<Bytes>,
+    ) -> Result<Receipt, PublishError> {
+        self.send(Message::sow_delete_by_data(topic.to_owned(), data))
+            .await
+    }
+
     /// Stores a message, to be sent as soon as the server lets it. Waits for room in the
     /// store if it is full, and for nothing else; without a store it waits for room in the
     /// send buffer. Inside a handler it never waits.
@@ -173,6 +241,9 @@ impl Client {
     ///
     /// # Errors
     /// As [`send`](Self::send), and [`PublishFailure::Deadline`].
+    ///
+    /// # Panics
+    /// When it waits outside a tokio runtime with a clock.
     pub async fn send_deadline(
         &self,
         message: Message,
@@ -260,6 +331,9 @@ impl Client {
     /// Waits until a server accepts the logon.
     ///
     /// Cancel safe.
+    ///
+    /// # Panics
+    /// When it waits outside a tokio runtime with a clock.
     ///
     /// # Errors
     /// [`LogonError::Refused`] as soon as every server refused in turn;

@@ -82,6 +82,18 @@ pub(crate) fn is_handling(shared: &Shared) -> bool {
         .unwrap_or(false)
 }
 
+/// `future` with the mark of the calling task, for a task of its own: what a handler has
+/// done for it elsewhere is done inside the handler.
+pub(crate) fn as_the_caller<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let client = HANDLING.try_with(|client| *client).ok();
+    async move {
+        match client {
+            Some(client) => HANDLING.scope(client, future).await,
+            None => future.await,
+        }
+    }
+}
+
 /// Runs a closure with the same mark on another thread.
 pub(crate) fn blocking_handler<F>(handler: Arc<F>, failed: FailedWrite) -> HandlerFuture
 where
@@ -294,11 +306,19 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
     }
 }
 
-/// Passes acks that nothing took to the last-chance handler, off the I/O path.
-pub(crate) async fn last_chance(mut acks: mpsc::Receiver<UnhandledAck>, handler: LastChance) {
-    while let Some(ack) = acks.recv().await {
-        if catch_unwind(AssertUnwindSafe(|| handler(ack))).is_err() {
-            tracing::warn!("the last-chance handler panicked");
+/// Passes acks that nothing took to the last-chance handler of a client, off the I/O path.
+pub(crate) fn last_chance(
+    shared: &Shared,
+    mut acks: mpsc::Receiver<UnhandledAck>,
+    handler: LastChance,
+) -> impl Future<Output = ()> + Send + use<> {
+    let client = identity(shared);
+    async move {
+        while let Some(ack) = acks.recv().await {
+            let call = || HANDLING.sync_scope(client, || handler(ack));
+            if catch_unwind(AssertUnwindSafe(call)).is_err() {
+                tracing::warn!("the last-chance handler panicked");
+            }
         }
     }
 }

@@ -4,9 +4,15 @@
 
 mod common;
 
+use std::sync::mpsc::{Receiver, Sender, channel};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amps_client::{Outcome, Via};
+use amps_client::blocking::BlockingClient;
+use amps_client::{
+    Builder, ConnectionState, Event, FailedWrite, Message, OpenError, Outcome, PublishFailure,
+    Request, Subscribe, Via,
+};
 use amps_store::Store;
 use common::{Peer, memory, options, pair};
 
@@ -71,4 +77,216 @@ fn dropped_it_closes_its_store() {
     client.close(Duration::ZERO);
     let store = Store::open(&path, options()).unwrap();
     assert_eq!(amps_store::PublishStore::bounds(&store).unsettled, 1);
+}
+
+/// Serves links on a thread of its own: refuses what says so, says nothing to what is large,
+/// acks everything else.
+fn refuse(mut listener: amps_client::connector::MemoryListener) {
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            loop {
+                let mut peer = Peer::logged_on(&mut listener, 0).await;
+                while let Some(frame) = peer.next().await {
+                    match frame.sequence {
+                        Some(sequence) if frame.body == b"refuse me" => {
+                            peer.refuse(sequence, "no").await;
+                        }
+                        Some(_) if frame.body.len() > 1000 => {}
+                        Some(sequence) => peer.ok(sequence).await,
+                        None => peer.processed(&frame).await,
+                    }
+                }
+            }
+        });
+    });
+}
+
+/// A client in reach of its own handlers.
+type Slot = Arc<Mutex<Option<Arc<BlockingClient>>>>;
+
+/// What handlers call, and what came of it.
+type Call = fn(&BlockingClient) -> String;
+
+fn made(slot: &Slot, call: Call, told: &Sender<String>) {
+    let client = loop {
+        // The handler may be faster than the test that fills the slot.
+        match slot.lock().unwrap().clone() {
+            Some(client) => break client,
+            None => std::thread::yield_now(),
+        }
+    };
+    told.send(call(&client)).unwrap();
+}
+
+/// Each way a handler can be called, doing this inside.
+fn in_handlers(call: Call) -> Vec<(&'static str, String)> {
+    let in_async = |builder: Builder, slot: Slot, told: Sender<String>| {
+        builder.on_failed_write(move |_: FailedWrite| {
+            let (slot, told) = (slot.clone(), told.clone());
+            async move {
+                made(&slot, call, &told);
+                Ok(())
+            }
+        })
+    };
+    let in_blocking = |builder: Builder, slot: Slot, told: Sender<String>| {
+        builder.on_failed_write_blocking(move |_| {
+            made(&slot, call, &told);
+            Ok(())
+        })
+    };
+    let in_last_chance = |builder: Builder, slot: Slot, told: Sender<String>| {
+        builder.on_last_chance(move |_| made(&slot, call, &told))
+    };
+    type With<'a> = &'a dyn Fn(Builder, Slot, Sender<String>) -> Builder;
+    let kinds: [(&'static str, With<'_>); 3] = [
+        ("async", &in_async),
+        ("blocking", &in_blocking),
+        ("last chance", &in_last_chance),
+    ];
+    let run = |with: With<'_>| {
+        let (builder, listener) = pair();
+        refuse(listener);
+        let slot = Slot::default();
+        let (told, results): (Sender<String>, Receiver<String>) = channel();
+        let store = Store::memory(options().capacity(256 << 10)).unwrap();
+        let client = with(builder.store(store), slot.clone(), told)
+            .open_blocking()
+            .unwrap();
+        let client = Arc::new(client);
+        *slot.lock().unwrap() = Some(client.clone());
+        client.publish("t", "refuse me").unwrap();
+        let result = results.recv_timeout(LONG).expect("no deadlock");
+        slot.lock().unwrap().take();
+        result
+    };
+    kinds.map(|(kind, with)| (kind, run(with))).into()
+}
+
+fn each_says(call: Call, expected: &str) {
+    for (kind, said) in in_handlers(call) {
+        assert_eq!(said, expected, "in a handler: {kind}");
+    }
+}
+
+#[test]
+fn a_handler_may_flush_command_subscribe_and_wait() {
+    each_says(
+        |client| {
+            let receipt = client.publish("t", "inside").unwrap();
+            let report = client.publish_flush(LONG).unwrap();
+            assert_eq!((report.persisted, report.rejected), (1, 1));
+            assert_eq!(receipt.outcome(), Outcome::Persisted { via: Via::Ack });
+            client.publish("t", "more").unwrap().durable().unwrap();
+            client.command(Request::new("stop_timer")).unwrap();
+            client.wait_logged_on(LONG).unwrap();
+            drop(client.subscribe(Subscribe::topic("t")).unwrap());
+            assert_eq!(client.failed().list().len(), 1);
+            "all of it".to_owned()
+        },
+        "all of it",
+    );
+}
+
+#[test]
+fn a_publish_in_a_handler_never_waits_for_room() {
+    each_says(
+        |client| {
+            let mut sent = Vec::new();
+            loop {
+                match client.send(Message::publish("t", vec![b'x'; 3000])) {
+                    Ok(receipt) => sent.push(receipt),
+                    Err(error) => {
+                        assert!(error.is_retryable(), "{error}");
+                        let deadline = std::time::Instant::now() + LONG;
+                        let error = client.send_deadline(error.message.as_ref().clone(), deadline);
+                        return match error {
+                            Ok(_) => "room came meanwhile".to_owned(),
+                            Err(error) => match error.reason {
+                                PublishFailure::Store(_) => "full".to_owned(),
+                                other => other.to_string(),
+                            },
+                        };
+                    }
+                }
+            }
+        },
+        "full",
+    );
+}
+
+#[test]
+fn close_in_a_handler_does_not_wait_for_it() {
+    each_says(
+        |client| {
+            let report = client.close(LONG);
+            format!("clean {}, left {}", report.clean, report.left)
+        },
+        "clean true, left 0",
+    );
+}
+
+#[tokio::test]
+async fn an_open_that_fails_inside_a_runtime_is_an_error_and_no_panic() {
+    let (builder, _listener) = pair();
+    let failed = builder
+        .heartbeat(Duration::from_millis(1))
+        .store(memory())
+        .open_blocking();
+    assert!(matches!(failed, Err(OpenError::Options(_))), "{failed:?}");
+}
+
+#[test]
+fn every_call_of_the_async_client_is_there() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open_blocking().unwrap();
+    let mut events = client.events();
+    client.delta_publish("t", "d").unwrap();
+    client.sow_delete_by_filter("t", "/id = 1").unwrap();
+    client.sow_delete_by_keys("t", ["1", "2"]).unwrap();
+    client.sow_delete_by_data("t", "body").unwrap();
+    client.try_publish("t", "last").unwrap();
+    client.allow_rebase().unwrap();
+    assert!(client.give_up(5));
+    assert_eq!(client.failed().list()[0].sequence, 5);
+    assert!(client.failed().accept(5).unwrap());
+    let server = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let mut peer = Peer::logged_on(&mut listener, 0).await;
+            let mut verbs = Vec::new();
+            for _ in 0..4 {
+                verbs.push(peer.next().await.unwrap().verb);
+            }
+            peer.ok(4).await;
+            assert!(peer.next().await.is_none());
+            verbs
+        })
+    });
+    assert_eq!(client.publish_flush(LONG).unwrap().persisted, 4);
+    let logged_on = |event: &Event| {
+        let state = ConnectionState::LoggedOn;
+        matches!(event, Event::State { state: now, .. } if *now == state)
+    };
+    while !logged_on(&events.next_within(LONG).unwrap()) {}
+    // Whatever else there is to tell: it ends, and with it the wait.
+    while events.try_next().is_some() {}
+    while events.next_within(Duration::ZERO).is_some() {}
+    assert_eq!(events.dropped(), 0);
+    assert!(client.close(LONG).clean);
+    assert!(events.next().is_some(), "shut down");
+    drop(client);
+    assert!(events.find(|_| false).is_none(), "the end");
+    let verbs = server.join().unwrap();
+    assert_eq!(
+        verbs,
+        ["DeltaPublish", "SowDelete", "SowDelete", "SowDelete"]
+    );
 }

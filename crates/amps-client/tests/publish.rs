@@ -48,19 +48,19 @@ async fn a_message_is_published_acked_and_settled() {
 async fn every_kind_of_message_goes_out_with_its_fields() {
     let (builder, mut listener) = pair();
     let client = builder.store(memory()).open().await.unwrap();
-    for message in [
-        Message::delta_publish("t", "d")
-            .expiration(60)
-            .correlation_id("Y29y"),
-        Message::sow_delete_by_filter("t", "/id = 1"),
-        Message::sow_delete_by_keys("t", ["1", "2"]),
-        Message::sow_delete_by_data("t", "body"),
-    ] {
-        client.send(message).await.unwrap();
-    }
+    let delta = Message::delta_publish("t", "d")
+        .expiration(60)
+        .correlation_id("Y29y");
+    client.send(delta).await.unwrap();
+    let by_filter = client.sow_delete_by_filter("t", "/id = 1").await;
+    assert_eq!(by_filter.unwrap().sequence(), 2);
+    client.sow_delete_by_keys("t", ["1", "2"]).await.unwrap();
+    client.sow_delete_by_data("t", "body").await.unwrap();
+    client.delta_publish("t", "e").await.unwrap();
+    client.try_publish("t", "f").unwrap();
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     let mut seen = Vec::new();
-    for _ in 0..4 {
+    for _ in 0..6 {
         let frame = peer.next().await.unwrap();
         assert!(frame.acks.contains(AckKind::Persisted));
         seen.push((frame.verb, frame.sequence, frame.filter, frame.body));
@@ -83,6 +83,11 @@ async fn every_kind_of_message_goes_out_with_its_fields() {
         seen[3],
         ("SowDelete".into(), Some(4), None, b"body".to_vec())
     );
+    assert_eq!(
+        seen[4],
+        ("DeltaPublish".into(), Some(5), None, b"e".to_vec())
+    );
+    assert_eq!(seen[5], ("Publish".into(), Some(6), None, b"f".to_vec()));
 }
 
 fn collect() -> (
