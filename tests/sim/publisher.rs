@@ -553,10 +553,9 @@ impl Publisher {
         let process = self.process.as_mut()?;
         process.next_flush += 1;
         let id = process.next_flush;
-        process
-            .flushes
-            .insert(id, (process.store.bounds().last, until));
-        self.input(around, Input::Flush { id, until });
+        let through = process.store.bounds().last;
+        process.flushes.insert(id, (through, until));
+        self.input(around, Input::Flush { id, through, until });
         Some(id)
     }
 

@@ -19,7 +19,7 @@ use crate::event::{ConnectionState, Events, LinkEnd};
 use crate::failed::{Failed, is_handling};
 use crate::message::{Message, check_topic};
 use crate::receipt::Receipt;
-use crate::shared::{Shared, unix_micros};
+use crate::shared::{CloseRequest, End, Shared, unix_micros};
 use crate::subscribe::{Answer, Request, Subscribe, Subscription};
 
 /// A publisher (and subscriber) of one AMPS instance or a group of them.
@@ -308,13 +308,15 @@ impl Client {
     /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on.
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         let until = Instant::now().checked_add(timeout);
+        let through = self.bounds().last;
         let (reply, answer) = oneshot::channel();
         let closed = || FlushError::Closed(self.report_now());
-        self.shared
-            .asks
-            .send(Ask::Flush { until, reply })
-            .await
-            .map_err(|_| closed())?;
+        let ask = Ask::Flush {
+            through,
+            until,
+            reply,
+        };
+        self.shared.asks.send(ask).await.map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
@@ -391,27 +393,38 @@ impl Client {
     /// the deadline when the disk is slow; never discards: what is left is sent after the
     /// next open. From inside a handler it does not wait for that handler.
     ///
-    /// Receipts without an outcome then say `Unknown`. Cancelling the call does not stop
-    /// the closing.
+    /// Of several calls the earliest deadline counts, and all get the same report, those that
+    /// come when the client is closed included. Receipts without an outcome then say
+    /// `Unknown`. Cancelling the call does not stop the closing.
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         let until = Instant::now() + deadline.min(Duration::from_secs(86_400 * 365));
+        let in_handler = is_handling(&self.shared);
         self.shared.closed.store(true, Ordering::Release);
         self.shared.room.notify_waiters();
-        let wait_for_handler = !is_handling(&self.shared);
-        let (reply, answer) = oneshot::channel();
-        let ask = Ask::Close {
+        let request = CloseRequest {
             until,
-            wait_for_handler,
-            reply,
+            wait_for_handler: !in_handler,
         };
-        let already = CloseReport {
-            left: self.bounds().unsettled,
-            clean: false,
-            error: None,
-        };
-        match self.shared.asks.send(ask).await {
-            Ok(()) => answer.await.unwrap_or(already),
-            Err(_) => already,
+        let mut end = self.shared.end.subscribe();
+        self.shared
+            .request(|requests| requests.close = Some(request.and(requests.close)));
+        if in_handler && self.shared.finishing.load(Ordering::SeqCst) {
+            // Who closes waits for this handler, and may do so up to its deadline.
+            return CloseReport {
+                left: self.bounds().unsettled,
+                clean: false,
+                pending: true,
+                error: None,
+            };
+        }
+        // It fails with the last handle of the client, and this is one.
+        let ended = end.wait_for(|end| !matches!(end, End::Running)).await;
+        match ended.as_deref() {
+            Ok(End::Closed(report)) => report.clone(),
+            Ok(End::Failed | End::Running) | Err(_) => CloseReport {
+                left: self.bounds().unsettled,
+                ..CloseReport::default()
+            },
         }
     }
 

@@ -25,7 +25,7 @@ use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::meter::Meter;
 use crate::session::{Credentials, Session};
-use crate::shared::{Shared, unix_micros};
+use crate::shared::{CloseRequest, End, Shared, unix_micros};
 use crate::subscribe::{Answer, Request, Subscribe, Subscription};
 
 use readers::{Entry, Readers};
@@ -33,6 +33,8 @@ use readers::{Entry, Readers};
 /// What a handle asks the driver for.
 pub(crate) enum Ask {
     Flush {
+        /// The last sequence it covers.
+        through: u64,
         until: Option<Instant>,
         reply: oneshot::Sender<Result<FlushReport, FlushError>>,
     },
@@ -45,18 +47,10 @@ pub(crate) enum Ask {
         spec: Subscribe,
         reply: oneshot::Sender<Result<Subscription, CommandError>>,
     },
-    Unsubscribe {
-        subscription: u64,
-    },
     AllowRebase,
     GiveUp {
         sequence: u64,
         done: oneshot::Sender<bool>,
-    },
-    Close {
-        until: Instant,
-        wait_for_handler: bool,
-        reply: oneshot::Sender<CloseReport>,
     },
 }
 
@@ -122,8 +116,8 @@ impl Drop for DeathWatch {
             status.state = ConnectionState::Shutdown;
             let end = LinkEnd::ClientFailed(why.to_owned());
             status.last = Some((status.server.clone(), end));
-            status.in_flight = 0;
         });
+        self.shared.end.send_replace(End::Failed);
         self.shared.event(Event::ClientFailed { why });
         self.shared.event(Event::State {
             state: ConnectionState::Shutdown,
@@ -146,7 +140,7 @@ pub(crate) struct Work {
     drop_link: Option<LinkEnd>,
     logged_on_at: Option<Instant>,
     sync_failed: bool,
-    closing: Option<Closing>,
+    closing: Option<CloseRequest>,
     stopped: bool,
     server: String,
     meter: Meter,
@@ -161,12 +155,6 @@ enum CommandReply {
     Answer(oneshot::Sender<Result<Answer, CommandError>>),
     Flush(oneshot::Sender<Result<FlushReport, FlushError>>),
     Close,
-}
-
-struct Closing {
-    until: Instant,
-    wait_for_handler: bool,
-    reply: oneshot::Sender<CloseReport>,
 }
 
 /// A store call that waits for the device; one at a time, in order.
@@ -339,7 +327,6 @@ impl Driver {
             status.last = Some((self.work.server.clone(), end.clone()));
             status.refused = if refused { status.refused + 1 } else { 0 };
             status.servers = servers;
-            status.in_flight = 0;
         });
         let server = self.work.server.clone();
         self.shared.event(Event::State {
@@ -390,8 +377,35 @@ impl Driver {
         }
     }
 
+    /// Takes in what came past the queue: subscriptions whose reader is gone, and to close.
+    fn take_requests(&mut self) {
+        // Before they are taken: what is asked for meanwhile is seen the next time.
+        self.shared.requested.swap(false, Ordering::AcqRel);
+        let mut requests = self.shared.requests();
+        let unsubscribe = std::mem::take(&mut requests.unsubscribe);
+        let close = requests.close.take();
+        drop(requests);
+        for subscription in unsubscribe {
+            self.work.readers.remove(subscription);
+            self.session.unsubscribe(subscription, &mut self.work.out);
+        }
+        let Some(close) = close else { return };
+        let begun = self.work.closing.is_some();
+        self.work.closing = Some(close.and(self.work.closing));
+        if begun {
+            return;
+        }
+        match self.delivery {
+            Some(_) => self.flush(u64::MAX, Some(close.until), FlushReply::Close),
+            None => self.server_flush(Some(close.until), CommandReply::Close),
+        }
+    }
+
     /// Lets time pass, and carries out what was decided.
     fn turn(&mut self) {
+        if self.shared.requested.load(Ordering::Relaxed) {
+            self.take_requests();
+        }
         if self.shared.dropped.load(Ordering::Acquire) {
             self.work.stopped = true;
         }
@@ -459,8 +473,12 @@ impl Driver {
 
     fn ask(&mut self, ask: Ask) {
         match ask {
-            Ask::Flush { until, reply } => match self.delivery {
-                Some(_) => self.flush(until, FlushReply::Caller(reply)),
+            Ask::Flush {
+                through,
+                until,
+                reply,
+            } => match self.delivery {
+                Some(_) => self.flush(through, until, FlushReply::Caller(reply)),
                 None => self.server_flush(until, CommandReply::Flush(reply)),
             },
             Ask::Command {
@@ -471,10 +489,6 @@ impl Driver {
                 self.command(&request, until, CommandReply::Answer(reply));
             }
             Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
-            Ask::Unsubscribe { subscription } => {
-                self.work.readers.remove(subscription);
-                self.session.unsubscribe(subscription, &mut self.work.out);
-            }
             Ask::AllowRebase => self.input(Input::AllowRebase),
             Ask::GiveUp { sequence, done } => {
                 let reason = "given up by the application; the server may have it";
@@ -490,33 +504,32 @@ impl Driver {
                 // The caller may have stopped waiting.
                 let _ = done.send(waits);
             }
-            Ask::Close {
-                until,
-                wait_for_handler,
-                reply,
-            } => {
-                if self.work.closing.is_some() {
-                    return;
-                }
-                self.work.closing = Some(Closing {
-                    until,
-                    wait_for_handler,
-                    reply,
-                });
-                match self.delivery {
-                    Some(_) => self.flush(Some(until), FlushReply::Close),
-                    None => self.server_flush(Some(until), CommandReply::Close),
-                }
-            }
         }
     }
 
-    fn flush(&mut self, until: Option<Instant>, reply: FlushReply) {
+    fn flush(&mut self, through: u64, until: Option<Instant>, reply: FlushReply) {
+        self.forget_cancelled_flushes();
         self.work.next_id += 1;
         let id = self.work.next_id;
         self.work.flushes.insert(id, reply);
         let until = self.since_start(until);
-        self.input(Input::Flush { id, until });
+        self.input(Input::Flush { id, through, until });
+    }
+
+    /// Drops flushes that nobody waits for any more: at most as many are kept as were
+    /// waited for at once.
+    fn forget_cancelled_flushes(&mut self) {
+        let cancelled: Vec<u64> = self
+            .work
+            .flushes
+            .iter()
+            .filter(|(_, reply)| matches!(reply, FlushReply::Caller(to) if to.is_closed()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in cancelled {
+            self.work.flushes.remove(&id);
+            self.input(Input::FlushCancelled { id });
+        }
     }
 
     fn flushed(&mut self, id: u64, left: u64) {
@@ -603,7 +616,7 @@ impl Driver {
             end: ended,
             ended: false,
             query,
-            asks: self.shared.asks.downgrade(),
+            client: Arc::downgrade(&self.shared),
         };
         let placing = Some((reply, subscription));
         let entry = Entry {
@@ -658,13 +671,16 @@ impl Driver {
         self.input(Input::LinkLost);
         self.carry_out();
         self.asks.close();
-        let closing = self.work.closing.take();
-        let until = closing
-            .as_ref()
-            .map_or_else(Instant::now, |closing| closing.until);
-        let wait = closing
-            .as_ref()
-            .is_some_and(|closing| closing.wait_for_handler);
+        // Who asks from here on either finds this said, or is found by `take_requests`.
+        self.shared.finishing.store(true, Ordering::SeqCst);
+        let late = self.shared.requests().close.take();
+        let closing = match (self.work.closing.take(), late) {
+            (Some(closing), late) => Some(closing.and(late)),
+            (None, late) => late,
+        };
+        let now = Instant::now();
+        let until = closing.map_or(now, |closing| closing.until);
+        let wait = closing.is_some_and(|closing| closing.wait_for_handler);
         if let (true, Some(task)) = (wait, self.handler_task.take()) {
             // Refusals that came last still reach their handler. One that is busy at the
             // deadline finishes on its own; what is left is offered at the next open.
@@ -672,11 +688,15 @@ impl Driver {
             let _ = tokio::time::timeout_at(until, task).await;
         }
         self.shared.offers.stop();
+        let last = until.max(now) + GRACE;
         if let Some(job) = self.work.running.take() {
-            let _ = tokio::time::timeout_at(until + GRACE, job).await;
+            let _ = tokio::time::timeout_at(last, job).await;
         }
-        let mut report = self.close_store(until).await;
+        let mut report = self.close_store(last).await;
         report.left += unsent;
+        if let Some(error) = &report.error {
+            tracing::warn!(%error, "the store was not closed cleanly");
+        }
         let totals = self.shared.totals();
         for (_, reply) in std::mem::take(&mut self.work.flushes) {
             if let FlushReply::Caller(reply) = reply {
@@ -696,41 +716,41 @@ impl Driver {
         self.shared.room.notify_waiters();
         self.state(ConnectionState::Shutdown);
         self.watch.armed = false;
+        let end = self.shared.end.clone();
         // The store's lock goes with its last handle: whoever gets the report may open the
         // store again at once.
         drop(self);
-        if let Some(closing) = closing {
-            drop(closing.reply.send(report));
-        }
+        end.send_replace(End::Closed(report));
     }
 
-    async fn close_store(&mut self, until: Instant) -> CloseReport {
+    async fn close_store(&mut self, last: Instant) -> CloseReport {
         let Some(store) = self.shared.store().cloned() else {
             return CloseReport {
-                left: 0,
                 clean: true,
-                error: None,
+                ..CloseReport::default()
             };
         };
         let left = store.bounds().unsettled;
         let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
-        let close = tokio::task::spawn_blocking(move || store.close(handed_over));
-        match tokio::time::timeout_at(until.max(Instant::now()) + GRACE, close).await {
-            Ok(Ok(Ok(()))) => CloseReport {
-                left,
-                clean: true,
-                error: None,
-            },
-            Ok(Ok(Err(error))) => CloseReport {
-                left,
-                clean: false,
-                error: Some(error),
-            },
-            Ok(Err(_)) | Err(_) => CloseReport {
-                left,
-                clean: false,
-                error: None,
-            },
+        let close = tokio::task::spawn_blocking(move || {
+            let closed = store.close(handed_over);
+            // Behind the close: a publish may have come in just before it.
+            (closed, store.bounds().unsettled)
+        });
+        let failed = |error: &str| StoreError::Io {
+            what: "close the store",
+            error: error.to_owned(),
+        };
+        let (closed, left) = match tokio::time::timeout_at(last, close).await {
+            Ok(Ok((closed, left))) => (closed, left),
+            Ok(Err(_)) => (Err(failed("it panicked")), left),
+            Err(_) => (Err(failed("the device did not answer in time")), left),
+        };
+        CloseReport {
+            left,
+            clean: closed.is_ok(),
+            pending: false,
+            error: closed.err(),
         }
     }
 }

@@ -187,6 +187,7 @@ pub struct FlushReport {
 
 /// How a client ended.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct CloseReport {
     /// Unsettled messages left in the store; the next open sends them. Without a store:
     /// messages that were accepted and never handed to a link, which are gone.
@@ -194,6 +195,9 @@ pub struct CloseReport {
     /// The store was closed cleanly. Otherwise the next open treats this as an unclean
     /// stop, which costs numbers but no message.
     pub clean: bool,
+    /// The call was made inside a handler that the closing waits for, so it could not wait
+    /// for the end: nothing is known of `clean` yet.
+    pub pending: bool,
     /// Why the store could not be closed cleanly.
     pub error: Option<StoreError>,
 }

@@ -5,10 +5,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amps_store::{Envelope, PublishStore, Signal, StoreError};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::time::Instant;
 
 use crate::delivery::Totals;
 use crate::driver::Ask;
-use crate::error::PublishFailure;
+use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::Offers;
 use crate::message::Message;
@@ -25,6 +26,14 @@ pub(crate) struct Shared {
     pub(crate) at_open: Vec<Event>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) asks: mpsc::Sender<Ask>,
+    /// What must reach the driver however full its queue is.
+    pub(crate) requests: Mutex<Requests>,
+    /// There are some.
+    pub(crate) requested: AtomicBool,
+    /// The driver takes no more requests.
+    pub(crate) finishing: AtomicBool,
+    /// How the client ended.
+    pub(crate) end: Arc<watch::Sender<End>>,
     pub(crate) closed: AtomicBool,
     pub(crate) dropped: AtomicBool,
     pub(crate) sync_failed: AtomicBool,
@@ -50,8 +59,42 @@ pub(crate) struct LinkStatus {
     pub(crate) refused: usize,
     /// Servers to try in turn.
     pub(crate) servers: usize,
-    pub(crate) in_flight: u64,
     pub(crate) logons: u64,
+}
+
+/// Requests that need no place in a queue: there is one of a kind.
+#[derive(Debug, Default)]
+pub(crate) struct Requests {
+    pub(crate) close: Option<CloseRequest>,
+    /// Subscriptions whose reader is gone.
+    pub(crate) unsubscribe: Vec<u64>,
+}
+
+/// To close: of several calls the earliest deadline counts.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct CloseRequest {
+    pub(crate) until: Instant,
+    pub(crate) wait_for_handler: bool,
+}
+
+impl CloseRequest {
+    pub(crate) fn and(self, other: Option<CloseRequest>) -> Self {
+        other.map_or(self, |other| CloseRequest {
+            until: self.until.min(other.until),
+            // A handler that closes must not be waited for, by nobody.
+            wait_for_handler: self.wait_for_handler && other.wait_for_handler,
+        })
+    }
+}
+
+/// How a client ended, or that it did not.
+#[derive(Clone, Debug, Default)]
+pub(crate) enum End {
+    #[default]
+    Running,
+    Closed(CloseReport),
+    /// Its task is gone; nothing was closed.
+    Failed,
 }
 
 /// Messages on their way without a store.
@@ -188,6 +231,17 @@ impl Shared {
 
     pub(crate) fn direct(&self) -> MutexGuard<'_, Direct> {
         self.direct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks the driver for something that needs no place in its queue.
+    pub(crate) fn request(&self, change: impl FnOnce(&mut Requests)) {
+        change(&mut self.requests());
+        self.requested.store(true, Ordering::Release);
+        self.doorbell.ring_always();
+    }
+
+    pub(crate) fn requests(&self) -> MutexGuard<'_, Requests> {
+        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn totals(&self) -> Totals {

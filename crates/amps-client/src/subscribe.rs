@@ -1,14 +1,14 @@
 //! Subscriptions and queries, enough to be useful beside a publisher.
 
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 
-use crate::driver::Ask;
 use crate::error::CommandError;
 use crate::protocol::{AckKind, AckKinds, Command, Reason};
+use crate::shared::Shared;
 
 /// What to subscribe to, or to query.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -264,16 +264,13 @@ pub struct Subscription {
     pub(crate) end: oneshot::Receiver<SubscriptionEnd>,
     pub(crate) ended: bool,
     pub(crate) query: bool,
-    pub(crate) asks: mpsc::WeakSender<Ask>,
+    pub(crate) client: Weak<Shared>,
 }
 
 impl Drop for Subscription {
     fn drop(&mut self) {
-        if let Some(asks) = self.asks.upgrade() {
-            // When the queue is full, the next message finds the receiver gone.
-            let _ = asks.try_send(Ask::Unsubscribe {
-                subscription: self.id,
-            });
+        if let Some(client) = self.client.upgrade() {
+            client.request(|requests| requests.unsubscribe.push(self.id));
         }
     }
 }

@@ -14,7 +14,8 @@ use amps_client::{
     Request, Subscribe, SubscriptionEnd,
 };
 use amps_store::StoreError;
-use common::{NAME, NeverDurable, Peer, memory, options, pair};
+use common::quirks::Quirks;
+use common::{NAME, Peer, memory, options, pair};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -113,7 +114,10 @@ fn a_runtime_that_goes_away_is_told_and_ends_every_wait() {
 
 #[tokio::test]
 async fn a_receipt_that_waits_for_durability_does_not_outwait_the_client() {
-    let store = NeverDurable(memory());
+    let store = Quirks {
+        never_durable: true,
+        ..Quirks::of(memory())
+    };
     let client = Client::builder(NAME)
         .server("tcp://127.0.0.1:9007/amps/json")
         .connector(Arc::new(Panics))

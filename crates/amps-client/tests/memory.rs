@@ -8,7 +8,7 @@ mod common;
 use std::future::Future;
 
 use amps_client::{Client, Outcome, Subscribe, Subscription, SubscriptionEnd};
-use common::{Peer, memory, pair};
+use common::{Peer, memory, pair, started};
 use peak_alloc::PeakAlloc;
 
 #[global_allocator]
@@ -165,4 +165,28 @@ async fn a_single_message_may_be_larger_than_the_buffer() {
         assert_eq!(message.data.len(), 1000);
     }
     drop(client);
+}
+
+#[tokio::test]
+async fn flushes_that_nobody_waits_for_any_more_are_forgotten() {
+    let _alone = ALONE.lock().await;
+    let (builder, _listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    client.publish("t", "1").await.unwrap();
+    let hour = std::time::Duration::from_secs(3600);
+    // Before, each was kept for its hour: 20 MB.
+    bounded(1 << 20, async {
+        for _ in 0..50_000 {
+            let flush = started(Box::pin(client.publish_flush(hour))).await;
+            tokio::task::yield_now().await;
+            drop(flush);
+        }
+    })
+    .await;
+    let waiting = started(Box::pin(client.publish_flush(hour))).await;
+    client.close(std::time::Duration::ZERO).await;
+    assert!(
+        waiting.await.is_err(),
+        "one that is waited for is not forgotten"
+    );
 }

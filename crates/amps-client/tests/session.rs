@@ -21,7 +21,7 @@ use amps_client::{
     Client, CommandError, ConnectionState, Event, FlushError, LinkEnd, Message, Outcome,
     PublishFailure, Request, Subscribe, SubscriptionEnd,
 };
-use common::{Frame, Peer, memory, pair};
+use common::{Frame, Peer, memory, pair, started};
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -461,6 +461,29 @@ async fn a_subscription_delivers_and_continues_behind_the_last_bookmark() {
         (end.verb.as_str(), end.sub_id.as_deref()),
         ("Unsubscribe", Some(&*id))
     );
+}
+
+#[tokio::test]
+async fn a_subscription_dropped_while_the_driver_is_swamped_is_unsubscribed_all_the_same() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let (subscription, ()) = tokio::join!(client.subscribe(Subscribe::topic("t")), async {
+        let place = peer.next().await.unwrap();
+        peer.processed(&place).await;
+    });
+    // More questions than its queue holds, before it has a turn.
+    client.publish("t", "1").await.unwrap();
+    let mut flushes = Vec::new();
+    for _ in 0..300 {
+        flushes.push(started(Box::pin(client.publish_flush(LONG))).await);
+    }
+    drop(subscription.unwrap());
+    let verbs = [
+        peer.next().await.unwrap().verb,
+        peer.next().await.unwrap().verb,
+    ];
+    assert!(verbs.contains(&"Unsubscribe".to_owned()), "{verbs:?}");
 }
 
 #[tokio::test]

@@ -113,10 +113,12 @@ pub enum Input<'a> {
     LinkLost,
     /// Nothing but time has passed.
     Tick,
-    /// Tell me when everything stored up to now is settled, or when it is `until`.
+    /// Tell me when everything stored up to `through` is settled, or when it is `until`.
     Flush {
         /// Returned in [`Output::Flushed`].
         id: u64,
+        /// The last sequence covered; what is not stored yet is not.
+        through: u64,
         /// A moment in terms of [`Now::at`]; `None` waits for ever.
         until: Option<Duration>,
     },

@@ -21,14 +21,22 @@ struct Waiting {
 }
 
 impl Flushes {
-    pub(super) fn start(&mut self, id: u64, until: Option<Duration>, bounds: &Bounds) {
-        let waiting = Waiting {
+    pub(super) fn start(
+        &mut self,
+        id: u64,
+        through: u64,
+        until: Option<Duration>,
+        bounds: &Bounds,
+    ) {
+        let target = through.min(bounds.last);
+        // What was stored behind the target is hardly settled yet; `report` does not rely on it.
+        let behind = bounds.last - target;
+        self.waiting.push(Waiting {
             id,
-            target: bounds.last,
-            left: bounds.unsettled,
+            target,
+            left: bounds.unsettled.saturating_sub(behind),
             until,
-        };
-        self.waiting.push(waiting);
+        });
     }
 
     pub(super) fn cancel(&mut self, id: u64) {
@@ -54,13 +62,28 @@ impl Flushes {
         }
     }
 
-    pub(super) fn report(&mut self, now: Duration, outputs: &mut VecDeque<Output>) {
+    /// Tells which flushes are over: nothing up to their target is unsettled, or their time
+    /// has come.
+    pub(super) fn report(
+        &mut self,
+        now: Duration,
+        first_unsettled: impl FnOnce() -> Option<u64>,
+        outputs: &mut VecDeque<Output>,
+    ) {
+        if self.waiting.is_empty() {
+            return;
+        }
+        let first = first_unsettled();
         self.waiting.retain(|waiting| {
-            let over = waiting.left == 0 || waiting.until.is_some_and(|until| now >= until);
+            let left = match first {
+                Some(first) if first <= waiting.target => waiting.left.max(1),
+                _ => 0,
+            };
+            let over = left == 0 || waiting.until.is_some_and(|until| now >= until);
             if over {
                 outputs.push_back(Output::Flushed {
                     id: waiting.id,
-                    left: waiting.left,
+                    left,
                 });
             }
             !over

@@ -149,7 +149,9 @@ impl Delivery {
             Input::Tick => {}
             Input::LoggedOn { figure } => self.logged_on(store, now, figure),
             Input::LinkLost => self.link_lost(store, now),
-            Input::Flush { id, until } => self.flushes.start(id, until, &store.bounds()),
+            Input::Flush { id, through, until } => {
+                self.flushes.start(id, through, until, &store.bounds());
+            }
             Input::FlushCancelled { id } => self.flushes.cancel(id),
             Input::GrantRaised(result) => self.grant_raised(store, now, result),
             Input::Rebased(result) => self.rebased(store, now, result),
@@ -715,7 +717,9 @@ impl Delivery {
         if planted!(FlushWaitsForEmpty) && store.bounds().unsettled > 0 {
             return;
         }
-        self.flushes.report(now.at, &mut self.outputs);
+        let first_unsettled = || store.bounds().first_unsettled;
+        self.flushes
+            .report(now.at, first_unsettled, &mut self.outputs);
     }
 
     fn drop_link(&mut self, why: DropReason) {

@@ -911,7 +911,11 @@ fn a_replay_keeps_its_rate_and_new_messages_wait_behind_it() {
 fn a_flush_covers_what_was_stored_when_it_was_asked_for() {
     let mut rig = rig();
     rig.publish(3);
-    let outputs = rig.input(Input::Flush { id: 7, until: None });
+    let outputs = rig.input(Input::Flush {
+        id: 7,
+        through: u64::MAX,
+        until: None,
+    });
     assert!(outputs.is_empty());
     rig.publish(2);
     rig.logon(0);
@@ -932,6 +936,29 @@ fn a_flush_covers_what_was_stored_when_it_was_asked_for() {
 }
 
 #[test]
+fn a_flush_waits_for_its_own_messages_whatever_was_settled_behind_them() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    // Asked for when 2 were stored, taken in when 5 were, and one of those was refused.
+    rig.fail(4, None);
+    let ask = |id, through| Input::Flush {
+        id,
+        through,
+        until: None,
+    };
+    assert!(rig.input(ask(1, 2)).is_empty());
+    let over = |outputs: &[Output]| {
+        outputs
+            .iter()
+            .any(|o| matches!(o, Output::Flushed { id: 1, left: 0 }))
+    };
+    assert!(!over(&rig.ok(1)));
+    assert!(over(&rig.ok(2)), "3 and 5 are not waited for");
+}
+
+#[test]
 fn a_flush_ends_in_time_and_says_what_is_left() {
     let mut rig = rig();
     rig.publish(10);
@@ -940,6 +967,7 @@ fn a_flush_ends_in_time_and_says_what_is_left() {
     let until = rig.now.at + Duration::from_secs(5);
     rig.input(Input::Flush {
         id: 1,
+        through: u64::MAX,
         until: Some(until),
     });
     rig.ok(4);
@@ -953,7 +981,11 @@ fn a_flush_ends_in_time_and_says_what_is_left() {
             .any(|o| matches!(o, Output::Flushed { id: 1, left: 5 })),
         "{outputs:?}"
     );
-    let outputs = rig.input(Input::Flush { id: 2, until: None });
+    let outputs = rig.input(Input::Flush {
+        id: 2,
+        through: u64::MAX,
+        until: None,
+    });
     assert!(outputs.is_empty());
     rig.lose();
     let outputs = rig.logon(10);
@@ -962,7 +994,11 @@ fn a_flush_ends_in_time_and_says_what_is_left() {
             .iter()
             .any(|o| matches!(o, Output::Flushed { id: 2, left: 0 }))
     );
-    let outputs = rig.input(Input::Flush { id: 3, until: None });
+    let outputs = rig.input(Input::Flush {
+        id: 3,
+        through: u64::MAX,
+        until: None,
+    });
     assert!(
         outputs
             .iter()

@@ -8,7 +8,12 @@
     clippy::expect_used
 )]
 
+pub mod quirks;
+
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use amps_client::connector::{MemoryConnector, MemoryListener};
@@ -16,10 +21,7 @@ use amps_client::protocol::{
     Ack, AckKind, AckKinds, FrameDecoder, Header, LogonAck, Outbound, Status, Verb,
 };
 use amps_client::{Backoff, Builder, Client};
-use amps_store::{
-    AppendError, Appended, Bounds, Durable, Envelope, Level, Numbers, Observer, Options,
-    PublishStore, ReadError, Rebase, Rejected, Rejection, Store, StoreError, StoredMessage,
-};
+use amps_store::{Options, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
 
 pub const NAME: &str = "pub-1";
@@ -47,106 +49,6 @@ pub fn builder(connector: MemoryConnector) -> Builder {
             Duration::from_millis(1),
             Duration::from_millis(5),
         ))
-}
-
-/// A store that makes nothing durable, however often it is asked.
-pub struct NeverDurable(pub Store);
-
-impl PublishStore for NeverDurable {
-    fn durable(&self) -> Durable {
-        Durable::default()
-    }
-
-    fn request_sync(&self) {}
-
-    fn sync(&self) -> Result<Durable, StoreError> {
-        Ok(self.durable())
-    }
-
-    fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
-        self.0.append(envelope, payload)
-    }
-
-    fn read_next(
-        &self,
-        from: u64,
-        through: u64,
-        into: &mut StoredMessage,
-    ) -> Result<Option<u64>, ReadError> {
-        self.0.read_next(from, through, into)
-    }
-
-    fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
-        self.0.get(sequence, into)
-    }
-
-    fn bounds(&self) -> Bounds {
-        self.0.bounds()
-    }
-
-    fn is_unsettled(&self, sequence: u64) -> bool {
-        self.0.is_unsettled(sequence)
-    }
-
-    fn settle_through(&self, sequence: u64) -> Result<u64, StoreError> {
-        self.0.settle_through(sequence)
-    }
-
-    fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError> {
-        self.0.settle(sequences)
-    }
-
-    fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError> {
-        self.0.reject(sequence, reason, at)
-    }
-
-    fn accept(&self, sequence: u64) -> Result<bool, StoreError> {
-        self.0.accept(sequence)
-    }
-
-    fn requeue(&self, sequence: u64, now: u64) -> Result<Option<Appended>, AppendError> {
-        self.0.requeue(sequence, now)
-    }
-
-    fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
-        self.0.rejections(from, limit)
-    }
-
-    fn numbers(&self) -> Numbers {
-        self.0.numbers()
-    }
-
-    fn raise_grant(&self, to: u64) -> Result<(), StoreError> {
-        self.0.raise_grant(to)
-    }
-
-    fn rebase(&self, figure: u64) -> Result<Rebase, StoreError> {
-        self.0.rebase(figure)
-    }
-
-    fn level(&self) -> Level {
-        self.0.level()
-    }
-
-    fn recovery(&self) -> Option<&amps_store::RecoveryReport> {
-        self.0.recovery()
-    }
-
-    fn observe(&self, observer: Observer) {
-        self.0.observe(observer);
-    }
-
-    fn client_name(&self) -> String {
-        self.0.client_name()
-    }
-
-    fn resume_tag(&self) -> Option<Vec<u8>> {
-        self.0.resume_tag()
-    }
-
-    fn close(&self, handed_over: u64) -> Result<(), StoreError> {
-        self.0.close(handed_over)
-    }
 }
 
 /// A frame as the server read it.
@@ -287,4 +189,14 @@ impl Peer {
         // The client may have hung up already; the test notices by what it reads.
         let _ = self.stream.write_all(bytes).await;
     }
+}
+
+/// Polls a future once, and gives it back: it must not be done.
+pub async fn started<F: Future + Unpin>(mut future: F) -> F {
+    poll_fn(|cx| {
+        assert!(Pin::new(&mut future).poll(cx).is_pending());
+        Poll::Ready(())
+    })
+    .await;
+    future
 }

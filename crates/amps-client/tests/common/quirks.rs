@@ -1,0 +1,163 @@
+//! A store that does as a test says.
+
+use amps_store::{
+    AppendError, Appended, Bounds, Durable, Envelope, Level, Numbers, Observer, PublishStore,
+    ReadError, Rebase, Rejected, Rejection, Store, StoreError, StoredMessage,
+};
+
+type Hook<T> = Option<Box<dyn Fn() -> T + Send + Sync>>;
+
+/// A store in memory, but for what a test does in its place.
+pub struct Quirks {
+    pub store: Store,
+    /// Nothing becomes durable, however often it is asked for.
+    pub never_durable: bool,
+    /// What to do before a close.
+    pub close: Hook<()>,
+    /// What becomes of raising the grant, if not what should.
+    pub raise_grant: Hook<Option<StoreError>>,
+    /// What reading the next message fails with, if it does.
+    pub read_next: Hook<Option<ReadError>>,
+    /// What becomes of a refusal, if not what should.
+    pub reject: Hook<Option<Rejected>>,
+    /// What a sync fails with, if it does.
+    pub sync: Hook<Option<StoreError>>,
+}
+
+impl Quirks {
+    pub fn of(store: Store) -> Self {
+        Quirks {
+            store,
+            never_durable: false,
+            close: None,
+            raise_grant: None,
+            read_next: None,
+            reject: None,
+            sync: None,
+        }
+    }
+}
+
+fn ask<T>(hook: &Hook<Option<T>>) -> Option<T> {
+    hook.as_ref().and_then(|hook| hook())
+}
+
+impl PublishStore for Quirks {
+    fn durable(&self) -> Durable {
+        match self.never_durable {
+            true => Durable::default(),
+            false => self.store.durable(),
+        }
+    }
+
+    fn request_sync(&self) {
+        if !self.never_durable {
+            self.store.request_sync();
+        }
+    }
+
+    fn sync(&self) -> Result<Durable, StoreError> {
+        match ask(&self.sync) {
+            Some(error) => Err(error),
+            None if self.never_durable => Ok(self.durable()),
+            None => self.store.sync(),
+        }
+    }
+
+    fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
+        self.store.append(envelope, payload)
+    }
+
+    fn read_next(
+        &self,
+        from: u64,
+        through: u64,
+        into: &mut StoredMessage,
+    ) -> Result<Option<u64>, ReadError> {
+        match ask(&self.read_next) {
+            Some(error) => Err(error),
+            None => self.store.read_next(from, through, into),
+        }
+    }
+
+    fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
+        self.store.get(sequence, into)
+    }
+
+    fn bounds(&self) -> Bounds {
+        self.store.bounds()
+    }
+
+    fn is_unsettled(&self, sequence: u64) -> bool {
+        self.store.is_unsettled(sequence)
+    }
+
+    fn settle_through(&self, sequence: u64) -> Result<u64, StoreError> {
+        self.store.settle_through(sequence)
+    }
+
+    fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError> {
+        self.store.settle(sequences)
+    }
+
+    fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError> {
+        match ask(&self.reject) {
+            Some(rejected) => Ok(rejected),
+            None => self.store.reject(sequence, reason, at),
+        }
+    }
+
+    fn accept(&self, sequence: u64) -> Result<bool, StoreError> {
+        self.store.accept(sequence)
+    }
+
+    fn requeue(&self, sequence: u64, now: u64) -> Result<Option<Appended>, AppendError> {
+        self.store.requeue(sequence, now)
+    }
+
+    fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
+        self.store.rejections(from, limit)
+    }
+
+    fn numbers(&self) -> Numbers {
+        self.store.numbers()
+    }
+
+    fn raise_grant(&self, to: u64) -> Result<(), StoreError> {
+        match ask(&self.raise_grant) {
+            Some(error) => Err(error),
+            None => self.store.raise_grant(to),
+        }
+    }
+
+    fn rebase(&self, figure: u64) -> Result<Rebase, StoreError> {
+        self.store.rebase(figure)
+    }
+
+    fn level(&self) -> Level {
+        self.store.level()
+    }
+
+    fn recovery(&self) -> Option<&amps_store::RecoveryReport> {
+        self.store.recovery()
+    }
+
+    fn observe(&self, observer: Observer) {
+        self.store.observe(observer);
+    }
+
+    fn client_name(&self) -> String {
+        self.store.client_name()
+    }
+
+    fn resume_tag(&self) -> Option<Vec<u8>> {
+        self.store.resume_tag()
+    }
+
+    fn close(&self, handed_over: u64) -> Result<(), StoreError> {
+        if let Some(hook) = &self.close {
+            hook();
+        }
+        self.store.close(handed_over)
+    }
+}
