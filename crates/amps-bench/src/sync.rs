@@ -1,6 +1,7 @@
 //! T3, T4: what is durable, at the device's own pace.
 
 use std::io;
+use std::ops::ControlFlow;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::Instant;
@@ -170,6 +171,7 @@ pub(crate) fn window(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
         if signal == Signal::Durable {
             watch.set(watched.durable().sequence);
         }
+        ControlFlow::Continue(())
     }));
     let (mut ours, mut mapped, mut direct) = (Vec::new(), Vec::new(), Vec::new());
     for round in 0..=plan.rounds {

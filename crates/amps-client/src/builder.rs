@@ -2,6 +2,7 @@
 
 use std::fmt;
 use std::future::Future;
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::time::Duration;
@@ -122,7 +123,8 @@ impl Builder {
         self
     }
 
-    /// Chooses servers in another way than in turn.
+    /// Chooses servers in another way than in turn; it brings its own, so that
+    /// [`server`](Self::server) has no place beside it.
     #[must_use]
     pub fn chooser(mut self, chooser: impl ServerChooser + 'static) -> Self {
         self.chooser = Some(Box::new(chooser));
@@ -141,7 +143,7 @@ impl Builder {
     /// a task of its own. `Ok` takes the refusal over; it is gone afterwards. With `Err`, or
     /// a panic, it waits and is offered again at the next open, or on request. Called at
     /// least once per refusal: a crash between the handler and its `Ok` repeats it.
-    /// Refusals found in the store come first, before any network.
+    /// Refusals found in the store come first, before any network. It needs a store.
     #[must_use]
     pub fn on_failed_write<F, Fut>(mut self, handler: F) -> Self
     where
@@ -385,18 +387,19 @@ impl Builder {
         });
         if let Some(store) = &self.store {
             let observed = Arc::downgrade(&shared);
-            store.observe(Arc::new(move |signal| {
-                if let Some(shared) = observed.upgrade() {
+            store.observe(Arc::new(move |signal| match observed.upgrade() {
+                Some(shared) => {
                     shared.signal(signal);
+                    ControlFlow::Continue(())
                 }
+                None => ControlFlow::Break(()),
             }));
             self.tell_of_refusals(store.as_ref());
         }
-        let has_handler = self.handler.is_some() && self.store.is_some();
+        let has_handler = self.handler.is_some();
         let handler_task = self
             .handler
             .take()
-            .filter(|_| has_handler)
             .map(|handler| handlers_on.spawn(offer_refusals(shared.clone(), handler)));
         let handler = self
             .last_chance
@@ -450,12 +453,19 @@ impl Builder {
                 });
             }
         }
-        if self
-            .heartbeat
-            .is_some_and(|interval| interval < Duration::from_secs(1))
-        {
-            let error = "the heartbeat interval is below one second".to_owned();
-            return Err(OpenError::Options(error));
+        let options = |error: &str| Err(OpenError::Options(error.to_owned()));
+        let whole = |interval: Duration| interval.as_secs() > 0 && interval.subsec_nanos() == 0;
+        if !self.heartbeat.is_none_or(whole) {
+            return options("the heartbeat interval must be one or more whole seconds");
+        }
+        if self.chooser.is_some() && !self.servers.is_empty() {
+            return options("servers were given, and a chooser that would not use them");
+        }
+        if self.handler.is_some() && self.store.is_none() {
+            return options(
+                "a failed-write handler needs a store: without one no refusal has a message; \
+                 see `on_last_chance`",
+            );
         }
         Ok(())
     }

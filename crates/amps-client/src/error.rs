@@ -46,6 +46,7 @@ pub enum OpenError {
 /// A message was not accepted. It is handed back, and nothing was stored or sent.
 #[derive(Debug, thiserror::Error)]
 #[error("{reason}")]
+#[non_exhaustive]
 pub struct PublishError {
     /// Why.
     #[source]

@@ -149,3 +149,25 @@ async fn a_link_that_lived_long_after_its_logon_starts_the_back_off_anew() {
         assert!(delay.is_some(), "after {:?}", begun.elapsed());
     }
 }
+
+#[tokio::test]
+async fn options_that_cannot_be_meant_are_refused() {
+    let server = || Server {
+        uri: "tcp://127.0.0.1:9007/amps/json".parse().unwrap(),
+        authenticator: None,
+    };
+    let refused = |builder: amps_client::Builder| async move {
+        match builder.open().await {
+            Err(amps_client::OpenError::Options(error)) => error,
+            other => panic!("{other:?}"),
+        }
+    };
+    for millis in [0, 999, 1500] {
+        let builder = pair().0.heartbeat(Duration::from_millis(millis));
+        assert!(refused(builder).await.contains("whole seconds"));
+    }
+    let builder = pair().0.chooser(Names(server(), 1));
+    assert!(refused(builder).await.contains("chooser"));
+    let builder = pair().0.on_failed_write(|_| async { Ok(()) });
+    assert!(refused(builder).await.contains("needs a store"));
+}

@@ -102,6 +102,18 @@ fn challenged() -> (amps_client::Builder, amps_client::connector::MemoryListener
     (builder, listener)
 }
 
+#[test]
+fn credentials_do_not_show_their_password() {
+    let credentials = Credentials {
+        user: Some("me".into()),
+        password: Some("secret".into()),
+    };
+    assert_eq!(
+        format!("{credentials:?}"),
+        r#"Credentials { user: Some("me"), password: Some("***") }"#
+    );
+}
+
 #[tokio::test]
 async fn a_challenge_is_answered_on_the_same_link() {
     let (builder, mut listener) = challenged();

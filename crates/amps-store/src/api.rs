@@ -1,5 +1,6 @@
 //! The publish store as its users see it: one trait, and the values that cross it.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -176,8 +177,8 @@ pub enum Signal {
 }
 
 /// Receives [`Signal`]s. Called from the store's own thread or the caller's, never under
-/// the store's lock; it must not block.
-pub type Observer = Arc<dyn Fn(Signal) + Send + Sync>;
+/// the store's lock; it must not block. Whoever loses interest breaks, and is forgotten.
+pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 
 /// A durable, bounded, ordered send queue (charter §2, §4).
 ///
@@ -294,7 +295,8 @@ pub trait PublishStore: Send + Sync + 'static {
         None
     }
 
-    /// Registers an observer for as long as the store lives.
+    /// Registers an observer until it breaks, or the store ends. One that comes after a sync
+    /// failed is told [`Signal::SyncFailed`] at once: it will not be said again.
     fn observe(&self, observer: Observer);
 
     /// The name of the client this store belongs to.

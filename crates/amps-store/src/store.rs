@@ -455,7 +455,11 @@ impl PublishStore for Store {
             .observers
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
-            .push(observer);
+            .push(observer.clone());
+        // Looked at behind the registration: a failure in between is told twice at worst.
+        if self.inner.shared.lock().log.failed.is_some() {
+            let _ = observer(Signal::SyncFailed);
+        }
     }
 
     fn client_name(&self) -> String {
@@ -610,7 +614,12 @@ impl Shared {
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
         for observer in observers {
-            observer(signal);
+            if observer(signal).is_break() {
+                self.observers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .retain(|other| !Arc::ptr_eq(other, &observer));
+            }
         }
     }
 

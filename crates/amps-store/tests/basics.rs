@@ -1,12 +1,13 @@
 //! The store on a real file, one promise at a time.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
 use amps_store::testkit::{Fault, SimDisk};
 use amps_store::{
-    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rejected, Stop, Store,
+    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rejected, Signal, Stop, Store,
     StoredMessage,
 };
 
@@ -284,12 +285,45 @@ fn durability_comes_with_the_sync_and_at_disk_by_itself() {
     store.observe(std::sync::Arc::new(move |signal| {
         // The test may be over before the last signal.
         let _ = tx.send(signal);
+        ControlFlow::Continue(())
     }));
     let at = store.append(&Envelope::publish("t"), b"x").unwrap();
     while store.durable().ordinal < at.ordinal {
         rx.recv_timeout(Duration::from_secs(30))
             .expect("a durable signal");
     }
+}
+
+#[test]
+fn an_observer_that_comes_late_hears_of_a_failed_sync_and_one_that_breaks_hears_no_more() {
+    let disk = SimDisk::new();
+    let store = disk.open(small()).unwrap();
+    let (tx, rx) = std::sync::mpsc::channel();
+    let observer = |how, name: &'static str| -> amps_store::Observer {
+        let tx = tx.clone();
+        std::sync::Arc::new(move |signal| {
+            tx.send((name, signal)).unwrap();
+            how
+        })
+    };
+    store.observe(observer(ControlFlow::Break(()), "once"));
+    store.observe(observer(ControlFlow::Continue(()), "always"));
+    publish(&store, 1);
+    store.request_sync();
+    publish(&store, 2);
+    disk.fail(Fault::Sync(0));
+    store.request_sync();
+    store.observe(observer(ControlFlow::Continue(()), "late"));
+    let heard: Vec<_> = rx.try_iter().collect();
+    assert_eq!(
+        heard,
+        [
+            ("once", Signal::Durable),
+            ("always", Signal::Durable),
+            ("always", Signal::SyncFailed),
+            ("late", Signal::SyncFailed)
+        ]
+    );
 }
 
 #[test]

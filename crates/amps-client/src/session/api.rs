@@ -1,5 +1,6 @@
 //! What goes into a [`Session`](super::Session) and what comes out.
 
+use std::fmt;
 use std::time::Duration;
 
 use crate::delivery::PublishAck;
@@ -30,12 +31,21 @@ pub struct SessionConfig {
 }
 
 /// Who logs on.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// User.
     pub user: Option<String>,
     /// Password, or the answer to a challenge.
     pub password: Option<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .finish()
+    }
 }
 
 /// What came in.

@@ -279,11 +279,6 @@ impl Session {
         Ok(Some(id))
     }
 
-    /// Gives up waiting for a command.
-    pub fn forget(&mut self, id: u64) {
-        self.waiting.remove(&id);
-    }
-
     /// Places a subscription, now or after the next logon. [`Received::Done`] with the
     /// returned id tells when the server accepted or refused it first.
     pub fn subscribe(&mut self, now: Duration, spec: Subscribe, out: &mut Vec<u8>) -> u64 {
