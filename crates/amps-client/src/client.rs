@@ -344,17 +344,27 @@ impl Client {
     pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
         let mut status = self.shared.status.subscribe();
         let until = Instant::now().checked_add(deadline);
+        let (logons, refusals) = {
+            let before = status.borrow();
+            (before.logons, before.refusals)
+        };
         loop {
             {
                 let now = status.borrow_and_update();
                 match now.state {
                     ConnectionState::Shutdown => return Err(LogonError::Closed),
+                    // It may be gone again by the time anybody looks.
+                    _ if now.logons > logons => return Ok(()),
                     ConnectionState::Disconnected
                     | ConnectionState::Connecting
                     | ConnectionState::Connected => {}
                     _ => return Ok(()),
                 }
-                if now.refused >= now.servers.max(1)
+                // While an attempt runs, the refusals before it say nothing of its outcome.
+                let told = now.state == ConnectionState::Disconnected
+                    || now.refusals - refusals >= now.servers.max(1) as u64;
+                if told
+                    && now.refused >= now.servers.max(1)
                     && let Some((server, LinkEnd::LogonRefused(reason))) = &now.last
                 {
                     let (server, reason) = (server.clone(), reason.clone());

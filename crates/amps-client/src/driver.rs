@@ -173,6 +173,9 @@ enum Done {
 /// starts anew.
 const HEALTHY: Duration = Duration::from_secs(10);
 
+/// Longer than any client waits, and no time that overflows.
+const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
 /// How long the end of a client may take beyond its deadline, for a last sync.
 const GRACE: Duration = Duration::from_secs(1);
 
@@ -326,6 +329,7 @@ impl Driver {
             status.state = ConnectionState::Disconnected;
             status.last = Some((self.work.server.clone(), end.clone()));
             status.refused = if refused { status.refused + 1 } else { 0 };
+            status.refusals += u64::from(refused);
             status.servers = servers;
         });
         let server = self.work.server.clone();
@@ -553,7 +557,9 @@ impl Driver {
     }
 
     fn server_flush(&mut self, until: Option<Instant>, reply: CommandReply) {
-        let (now, until) = (self.work.start.elapsed(), self.since_start(until));
+        let now = self.work.start.elapsed();
+        // Without a limit, none; not that of other commands.
+        let until = self.since_start(until).or(Some(now + NO_LIMIT));
         let request = Request::new("flush");
         // Behind what was accepted before, and like that only behind a logon.
         let given = {
@@ -589,9 +595,12 @@ impl Driver {
         match reply {
             CommandReply::Answer(reply) => drop(reply.send(result)),
             CommandReply::Flush(reply) => {
-                let result = result
-                    .map(|_| FlushReport::default())
-                    .map_err(FlushError::Command);
+                let report = FlushReport::default();
+                let result = match result {
+                    Ok(_) => Ok(report),
+                    Err(CommandError::Timeout) => Err(FlushError::Timeout(report)),
+                    Err(error) => Err(FlushError::Command(error)),
+                };
                 drop(reply.send(result));
             }
             CommandReply::Close => self.work.stopped = true,

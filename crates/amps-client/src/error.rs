@@ -161,13 +161,14 @@ fn last_attempt(last: &Option<(String, LinkEnd)>) -> String {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlushError {
-    /// The time is over; what is left stays in the store and is sent on.
-    #[error("{} message(s) are not settled after the flush timeout; they stay in the store", .0.left)]
+    /// The time is over; what is left stays in the store and is sent on. Without a store:
+    /// the server did not confirm in time.
+    #[error("the flush was not over in time; {} message(s) are left in the store", .0.left)]
     Timeout(FlushReport),
     /// The client was closed meanwhile.
     #[error("the client was closed while flushing")]
     Closed(FlushReport),
-    /// Without a store: the server did not confirm.
+    /// Without a store: the server cannot confirm.
     #[error("the server did not confirm the flush: {0}")]
     Command(CommandError),
 }

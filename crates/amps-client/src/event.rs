@@ -232,7 +232,9 @@ pub enum Event {
         /// The store's word.
         error: String,
     },
-    /// Nothing more is sent: the store cannot be made durable any more.
+    /// Nothing above `through` is sent for now: the store can make nothing durable any more,
+    /// or could not raise its send grant, which is tried again. What failed says
+    /// [`StoreFailed`](Self::StoreFailed).
     SendingStopped {
         /// Highest sequence that may still be sent.
         through: u64,
@@ -242,6 +244,11 @@ pub enum Event {
         /// The message.
         sequence: u64,
         /// The store's word.
+        error: String,
+    },
+    /// The last-chance handler panicked, or is so slow that an ack was dropped.
+    LastChanceFailed {
+        /// What happened.
         error: String,
     },
     /// The client's task ended although nobody closed the client: code of the application's

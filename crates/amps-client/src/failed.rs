@@ -1,5 +1,6 @@
 //! Refused messages: how the application learns of them, and takes them over.
 
+use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -32,8 +33,8 @@ pub struct FailedWrite {
     pub late: bool,
     /// The message was published by an earlier run of this program.
     pub earlier_run: bool,
-    /// How often this run handed the message to a transport; 0 when the refusal comes from
-    /// an earlier run.
+    /// How often this run handed the message to a transport until it was refused; 0 when the
+    /// refusal comes from an earlier run, or from before 65,536 others that still wait.
     pub attempts: u32,
     /// The original message. `None` when its bytes are gone, which can happen to late
     /// refusals only.
@@ -69,6 +70,9 @@ pub(crate) type LastChance = Arc<dyn Fn(UnhandledAck) + Send + Sync>;
 
 /// Refusals looked at together.
 const PAGE: usize = 64;
+
+/// Refused messages whose attempts are remembered.
+const COUNTED: usize = 1 << 16;
 
 tokio::task_local! {
     /// The client whose handler is running.
@@ -117,11 +121,15 @@ fn panicked(error: tokio::task::JoinError) -> HandlerError {
     let Ok(panic) = error.try_into_panic() else {
         return "the handler was cancelled".into();
     };
+    format!("the handler panicked: {}", panic_text(panic.as_ref())).into()
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
         .map(|text| (*text).to_owned())
         .or_else(|| panic.downcast_ref::<String>().cloned());
-    format!("the handler panicked: {}", text.unwrap_or_default()).into()
+    text.unwrap_or_default()
 }
 
 /// What the driver tells the task that calls handlers.
@@ -137,7 +145,7 @@ struct OfferState {
     from: u64,
     /// Offered in this run and not taken over.
     declined: BTreeSet<u64>,
-    /// How often a refused message was sent, until it is offered.
+    /// How often each message refused in this run was sent, until somebody took it over.
     attempts: BTreeMap<u64, u32>,
     /// End once nothing is left to offer.
     finish: bool,
@@ -151,6 +159,9 @@ impl Offers {
         let mut state = self.lock();
         state.from = state.from.min(sequence);
         state.attempts.insert(sequence, attempts);
+        if state.attempts.len() > COUNTED {
+            state.attempts.pop_first();
+        }
         drop(state);
         self.changed.notify_one();
     }
@@ -231,17 +242,18 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
             Err(error) => Some(error.to_string()),
         };
         let mut state = shared.offers.lock();
-        state.attempts.remove(&sequence);
-        if let Some(error) = error {
-            state.declined.insert(sequence);
-            drop(state);
-            tracing::warn!(
-                sequence,
-                error,
-                "a refused message was not taken over; it waits"
-            );
-            shared.event(Event::HandlerFailed { sequence, error });
-        }
+        let Some(error) = error else {
+            state.attempts.remove(&sequence);
+            continue;
+        };
+        state.declined.insert(sequence);
+        drop(state);
+        tracing::warn!(
+            sequence,
+            error,
+            "a refused message was not taken over; it waits"
+        );
+        shared.event(Event::HandlerFailed { sequence, error });
     }
 }
 
@@ -308,16 +320,22 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
 
 /// Passes acks that nothing took to the last-chance handler of a client, off the I/O path.
 pub(crate) fn last_chance(
-    shared: &Shared,
+    shared: &Arc<Shared>,
     mut acks: mpsc::Receiver<UnhandledAck>,
     handler: LastChance,
 ) -> impl Future<Output = ()> + Send + use<> {
     let client = identity(shared);
+    // The events end with the client, and must not wait for this task.
+    let shared = Arc::downgrade(shared);
     async move {
         while let Some(ack) = acks.recv().await {
             let call = || HANDLING.sync_scope(client, || handler(ack));
-            if catch_unwind(AssertUnwindSafe(call)).is_err() {
-                tracing::warn!("the last-chance handler panicked");
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
+                let error = panic_text(panic.as_ref());
+                tracing::warn!(error, "the last-chance handler panicked");
+                if let Some(shared) = shared.upgrade() {
+                    shared.event(Event::LastChanceFailed { error });
+                }
             }
         }
     }

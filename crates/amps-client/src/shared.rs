@@ -57,6 +57,8 @@ pub(crate) struct LinkStatus {
     pub(crate) gave_up: Option<&'static str>,
     /// Logons refused in a row.
     pub(crate) refused: usize,
+    /// Logons refused, all in all.
+    pub(crate) refusals: u64,
     /// Servers to try in turn.
     pub(crate) servers: usize,
     pub(crate) logons: u64,

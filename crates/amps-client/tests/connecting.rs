@@ -9,9 +9,10 @@ use std::time::Duration;
 
 use amps_client::chooser::{Server, ServerChooser};
 use amps_client::connector::{Connecting, Connector};
+use amps_client::protocol::{Ack, AckKind, Status};
 use amps_client::uri::Uri;
 use amps_client::{Backoff, Client, Event, Events, LinkEnd, LogonError};
-use common::{NAME, Peer, memory, pair};
+use common::{NAME, Peer, memory, pair, started};
 use tokio::time::Instant;
 
 const LONG: Duration = Duration::from_secs(1_000_000);
@@ -170,4 +171,49 @@ async fn options_that_cannot_be_meant_are_refused() {
     assert!(refused(builder).await.contains("chooser"));
     let builder = pair().0.on_failed_write(|_| async { Ok(()) });
     assert!(refused(builder).await.contains("needs a store"));
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_refusal_told_before_is_not_the_outcome_of_the_attempt_that_runs() {
+    let (builder, mut listener) = pair();
+    let hour = Duration::from_secs(3600);
+    let client = builder
+        .backoff(Backoff::new(hour, hour))
+        .logon_timeout(LONG)
+        .open()
+        .await
+        .unwrap();
+    let refused = client.wait_logged_on(LONG);
+    let (refused, ()) = tokio::join!(refused, async {
+        let (mut peer, logon) = Peer::accept(&mut listener).await;
+        let mut ack = Ack::new(AckKind::Processed, Status::Failure);
+        ack.command_id = logon.id.as_deref();
+        ack.reason = Some("auth failure");
+        peer.ack(&ack).await;
+    });
+    assert!(matches!(refused, Err(LogonError::Refused { .. })));
+    // While nothing is under way it is the latest word.
+    let again = client.wait_logged_on(LONG).await;
+    assert!(matches!(again, Err(LogonError::Refused { .. })));
+    // The next attempt has reached the server, which thinks about it.
+    let (mut peer, logon) = Peer::accept(&mut listener).await;
+    let waiting = started(Box::pin(client.wait_logged_on(LONG))).await;
+    peer.accept_logon(&logon, 0).await;
+    waiting.await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_logon_that_is_gone_again_before_anybody_looks_was_one() {
+    let (builder, mut listener) = pair();
+    let hour = Duration::from_secs(3600);
+    let client = builder
+        .backoff(Backoff::new(hour, hour))
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let waiting = started(Box::pin(client.wait_logged_on(LONG))).await;
+    drop(Peer::logged_on(&mut listener, 0).await);
+    link_lost(&mut events).await;
+    waiting.await.unwrap();
 }

@@ -535,6 +535,40 @@ async fn a_handler_that_fails_or_panics_leaves_the_refusal_waiting() {
 }
 
 #[tokio::test]
+async fn the_count_of_attempts_survives_a_decline_and_needs_no_handler() {
+    for with_handler in [true, false] {
+        let (builder, mut listener) = pair();
+        let (told, mut reports) = mpsc::unbounded_channel();
+        let mut builder = builder.store(memory());
+        if with_handler {
+            builder = builder.on_failed_write(move |failed| {
+                let told = told.clone();
+                async move {
+                    told.send(failed)?;
+                    Err("not today".into())
+                }
+            });
+        }
+        let client = builder.open().await.unwrap();
+        let receipt = client.publish("orders", "1").await.unwrap();
+        for _ in 0..2 {
+            let mut peer = Peer::logged_on(&mut listener, 0).await;
+            peer.publishes_to(1).await;
+        }
+        let mut peer = Peer::logged_on(&mut listener, 0).await;
+        peer.publishes_to(1).await;
+        peer.refuse(1, "no").await;
+        receipt.await;
+        if with_handler {
+            assert_eq!(reports.recv().await.unwrap().attempts, 3);
+            client.failed().offer_again();
+            assert_eq!(reports.recv().await.unwrap().attempts, 3);
+        }
+        assert_eq!(client.failed().page(0, 1)[0].attempts, 3);
+    }
+}
+
+#[tokio::test]
 async fn refusals_can_be_accepted_and_requeued_by_hand() {
     let (builder, mut listener) = pair();
     let client = builder.store(memory()).open().await.unwrap();

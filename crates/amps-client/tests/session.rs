@@ -18,7 +18,7 @@ use amps_client::protocol::{
 use amps_client::session::Credentials;
 use amps_client::uri::Uri;
 use amps_client::{
-    Client, CommandError, ConnectionState, Event, FlushError, LinkEnd, Message, Outcome,
+    Client, CommandError, ConnectionState, Event, Events, FlushError, LinkEnd, Message, Outcome,
     PublishFailure, Request, Subscribe, SubscriptionEnd,
 };
 use common::{Frame, Peer, memory, pair, started};
@@ -268,6 +268,55 @@ async fn silence_for_two_heartbeats_ends_the_link() {
     assert!(initiated);
 }
 
+/// The next end of a link.
+async fn link_lost(events: &mut Events) -> LinkEnd {
+    loop {
+        if let Event::LinkLost { why, .. } = events.next().await.unwrap() {
+            return why;
+        }
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_server_that_knows_no_heartbeats_is_not_dead_for_its_silence() {
+    let (builder, mut listener) = pair();
+    let client = builder
+        .heartbeat(Duration::from_secs(2))
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    // It ignores the command, and says something else now and then.
+    for n in 1..=5 {
+        client.publish("t", "x").await.unwrap();
+        loop {
+            let frame = peer.next().await.unwrap();
+            if frame.sequence == Some(n) {
+                break;
+            }
+            assert_eq!(frame.verb, "Heartbeat");
+        }
+        peer.ok(n).await;
+        client.publish_flush(LONG).await.unwrap();
+        tokio::time::sleep(Duration::from_secs(10)).await;
+    }
+    // Nothing came for a hundred intervals: it has no heartbeats, so that is no news.
+    tokio::time::sleep(Duration::from_secs(200)).await;
+    while let Some(event) = events.try_next() {
+        assert!(!matches!(event, Event::LinkLost { .. }), "{event:?}");
+    }
+    drop(peer);
+    assert_eq!(link_lost(&mut events).await, LinkEnd::Closed);
+    // One that says nothing at all any more is gone, confirmed or not.
+    let mut peer = Peer::logged_on(&mut listener, 5).await;
+    let silent = tokio::time::Instant::now();
+    while peer.next().await.is_some() {}
+    assert_eq!(link_lost(&mut events).await, LinkEnd::HeartbeatLost);
+    assert_eq!(silent.elapsed().as_secs(), 30, "the command timeout");
+}
+
 #[tokio::test(start_paused = true)]
 async fn a_logon_without_an_answer_times_out() {
     let (builder, mut listener) = pair();
@@ -323,6 +372,56 @@ async fn without_a_store_messages_are_sent_and_forgotten() {
         flush.await.unwrap(),
         Err(FlushError::Command(CommandError::Disconnected))
     ));
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_a_store_a_flush_has_its_own_time_limit() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    let flushed = client.publish_flush(Duration::from_secs(3)).await;
+    assert!(
+        matches!(flushed, Err(FlushError::Timeout(_))),
+        "{flushed:?}"
+    );
+    peer.next().await.unwrap();
+    // No limit is none, not that of other commands.
+    let flush = started(Box::pin(client.publish_flush(Duration::MAX))).await;
+    let frame = peer.next().await.unwrap();
+    tokio::time::sleep(Duration::from_secs(100_000)).await;
+    peer.processed(&frame).await;
+    flush.await.unwrap();
+}
+
+#[tokio::test]
+async fn an_ack_that_comes_before_the_logon_is_answered_goes_to_the_last_chance_handler() {
+    let (builder, mut listener) = pair();
+    let (told, mut acks) = tokio::sync::mpsc::unbounded_channel();
+    let client = builder
+        .store(memory())
+        .on_last_chance(move |ack| {
+            told.send(ack).unwrap();
+            panic!("it cannot bear it");
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let receipt = client.publish("t", "1").await.unwrap();
+    let (mut peer, logon) = Peer::accept(&mut listener).await;
+    peer.ok(1).await;
+    peer.accept_logon(&logon, 0).await;
+    let ack = acks.recv().await.unwrap();
+    assert_eq!((ack.figure, ack.sequence), (Some(1), None));
+    peer.publishes_to(1).await;
+    peer.ok(1).await;
+    receipt.await;
+    loop {
+        if let Event::LastChanceFailed { error } = events.next().await.unwrap() {
+            break assert_eq!(error, "it cannot bear it");
+        }
+    }
 }
 
 #[tokio::test]
@@ -570,6 +669,28 @@ async fn a_query_ends_with_its_answer() {
     );
     assert_eq!(&answer.next().await.unwrap().unwrap().data[..], b"two");
     assert!(answer.next().await.is_none());
+}
+
+#[tokio::test]
+async fn a_query_asked_before_the_first_logon_waits_for_it() {
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let query = started(Box::pin(client.subscribe(Subscribe::sow("t")))).await;
+    // The first attempts fail.
+    for _ in 0..3 {
+        drop(Peer::accept(&mut listener).await);
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let placed = peer.next().await.unwrap();
+    assert_eq!(placed.verb, "Sow");
+    peer.processed(&placed).await;
+    let mut answer = query.await.unwrap();
+    // Once it was asked, a lost link ends it: asking again would repeat the answer.
+    drop(peer);
+    assert!(matches!(
+        answer.next().await,
+        Some(Err(SubscriptionEnd::Command(CommandError::Disconnected)))
+    ));
 }
 
 fn querying_id(query: &Frame) -> &str {

@@ -106,7 +106,7 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
             ),
             Event::StoreFailed { doing, error } => format!("{store} failed while {doing}: {error}"),
             Event::SendingStopped { through } => format!(
-                "sending stopped behind sequence {through}: {store} cannot be made durable any more"
+                "nothing above sequence {through} is sent for now: {store} cannot make it durable"
             ),
             Event::ClientFailed { why } => format!("the client failed: {why}"),
             Event::Unreadable { sequence, error } => {

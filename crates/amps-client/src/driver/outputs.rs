@@ -94,8 +94,9 @@ impl Driver {
                 },
             );
         }
+        self.shared.offers.refused(sequence, attempts);
         if self.settings.has_handler {
-            return self.shared.offers.refused(sequence, attempts);
+            return;
         }
         tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
         self.last_chance(Some(sequence), None, reason, true);
@@ -150,6 +151,8 @@ impl Driver {
                 ?ack,
                 "the last-chance handler is too slow; an ack was dropped"
             );
+            let error = "it is too slow, and an ack was dropped".to_owned();
+            self.shared.event(Event::LastChanceFailed { error });
         }
     }
 
@@ -228,7 +231,7 @@ impl Driver {
                 }
             }
             Note::SendingStopped { through } => {
-                tracing::error!(through, "nothing more is sent");
+                tracing::error!(through, "nothing above is sent for now");
                 Event::SendingStopped { through }
             }
         };

@@ -39,6 +39,8 @@ pub struct Session {
     frames: u64,
     heard: Duration,
     beat_at: Option<Duration>,
+    /// The server confirmed heartbeats, so that its silence means something.
+    beats: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -91,6 +93,7 @@ impl Session {
             frames: 0,
             heard: Duration::ZERO,
             beat_at: None,
+            beats: false,
         }
     }
 
@@ -130,6 +133,7 @@ impl Session {
     pub fn disconnected(&mut self, sink: &mut dyn FnMut(Received<'_>)) {
         self.phase = Phase::Offline;
         self.beat_at = None;
+        self.beats = false;
         self.resubscribing = 0;
         for (id, waiting) in std::mem::take(&mut self.waiting) {
             let error = CommandError::Disconnected;
@@ -145,7 +149,8 @@ impl Session {
         let queries: Vec<u64> = self
             .subscriptions
             .iter()
-            .filter(|(_, p)| p.spec.is_query())
+            // One that waits for the first logon goes on waiting.
+            .filter(|(_, p)| p.spec.is_query() && p.command != 0)
             .map(|(id, _)| *id)
             .collect();
         for subscription in queries {
@@ -203,6 +208,10 @@ impl Session {
         {
             return Err(Expired::Logon);
         }
+        // Before the command that started heartbeats times out of the same silence.
+        if self.silent_at().is_some_and(|at| now >= at) {
+            return Err(Expired::Heartbeat);
+        }
         let due: Vec<u64> = self
             .waiting
             .iter()
@@ -212,14 +221,11 @@ impl Session {
         for id in due {
             self.finish(id, Err(CommandError::Timeout), out, sink);
         }
-        if let (Some(interval), Some(beat_at)) = (self.config.heartbeat, self.beat_at) {
-            if now >= self.heard + interval * 2 {
-                return Err(Expired::Heartbeat);
-            }
-            if now >= beat_at {
-                let _ = Command::heartbeat_beat().encode(out);
-                self.beat_at = Some(now + interval);
-            }
+        if let (Some(interval), Some(beat_at)) = (self.config.heartbeat, self.beat_at)
+            && now >= beat_at
+        {
+            let _ = Command::heartbeat_beat().encode(out);
+            self.beat_at = Some(now + interval);
         }
         Ok(())
     }
@@ -230,15 +236,24 @@ impl Session {
             Phase::LoggingOn { until, .. } => Some(until),
             Phase::Offline | Phase::LoggedOn => None,
         };
-        let silence = self
-            .beat_at
-            .and(self.config.heartbeat)
-            .map(|interval| self.heard + interval * 2);
+        let silence = self.silent_at();
         let waiting = self.waiting.values().map(|waiting| waiting.until).min();
         [logon, silence, self.beat_at, waiting]
             .into_iter()
             .flatten()
             .min()
+    }
+
+    /// When the server will have been silent for too long.
+    fn silent_at(&self) -> Option<Duration> {
+        let interval = self.config.heartbeat.filter(|_| self.beat_at.is_some())?;
+        let patience = match self.beats {
+            true => interval * 2,
+            // A server that has not confirmed heartbeats may know none; but one that says
+            // nothing at all for as long as a command may take is gone.
+            false => (interval * 2).max(self.config.command_timeout),
+        };
+        Some(self.heard + patience)
     }
 
     /// Bytes were written just now; a beat would say nothing new for an interval.

@@ -26,9 +26,10 @@ impl Session {
         if let Phase::LoggingOn { id, challenges, .. } = self.phase {
             let processed = header.ack_kind() == Some(AckKind::Processed);
             if waiting_id == Some(id) && (processed || header.status != Some(Status::Success)) {
-                self.logon_ack(now, header, challenges, out, sink);
+                return self.logon_ack(now, header, challenges, out, sink);
             }
-            return;
+            // Nothing was sent on this link that it could be about.
+            return sink(Received::Unhandled(header));
         }
         if let Some(id) = waiting_id
             && self.waiting.contains_key(&id)
@@ -167,7 +168,10 @@ impl Session {
         match waiting.what {
             What::Command => sink(Received::Done { id, result }),
             What::Heartbeat => match result {
-                Ok(_) => sink(Received::HeartbeatInitiated),
+                Ok(_) => {
+                    self.beats = true;
+                    sink(Received::HeartbeatInitiated);
+                }
                 // A server without heartbeats is not dead for its silence.
                 Err(_) => self.beat_at = None,
             },
