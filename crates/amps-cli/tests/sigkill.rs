@@ -198,13 +198,16 @@ fn a_larger_store_killed_hundreds_of_times_loses_nothing() {
 fn a_kill_during_creation_leaves_an_empty_store_or_none() {
     let mut random = Random::new("creation killed");
     let (mut none, mut empty) = (0, 0);
+    // What a creation takes on this machine, however busy it is: the kills fall around that.
+    let mut usual = Duration::ZERO;
     for run in 0..rounds() / 4 {
         let dir = Dir::new();
         let path = dir.path("t");
         let plan = Plan::new(&mut random, 1, run + 1, 1 << 20);
         let mut oracle = Oracle::default();
         let writer = Running::start(&mut plan.command(&path));
-        spin(Duration::from_micros(log_uniform(&mut random, 1 << 13)));
+        let longest = (2 * usual.as_micros() as u64).max(1 << 13);
+        spin(Duration::from_micros(log_uniform(&mut random, longest)));
         writer.kill_and_hear(|line| oracle.hear(plan.rule, line));
         let found = dumped(&path);
         match &found {
@@ -218,7 +221,9 @@ fn a_kill_during_creation_leaves_an_empty_store_or_none() {
             count: 10,
             ..Plan::new(&mut random, 1, run + 1, 1 << 20)
         };
+        let begun = Instant::now();
         let ran = common::run(&mut plan.command(&path)).expect(0);
+        usual = begun.elapsed();
         for line in ran.text().lines() {
             oracle.hear(plan.rule, line);
         }
