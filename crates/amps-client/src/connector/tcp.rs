@@ -1,14 +1,20 @@
 //! Plain TCP.
 
+use std::collections::VecDeque;
+use std::future::Future;
+use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
 
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::task::JoinSet;
 
 use super::{ConnectError, Connecting, Connector, unsupported};
 use crate::uri::{IpPreference, Scheme, Uri};
 
 /// Opens `tcp` addresses and honours the options of the URI. All addresses of the host are
-/// tried, the preferred family first.
+/// tried, the preferred family first: the next one when one fails, or beside it when it says
+/// nothing for 250 ms. The first connection counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpConnector;
 
@@ -29,22 +35,60 @@ pub(super) async fn open(uri: &Uri) -> Result<TcpStream, ConnectError> {
             host: host(),
             source,
         })?;
-    let mut last = None;
-    for address in in_order(found, uri.bind(), uri.ip_preference()) {
-        match open_one(uri, address).await {
-            Ok(stream) => return Ok(stream),
-            Err(source) => {
-                last = Some(ConnectError::Io {
-                    target: address.to_string(),
-                    source,
-                })
-            }
+    let addresses = in_order(found, uri.bind(), uri.ip_preference());
+    let open_one = |address| open_one(uri.clone(), address);
+    match first_of(addresses, open_one).await {
+        Ok(stream) => Ok(stream),
+        Err(Some((address, source))) => Err(ConnectError::Io {
+            target: address.to_string(),
+            source,
+        }),
+        Err(None) => {
+            let bind = uri
+                .bind()
+                .map_or_else(|| "here".to_owned(), |bind| bind.to_string());
+            Err(ConnectError::NoAddress { host: host(), bind })
         }
     }
-    let bind = uri
-        .bind()
-        .map_or_else(|| "here".to_owned(), |bind| bind.to_string());
-    Err(last.unwrap_or(ConnectError::NoAddress { host: host(), bind }))
+}
+
+/// How long an address has for itself before the next one is tried beside it (RFC 8305
+/// recommends this). An address that swallows everything must not use up the time of all.
+const HEAD_START: Duration = Duration::from_millis(250);
+
+/// The first connection that comes of these addresses, or the error that came last.
+///
+/// Cancel safe: attempts end with the future.
+async fn first_of<T, F>(
+    addresses: Vec<SocketAddr>,
+    open: impl Fn(SocketAddr) -> F,
+) -> Result<T, Option<(SocketAddr, io::Error)>>
+where
+    T: Send + 'static,
+    F: Future<Output = io::Result<T>> + Send + 'static,
+{
+    let mut waiting = VecDeque::from(addresses);
+    let mut attempts = JoinSet::new();
+    let mut last = None;
+    loop {
+        if let Some(address) = waiting.pop_front() {
+            let opening = open(address);
+            attempts.spawn(async move { (address, opening.await) });
+        }
+        tokio::select! {
+            ended = attempts.join_next() => match ended {
+                None => return Err(last),
+                Some(Ok((_, Ok(stream)))) => return Ok(stream),
+                Some(Ok((address, Err(error)))) => last = Some((address, error)),
+                // Nobody aborts one, and a panic is the caller's.
+                Some(Err(error)) => match error.try_into_panic() {
+                    Ok(panic) => std::panic::resume_unwind(panic),
+                    Err(_) => return Err(last),
+                },
+            },
+            () = tokio::time::sleep(HEAD_START), if !waiting.is_empty() => {}
+        }
+    }
 }
 
 fn in_order(
@@ -59,7 +103,7 @@ fn in_order(
     addresses
 }
 
-async fn open_one(uri: &Uri, address: SocketAddr) -> std::io::Result<TcpStream> {
+async fn open_one(uri: Uri, address: SocketAddr) -> io::Result<TcpStream> {
     let socket = if address.is_ipv4() {
         TcpSocket::new_v4()?
     } else {
@@ -95,6 +139,49 @@ mod tests {
         assert_eq!(order(None, IpPreference::Ipv6), [v6, v6, v4]);
         let bind = Some("127.0.0.1".parse().unwrap());
         assert_eq!(order(bind, IpPreference::Ipv6), [v4]);
+    }
+
+    fn addresses() -> Vec<SocketAddr> {
+        ["192.0.2.1:1", "192.0.2.2:1", "192.0.2.3:1"]
+            .map(|address| address.parse().unwrap())
+            .into()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_address_that_swallows_everything_does_not_use_up_the_time_of_the_next() {
+        let open = |address: SocketAddr| async move {
+            match address.to_string().as_str() {
+                "192.0.2.1:1" => std::future::pending().await,
+                "192.0.2.2:1" => Err(io::ErrorKind::ConnectionRefused.into()),
+                _ => Ok(address),
+            }
+        };
+        let begun = tokio::time::Instant::now();
+        let found = tokio::time::timeout(Duration::from_secs(10), first_of(addresses(), open));
+        let found = found.await.expect("long before the connect timeout");
+        assert_eq!(found.unwrap().to_string(), "192.0.2.3:1");
+        assert_eq!(begun.elapsed(), HEAD_START, "a failure needs no waiting");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_first_connection_counts_and_ends_the_other_attempts() {
+        let open = |address: SocketAddr| async move {
+            if address.to_string() == "192.0.2.1:1" {
+                tokio::time::sleep(HEAD_START * 3 / 2).await;
+                return Ok(address);
+            }
+            std::future::pending().await
+        };
+        let found = first_of(addresses(), open).await;
+        assert_eq!(found.unwrap().to_string(), "192.0.2.1:1");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn without_a_connection_the_last_error_is_told() {
+        let open = |_| async { Err::<(), io::Error>(io::ErrorKind::ConnectionRefused.into()) };
+        let (address, _) = first_of(addresses(), open).await.unwrap_err().unwrap();
+        assert_eq!(address.to_string(), "192.0.2.3:1");
+        assert!(first_of(Vec::new(), open).await.unwrap_err().is_none());
     }
 
     #[tokio::test]
