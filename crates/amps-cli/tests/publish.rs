@@ -155,6 +155,18 @@ fn refused_lines_are_told_and_wait_for_somebody() {
 }
 
 #[test]
+fn a_star_asks_for_json_on_any_topic() {
+    let server = Server::start(None, &["--reject-invalid-json", "*"]);
+    let report = run_with_input(publish(&server.uri).arg("--json"), b"{}\nnot json\n")
+        .expect(6)
+        .report();
+    assert_eq!(
+        (&report["persisted"], &report["rejected"]),
+        (&1.into(), &1.into())
+    );
+}
+
+#[test]
 fn a_requeued_line_is_sent_again_and_does_not_move_the_resume_point() {
     let dir = Dir::new();
     let store = dir.path("s.store");

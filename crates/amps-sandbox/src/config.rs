@@ -128,12 +128,12 @@ impl Config {
         self
     }
 
-    /// Refuses messages that are not JSON, as `invalid message`, of one topic or of `all`,
-    /// on connections whose message type is `json` or not stated.
+    /// Refuses messages that are not JSON, as `invalid message`, of one topic or, with `*`, of
+    /// any, on connections whose message type is `json` or not stated.
     #[must_use]
     pub fn reject_invalid_json(mut self, topic: impl Into<String>) -> Self {
         match topic.into() {
-            all if all == "all" => self.json_everywhere = true,
+            any if any == "*" => self.json_everywhere = true,
             topic => {
                 self.json_topics.insert(topic);
             }

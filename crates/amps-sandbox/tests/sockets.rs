@@ -158,7 +158,7 @@ async fn h8_over_tcp() {
 async fn topics_and_content_are_refused() {
     let sandbox = tcp()
         .reject_topic("secret")
-        .reject_invalid_json("all")
+        .reject_invalid_json("*")
         .start()
         .await
         .unwrap();
