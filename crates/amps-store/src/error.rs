@@ -7,10 +7,9 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
-    /// No room now; room comes when the server settles messages.
-    #[error(
-        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements or open it with a larger cap"
-    )]
+    /// No room now. With `live + needed` up to `limit` it is being made, by growth of the file
+    /// or by freeing a segment; beyond that it comes when the server settles messages.
+    #[error("{}", full(*live, *limit, *needed))]
     Full {
         /// Bytes unsettled, with their charges.
         live: u64,
@@ -49,6 +48,17 @@ pub enum AppendError {
     /// The store cannot take anything.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+fn full(live: u64, limit: u64, needed: u64) -> String {
+    if live + needed <= limit {
+        return format!(
+            "the store is making room: {live} of {limit} bytes are unsettled and this message needs {needed}; try again in a moment"
+        );
+    }
+    format!(
+        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements or open it with a larger cap"
+    )
 }
 
 impl AppendError {

@@ -34,6 +34,8 @@ pub(crate) struct Log {
     pub(crate) ordinal: u64,
     /// Ordinal of the last record that is not a mark.
     pub(crate) unmarked: u64,
+    /// The oldest ordinal needed, as the last mark says.
+    pub(crate) needed_from: u64,
     next: u64,
     first_of_run: u64,
     found_grant: u64,
@@ -107,6 +109,7 @@ impl Log {
             generation: superblock.generation,
             ordinal: recovered.last_ordinal,
             unmarked: 0,
+            needed_from: recovered.oldest_needed,
             next,
             first_of_run: next,
             found_grant: superblock.grant,
@@ -157,6 +160,7 @@ impl Log {
         }
         if fits || !can_wait {
             log.write_internal(Kind::Epoch, 0, &body)?;
+            log.needed_from = epoch.mark.oldest_needed;
         }
         for range in lost {
             let mut body = Vec::new();
@@ -167,8 +171,18 @@ impl Log {
         Ok(log)
     }
 
+    /// Most bytes that may be needed or charged once the file has grown as far as it can.
     pub(crate) fn limit(&self) -> u64 {
         self.space.limit(self.superblock.cap_segments)
+    }
+
+    /// Most bytes that may be needed or charged now: in the segments that are there for
+    /// good. A refusal must find its room even if the disk is full by then.
+    fn room(&self) -> u64 {
+        match planted::is(Bug::AdmitUnreserved) {
+            true => self.limit(),
+            false => crate::space::limit(&self.geometry, self.superblock.segments),
+        }
     }
 
     pub(crate) fn usable(&self) -> Result<(), StoreError> {
@@ -197,8 +211,8 @@ impl Log {
             });
         }
         let (live, limit) = match planted::is(Bug::NoCharge) {
-            true => (self.state.live(), self.limit() + CHARGE),
-            false => (self.state.charged(), self.limit()),
+            true => (self.state.live(), self.room() + CHARGE),
+            false => (self.state.charged(), self.room()),
         };
         if live + stride + CHARGE > limit {
             return Err(self.full(stride));
@@ -333,12 +347,15 @@ impl Log {
     }
 
     pub(crate) fn write_mark(&mut self, clean: bool) -> Result<(), StoreError> {
+        let mark = self.mark(clean);
         let mut body = std::mem::take(&mut self.body);
         body.clear();
-        self.mark(clean).encode(&mut body);
+        mark.encode(&mut body);
         let written = self.write_internal(Kind::Mark, 0, &body);
         self.body = body;
-        written.map(drop)
+        written?;
+        self.needed_from = mark.oldest_needed;
+        Ok(())
     }
 
     /// Settles a prefix.
@@ -413,7 +430,7 @@ impl Log {
         if late {
             let message = self.state.get(sequence).map_or(0, Entry::stride);
             let needed = message + MAX_REJECTION + ACCEPTANCE;
-            if self.state.charged() + needed > self.limit() {
+            if self.state.charged() + needed > self.room() {
                 return Ok(Rejected::NoRoom);
             }
         }

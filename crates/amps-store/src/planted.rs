@@ -42,6 +42,8 @@ pub enum Bug {
     SplitHeader,
     /// A refusal's room is not charged in advance.
     NoCharge,
+    /// Messages are admitted to room that the file has not grown to.
+    AdmitUnreserved,
 }
 
 #[cfg(feature = "testkit")]

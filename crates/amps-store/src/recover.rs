@@ -75,6 +75,8 @@ pub(crate) struct Recovered {
     /// Highest sequence of any intact record or mark.
     pub(crate) max_sequence: u64,
     pub(crate) durable: u64,
+    /// By the marks of the log: the ordinal it must start with, or a lower one.
+    pub(crate) oldest_needed: u64,
     pub(crate) next: u64,
     pub(crate) tag: Option<Vec<u8>>,
     pub(crate) stop: Stop,
@@ -208,8 +210,6 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Where the resume tag comes from.
     tag: Tag,
     closed_at: u64,
-    /// By the marks of the log: the ordinal it must start with, or a lower one.
-    oldest_needed: u64,
     /// That of the last record: along the log it never falls.
     generation: u64,
     /// Generation of the last record, and the sequence that comes next in it; `None` where
@@ -248,10 +248,10 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             missing,
             tag: Tag::None,
             closed_at: superblock.closed_at,
-            oldest_needed: 0,
             generation: 0,
             counting: None,
             out: Recovered {
+                oldest_needed: 0,
                 geometry,
                 state: State::new(geometry, segments),
                 chain: Vec::new(),
@@ -278,13 +278,13 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let hole = self.walk(&used)?;
         let mut gaps = Vec::new();
         let start = used.first().map_or(1, |u| u.0);
-        let headless = start > self.oldest_needed.max(1);
+        let headless = start > self.out.oldest_needed.max(1);
         // A clean close says where the log ends; nothing can stand behind it.
         if beyond && (headless || self.out.stop != Stop::CleanClose) {
             // The log must start with the oldest record that is needed. A power cut may have
             // taken that segment, or only its header.
             if headless {
-                self.start_over(self.oldest_needed.max(1));
+                self.start_over(self.out.oldest_needed.max(1));
             }
             let hole = if headless { SEGMENTS_AT } else { hole };
             let rest = self.search(&used, self.out.last_ordinal, hole, !headless)?;
@@ -292,7 +292,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             if headless && self.out.chain.is_empty() {
                 // The mark that named that start is set aside itself. Freeing a segment
                 // takes a sync, so none was freed yet: the log starts with the first record.
-                self.oldest_needed = 0;
+                self.out.oldest_needed = 0;
                 self.out.set_aside.clear();
                 self.start_over(1);
                 let rest = self.search(&used, 0, hole, false)?;
@@ -500,7 +500,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let mut accepted: Vec<(Option<(u64, u64)>, Seen)> = Vec::with_capacity(beyond.len());
         let mut last = self.out.last_ordinal;
         let mut generation = self.generation;
-        let mut oldest_needed = self.oldest_needed;
+        let mut oldest_needed = self.out.oldest_needed;
         for (i, seen) in beyond.iter().enumerate() {
             // Neither of an earlier lap nor of an earlier run.
             if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
@@ -743,7 +743,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 if let Some(mark) = self.mark(seen)? {
                     self.out.state.settle_through(mark.floor);
                     self.out.durable = self.out.durable.max(mark.durable);
-                    self.oldest_needed = self.oldest_needed.max(mark.oldest_needed);
+                    self.out.oldest_needed = self.out.oldest_needed.max(mark.oldest_needed);
                     self.out.next = self.out.next.max(mark.next);
                     if let Some(tag) = mark.tag {
                         self.tag = Tag::Mark(tag.as_bytes().to_vec());

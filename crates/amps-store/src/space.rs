@@ -5,7 +5,7 @@
 //! and that is synced before a byte of it is used again. Device work is handed out as
 //! [`Chore`]s, so that whoever owns the log decides whether to do it with the lock held.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::error::StoreError;
@@ -78,6 +78,10 @@ enum Collecting {
 pub(crate) struct Space {
     geometry: Geometry,
     status: Vec<Status>,
+    /// Those that are [`Status::Ready`].
+    ready: BTreeSet<usize>,
+    /// Those that a sync makes ready: stamped or grown.
+    pending: Vec<usize>,
     /// In order of reuse when ready.
     reuse_last: Vec<usize>,
     /// Oldest first; the back is written.
@@ -95,6 +99,8 @@ pub(crate) struct Space {
     collected: usize,
     growth_error: Option<StoreError>,
     retry_growth: bool,
+    /// The file's length is being changed by somebody who does not hold the lock.
+    resizing: bool,
     /// Pages of the segment that is written are ready for stores up to here.
     prefaulted: u64,
     /// The free segment that is made ready, and opened next; ready up to here.
@@ -136,9 +142,14 @@ impl Space {
         for link in &chain {
             status[link.segment] = Status::Used;
         }
+        let ready = (0..status.len())
+            .filter(|s| status[*s] == Status::Ready)
+            .collect();
         Space {
             geometry,
             status,
+            ready,
+            pending: Vec::new(),
             reuse_last: segments.last,
             current: chain.back().map_or(0, |l| l.segment),
             chain,
@@ -151,6 +162,7 @@ impl Space {
             collected: 0,
             growth_error: None,
             retry_growth: false,
+            resizing: false,
             prefaulted: 0,
             spare: None,
             unsynced: Unsynced::everything(0),
@@ -277,7 +289,18 @@ impl Space {
     }
 
     fn ready(&self) -> usize {
-        self.status.iter().filter(|s| **s == Status::Ready).count()
+        self.ready.len()
+    }
+
+    fn set(&mut self, segment: usize, status: Status) {
+        self.status[segment] = status;
+        self.ready.remove(&segment);
+        self.pending.retain(|s| *s != segment);
+        match status {
+            Status::Used => {}
+            Status::Ready => drop(self.ready.insert(segment)),
+            Status::Stamped(_) | Status::Grown(_) => self.pending.push(segment),
+        }
     }
 
     fn free(&self) -> usize {
@@ -312,7 +335,7 @@ impl Space {
             self.collected = 0;
         }
         self.demand = true;
-        self.retry_growth = self.growth_error.is_some();
+        self.retry_growth();
     }
 
     /// A publish found room.
@@ -328,6 +351,21 @@ impl Space {
 
     pub(crate) fn growth_error(&self) -> Option<&StoreError> {
         self.growth_error.as_ref()
+    }
+
+    /// Somebody waits for room, and the file could not grow: space may have come meanwhile.
+    pub(crate) fn is_growth_awaited(&self) -> bool {
+        self.demand && self.growth_error.is_some()
+    }
+
+    /// Growth that failed is tried once more.
+    pub(crate) fn retry_growth(&mut self) {
+        self.retry_growth = self.growth_error.is_some();
+    }
+
+    /// The file's length is about to be changed without the lock.
+    pub(crate) fn begin_resize(&mut self) {
+        self.resizing = true;
     }
 
     /// Numbers a sync that begins now, and says what it has to cover.
@@ -347,12 +385,12 @@ impl Space {
     /// Several syncs may overlap; each vouches only for what was there when it began.
     pub(crate) fn sync_finished(&mut self, number: u64) {
         self.syncs_finished = self.syncs_finished.max(number);
-        for status in &mut self.status {
-            if let Status::Stamped(sync) = *status
-                && sync <= self.syncs_finished
-            {
-                *status = Status::Ready;
-            }
+        let finished = self.syncs_finished;
+        let status = &self.status;
+        let is_durable = |s: &usize| matches!(status[*s], Status::Stamped(n) if n <= finished);
+        let durable: Vec<usize> = self.pending.iter().copied().filter(is_durable).collect();
+        for segment in durable {
+            self.set(segment, Status::Ready);
         }
     }
 
@@ -379,17 +417,14 @@ impl Space {
     }
 
     fn pick(&self) -> Option<usize> {
-        let ready = |s: &usize| self.status[*s] == Status::Ready;
-        let plain = |s: &usize| !self.reuse_last.contains(s);
         if let Some((spare, _)) = self.spare
-            && self.status.get(spare) == Some(&Status::Ready)
+            && self.ready.contains(&spare)
         {
             return Some(spare);
         }
-        (0..self.status.len())
-            .filter(ready)
-            .find(plain)
-            .or_else(|| self.reuse_last.iter().copied().find(ready))
+        let plain = |s: &usize| !self.reuse_last.contains(s);
+        let held = || self.reuse_last.iter().find(|s| self.ready.contains(s));
+        self.ready.iter().copied().find(plain).or(held().copied())
     }
 
     fn open_segment(
@@ -410,7 +445,7 @@ impl Space {
         let header = SegmentHeader::Used { first_ordinal };
         medium.write(at, &header.encode(self.geometry.key, at, generation));
         self.unsynced.jump(self.written(), at);
-        self.status[segment] = Status::Used;
+        self.set(segment, Status::Used);
         self.reuse_last.retain(|s| *s != segment);
         self.current = segment;
         self.chain.push_back(Link {
@@ -447,7 +482,10 @@ impl Log {
     }
 
     fn rotate(&mut self) -> Result<(), StoreError> {
-        let segment = self.space.pick().ok_or(StoreError::LogFull)?;
+        let segment = self.space.pick().ok_or_else(|| {
+            let full = self.space.growth_error.clone();
+            full.unwrap_or(StoreError::LogFull)
+        })?;
         let (generation, ordinal) = (self.superblock.generation, self.ordinal + 1);
         self.space
             .open_segment(&mut *self.medium, segment, generation, ordinal);
@@ -531,27 +569,35 @@ impl Log {
             Some(_) => return Chore::Work,
             None => {}
         }
-        for status in &space.status {
-            match *status {
-                Status::Grown(sync) if sync <= space.syncs_finished => return Chore::Work,
-                Status::Stamped(_) | Status::Grown(_) => return Chore::Sync,
-                Status::Used | Status::Ready => {}
-            }
+        if let Some(&segment) = space.pending.first() {
+            return match space.status[segment] {
+                Status::Grown(sync) if sync <= space.syncs_finished => Chore::Work,
+                _ => Chore::Sync,
+            };
         }
-        if space.free() >= WANTED {
-            return prefault;
-        }
-        let may_grow = (space.status.len() as u64) < self.superblock.cap_segments
-            && (space.growth_error.is_none() || space.retry_growth);
-        if may_grow && !self.is_collection_cheap() {
+        if self.is_growth_wanted() {
             let from = self.medium.len();
             return Chore::Reserve(from, from + self.geometry.segment_size);
         }
-        if self.is_collection_useful() {
+        if space.free() < WANTED && self.is_collection_useful() {
             Chore::Work
         } else {
             prefault
         }
+    }
+
+    /// The file grows one spare ahead of the writer and, since room that is charged must be
+    /// there, one segment ahead of the charges.
+    fn is_growth_wanted(&self) -> bool {
+        let space = &self.space;
+        let segments = space.status.len() as u64;
+        let may_grow = segments < self.superblock.cap_segments
+            && !space.resizing
+            && (space.growth_error.is_none() || space.retry_growth);
+        let ahead = self.state.charged() + space.usable();
+        may_grow
+            && (ahead > limit(&self.geometry, segments)
+                || (space.free() < WANTED && !self.is_collection_cheap()))
     }
 
     /// Growing costs disk, collecting costs copies: collect while the oldest segment is
@@ -607,9 +653,7 @@ impl Log {
                 if self.is_oldest_needed_again() =>
             {
                 let oldest = self.space.chain.front().map_or(0, |l| l.segment);
-                let first = self.geometry.records_at(oldest);
-                self.space.collecting = Some(Collecting::Copying(first));
-                Ok(())
+                self.copy_again(oldest)
             }
             Some(Collecting::Covering(_)) => {
                 self.space.collecting = Some(Collecting::Forgetting(0));
@@ -627,6 +671,33 @@ impl Log {
     fn is_oldest_needed_again(&self) -> bool {
         let oldest = self.space.chain.front();
         oldest.is_some_and(|l| self.state.segment_live(l.segment) > 0)
+            && !planted::is(Bug::NoCopies)
+    }
+
+    /// Goes back to the first needed record that was passed.
+    fn copy_again(&mut self, oldest: usize) -> Result<(), StoreError> {
+        let (from, end) = (
+            self.geometry.segment_at(oldest),
+            self.geometry.end_of(oldest),
+        );
+        let missed = self.state.needed_within(&(from..end));
+        let offset = missed.map_or(from, |e| e.offset());
+        match self.record_from(offset, end) {
+            Some((at, _)) if at == offset => {
+                self.space.collecting = Some(Collecting::Copying(offset));
+                Ok(())
+            }
+            // It stands there no more: looking for it would never end.
+            _ => self.found_damage(offset),
+        }
+    }
+
+    /// Nothing more is freed: what is needed cannot be copied.
+    fn found_damage(&mut self, offset: u64) -> Result<(), StoreError> {
+        self.space.collecting = None;
+        let why = StoreError::Damaged { offset };
+        self.failed.get_or_insert_with(|| why.to_string());
+        Err(why)
     }
 
     fn copy_survivors(&mut self, from: u64) -> Result<(), StoreError> {
@@ -651,10 +722,7 @@ impl Log {
                 self.medium.read(offset, &mut bytes);
                 if !record_is_intact(&bytes, self.geometry.key, offset) {
                     // Copying it would give wrong bytes a good checksum.
-                    self.space.collecting = None;
-                    let why = StoreError::Damaged { offset };
-                    self.failed.get_or_insert_with(|| why.to_string());
-                    return Err(why);
+                    return self.found_damage(offset);
                 }
                 let body = &bytes[RECORD_HEADER..header.len as usize];
                 let kind = if header.kind == Kind::Publish {
@@ -671,10 +739,17 @@ impl Log {
                 }
             }
         }
+        if at >= end && self.is_oldest_needed_again() {
+            return self.copy_again(oldest.segment);
+        }
         self.space.collecting = if at >= end {
-            // This mark says that the segment is no longer needed; it must be durable before
-            // the stamp can be, or a recovery would miss the segment.
-            self.write_mark(false)?;
+            // A mark says that the segment is no longer needed; it must be durable before the
+            // stamp can be, or a recovery would miss the segment. One that says so already is
+            // enough: runs that die before the stamp must not fill the log with marks.
+            let needed = self.space.oldest_needed(&self.state);
+            if self.needed_from < needed {
+                self.write_mark(false)?;
+            }
             Some(Collecting::Covering(self.ordinal))
         } else {
             Some(Collecting::Copying(at))
@@ -710,10 +785,11 @@ impl Log {
         self.medium.write(place, &header);
         self.space.unsynced.touch(place, place + SEGMENT_HEADER);
         self.space.chain.pop_front();
-        self.space.status[oldest.segment] = match planted::is(Bug::EarlyReuse) {
+        let status = match planted::is(Bug::EarlyReuse) {
             true => Status::Ready,
             false => Status::Stamped(self.space.syncs_started + 1),
         };
+        self.space.set(oldest.segment, status);
         self.space.collecting = None;
     }
 
@@ -742,16 +818,17 @@ impl Log {
 
     /// Names grown segments in the superblock once their bytes are durable.
     fn announce_growth(&mut self) -> Result<bool, StoreError> {
-        let finished = self.space.syncs_finished;
-        let grown = |s: &Status| matches!(s, Status::Grown(sync) if *sync <= finished);
-        if !self.space.status.iter().any(grown) {
+        let space = &self.space;
+        let is_grown = |s: &usize| matches!(space.status[*s], Status::Grown(sync) if sync <= space.syncs_finished);
+        let grown: Vec<usize> = space.pending.iter().copied().filter(is_grown).collect();
+        let Some(last) = grown.last() else {
             return Ok(false);
-        }
+        };
         let mut superblock = self.superblock.clone();
-        superblock.segments = self.space.status.len() as u64;
+        superblock.segments = *last as u64 + 1;
         self.write_superblock(superblock)?;
-        for status in self.space.status.iter_mut().filter(|s| grown(s)) {
-            *status = Status::Ready;
+        for segment in grown {
+            self.space.set(segment, Status::Ready);
         }
         Ok(true)
     }
@@ -759,6 +836,7 @@ impl Log {
     /// The file was extended, or could not be.
     pub(crate) fn reserved(&mut self, to: u64, result: std::io::Result<()>) {
         self.space.retry_growth = false;
+        self.space.resizing = false;
         if let Err(error) = result {
             self.space.growth_error = Some(StoreError::io("grow the store", &error));
             return;
@@ -770,9 +848,9 @@ impl Log {
         let at = self.geometry.segment_at(segment);
         let header = SegmentHeader::Free.encode(self.geometry.key, at, self.superblock.generation);
         self.medium.write(at, &header);
-        self.space
-            .status
-            .push(Status::Grown(self.space.syncs_started + 1));
+        self.space.status.push(Status::Used);
+        let grown = Status::Grown(self.space.syncs_started + 1);
+        self.space.set(segment, grown);
         self.state.resize(self.space.status.len());
     }
 
@@ -802,5 +880,42 @@ impl Log {
         }
         self.superblock = superblock;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::Options;
+    use crate::envelope::Envelope;
+    use crate::medium::Heap;
+
+    /// A thread that settles frees a segment itself when there is no other way. While the
+    /// helper extends the file it must not do that too: the stamp that the first one wrote
+    /// was filled with zeros by the second.
+    #[test]
+    fn one_thread_at_a_time_changes_the_length_of_the_file() {
+        let options = Options::new().capacity(64 << 10);
+        let medium = Box::new(Heap::new());
+        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        while log.append(&Envelope::publish("t"), &[7; 100]).is_ok() {}
+        let device = log.medium.device();
+        let (from, to) = loop {
+            match log.chore() {
+                Chore::Reserve(from, to) => break (from, to),
+                Chore::Idle => panic!("a full store wants to grow"),
+                _ => assert!(log.do_chore(&device).unwrap()),
+            }
+        };
+        let segments = log.space.status.len();
+        log.space.begin_resize();
+        while log.do_chore(&device).unwrap() {}
+        assert_eq!(log.space.status.len(), segments);
+        log.reserved(to, device.reserve(from, to));
+        while log.do_chore(&device).unwrap() {}
+        assert!(log.space.status.len() > segments);
+        log.append(&Envelope::publish("t"), &[7; 100]).unwrap();
     }
 }

@@ -283,6 +283,21 @@ impl State {
         true
     }
 
+    /// The first needed record in `place`. Looks at every message: for what went wrong.
+    pub(crate) fn needed_within(&self, place: &Range<u64>) -> Option<Entry> {
+        let mut from = 0;
+        let messages = std::iter::from_fn(|| {
+            let (sequence, entry) = self.index.next_present(from, u64::MAX)?;
+            from = sequence + 1;
+            Some(entry)
+        });
+        messages
+            .filter(|e| e.is_needed())
+            .chain(self.rejections.values().copied())
+            .filter(|e| place.contains(&e.offset()))
+            .min_by_key(|e| e.offset())
+    }
+
     /// The bytes in `place` are about to be reused: forgets the messages whose newest
     /// record stands there. A bounded piece, from sequence `from` on; gives where to go on.
     pub(crate) fn forget(&mut self, from: u64, place: &Range<u64>) -> Option<u64> {

@@ -51,6 +51,10 @@ struct Shared {
     upkeep: Upkeep,
 }
 
+/// How long publishers may wait for room before growth that failed is tried again: space may
+/// have come meanwhile, and nothing else would tell.
+const GROWTH_RETRY: Duration = Duration::from_secs(1);
+
 /// Who does the chores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Upkeep {
@@ -638,12 +642,17 @@ impl Shared {
             core = match chore {
                 Chore::Idle => {
                     core.helper_sleeps = true;
-                    let mut core = match sync_in {
+                    let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
+                    let mut core = match sync_in.into_iter().chain(retry_in).min() {
                         Some(wait) => {
-                            self.work
+                            let (mut core, ended) = self
+                                .work
                                 .wait_timeout(core, wait)
-                                .unwrap_or_else(PoisonError::into_inner)
-                                .0
+                                .unwrap_or_else(PoisonError::into_inner);
+                            if ended.timed_out() {
+                                core.log.space.retry_growth();
+                            }
+                            core
                         }
                         None => self.work.wait(core).unwrap_or_else(PoisonError::into_inner),
                     };
@@ -668,6 +677,7 @@ impl Shared {
                     }
                 }
                 Chore::Reserve(from, to) => {
+                    core.log.space.begin_resize();
                     drop(core);
                     let reserved = self.device.reserve(from, to);
                     let mut core = self.lock();

@@ -5,10 +5,10 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use amps_store::testkit::{Fault, SimDisk};
+use amps_store::testkit::{Fault, SimDisk, has_failed, record_places, step};
 use amps_store::{
-    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rejected, Signal, Stop, Store,
-    StoredMessage,
+    AppendError, Envelope, Level, OpenError, Options, PublishStore, ReadError, Rejected, Signal,
+    Stop, Store, StoreError, StoredMessage,
 };
 
 fn small() -> Options {
@@ -448,27 +448,30 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     let store = disk.open(small()).unwrap();
     disk.fail(Fault::Sync(0));
     assert!(store.sync().is_err());
-    let mut last = 0;
-    while let Ok(appended) = store.append(&Envelope::publish("orders"), b"a message") {
+    // Nothing is reused any more, so what is settled takes room as well.
+    let (mut first, mut last) = (1, 0);
+    while let Ok(appended) = store.append(&Envelope::publish("orders"), &[7; 600]) {
         last = appended.sequence;
+        first = last.saturating_sub(5).max(1);
+        store.settle_through(first - 1).unwrap();
     }
-    let refused: Vec<Rejected> = (1..=last)
+    let refused: Vec<Rejected> = (first..=last)
         .map(|sequence| store.reject(sequence, "not entitled", 77).unwrap())
         .collect();
     assert!(matches!(refused[0], Rejected::Logged { late: false, .. }));
-    assert_eq!(refused[last as usize - 1], Rejected::Held { late: false });
+    assert_eq!(refused.last(), Some(&Rejected::Held { late: false }));
     assert_eq!(store.bounds().unsettled, 0);
     let waiting = store.rejections(0, usize::MAX);
-    assert_eq!(waiting.len() as u64, last);
+    assert_eq!(waiting.len(), refused.len());
     assert!(waiting.iter().all(|r| r.reason == "not entitled"));
     assert_eq!(store.settle_through(last).unwrap(), 0);
-    assert_eq!(store.bounds().rejections, last);
+    assert_eq!(store.bounds().rejections, waiting.len() as u64);
     assert_eq!(
         store.reject(last, "again", 78).unwrap(),
         Rejected::Known,
         "no second refusal"
     );
-    for sequence in [1, last] {
+    for sequence in [first, last] {
         assert!(store.accept(sequence).unwrap());
         assert!(!store.accept(sequence).unwrap());
     }
@@ -479,7 +482,41 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     assert_eq!(saved, waiting[1..waiting.len() - 1]);
     let mut original = StoredMessage::new();
     assert!(fresh.get(last - 1, &mut original).unwrap());
-    assert_eq!(original.payload(), b"a message");
+    assert_eq!(original.payload(), [7; 600]);
+}
+
+/// A message that must be copied before its segment is freed is damaged under the running
+/// store, in its header or behind it: upkeep says so and stops, and frees nothing.
+#[test]
+fn damage_under_a_running_store_ends_upkeep_and_frees_nothing() {
+    for byte in [8, 24, 60] {
+        let disk = SimDisk::new();
+        let store = disk.open(small()).unwrap();
+        for n in 1..=5 {
+            publish(&store, n);
+        }
+        let (third, _) = record_places(&disk.bytes())[3];
+        disk.scribble(third + byte, |bytes| bytes[0] ^= 0xFF);
+        let stopped = (0..1000).find_map(|_| {
+            if let Ok(at) = store.append(&Envelope::publish("t"), &[7; 200]) {
+                store.settle(&[at.sequence]).unwrap();
+            }
+            step(&store).err()
+        });
+        match stopped {
+            Some(StoreError::Damaged { offset }) => assert_eq!(offset, third),
+            other => panic!("byte {byte}: {other:?}"),
+        }
+        assert!(has_failed(&store));
+        let mut message = StoredMessage::new();
+        for sequence in [1, 2, 4, 5] {
+            assert!(store.get(sequence, &mut message).unwrap());
+        }
+        assert!(matches!(
+            store.get(3, &mut message),
+            Err(ReadError::Damaged { sequence: 3, .. })
+        ));
+    }
 }
 
 /// Found by a review: the refusal found no room, the mark behind it did, and said that the
@@ -493,12 +530,15 @@ fn no_mark_settles_a_refusal_that_is_in_memory_only() {
         disk.fail(Fault::Sync(0));
         assert!(store.sync().is_err());
         let body = vec![b'.'; len];
-        let mut last = 0;
+        // Nothing is reused any more, so what is settled takes room as well.
+        let (mut first, mut last) = (1, 0);
         while let Ok(appended) = store.append(&Envelope::publish("orders"), &body) {
             last = appended.sequence;
+            first = last.saturating_sub(20).max(1);
+            store.settle_through(first - 1).unwrap();
         }
         let mut held = Vec::new();
-        for sequence in 1..=last {
+        for sequence in first..=last {
             let reason = "not entitled".repeat(1 + sequence as usize % 12);
             if let Rejected::Held { .. } = store.reject(sequence, &reason, 77).unwrap() {
                 held.push(sequence);

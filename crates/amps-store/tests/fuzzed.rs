@@ -115,27 +115,34 @@ fn a_store_whose_numbers_are_used_up_is_refused_unchanged() {
 }
 
 /// A sync failed, so nothing was freed any more and every segment filled up; then runs died
-/// while they opened the store. Each left an epoch in the room kept for freeing a segment,
-/// until none was left and the store took no message ever after.
+/// while they opened the store, or while they freed a segment. Each left an epoch in the room
+/// kept for freeing a segment, until none was left and the store took no message ever after.
 #[test]
 fn runs_that_die_while_they_open_leave_room_to_free_a_segment() {
-    let disk = SimDisk::new();
-    let store = disk.open(options()).expect("creates");
-    publish(&store, 40);
-    store.settle_through(38).expect("settles");
-    disk.fail(Fault::Sync(0));
-    assert!(store.sync().is_err());
-    while store
-        .append(&Envelope::publish("orders"), &[7; 100])
-        .is_ok()
-    {}
-    drop(store);
-    for _ in 0..6 {
-        drop(disk.open(options()).expect("opens"));
+    for chores in 0..12 {
+        let disk = SimDisk::new();
+        let store = disk.open(options()).expect("creates");
+        disk.limit(Some(disk.bytes().len() as u64));
+        publish(&store, 20);
+        disk.fail(Fault::Sync(0));
+        assert!(store.sync().is_err());
+        while let Ok(at) = store.append(&Envelope::publish("orders"), &[7; 100]) {
+            if at.sequence % 3 == 0 {
+                store.settle(&[at.sequence]).expect("settles");
+            }
+        }
+        drop(store);
+        for _ in 0..300 {
+            let store = disk.open(options()).expect("opens");
+            for _ in 0..chores {
+                step(&store).expect("a good disk");
+            }
+        }
+        let store = disk.open(options()).expect("opens");
+        store.settle_through(15).expect("settles");
+        while step(&store).expect("a good disk") {}
+        publish(&store, 1);
     }
-    let store = disk.open(options()).expect("opens");
-    while step(&store).expect("a good disk") {}
-    publish(&store, 1);
 }
 
 /// A text of an envelope announced more bytes than there is memory; reading it panicked, and

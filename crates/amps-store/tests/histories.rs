@@ -73,7 +73,7 @@ fn place(disk: &SimDisk, sequence: u64) -> u64 {
 fn h20_pages_in_the_middle_never_reached_the_disk() {
     for recovery in [Recovery::Strict, Recovery::Salvage] {
         let disk = SimDisk::new();
-        let store = disk.open(options()).unwrap();
+        let store = disk.open(options().preallocate(true)).unwrap();
         for _ in 1..=1000 {
             publish(&store, 64);
         }

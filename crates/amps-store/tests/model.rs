@@ -285,30 +285,20 @@ impl World {
             }
             70..75 => {
                 if let Some(s) = some(&mut self.rng, &state.unsettled) {
-                    let reason = "because ".repeat(self.rng.below(5) as usize);
+                    let reason = "because ".repeat(self.rng.below(17) as usize);
                     match self.store().reject(s, &reason, 9) {
-                        Ok(Rejected::Logged { late: false, .. }) => {
-                            self.record(
-                                after,
-                                Op::Reject {
-                                    sequence: s,
-                                    reason,
-                                },
-                            );
-                        }
+                        Ok(Rejected::Logged { late: false, .. }) => {}
                         Ok(Rejected::Held { late: false }) => {
                             assert!(has_failed(self.store()));
                             self.held.insert(s);
-                            self.record(
-                                after,
-                                Op::Reject {
-                                    sequence: s,
-                                    reason,
-                                },
-                            );
                         }
                         other => panic!("{other:?}"),
                     }
+                    let reject = Op::Reject {
+                        sequence: s,
+                        reason,
+                    };
+                    self.record(after, reject);
                 }
             }
             75..80 => {
@@ -366,6 +356,15 @@ impl World {
             96..97 if self.rng.one_in(3) => self.close(),
             97..98 if self.rng.one_in(4) => self.disk.fail(Fault::Sync(self.rng.below(3))),
             98..99 if self.rng.one_in(4) => self.disk.fail(Fault::Reserve(0)),
+            99..100 if self.rng.one_in(4) => {
+                // The disk is full from here on, or has room again.
+                let full = self.rng.one_in(2).then(|| {
+                    let len = self.disk.bytes().len() as u64;
+                    len + self.rng.below(3) * 8192
+                });
+                self.trace.push(format!("disk ends at {full:?}"));
+                self.disk.limit(full);
+            }
             _ => {}
         }
     }
@@ -382,8 +381,14 @@ impl World {
             self.disk.power_cut(cut, &mut self.rng);
         }
         self.reopen(if cut.is_some() { durable.ordinal } else { last }, last);
-        // An open that dies before it is used must change nothing.
-        while self.rng.one_in(3) {
+        // An open that dies before it is used must change nothing, and a run of them must not
+        // fill the store with their epochs.
+        let mut dying = if self.rng.one_in(40) { 120 } else { 0 };
+        while dying > 0 || self.rng.one_in(3) {
+            dying = dying.max(1) - 1;
+            for _ in 0..self.rng.below(5) {
+                drop(step(self.store()));
+            }
             let last = last_ordinal(self.store());
             let durable = self.store().durable().ordinal;
             self.trace.push(format!("crash in open, durable {durable}"));
@@ -666,22 +671,40 @@ fn the_store_is_its_model() {
 
 /// A ring as full as it gets of messages that are all refused (H24).
 fn every_message_is_refused() {
+    refuse_everything(None);
+}
+
+/// The same where the disk is full before the ring is: a refusal finds its room all the same.
+fn every_message_is_refused_on_a_full_disk() {
+    for grown in 0..4 {
+        refuse_everything(Some(grown * 8192));
+    }
+}
+
+/// `grows`: by how much the file can grow before its disk is full.
+fn refuse_everything(grows: Option<u64>) {
     let disk = SimDisk::new();
     let store = disk
         .open(Options::new().capacity(64 << 10).client_name("model"))
         .expect("creates");
+    disk.limit(grows.map(|by| disk.bytes().len() as u64 + by));
     let mut sequences = Vec::new();
+    let mut tried = false;
     loop {
         match store.append(&Envelope::publish("t"), &[7; 64]) {
-            Ok(at) => sequences.push(at.sequence),
-            Err(AppendError::Full { .. }) => {
-                if !step(&store).expect("chore") {
-                    break;
-                }
+            Ok(at) => {
+                sequences.push(at.sequence);
+                tried = false;
             }
+            Err(AppendError::Full { .. } | AppendError::NoSpace { .. }) if !tried => {
+                while step(&store).expect("chore") {}
+                tried = true;
+            }
+            Err(AppendError::Full { .. } | AppendError::NoSpace { .. }) => break,
             Err(e) => panic!("{e}"),
         }
     }
+    assert!(sequences.len() > 20, "{} messages", sequences.len());
     for &sequence in &sequences {
         let logged = store
             .reject(sequence, &"long ".repeat(100), 1)
@@ -745,6 +768,11 @@ fn h24_every_refusal_of_a_full_ring_finds_room() {
     every_message_is_refused();
 }
 
+#[test]
+fn h24_every_refusal_finds_room_when_the_disk_is_full_before_the_ring_is() {
+    every_message_is_refused_on_a_full_disk();
+}
+
 /// Each way to break the store is caught by the tests above: the check of the checks.
 #[test]
 fn every_planted_bug_is_caught() {
@@ -767,6 +795,7 @@ fn every_planted_bug_is_caught() {
         Bug::NoWipe,
         Bug::SplitHeader,
         Bug::NoCharge,
+        Bug::AdmitUnreserved,
     ];
     let only = std::env::var("AMPS_BUG").ok();
     let loud = std::panic::take_hook();
@@ -779,12 +808,13 @@ fn every_planted_bug_is_caught() {
         plant(Some(bug));
         let is_caught =
             |run: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err();
-        let caught =
-            is_caught(&every_message_is_refused) || is_caught(&a_torn_head_meets_a_tail_by_chance);
+        let caught = is_caught(&every_message_is_refused)
+            || is_caught(&every_message_is_refused_on_a_full_disk)
+            || is_caught(&a_torn_head_meets_a_tail_by_chance);
         let caught = caught.then_some(0).or_else(|| {
             // Rare ones begin where they were first caught.
             let first = match bug {
-                Bug::NoLapCheck => 3476,
+                Bug::NoLapCheck => 4331,
                 _ => 0,
             };
             (first..first + 20_000).find(|seed| is_caught(&|| explore(*seed)))

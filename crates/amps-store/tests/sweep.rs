@@ -52,7 +52,10 @@ impl State {
             }
             Op::Accept(s) => drop(self.rejected.remove(s)),
             Op::Requeue { from, to } => {
-                if let Some(origin) = self.rejected.remove(from) {
+                // A refusal that was held in memory only may be gone with the process; the
+                // requeued message settles its original all the same.
+                let refused = self.rejected.remove(from);
+                if let Some(origin) = refused.or_else(|| self.unsettled.remove(from)) {
                     self.unsettled.insert(*to, origin);
                 }
             }
@@ -113,12 +116,12 @@ impl World {
     }
 
     fn done(&mut self, store: &Store, after: u64, op: Op) {
-        let settles = matches!(op, Op::Settle(_) | Op::SettleThrough(_));
+        let through = last_ordinal(store);
         self.log.push(Done {
             after,
-            through: last_ordinal(store),
+            through,
             op,
-            optional: settles && has_failed(store),
+            optional: through == after && has_failed(store),
         });
     }
 
@@ -173,6 +176,10 @@ impl World {
     }
 
     fn change(&mut self, store: &Store, op: Op) {
+        // Each of these doubles what a recovery may find.
+        if self.log.iter().filter(|d| d.optional).count() > 5 {
+            return;
+        }
         let after = last_ordinal(store);
         let changed = match &op {
             Op::SettleThrough(s) => store.settle_through(*s).map(drop),
@@ -453,7 +460,6 @@ fn a_file_size_limit_at_creation_is_an_error_and_no_signal() {
 }
 
 #[test]
-#[ignore = "publishes are admitted up to the cap before growth is known to fail, and then the log's own records find no room"]
 fn a_file_size_limit_while_growing_is_an_error_and_no_signal() {
     assert_eq!(under_limits(&[528, 550, 600, 700, 1024, 1500]), (0, 6));
 }

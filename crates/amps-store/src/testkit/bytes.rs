@@ -148,7 +148,8 @@ mod tests {
 
     fn store() -> (SimDisk, Options) {
         let disk = SimDisk::new();
-        let options = Options::new().capacity(64 << 10).client_name("resigned");
+        let options = Options::new().capacity(64 << 10);
+        let options = options.preallocate(true).client_name("resigned");
         let store = disk.open(options.clone()).unwrap();
         for n in 0..50u8 {
             store.append(&Envelope::publish("t"), &[n; 60]).unwrap();
