@@ -8,6 +8,8 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 const CHUNK: usize = 1024;
+/// As many chunks as a processor's own cache holds.
+const CACHED: usize = 32;
 /// A jump of more numbers than this starts a new chunk instead of filling with zeros.
 const GAP: u64 = 16;
 
@@ -76,6 +78,17 @@ impl Chunk {
     fn end(&self) -> u64 {
         self.first + self.words.len() as u64
     }
+
+    #[inline]
+    fn holds(&self, sequence: u64) -> bool {
+        sequence.wrapping_sub(self.first) < self.words.len() as u64
+    }
+}
+
+/// The chunk of a sequence, if all are full and none was jumped over behind `first`.
+#[inline]
+fn guess(first: u64, sequence: u64) -> usize {
+    (sequence.wrapping_sub(first) / CHUNK as u64) as usize
 }
 
 #[derive(Default)]
@@ -85,18 +98,22 @@ pub(crate) struct Index {
 
 impl Index {
     /// The chunk that may hold `sequence`, or the first one behind it.
+    #[inline]
     fn chunk_at(&self, sequence: u64) -> usize {
-        let Some(front) = self.chunks.front() else {
-            return 0;
-        };
-        // Full chunks without jumps: the guess is exact.
-        let guess = (sequence.saturating_sub(front.first) / CHUNK as u64) as usize;
-        if let Some(chunk) = self.chunks.get(guess)
-            && chunk.first <= sequence
-            && sequence < chunk.end()
-        {
-            return guess;
+        let guess = guess(self.first(), sequence);
+        match self.chunks.get(guess) {
+            Some(chunk) if chunk.holds(sequence) => guess,
+            _ => self.search(sequence),
         }
+    }
+
+    #[inline]
+    fn first(&self) -> u64 {
+        self.chunks.front().map_or(0, |front| front.first)
+    }
+
+    #[cold]
+    fn search(&self, sequence: u64) -> usize {
         self.chunks.partition_point(|c| c.end() <= sequence)
     }
 
@@ -256,11 +273,40 @@ impl Index {
         })
     }
 
-    /// Marks one sequence settled; gives what it was if it was unsettled.
-    pub(crate) fn settle(&mut self, sequence: u64) -> Option<Entry> {
-        let entry = self.get(sequence).filter(|e| !e.is_settled())?;
-        self.put_low(sequence, entry.settled());
-        Some(entry)
+    /// Marks single sequences settled; of those that were not, `open` gets the entries.
+    pub(crate) fn settle(&mut self, sequences: &[u64], open: &mut Vec<(u64, Entry)>) {
+        open.clear();
+        open.reserve(sequences.len());
+        let first = self.first();
+        if self.chunks.len() > CACHED {
+            // Looked at in advance, so that the cache misses overlap.
+            let mut all = 0;
+            for &sequence in sequences {
+                if let Some(chunk) = self.chunks.get(guess(first, sequence)) {
+                    let place = sequence.wrapping_sub(chunk.first) as usize;
+                    all |= chunk.words.get(place).copied().unwrap_or(0);
+                }
+            }
+            std::hint::black_box(all);
+        }
+        for &sequence in sequences {
+            let chunk = match self.chunks.get_mut(guess(first, sequence)) {
+                Some(chunk) if chunk.holds(sequence) => chunk,
+                _ => {
+                    let at = self.search(sequence);
+                    match self.chunks.get_mut(at) {
+                        Some(chunk) if chunk.holds(sequence) => chunk,
+                        _ => continue,
+                    }
+                }
+            };
+            let word = &mut chunk.words[(sequence - chunk.first) as usize];
+            let entry = Entry(*word);
+            if *word != 0 && !entry.is_settled() {
+                *word |= SETTLED;
+                open.push((sequence, entry));
+            }
+        }
     }
 
     /// Marks everything in `from..=through` settled and shows each that was not.
@@ -274,9 +320,11 @@ impl Index {
             let take = (through - chunk.first)
                 .saturating_add(1)
                 .min(chunk.words.len() as u64);
-            for word in chunk.words.iter_mut().take(take as usize).skip(skip) {
-                if *word != 0 && *word & SETTLED == 0 {
-                    each(Entry(*word));
+            let words = chunk.words.get_mut(skip..take as usize).unwrap_or(&mut []);
+            for word in words {
+                let entry = Entry(*word);
+                if *word != 0 && !entry.is_settled() {
+                    each(entry);
                     *word |= SETTLED;
                 }
             }
@@ -330,14 +378,14 @@ mod tests {
             if x >> 61 == 3 {
                 let gone = *model.keys().nth(model.len() / 3).unwrap();
                 let at = model[&gone].offset();
-                index.settle(gone);
+                index.settle(&[gone], &mut Vec::new());
                 let next = index.remove_within(gone, &(at..at + 8));
                 assert!(next.is_some_and(|next| next > gone));
                 model.remove(&gone);
             }
             if x >> 61 == 5 {
                 let settled = *model.keys().nth(model.len() / 2).unwrap();
-                index.settle(settled);
+                index.settle(&[settled], &mut Vec::new());
                 model.get_mut(&settled).unwrap().0 |= SETTLED;
             }
         }

@@ -388,27 +388,28 @@ impl Log {
     pub(crate) fn settle(&mut self, sequences: &[u64]) -> Result<u64, StoreError> {
         self.usable()?;
         let floor = self.state.floor();
-        let mut settled = 0;
-        let mut body = Vec::with_capacity(MAX_SETTLED * 8);
+        let before = self.state.unsettled();
         for batch in sequences.chunks(MAX_SETTLED) {
+            let most = stride(RECORD_HEADER + batch.len() * 8);
+            let recorded = unless_failed(self.make_room(most))?;
+            let mut body = std::mem::take(&mut self.body);
             body.clear();
-            for &sequence in batch {
-                if self.state.standing(sequence) == Standing::Unsettled {
-                    body.extend_from_slice(&sequence.to_le_bytes());
+            for (sequence, _) in self.state.settle(batch) {
+                body.extend_from_slice(&sequence.to_le_bytes());
+            }
+            let written = match recorded {
+                Some(()) if !body.is_empty() => {
+                    self.write_internal(Kind::Settlement, 0, &body).map(drop)
                 }
-            }
-            if body.is_empty() {
-                continue;
-            }
-            unless_failed(self.write_internal(Kind::Settlement, 0, &body))?;
-            for &sequence in batch {
-                settled += u64::from(self.state.settle(sequence));
-            }
+                _ => Ok(()),
+            };
+            self.body = body;
+            written?;
         }
         if self.state.floor() > floor {
             unless_failed(self.write_mark(false))?;
         }
-        Ok(settled)
+        Ok(before - self.state.unsettled())
     }
 
     /// Logs a refusal.

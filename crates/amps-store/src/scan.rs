@@ -63,8 +63,12 @@ impl Geometry {
         self.segment_at(segment) + self.segment_size
     }
 
+    #[inline]
     pub(crate) fn segment_of(&self, offset: u64) -> usize {
-        ((offset - crate::format::SEGMENTS_AT) / self.segment_size) as usize
+        // Segments are whole blocks, and a file has fewer than 2^31 of them: dividing 32
+        // bits costs half of what 64 cost.
+        let block = (offset - crate::format::SEGMENTS_AT) / crate::format::BLOCK;
+        (block as u32 / (self.segment_size / crate::format::BLOCK) as u32) as usize
     }
 }
 

@@ -20,9 +20,44 @@ pub(crate) struct State {
     charges: u64,
     /// Needed bytes in each segment.
     segment_live: Vec<u64>,
+    /// What the latest settlement found open.
+    open: Vec<(u64, Entry)>,
     /// Records are being read back: a message may still follow whose number lies below
     /// others that are settled, so only a mark moves the floor.
     replaying: bool,
+}
+
+/// Entries that give up their room. They come in runs within a segment: it is looked at once
+/// per run.
+#[derive(Default)]
+struct Run {
+    start: u64,
+    end: u64,
+    bytes: u64,
+    all: u64,
+}
+
+impl Run {
+    #[inline]
+    fn take(&mut self, entry: Entry, geometry: &Geometry, segment_live: &mut [u64]) {
+        let offset = entry.offset();
+        if offset < self.start || offset >= self.end {
+            self.end(geometry, segment_live);
+            let segment = geometry.segment_of(offset);
+            self.start = geometry.segment_at(segment);
+            self.end = geometry.end_of(segment);
+        }
+        self.bytes += entry.stride();
+    }
+
+    /// What all entries together took.
+    fn end(&mut self, geometry: &Geometry, segment_live: &mut [u64]) -> u64 {
+        if self.bytes > 0 {
+            segment_live[geometry.segment_of(self.start)] -= self.bytes;
+            self.all += std::mem::take(&mut self.bytes);
+        }
+        self.all
+    }
 }
 
 /// What a refusal did.
@@ -49,6 +84,7 @@ impl State {
             live: 0,
             charges: 0,
             segment_live: vec![0; segments],
+            open: Vec::new(),
             replaying: true,
         }
     }
@@ -198,21 +234,12 @@ impl State {
     /// Settles a prefix; returns how many messages this concerned.
     pub(crate) fn settle_through(&mut self, sequence: u64) -> u64 {
         let before = self.unsettled;
-        // Entries come in runs within a segment: one division per run.
-        let geometry = self.geometry;
-        let (mut start, mut end, mut segment) = (0, 0, 0);
-        let (live, segment_live) = (&mut self.live, &mut self.segment_live);
-        let mut count = 0;
+        let (mut run, mut count) = (Run::default(), 0);
         self.index.settle_range(self.floor + 1, sequence, |entry| {
-            let offset = entry.offset();
-            if offset < start || offset >= end {
-                segment = geometry.segment_of(offset);
-                (start, end) = (geometry.segment_at(segment), geometry.end_of(segment));
-            }
-            *live -= entry.stride();
-            segment_live[segment] -= entry.stride();
+            run.take(entry, &self.geometry, &mut self.segment_live);
             count += 1;
         });
+        self.live -= run.end(&self.geometry, &mut self.segment_live);
         self.unsettled -= count;
         self.charges -= count * CHARGE;
         self.last = self.last.max(sequence);
@@ -221,18 +248,24 @@ impl State {
         before - self.unsettled
     }
 
-    /// Settles one message; whether it was unsettled.
-    pub(crate) fn settle(&mut self, sequence: u64) -> bool {
-        let Some(entry) = self.index.settle(sequence) else {
-            return false;
-        };
-        self.release(entry);
-        self.unsettled -= 1;
-        self.charges -= CHARGE;
-        if sequence == self.floor + 1 || self.unsettled == 0 {
+    /// Settles single messages, and gives those that were unsettled.
+    pub(crate) fn settle(&mut self, sequences: &[u64]) -> &[(u64, Entry)] {
+        self.index.settle(sequences, &mut self.open);
+        let lowest = self.floor + 1;
+        let mut raise = false;
+        let mut run = Run::default();
+        for &(sequence, entry) in &self.open {
+            raise |= sequence == lowest;
+            run.take(entry, &self.geometry, &mut self.segment_live);
+        }
+        self.live -= run.end(&self.geometry, &mut self.segment_live);
+        let count = self.open.len() as u64;
+        self.unsettled -= count;
+        self.charges -= count * CHARGE;
+        if raise || (count > 0 && self.unsettled == 0) {
             self.raise_floor();
         }
-        true
+        &self.open
     }
 
     /// Moves the floor over what is settled already. Amortised O(1): it never looks twice.

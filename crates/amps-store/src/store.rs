@@ -586,7 +586,7 @@ impl Shared {
     fn after_change(&self, mut core: MutexGuard<'_, Core>) {
         self.do_chores(&mut core);
         let room = core.log.space.demanded();
-        if core.log.chore() != Chore::Idle || self.level != Level::Os {
+        if core.helper_sleeps && (self.level != Level::Os || core.log.chore() != Chore::Idle) {
             self.wake_helper(core);
         } else {
             drop(core);
