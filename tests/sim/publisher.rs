@@ -611,7 +611,8 @@ impl Publisher {
             let _ = step(&process.store);
         }
         if process.store.level() == Level::Disk && around.rng.one_in(2) {
-            process.store.request_sync();
+            // A failure shows in has_failed.
+            let _ = process.store.request_sync();
         }
         if has_failed(&process.store) && !std::mem::replace(&mut process.sync_failed, true) {
             trace!(around, "p{} cannot sync any more", self.id);

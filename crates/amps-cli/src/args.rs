@@ -146,7 +146,8 @@ pub(crate) struct Publish {
     /// Publish at most this many messages a second.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rate: Option<u64>,
-    /// When messages are safe from a power cut: os, interval:DURATION or disk.
+    /// When messages are safe from a power cut: os, interval:DURATION or disk; the last two
+    /// need --store.
     #[arg(long, value_name = "LEVEL", default_value = "os", value_parser = units::level)]
     pub(crate) durability: Level,
     /// Say each line that is in the store, as soon as it is.

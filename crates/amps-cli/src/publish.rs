@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use amps_client::Message;
-use amps_store::{Options, PublishStore, Store};
+use amps_store::{Level, Options, PublishStore, Store};
 
 use crate::args::Publish;
 use crate::failure::{Exit, Failure};
@@ -74,6 +74,12 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
 }
 
 fn open_store(args: &Publish) -> Result<Store, Failure> {
+    if args.store.is_none() && args.durability != Level::Os {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--durability interval and disk need --store FILE: messages in memory survive nothing",
+        ));
+    }
     let mut options = Options::new().level(args.durability);
     if let Some(name) = &args.client_name {
         options = options.client_name(name.clone());

@@ -365,6 +365,25 @@ fn a_store_that_is_not_there_is_named() {
     }
 }
 
+/// Found by a review: all of it was accepted and none of it sent.
+#[test]
+fn messages_in_memory_cannot_be_durable() {
+    for level in ["disk", "interval:10ms"] {
+        let mut publish = amps();
+        publish.args([
+            "publish",
+            "--topic",
+            "t",
+            "--sandbox",
+            "--durability",
+            level,
+        ]);
+        run_with_input(&mut publish, b"x\n")
+            .expect(2)
+            .says(&["--store"]);
+    }
+}
+
 #[test]
 fn usage_errors_are_2() {
     for command in [

@@ -110,8 +110,9 @@ impl Receipt {
     ///
     /// # Errors
     /// A sync failed, now or before: the store can make nothing durable any more. Or the
-    /// client is closed and left the message undurable, or the message went out without a
-    /// store, which makes nothing durable ([`StoreError::Closed`]).
+    /// store is in memory ([`StoreError::InMemory`]). Or the client is closed and left the
+    /// message undurable, or the message went out without a store, which makes nothing
+    /// durable ([`StoreError::Closed`]).
     pub async fn durable(&self) -> Result<(), StoreError> {
         let Some(watched) = &self.watched else {
             return Err(StoreError::Closed);
@@ -128,7 +129,7 @@ impl Receipt {
             if watched.book.is_closed() {
                 return Err(StoreError::Closed);
             }
-            watched.store.request_sync();
+            watched.store.request_sync()?;
             if moved.changed().await.is_err() {
                 return Err(StoreError::Closed);
             }

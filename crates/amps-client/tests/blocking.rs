@@ -153,7 +153,9 @@ fn in_handlers(call: Call) -> Vec<(&'static str, String)> {
         refuse(listener);
         let slot = Slot::default();
         let (told, results): (Sender<String>, Receiver<String>) = channel();
-        let store = Store::memory(options().capacity(256 << 10)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let options = options().capacity(256 << 10);
+        let store = Store::open(dir.path().join("s"), options).unwrap();
         let client = with(builder.store(store), slot.clone(), told)
             .open_blocking()
             .unwrap();

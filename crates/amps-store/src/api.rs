@@ -19,7 +19,7 @@ pub const MAX_REASON: usize = 128;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
     /// The operating system writes when it likes. Nothing is synced but what reuse of
-    /// space, the send grant, a rebase and close need.
+    /// space, the send grant, a rebase and close need. The only level of a store in memory.
     #[default]
     Os,
     /// Synced at least this often while there is something to sync.
@@ -172,7 +172,8 @@ pub enum Signal {
     Room,
     /// [`PublishStore::durable`] moved.
     Durable,
-    /// A sync failed: `durable` will never move again.
+    /// A sync or a superblock write failed, or the store ended with something unsynced:
+    /// `durable` will never move again.
     SyncFailed,
 }
 
@@ -279,14 +280,19 @@ pub trait PublishStore: Send + Sync + 'static {
     /// What is durable now. One atomic look.
     fn durable(&self) -> Durable;
 
-    /// Asks for a sync of everything appended so far, without waiting; `Signal::Durable`
-    /// or `Signal::SyncFailed` follows.
-    fn request_sync(&self);
+    /// Asks for a sync of everything appended so far, without waiting: if some of it is not
+    /// durable yet, `Signal::Durable` or `Signal::SyncFailed` follows.
+    ///
+    /// # Errors
+    /// Nothing can become durable any more, and no signal follows: the store is in memory
+    /// ([`StoreError::InMemory`]), a sync failed before, or the store is closed.
+    fn request_sync(&self) -> Result<(), StoreError>;
 
     /// Syncs everything appended so far. *Syncs.*
     ///
     /// # Errors
-    /// The device failed now or before: `durable` never moves again.
+    /// The device failed now or before: `durable` never moves again. Or the store is in
+    /// memory ([`StoreError::InMemory`]).
     fn sync(&self) -> Result<Durable, StoreError>;
 
     /// What was found when the store was opened. A client tells its user what of it is bad

@@ -78,6 +78,9 @@ pub enum StoreError {
     /// This process is a fork of the one that opened the store.
     #[error("the store belongs to the parent process; a forked child must open its own")]
     Forked,
+    /// The store is in memory: nothing in it can be made durable.
+    #[error("the store is in memory and survives nothing; what must be durable needs a file")]
+    InMemory,
     /// A sync failed, so nothing can be made durable any more. What was appended is safe
     /// from a process crash only: evacuate the store to a fresh file.
     #[error(

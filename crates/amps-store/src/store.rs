@@ -60,7 +60,7 @@ const GROWTH_RETRY: Duration = Duration::from_secs(1);
 enum Upkeep {
     /// The helper thread.
     Thread,
-    /// Whoever changes the log, right then.
+    /// Whoever changes the log, right then: a store in memory, which makes nothing durable.
     Inline,
     /// Nobody, until asked: simulations.
     Steps,
@@ -73,6 +73,25 @@ struct Core {
     last_sync: Instant,
     helper_sleeps: bool,
     stop: bool,
+    told: Told,
+}
+
+/// What callers and observers know of the log.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    durable: u64,
+    failed: bool,
+    closed: bool,
+}
+
+/// What changed under the lock, to be told behind it.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+struct News {
+    room: bool,
+    durable: bool,
+    failed: bool,
+    closed: bool,
 }
 
 impl Store {
@@ -110,11 +129,17 @@ impl Store {
         Ok(store)
     }
 
-    /// A store in memory: the same rules, and nothing survives the process.
+    /// A store in memory: the same rules, and nothing survives the process. So nothing in it
+    /// ever counts as durable: [`sync`](PublishStore::sync) and
+    /// [`request_sync`](PublishStore::request_sync) answer [`StoreError::InMemory`].
     ///
     /// # Errors
-    /// [`OpenError::Options`], or no memory.
+    /// [`OpenError::Options`], also for any level but [`Level::Os`]; or no memory.
     pub fn memory(options: Options) -> Result<Store, OpenError> {
+        if options.level != Level::Os {
+            let why = "a store in memory makes nothing durable: use level Os, or a file";
+            return Err(OpenError::Options(why.to_owned()));
+        }
         Self::on_medium(
             Path::new("(memory)"),
             Box::new(Heap::new()),
@@ -145,9 +170,9 @@ impl Store {
     pub(crate) fn step(&self) -> Result<bool, StoreError> {
         let shared = &self.inner.shared;
         let mut core = shared.lock();
-        let did = core.log.do_chore(&shared.device)?;
-        shared.after_sync(core, true);
-        Ok(did)
+        let did = core.log.do_chore(&shared.device);
+        shared.tell(core);
+        did
     }
 
     #[cfg(feature = "testkit")]
@@ -185,8 +210,17 @@ impl Store {
                 last_sync: Instant::now(),
                 helper_sleeps: false,
                 stop: false,
+                told: Told {
+                    durable: durable.ordinal,
+                    failed: false,
+                    closed: false,
+                },
             }),
         };
+        if upkeep == Upkeep::Inline {
+            shared.durable_ordinal.store(0, Ordering::Relaxed);
+            shared.durable_sequence.store(0, Ordering::Relaxed);
+        }
         let inner = Inner {
             shared: Arc::new(shared),
             report,
@@ -407,34 +441,40 @@ impl PublishStore for Store {
         }
     }
 
-    fn request_sync(&self) {
+    fn request_sync(&self) -> Result<(), StoreError> {
         let shared = &self.inner.shared;
+        shared.not_forked()?;
         let mut core = shared.lock();
+        shared.may_sync(&core)?;
         core.wanted = core.log.ordinal;
         if shared.upkeep == Upkeep::Thread {
             shared.wake_helper(core);
-        } else {
-            let ticket = core.log.begin_sync();
-            let result = ticket.extent.sync(&*shared.device);
-            let synced = core.log.finish_sync(ticket, result);
-            shared.after_sync(core, synced.is_ok());
+            return Ok(());
         }
+        let ticket = core.log.begin_sync();
+        let result = ticket.extent.sync(&*shared.device);
+        // As with a helper: what comes of it is told, to all.
+        if let Err(error) = core.log.finish_sync(ticket, result) {
+            tracing::error!(%error, "sync failed");
+        }
+        shared.tell(core);
+        Ok(())
     }
 
     fn sync(&self) -> Result<Durable, StoreError> {
         let shared = &self.inner.shared;
-        shared.not_forked()?;
         if shared.upkeep != Upkeep::Thread {
-            self.request_sync();
+            self.request_sync()?;
+            let core = shared.lock();
+            shared.may_sync(&core)?;
+            return Ok(core.log.durable);
         }
+        shared.not_forked()?;
         let mut core = shared.lock();
         let target = core.log.ordinal;
         loop {
-            if let Some(why) = &core.log.failed {
-                return Err(StoreError::SyncFailed(why.clone()));
-            }
-            core.log.usable()?;
-            if core.log.durable.ordinal >= target || shared.upkeep != Upkeep::Thread {
+            shared.may_sync(&core)?;
+            if core.log.durable.ordinal >= target {
                 return Ok(core.log.durable);
             }
             core.wanted = core.wanted.max(target);
@@ -461,7 +501,7 @@ impl PublishStore for Store {
             .unwrap_or_else(PoisonError::into_inner)
             .push(observer.clone());
         // Looked at behind the registration: a failure in between is told twice at worst.
-        if self.inner.shared.lock().log.failed.is_some() {
+        if self.inner.shared.lock().told.failed {
             let _ = observer(Signal::SyncFailed);
         }
     }
@@ -484,7 +524,7 @@ impl PublishStore for Store {
         core.log.closed = true;
         // Handles may outlive the close; the file is free for the next owner.
         shared.device.release();
-        shared.after_sync(core, closed.is_ok());
+        shared.tell(core);
         closed
     }
 }
@@ -582,33 +622,74 @@ impl Shared {
         }
     }
 
+    /// Whether anything can become durable yet.
+    fn may_sync(&self, core: &Core) -> Result<(), StoreError> {
+        if self.upkeep == Upkeep::Inline {
+            return Err(StoreError::InMemory);
+        }
+        if let Some(why) = &core.log.failed {
+            return Err(StoreError::SyncFailed(why.clone()));
+        }
+        core.log.usable()
+    }
+
     /// Room may have come, and work for the helper.
     fn after_change(&self, mut core: MutexGuard<'_, Core>) {
         self.do_chores(&mut core);
-        let room = core.log.space.demanded();
+        let news = self.news(&mut core);
         if core.helper_sleeps && (self.level != Level::Os || core.log.chore() != Chore::Idle) {
             self.wake_helper(core);
         } else {
             drop(core);
         }
-        if room {
-            self.progress.notify_all();
-            self.signal(Signal::Room);
+        self.spread(news);
+    }
+
+    /// Lets go of the lock and tells whatever changed under it.
+    fn tell(&self, mut core: MutexGuard<'_, Core>) {
+        let news = self.news(&mut core);
+        drop(core);
+        self.spread(news);
+    }
+
+    /// Whoever may have changed the log asks this before it lets go of the lock, so that
+    /// nobody waits for what has happened already.
+    fn news(&self, core: &mut Core) -> News {
+        let (log, told) = (&core.log, core.told);
+        core.told = Told {
+            durable: log.durable.ordinal.max(told.durable),
+            // What a closed store has not made durable never will be.
+            failed: log.failed.is_some() || (log.closed && log.durable.ordinal < log.ordinal),
+            closed: log.closed,
+        };
+        let durable = core.told.durable > told.durable && self.upkeep != Upkeep::Inline;
+        if durable {
+            self.durable_sequence
+                .fetch_max(log.durable.sequence, Ordering::Release);
+            self.durable_ordinal
+                .fetch_max(log.durable.ordinal, Ordering::Release);
+        }
+        News {
+            room: log.space.demanded(),
+            durable,
+            failed: core.told.failed && !told.failed,
+            closed: core.told.closed && !told.closed,
         }
     }
 
-    fn after_sync(&self, core: MutexGuard<'_, Core>, good: bool) {
-        self.durable_sequence
-            .fetch_max(core.log.durable.sequence, Ordering::Release);
-        self.durable_ordinal
-            .fetch_max(core.log.durable.ordinal, Ordering::Release);
-        drop(core);
-        self.progress.notify_all();
-        self.signal(if good {
-            Signal::Durable
-        } else {
-            Signal::SyncFailed
-        });
+    fn spread(&self, news: News) {
+        if news.room || news.durable || news.failed || news.closed {
+            self.progress.notify_all();
+        }
+        for (happened, signal) in [
+            (news.durable, Signal::Durable),
+            (news.failed, Signal::SyncFailed),
+            (news.room, Signal::Room),
+        ] {
+            if happened {
+                self.signal(signal);
+            }
+        }
     }
 
     fn signal(&self, signal: Signal) {
@@ -664,17 +745,9 @@ impl Shared {
                     if let Err(error) = core.log.work() {
                         tracing::error!(%error, "the store's upkeep failed");
                         core.log.failed.get_or_insert_with(|| error.to_string());
-                        self.after_sync(core, false);
-                        self.lock()
-                    } else {
-                        let room = core.log.space.demanded();
-                        drop(core);
-                        if room {
-                            self.progress.notify_all();
-                            self.signal(Signal::Room);
-                        }
-                        self.lock()
                     }
+                    self.tell(core);
+                    self.lock()
                 }
                 Chore::Reserve(from, to) => {
                     core.log.space.begin_resize();
@@ -722,15 +795,69 @@ impl Shared {
         let result = ticket.extent.sync(&*self.device);
         let mut core = self.lock();
         core.last_sync = Instant::now();
-        let finished = core.log.finish_sync(ticket, result);
-        if let Err(error) = &finished {
+        if let Err(error) = core.log.finish_sync(ticket, result) {
             tracing::error!(%error, "sync failed");
         }
-        let room = core.log.space.demanded();
-        self.after_sync(core, finished.is_ok());
-        if room {
-            self.signal(Signal::Room);
-        }
+        self.tell(core);
         self.lock()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::ops::ControlFlow;
+
+    use super::*;
+    use crate::testkit::{Fault, SimDisk};
+
+    /// With a helper that is too slow to do anything.
+    fn without_helper(disk: &SimDisk) -> Store {
+        let options = Options::new().capacity(64 << 10);
+        let opened = file::open_medium(Path::new("(simulated disk)"), disk.medium(), &options);
+        let (log, report) = opened.unwrap();
+        Store::new(log, report, &options, None, Upkeep::Thread)
+    }
+
+    /// Does something as soon as another thread waits for a sync.
+    fn while_a_sync_waits(store: &Store, work: impl FnOnce()) -> Result<Durable, StoreError> {
+        std::thread::scope(|scope| {
+            let waiting = scope.spawn(|| store.sync());
+            // Whoever finds it wanted finds the lock free because the other one waits.
+            while store.inner.shared.lock().wanted == 0 {
+                std::thread::yield_now();
+            }
+            work();
+            waiting.join().unwrap()
+        })
+    }
+
+    #[test]
+    fn who_waits_for_a_sync_hears_of_a_failed_superblock_write() {
+        let disk = SimDisk::new();
+        let store = without_helper(&disk);
+        store.append(&Envelope::publish("t"), b"x").unwrap();
+        let synced = while_a_sync_waits(&store, || {
+            disk.fail(Fault::WriteAround(0));
+            assert!(store.raise_grant(7).is_err());
+        });
+        assert!(matches!(synced, Err(StoreError::SyncFailed(_))));
+    }
+
+    #[test]
+    fn who_waits_for_a_sync_hears_of_an_evacuation() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = without_helper(&SimDisk::new());
+        let heard = Arc::new(Mutex::new(Vec::new()));
+        let to = heard.clone();
+        store.observe(Arc::new(move |signal| {
+            to.lock().unwrap().push(signal);
+            ControlFlow::Continue(())
+        }));
+        store.append(&Envelope::publish("t"), b"x").unwrap();
+        let synced = while_a_sync_waits(&store, || {
+            store.evacuate(dir.path().join("fresh"), Level::Os).unwrap();
+        });
+        assert!(matches!(synced, Err(StoreError::Closed)));
+        assert_eq!(heard.lock().unwrap()[..], [Signal::SyncFailed]);
     }
 }

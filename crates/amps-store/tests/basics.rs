@@ -309,10 +309,10 @@ fn an_observer_that_comes_late_hears_of_a_failed_sync_and_one_that_breaks_hears_
     store.observe(observer(ControlFlow::Break(()), "once"));
     store.observe(observer(ControlFlow::Continue(()), "always"));
     publish(&store, 1);
-    store.request_sync();
+    store.request_sync().unwrap();
     publish(&store, 2);
     disk.fail(Fault::Sync(0));
-    store.request_sync();
+    store.request_sync().unwrap();
     store.observe(observer(ControlFlow::Continue(()), "late"));
     let heard: Vec<_> = rx.try_iter().collect();
     assert_eq!(

@@ -512,8 +512,10 @@ impl Delivery {
         if planted!(GiveUpNotAwaited) || store.is_unsettled(sequence) {
             return;
         }
-        self.wait_for = Some(ordinal.unwrap_or(u64::MAX));
-        store.request_sync();
+        // What does not outlive the process cannot come back unsettled.
+        if !matches!(store.request_sync(), Err(StoreError::InMemory)) {
+            self.wait_for = Some(ordinal.unwrap_or(u64::MAX));
+        }
     }
 
     /// A device that fails now stops sending for good, the level notwithstanding: rather

@@ -50,9 +50,10 @@ impl PublishStore for Quirks {
         }
     }
 
-    fn request_sync(&self) {
-        if !self.never_durable {
-            self.store.request_sync();
+    fn request_sync(&self) -> Result<(), StoreError> {
+        match self.never_durable {
+            true => Ok(()),
+            false => self.store.request_sync(),
         }
     }
 

@@ -56,6 +56,8 @@ impl Medium for Heap {
     }
 }
 
+/// What it calls done is not durable, and the handle never says so (`Store::memory`); the
+/// log needs its word to reuse space.
 struct NoDevice;
 
 impl Device for NoDevice {
