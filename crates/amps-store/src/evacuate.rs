@@ -43,7 +43,8 @@ impl Store {
     /// Writes everything needed to a fresh store at `to`: unsettled messages and refusals
     /// that wait, under their old sequences; grant, rebase, next sequence, resume point and
     /// owner. The fresh store is synced, this one is closed for good, and the fresh one is
-    /// opened at `level`. Publishers wait meanwhile. *Syncs.*
+    /// opened at `level`. Publishers wait meanwhile. The fresh store is not preallocated, whatever
+    /// this one is: it must fit where the whole cap may not. *Syncs.*
     ///
     /// The old file is marked as evacuated as far as its device still takes writes; delete
     /// it. If the mark could not be written (a warning is logged), opening the old file by

@@ -81,12 +81,14 @@ pub(crate) fn open_medium(
                 repair: false,
                 order: SUPERBLOCKS,
             };
-            return start_on(path, medium, header, options, true);
+            let len = medium.len();
+            return start_on(path, medium, len, header, options, true);
         }
         Err(refusal) => return Err(refused(path, refusal)),
     };
     check_owner(path, &header.superblock, options)?;
-    start_on(path, medium, header, options, false)
+    let len = medium.len();
+    start_on(path, medium, len, header, options, false)
 }
 
 pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
@@ -263,6 +265,7 @@ fn create_on(
         generation: 0,
         closed_at: 0,
         retired: false,
+        preallocated: options.preallocate,
         owner_pid: std::process::id(),
         owner_host: host(),
         client_name: options
@@ -292,18 +295,19 @@ fn start(
     let superblock = &header.superblock;
     let cap = SEGMENTS_AT + superblock.cap_segments * superblock.segment_size;
     let whole = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-    let len = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
-    let medium = Mapped::new(file, len, cap).map_err(|error| OpenError::Io {
+    let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
+    let medium = Mapped::new(file, mapped, cap).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "map",
         error,
     })?;
-    start_on(path, Box::new(medium), header, options, created)
+    start_on(path, Box::new(medium), len, header, options, created)
 }
 
 fn start_on(
     path: &Path,
     mut medium: Box<dyn Medium>,
+    file_len: u64,
     header: Header,
     options: &Options,
     created: bool,
@@ -353,13 +357,10 @@ fn start_on(
     report.scan = scan;
     report.superblock_repaired = header.repair;
 
-    // What a growth left unfinished is cut off; what a truncation took is given up.
-    let size = superblock.segment_size;
+    // What a growth or a return left unfinished is cut off; what a truncation took is given up.
     superblock.segments = superblock.segments.min(there);
-    let len = SEGMENTS_AT + superblock.segments * size;
-    if medium.len() > len {
-        medium.shrink(len).map_err(io("shrink"))?;
-    }
+    let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
+    medium.leave(len);
     superblock.generation = superblock.generation.max(recovered.max_generation) + 1;
     superblock.owner_pid = std::process::id();
     superblock.owner_host = host();
@@ -391,6 +392,10 @@ fn start_on(
         device
             .write_around(at, &bytes)
             .map_err(io("write the superblock of"))?;
+    }
+    // Not before both copies say so: one that is damaged later leaves the word to the other.
+    if file_len > len {
+        device.truncate(len).map_err(io("cut"))?;
     }
     recovered.durable = recovered.last_ordinal;
     let gave_up = !recovered.damaged.is_empty();

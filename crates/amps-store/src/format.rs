@@ -34,6 +34,7 @@ const MAX_HOST: usize = 255;
 
 /// Where the superblock says that the store was evacuated.
 const RETIRED: usize = 888;
+const PREALLOCATED: usize = 889;
 /// Where the names stand in a superblock.
 const NAMES: usize = 116;
 /// Sequences, ordinals and generations stay below this, so adding one never overflows.
@@ -116,6 +117,8 @@ pub(crate) struct Superblock {
     pub(crate) closed_at: u64,
     /// Evacuated to another file: nobody opens this one any more.
     pub(crate) retired: bool,
+    /// The file has had all its segments from the start, and keeps them.
+    pub(crate) preallocated: bool,
     pub(crate) owner_pid: u32,
     pub(crate) owner_host: String,
     pub(crate) client_name: String,
@@ -158,6 +161,7 @@ impl Superblock {
         put(&mut b, NAMES, host.as_bytes());
         put(&mut b, NAMES + MAX_HOST, self.client_name.as_bytes());
         b[RETIRED] = u8::from(self.retired);
+        b[PREALLOCATED] = u8::from(self.preallocated);
         let crc = crc32fast::hash(&b[..BLOCK as usize - 4]);
         put(&mut b, BLOCK as usize - 4, &crc.to_le_bytes());
         b
@@ -203,6 +207,7 @@ impl Superblock {
             generation: u64_at(b, 96),
             closed_at: u64_at(b, 104),
             retired: b[RETIRED] != 0,
+            preallocated: b[PREALLOCATED] != 0,
             owner_host: text(NAMES, host),
             client_name: text(NAMES + MAX_HOST, name),
         };
@@ -697,6 +702,7 @@ mod tests {
             generation: 2,
             closed_at: 11,
             retired: true,
+            preallocated: true,
             owner_pid: 42,
             owner_host: "host".into(),
             client_name: "name".into(),

@@ -638,8 +638,11 @@ impl Log {
         self.finish_sync(ticket, result)?;
         let mut superblock = self.superblock.clone();
         superblock.closed_at = self.ordinal;
+        superblock.segments = self.segments_at_close();
         superblock.grant = superblock.grant.min(handed_over.max(self.state.floor()));
-        self.write_superblock(superblock)
+        self.write_superblock(superblock)?;
+        self.cut_to_named(device);
+        Ok(())
     }
 
     /// A sync was started: what it will cover.

@@ -3,6 +3,9 @@
 use crate::api::Level;
 use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_sound};
 
+/// Segments of a new file that is not preallocated; none that grew is cut to fewer.
+pub(crate) const FIRST_SEGMENTS: u64 = 4;
+
 /// What to do about damage at or below the durable mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
@@ -79,7 +82,8 @@ impl Options {
     }
 
     /// Reserves the whole capacity at creation, so that a full disk can never matter
-    /// later.
+    /// later. The file remembers it and gives nothing back. Without it the file grows with
+    /// the backlog, and is cut again when the backlog is gone. Used at creation.
     pub fn preallocate(mut self, yes: bool) -> Self {
         self.preallocate = yes;
         self
@@ -117,7 +121,7 @@ impl Options {
         let segments = if self.preallocate {
             cap_segments
         } else {
-            cap_segments.min(4)
+            cap_segments.min(FIRST_SEGMENTS)
         };
         Ok(Shape {
             segment_size: size,

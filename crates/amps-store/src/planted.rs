@@ -44,6 +44,8 @@ pub enum Bug {
     NoCharge,
     /// Messages are admitted to room that the file has not grown to.
     AdmitUnreserved,
+    /// The file is cut before the superblock names less.
+    CutBeforeNamed,
 }
 
 #[cfg(feature = "testkit")]

@@ -44,6 +44,7 @@ fn superblock() -> Superblock {
         generation: 1,
         closed_at: 0,
         retired: false,
+        preallocated: false,
         owner_pid: 1,
         owner_host: "host".into(),
         client_name: "name".into(),

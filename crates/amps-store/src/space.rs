@@ -15,6 +15,7 @@ use crate::format::{
 };
 use crate::log::Log;
 use crate::medium::{Device, Medium};
+use crate::options::FIRST_SEGMENTS;
 use crate::planted::{self, Bug};
 use crate::scan::Geometry;
 use crate::state::State;
@@ -29,6 +30,8 @@ const BATCH: usize = 64;
 /// Bytes at the end of a segment that only copies and epochs take: a run that dies in the
 /// middle of a collection leaves room for the epochs of the next ones.
 const SLACK: u64 = 3 * MAX_OPENING;
+/// A file is not cut for less than this many segments: it would grow again soon.
+const WORTH_RETURNING: u64 = 2;
 /// Pages made ready ahead of the writer.
 const AHEAD: u64 = 1 << 20;
 
@@ -101,6 +104,8 @@ pub(crate) struct Space {
     retry_growth: bool,
     /// The file's length is being changed by somebody who does not hold the lock.
     resizing: bool,
+    /// Where the file ends: behind the medium while segments that were given up are cut off.
+    file_end: u64,
     /// Pages of the segment that is written are ready for stores up to here.
     prefaulted: u64,
     /// The free segment that is made ready, and opened next; ready up to here.
@@ -125,6 +130,19 @@ pub(crate) enum Chore {
     Reserve(u64, u64),
     /// [`Device::prefault`], then [`Log::prefaulted`].
     Prefault(u64, u64),
+    /// A piece of the end given back: [`Device::truncate`], then [`Log::truncated`].
+    Truncate(u64),
+}
+
+/// The next step towards a shorter file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Return {
+    /// The oldest segment is freed.
+    Collect,
+    /// The writer leaves a place that shall go.
+    Rotate,
+    /// The superblock names so many segments from now on.
+    Name(u64),
 }
 
 impl Space {
@@ -163,6 +181,7 @@ impl Space {
             growth_error: None,
             retry_growth: false,
             resizing: false,
+            file_end: geometry.end_of(segments.count - 1),
             prefaulted: 0,
             spare: None,
             unsynced: Unsynced::everything(0),
@@ -394,6 +413,22 @@ impl Space {
         }
     }
 
+    /// How many of the segments at the end hold nothing, and nothing set aside either: what a
+    /// repair could still save stays until the ring reuses it.
+    fn returnable(&self) -> u64 {
+        let segments = self.status.iter().enumerate().rev();
+        let free = segments
+            .take_while(|(s, status)| **status == Status::Ready && !self.reuse_last.contains(s));
+        free.count() as u64
+    }
+
+    /// Knows nothing any more of the segments from `count` on.
+    fn give_up(&mut self, count: usize) {
+        self.status.truncate(count);
+        self.ready.retain(|s| *s < count);
+        self.spare = self.spare.filter(|(s, _)| *s < count);
+    }
+
     /// Opens a segment for the first record of a run. `fallback`: the place of the cut, to
     /// be written over when every segment holds some of the log.
     pub(crate) fn open_for_epoch(
@@ -544,6 +579,7 @@ impl Log {
                 self.finish_sync(ticket, result)?;
             }
             Chore::Reserve(from, to) => self.reserved(to, device.reserve(from, to)),
+            Chore::Truncate(to) => self.truncated(to, device.truncate(to)),
         }
         Ok(true)
     }
@@ -579,11 +615,18 @@ impl Log {
             let from = self.medium.len();
             return Chore::Reserve(from, from + self.geometry.segment_size);
         }
-        if space.free() < WANTED && self.is_collection_useful() {
+        if let Some(to) = self.piece_to_cut() {
+            return Chore::Truncate(to);
+        }
+        if self.is_collection_wanted() || self.next_return().is_some() {
             Chore::Work
         } else {
             prefault
         }
+    }
+
+    fn is_collection_wanted(&self) -> bool {
+        self.space.free() < WANTED && self.is_collection_useful()
     }
 
     /// The file grows one spare ahead of the writer and, since room that is charged must be
@@ -615,7 +658,8 @@ impl Log {
     }
 
     /// Whether collecting can win anything: below two free segments it always must; above,
-    /// only if what is needed fits into fewer segments, or somebody waits for room.
+    /// only if it is cheap (the file does not grow then), if what is needed fits into fewer
+    /// segments, or somebody waits for room.
     fn is_collection_useful(&self) -> bool {
         let space = &self.space;
         if space.chain.len() < 2 {
@@ -623,6 +667,7 @@ impl Log {
         }
         let fewer = (space.chain.len() as u64).saturating_sub(2) * space.usable();
         space.free() < KEPT
+            || self.is_collection_cheap()
             || self.state.live() <= fewer
             || (space.demand && space.collected < 2 * space.status.len())
     }
@@ -641,10 +686,13 @@ impl Log {
                 if self.announce_growth()? {
                     return Ok(());
                 }
-                if let Some(oldest) = self.space.chain.front() {
-                    let first = self.geometry.records_at(oldest.segment);
-                    self.space.collecting = Some(Collecting::Copying(first));
-                    self.space.collected += 1;
+                match self.next_return().filter(|_| !self.is_collection_wanted()) {
+                    None | Some(Return::Collect) => self.collect(),
+                    Some(Return::Rotate) => {
+                        self.space.spare = None;
+                        self.rotate()?;
+                    }
+                    Some(Return::Name(segments)) => self.give_up(segments)?,
                 }
                 Ok(())
             }
@@ -664,6 +712,115 @@ impl Log {
                 Ok(())
             }
         }
+    }
+
+    /// Begins to free the oldest segment.
+    fn collect(&mut self) {
+        if let Some(oldest) = self.space.chain.front() {
+            let first = self.geometry.records_at(oldest.segment);
+            self.space.collecting = Some(Collecting::Copying(first));
+            self.space.collected += 1;
+        }
+    }
+
+    /// What brings the file nearer to the length it should have; `None`: it has it, or what
+    /// is needed stands in the way.
+    fn next_return(&self) -> Option<Return> {
+        let (space, keep) = (&self.space, self.length_to_keep()?);
+        let is_beyond = |link: &Link| link.segment as u64 >= keep;
+        if space.chain.iter().any(is_beyond) || (space.chain.len() + WANTED) as u64 > keep {
+            if space.chain.len() > 1 && self.is_collection_cheap() {
+                return Some(Return::Collect);
+            }
+            if space.chain.len() == 1 && space.ready() > KEPT && is_beyond(&space.chain[0]) {
+                return Some(Return::Rotate);
+            }
+        }
+        self.surplus(keep).map(Return::Name)
+    }
+
+    /// The segments that are left when those that are free at the end go.
+    fn surplus(&self, keep: u64) -> Option<u64> {
+        let segments = self.space.status.len() as u64;
+        let spare = self.space.ready().saturating_sub(WANTED) as u64;
+        let returned = self.space.returnable().min(spare).min(segments - keep);
+        (returned > 0).then_some(segments - returned)
+    }
+
+    /// The length in segments that the file should be cut to: what admission needs and one
+    /// more, so that growth is not wanted again at once. `None`: it keeps its length, or is
+    /// not by half longer than that, so that a backlog that comes and goes moves it rarely.
+    fn length_to_keep(&self) -> Option<u64> {
+        let (charged, usable) = (self.state.charged(), self.space.usable());
+        let segments = self.space.status.len() as u64;
+        // Asked after every settlement, so without a division.
+        let most = (segments.saturating_sub(WORTH_RETURNING)).min((2 * segments + 1) / 3);
+        if self.superblock.preallocated
+            || most < FIRST_SEGMENTS
+            || charged + 2 * usable > limit(&self.geometry, most)
+        {
+            return None;
+        }
+        let needed = (charged + usable).div_ceil(usable) + KEPT as u64;
+        Some((needed + 1).max(FIRST_SEGMENTS))
+    }
+
+    /// At the end of a run: how many segments its last superblock should name.
+    pub(crate) fn segments_at_close(&self) -> u64 {
+        let keep = self.length_to_keep();
+        keep.and_then(|keep| self.surplus(keep))
+            .unwrap_or(self.superblock.segments)
+    }
+
+    /// Gives the segments from this one on back: out of reach, named no more, then cut off.
+    fn give_up(&mut self, segments: u64) -> Result<(), StoreError> {
+        if planted::is(Bug::CutBeforeNamed) {
+            let end = self.geometry.segment_at(segments as usize);
+            self.truncated(end, self.medium.device().truncate(end));
+        }
+        self.leave(segments);
+        // A write that fails may have put it into force all the same: this run goes on without
+        // these segments in any case.
+        self.superblock.segments = segments;
+        self.write_superblock(self.superblock.clone())
+    }
+
+    /// Puts the segments from this one on, which hold nothing, out of reach.
+    fn leave(&mut self, segments: u64) {
+        self.space.give_up(segments as usize);
+        self.state.resize(segments as usize);
+        self.medium
+            .leave(self.geometry.segment_at(segments as usize));
+    }
+
+    /// Cuts off all at once what the superblock names no more: the run is over.
+    pub(crate) fn cut_to_named(&mut self, device: &Arc<dyn Device>) {
+        self.leave(self.superblock.segments);
+        let end = self.medium.len();
+        if self.space.file_end > end && !self.space.resizing {
+            self.truncated(end, device.truncate(end));
+        }
+    }
+
+    /// One segment of what was given up at a time: cutting off much holds up who uses the file.
+    fn piece_to_cut(&self) -> Option<u64> {
+        let (end, size) = (self.medium.len(), self.geometry.segment_size);
+        let space = &self.space;
+        (space.file_end > end && !space.resizing).then(|| end.max(space.file_end - size))
+    }
+
+    /// The file was cut to this length, or could not be.
+    pub(crate) fn truncated(&mut self, to: u64, result: std::io::Result<()>) {
+        self.space.resizing = false;
+        self.space.file_end = match result {
+            Ok(()) => to,
+            Err(error) => {
+                // What is left lies behind everything the superblock names: the next growth
+                // fills it again, the next open cuts it off.
+                tracing::warn!(%error, "the end of the store's file cannot be given back");
+                self.medium.len()
+            }
+        };
     }
 
     /// A late refusal needs its message again, though that was settled when the segment was
@@ -838,12 +995,17 @@ impl Log {
         self.space.retry_growth = false;
         self.space.resizing = false;
         if let Err(error) = result {
+            self.space.file_end = self.medium.len();
             self.space.growth_error = Some(StoreError::io("grow the store", &error));
             return;
         }
         self.space.growth_error = None;
         self.medium.adopt(to);
-        self.space.unsynced.touch_everything();
+        self.space.file_end = self.space.file_end.max(to);
+        // A sync of everything would take the readiness of every page.
+        self.space
+            .unsynced
+            .touch(to - self.geometry.segment_size, to);
         let segment = self.space.status.len();
         let at = self.geometry.segment_at(segment);
         let header = SegmentHeader::Free.encode(self.geometry.key, at, self.superblock.generation);

@@ -760,6 +760,14 @@ impl Shared {
                     core.log.reserved(to, reserved);
                     core
                 }
+                Chore::Truncate(to) => {
+                    core.log.space.begin_resize();
+                    drop(core);
+                    let truncated = self.device.truncate(to);
+                    let mut core = self.lock();
+                    core.log.truncated(to, truncated);
+                    core
+                }
                 Chore::Prefault(from, len) => {
                     drop(core);
                     self.device.prefault(from, len);

@@ -82,6 +82,8 @@ struct Done {
 struct World {
     disk: SimDisk,
     options: Options,
+    /// A backlog comes and goes, and the file with it.
+    grows: bool,
     base: State,
     log: Vec<Done>,
     granted: u64,
@@ -96,10 +98,12 @@ impl World {
         World {
             disk: SimDisk::new(),
             options: Options::new()
-                .capacity(64 << 10)
+                .capacity(if preallocate { 64 << 10 } else { 128 << 10 })
+                .segment_size(8 << 10)
                 .client_name("sweep")
                 .level(level)
                 .preallocate(preallocate),
+            grows: !preallocate,
             base: State::default(),
             log: Vec::new(),
             granted: 0,
@@ -207,9 +211,21 @@ impl World {
         }
     }
 
+    /// Grows the file, and gives its end back.
+    fn backlog(&mut self, store: &Store) {
+        for _ in 0..80 {
+            self.publish(store);
+        }
+        self.change(store, Op::SettleThrough(self.highest));
+        self.chores(store);
+    }
+
     /// Everything a life holds, with whatever goes wrong noted.
     fn live(&mut self, store: &Store) {
         for lap in 0..LAPS {
+            if self.grows && lap == 1 {
+                self.backlog(store);
+            }
             for turn in 0..40 {
                 self.publish(store);
                 let state = self.now();
@@ -386,18 +402,22 @@ fn sweep(fault: fn(u64) -> Fault, level: Level, preallocate: bool) -> u64 {
 #[test]
 fn every_sync_fails_once() {
     for level in [Level::Os, Level::Disk] {
-        let calls = sweep(Fault::Sync, level, true);
-        println!("{calls} syncs at {level:?}");
-        assert!(calls > 20, "{calls} syncs");
+        for preallocate in [true, false] {
+            let calls = sweep(Fault::Sync, level, preallocate);
+            println!("{calls} syncs at {level:?}");
+            assert!(calls > 20, "{calls} syncs");
+        }
     }
 }
 
 #[test]
 fn every_write_around_the_mapping_fails_once() {
     for level in [Level::Os, Level::Disk] {
-        let calls = sweep(Fault::WriteAround, level, true);
-        println!("{calls} writes at {level:?}");
-        assert!(calls > 10, "{calls} writes");
+        for preallocate in [true, false] {
+            let calls = sweep(Fault::WriteAround, level, preallocate);
+            println!("{calls} writes at {level:?}");
+            assert!(calls > 10, "{calls} writes");
+        }
     }
 }
 
@@ -407,6 +427,15 @@ fn every_reservation_of_space_fails_once() {
         let calls = sweep(Fault::Reserve, level, false);
         println!("{calls} reservations at {level:?}");
         assert!(calls > 1, "{calls} reservations");
+    }
+}
+
+#[test]
+fn every_cut_of_the_file_fails_once() {
+    for level in [Level::Os, Level::Disk] {
+        let calls = sweep(Fault::Truncate, level, false);
+        println!("{calls} cuts at {level:?}");
+        assert!(calls > 1, "{calls} cuts");
     }
 }
 

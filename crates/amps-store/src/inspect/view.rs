@@ -350,9 +350,19 @@ fn goes_on(file: &File, geometry: Geometry, offset: u64, ordinal: u64) -> io::Re
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{AtomicBool, Ordering};
+    use std::time::{Duration, Instant};
 
     use crate::inspect::{Filter, Inspection};
     use crate::{Envelope, Options, PublishStore, Store};
+
+    /// Ends the writer, also when the reader fails.
+    struct Ending<'a>(&'a AtomicBool);
+
+    impl Drop for Ending<'_> {
+        fn drop(&mut self) {
+            self.0.store(true, Ordering::Relaxed);
+        }
+    }
 
     /// Read where it stands, without an image: places are reused under the reader's eyes.
     #[test]
@@ -375,6 +385,7 @@ mod tests {
                     }
                 }
             });
+            let _ending = Ending(&stop);
             let mut through = 0;
             for _ in 0..100 {
                 let seen = Inspection::open(&path).unwrap();
@@ -394,7 +405,58 @@ mod tests {
                     before = message.sequence;
                 }
             }
-            stop.store(true, Ordering::Relaxed);
+        });
+    }
+
+    /// A backlog comes and goes: the file grows and is cut under the reader's eyes.
+    #[test]
+    fn a_store_whose_file_is_cut_is_never_called_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let options = Options::new().capacity(512 << 10).segment_size(8 << 10);
+        let store = Store::open(&path, options).unwrap();
+        let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let deadline = Instant::now() + Duration::from_secs(600);
+                while !stop.load(Ordering::Relaxed) {
+                    // Half of the cap; then only the first one of the backlog stays.
+                    let first = store.bounds().next;
+                    while store.bounds().live_bytes < 256 << 10 {
+                        let next = store.bounds().next;
+                        let body = payload(next);
+                        store
+                            .append_wait(&Envelope::publish("t"), body.as_bytes(), deadline)
+                            .unwrap();
+                    }
+                    store.settle_through(first - 1).unwrap();
+                    let last = store.bounds().last;
+                    store
+                        .settle(&(first + 1..=last).collect::<Vec<_>>())
+                        .unwrap();
+                    // Longer than it stays: it is cut before the next backlog comes.
+                    while std::fs::metadata(&path).unwrap().len() > 128 << 10 {
+                        assert!(Instant::now() < deadline, "the file stays long");
+                        std::thread::yield_now();
+                    }
+                }
+            });
+            let _ending = Ending(&stop);
+            let mut lengths = std::collections::BTreeSet::new();
+            let mut through = 0;
+            for _ in 0..200 {
+                let seen = Inspection::open(&path).unwrap();
+                lengths.insert(seen.view.len);
+                assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
+                assert!(seen.report().next > through, "the log went back");
+                through = seen.report().next - 1;
+                for message in seen.messages(Filter::new()) {
+                    let message = message.unwrap();
+                    assert_eq!(message.payload, payload(message.sequence).as_bytes());
+                }
+            }
+            assert!(lengths.len() > 3, "the file did not move: {lengths:?}");
         });
     }
 }

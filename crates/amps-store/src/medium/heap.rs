@@ -45,10 +45,11 @@ impl Medium for Heap {
         self.bytes.resize(index(len), 0);
     }
 
-    fn shrink(&mut self, len: u64) -> io::Result<()> {
-        self.bytes.truncate(index(len));
-        self.bytes.shrink_to_fit();
-        Ok(())
+    fn leave(&mut self, len: u64) {
+        if index(len) < self.bytes.len() {
+            self.bytes.truncate(index(len));
+            self.bytes.shrink_to_fit();
+        }
     }
 
     fn device(&self) -> Arc<dyn Device> {
@@ -75,6 +76,10 @@ impl Device for NoDevice {
 
     fn reserve(&self, _from: u64, to: u64) -> io::Result<()> {
         usize::try_from(to).map(drop).map_err(io::Error::other)
+    }
+
+    fn truncate(&self, _len: u64) -> io::Result<()> {
+        Ok(())
     }
 
     fn release(&self) {}

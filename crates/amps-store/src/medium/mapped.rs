@@ -3,7 +3,7 @@
 //! Contract. The file is mapped once, shared, over the whole length its cap allows; the
 //! mapping never moves and is never resized. Only bytes below `len` are touched, and `len`
 //! covers only blocks that were allocated and written, so a store cannot meet a hole (no
-//! SIGBUS from a full disk). No reference into the mapping exists: bytes are copied in and
+//! SIGBUS from a full disk). A file that is cut is cut behind `len`, which fell before. No reference into the mapping exists: bytes are copied in and
 //! out through raw pointers, so another process that scribbles over the file can spoil
 //! data, which the checksums notice, but never a Rust reference. What remains is a file
 //! cut short by somebody else while mapped: the kernel ends the process then.
@@ -101,14 +101,8 @@ impl Medium for Mapped {
         self.len = len.min(self.shared.map.len() as u64);
     }
 
-    fn shrink(&mut self, len: u64) -> io::Result<()> {
-        // First out of reach, then out of existence.
-        let before = self.len;
+    fn leave(&mut self, len: u64) {
         self.len = self.len.min(len);
-        self.shared
-            .file
-            .set_len(len)
-            .inspect_err(|_| self.len = before)
     }
 
     fn device(&self) -> Arc<dyn Device> {
@@ -146,6 +140,10 @@ impl Device for Shared {
 
     fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
         reserve(&self.file, from, to)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
     }
 
     fn release(&self) {

@@ -43,11 +43,9 @@ pub(crate) trait Medium: Send {
     /// Makes bytes up to `len` part of the medium, after [`Device::reserve`] made them.
     fn adopt(&mut self, len: u64);
 
-    /// Gives back everything from `len` on.
-    ///
-    /// # Errors
-    /// The length is unchanged.
-    fn shrink(&mut self, len: u64) -> io::Result<()>;
+    /// Leaves everything from `len` on: nothing touches it any more, so that
+    /// [`Device::truncate`] may cut it off.
+    fn leave(&mut self, len: u64);
 
     /// What the background thread works through without the log's lock.
     fn device(&self) -> Arc<dyn Device>;
@@ -80,6 +78,13 @@ pub(crate) trait Device: Send + Sync {
     /// # Errors
     /// No space, quota, or file size limit: the length is unchanged.
     fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
+
+    /// Cuts the medium to `len`, after everything behind was [left](Medium::leave): a mapped
+    /// page behind the end of its file kills whoever touches it. Not durable by itself.
+    ///
+    /// # Errors
+    /// The length is unchanged.
+    fn truncate(&self, len: u64) -> io::Result<()>;
 
     /// Gives up what only the owner may hold: the lock.
     fn release(&self);

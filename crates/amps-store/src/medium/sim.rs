@@ -87,6 +87,8 @@ pub enum Fault {
     WriteAround(u64),
     /// The n-th extension fails for lack of space.
     Reserve(u64),
+    /// The n-th cut of the file's length fails.
+    Truncate(u64),
 }
 
 /// What a power cut leaves of pages that were written and not synced.
@@ -112,6 +114,7 @@ struct Image {
     syncs: u64,
     around: u64,
     reserves: u64,
+    truncates: u64,
     room: Option<u64>,
 }
 
@@ -138,6 +141,7 @@ impl SimDisk {
             Fault::Sync(n) => Fault::Sync(image.syncs + n),
             Fault::WriteAround(n) => Fault::WriteAround(image.around + n),
             Fault::Reserve(n) => Fault::Reserve(image.reserves + n),
+            Fault::Truncate(n) => Fault::Truncate(image.truncates + n),
         };
         image.faults.push(fault);
     }
@@ -183,12 +187,21 @@ impl SimDisk {
     pub fn power_cut(&self, cut: Cut, rng: &mut Rng) {
         let mut image = self.image();
         let image = &mut *image;
-        // Lengths are metadata of the journal: as seen.
-        image.durable.resize(image.seen.len(), 0);
+        // The length is metadata of the journal: that of now, or of the last sync. Behind a
+        // cut that was not synced stands what stood there before.
+        let as_seen = match cut {
+            Cut::None => false,
+            Cut::All => true,
+            Cut::Pages | Cut::Sectors => rng.one_in(2),
+        };
+        if as_seen {
+            image.durable.resize(image.seen.len(), 0);
+        }
+        let len = image.durable.len().min(image.seen.len());
         let mut page = (usize::MAX, false);
         for (&sector, versions) in &image.dirty {
             let at = sector * SECTOR;
-            if at + SECTOR > image.seen.len() {
+            if at + SECTOR > len {
                 continue;
             }
             if page.0 != at / PAGE {
@@ -245,7 +258,10 @@ impl SimDisk {
             return Ok(());
         }
         let failed = image.hit(Fault::Sync(number));
-        image.durable.resize(image.seen.len(), 0);
+        // Growth is needed to read what was synced; a cut becomes durable with everything.
+        if image.durable.len() < image.seen.len() || (to == usize::MAX && !failed) {
+            image.durable.resize(image.seen.len(), 0);
+        }
         let mut rng = Rng::new(number);
         let sectors = from / SECTOR..to.div_ceil(SECTOR);
         let mut synced: Vec<usize> = image.dirty.range(sectors).map(|(s, _)| *s).collect();
@@ -297,6 +313,11 @@ impl Image {
         self.seen[from..to].copy_from_slice(bytes);
     }
 
+    fn cut(&mut self, len: usize) {
+        self.seen.truncate(len);
+        self.dirty.retain(|sector, _| (sector + 1) * SECTOR <= len);
+    }
+
     fn hit(&mut self, fault: Fault) -> bool {
         let before = self.faults.len();
         self.faults.retain(|f| *f != fault);
@@ -339,13 +360,8 @@ impl Medium for SimMedium {
         self.len = len;
     }
 
-    fn shrink(&mut self, len: u64) -> io::Result<()> {
-        self.len = len;
-        let mut image = self.disk.image();
-        image.seen.truncate(len as usize);
-        image.durable.truncate(len as usize);
-        image.dirty.retain(|s, _| (s + 1) * SECTOR <= len as usize);
-        Ok(())
+    fn leave(&mut self, len: u64) {
+        self.len = self.len.min(len);
     }
 
     fn device(&self) -> Arc<dyn Device> {
@@ -390,18 +406,28 @@ impl Device for SimDisk {
         Ok(())
     }
 
-    fn reserve(&self, _from: u64, to: u64) -> io::Result<()> {
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
         let mut image = self.image();
         let number = image.reserves;
         image.reserves += 1;
         if image.hit(Fault::Reserve(number)) || image.room.is_some_and(|room| to > room) {
+            image.cut(from as usize);
             return Err(io::ErrorKind::StorageFull.into());
         }
-        let from = image.seen.len();
-        image.seen.resize(to as usize, 0);
-        for sector in from / SECTOR..(to as usize).div_ceil(SECTOR) {
-            image.dirty.entry(sector).or_default();
+        let len = image.seen.len().max(to as usize);
+        image.seen.resize(len, 0);
+        image.write(from, &vec![0; (to - from) as usize]);
+        Ok(())
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        let mut image = self.image();
+        let number = image.truncates;
+        image.truncates += 1;
+        if image.hit(Fault::Truncate(number)) {
+            return Err(io::Error::other("simulated error of a truncation"));
         }
+        image.cut(len as usize);
         Ok(())
     }
 

@@ -1,0 +1,264 @@
+//! The file grows with the backlog, and gives its end back when the backlog is gone.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use amps_store::testkit::{Fault, SimDisk, has_failed, step};
+use amps_store::{AppendError, Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
+
+const SUPERBLOCKS: u64 = 8192;
+const SEGMENT: u64 = 8192;
+/// Of a new store.
+const SHORTEST: u64 = SUPERBLOCKS + 4 * SEGMENT;
+/// Waiting longer than this for another thread is a failure.
+const HANGS: Duration = Duration::from_secs(120);
+
+fn options() -> Options {
+    Options::new()
+        .capacity(40 * SEGMENT)
+        .segment_size(SEGMENT)
+        .client_name("growth")
+}
+
+fn payload(sequence: u64) -> Vec<u8> {
+    format!("{sequence} ").repeat(80).into_bytes()
+}
+
+fn publish(store: &Store) -> Result<u64, AppendError> {
+    let next = store.bounds().next;
+    let at = store.append(&Envelope::publish("t"), &payload(next))?;
+    assert_eq!(at.sequence, next);
+    Ok(next)
+}
+
+/// Publishes until not even growth gives room.
+fn fill(store: &Store) {
+    let deadline = Instant::now() + HANGS;
+    loop {
+        let next = store.bounds().next;
+        let bounds = store.bounds();
+        if bounds.live_bytes + 2 * payload(next).len() as u64 > bounds.limit_bytes {
+            return;
+        }
+        store
+            .append_wait(&Envelope::publish("t"), &payload(next), deadline)
+            .expect("room comes");
+    }
+}
+
+fn unsettled(store: &Store) -> Vec<u64> {
+    let mut message = StoredMessage::new();
+    let mut found = Vec::new();
+    let mut from = 0;
+    while let Some(sequence) = store.read_next(from, u64::MAX, &mut message).unwrap() {
+        assert_eq!(message.payload(), payload(sequence));
+        found.push(sequence);
+        from = sequence + 1;
+    }
+    found
+}
+
+fn chores(store: &Store) {
+    let mut turns = 0;
+    while step(store).unwrap() {
+        turns += 1;
+        assert!(turns < 10_000, "upkeep never ends");
+    }
+}
+
+fn len(path: &Path) -> u64 {
+    std::fs::metadata(path).unwrap().len()
+}
+
+#[test]
+fn a_backlog_that_is_gone_gives_its_room_back_while_the_store_runs() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = Store::open(&path, options()).unwrap();
+    for _ in 0..3 {
+        fill(&store);
+        assert!(len(&path) > 35 * SEGMENT, "{} bytes are full", len(&path));
+        // One stays, and one is refused: both have to move to the front of the file.
+        let (stubborn, refused) = (store.bounds().next - 7, store.bounds().next - 3);
+        let rejected = store.reject(refused, "no", 1).unwrap();
+        assert!(matches!(rejected, Rejected::Logged { .. }));
+        let settled: Vec<u64> = unsettled(&store)
+            .into_iter()
+            .filter(|s| *s != stubborn)
+            .collect();
+        store.settle(&settled).unwrap();
+        let deadline = Instant::now() + HANGS;
+        while len(&path) > SHORTEST + SEGMENT {
+            assert!(Instant::now() < deadline, "{} bytes are left", len(&path));
+            std::thread::yield_now();
+        }
+        assert_eq!(unsettled(&store), [stubborn]);
+        let rejections = store.rejections(0, usize::MAX);
+        assert_eq!(rejections.len(), 1);
+        let mut message = StoredMessage::new();
+        assert!(store.get(refused, &mut message).unwrap(), "the original");
+        assert_eq!(message.payload(), payload(refused));
+        store.settle(&[stubborn]).unwrap();
+        assert!(store.accept(refused).unwrap());
+    }
+    for _ in 0..20 {
+        publish(&store).unwrap();
+    }
+    let before = unsettled(&store);
+    drop(store);
+    let store = Store::open(&path, options()).unwrap();
+    assert_eq!(unsettled(&store), before);
+}
+
+#[test]
+fn a_preallocated_file_keeps_its_length_over_restarts() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let whole = SUPERBLOCKS + 39 * SEGMENT;
+    drop(Store::open(&path, options().preallocate(true)).unwrap());
+    for clean in [true, false, true] {
+        // The option is that of the creation: the file knows.
+        let store = Store::open(&path, options()).unwrap();
+        assert_eq!(len(&path), whole);
+        fill(&store);
+        store.settle_through(store.bounds().last).unwrap();
+        store.sync().unwrap();
+        if clean {
+            store.close(store.bounds().last).unwrap();
+        }
+        drop(store);
+        assert_eq!(len(&path), whole);
+    }
+}
+
+#[test]
+fn a_closed_store_is_no_longer_than_it_has_to_be() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    while publish(&store).is_ok() || step(&store).unwrap() {}
+    store.settle_through(store.bounds().last).unwrap();
+    // Freed, and not given back yet.
+    let grown = disk.bytes().len();
+    while disk.bytes().len() == grown {
+        assert!(step(&store).unwrap(), "it gives back");
+    }
+    store.close(store.bounds().last).unwrap();
+    assert_eq!(disk.bytes().len() as u64, SHORTEST);
+    let store = disk.open(options()).unwrap();
+    assert!(store.report().is_clean(), "{}", store.report());
+}
+
+#[test]
+fn a_crash_at_any_step_of_a_return_leaves_a_store_that_opens() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    while publish(&store).is_ok() || step(&store).unwrap() {}
+    let stubborn = store.bounds().last / 2;
+    let others: Vec<u64> = unsettled(&store)
+        .into_iter()
+        .filter(|s| *s != stubborn)
+        .collect();
+    store.settle(&others).unwrap();
+    let mut lengths = std::collections::BTreeSet::new();
+    loop {
+        let copy = SimDisk::new();
+        copy.restore(disk.bytes());
+        lengths.insert(disk.bytes().len());
+        let opened = copy.open(options()).unwrap();
+        assert_eq!(unsettled(&opened), [stubborn]);
+        // What grows over it again shows nothing of what stood there.
+        while publish(&opened).is_ok() || step(&opened).unwrap() {}
+        let before = unsettled(&opened);
+        drop(opened);
+        assert_eq!(unsettled(&copy.open(options()).unwrap()), before);
+        if !step(&store).unwrap() {
+            break;
+        }
+    }
+    let last = lengths.first().copied();
+    assert_eq!(last, Some((SHORTEST + SEGMENT) as usize));
+    assert!(lengths.len() > 30, "cut in pieces: {lengths:?}");
+}
+
+#[test]
+fn a_backlog_at_the_border_does_not_move_the_end_of_the_file() {
+    for base in (0..100).step_by(3) {
+        let disk = SimDisk::new();
+        let store = disk.open(options()).unwrap();
+        let published = |n: u64| {
+            for _ in 0..n {
+                publish(&store).unwrap();
+                chores(&store);
+            }
+        };
+        published(base);
+        // By up to the room of one segment up and down, wherever the border is.
+        for wave in 1..=8 {
+            let mut lengths = Vec::new();
+            for _ in 0..40 {
+                published(wave);
+                lengths.push(disk.bytes().len());
+                let newest = store.bounds().last;
+                store.settle_through(newest - base).unwrap();
+                chores(&store);
+                lengths.push(disk.bytes().len());
+            }
+            let moves = lengths.windows(2).filter(|w| w[0] != w[1]).count();
+            assert!(moves <= 3, "base {base}, wave {wave}: {lengths:?}");
+        }
+    }
+}
+
+/// The superblock that names fewer segments may be in force though its write failed: whatever
+/// is appended then must stand where a recovery looks.
+#[test]
+fn a_return_that_fails_half_way_takes_nothing_along() {
+    let mut met = 0;
+    for failing in 0..2 {
+        let disk = SimDisk::new();
+        let store = disk.open(options()).unwrap();
+        while publish(&store).is_ok() || step(&store).unwrap() {}
+        // The oldest stays: its segment is full of it and cannot be cut, what is behind can.
+        store.settle_through(store.bounds().last).unwrap();
+        let mut frozen = disk.bytes();
+        while !has_failed(&store) {
+            // Nothing but a return writes the superblock here.
+            disk.clear_faults();
+            disk.fail(Fault::WriteAround(failing));
+            frozen = disk.bytes();
+            if !step(&store).unwrap_or(true) {
+                break;
+            }
+        }
+        assert!(has_failed(&store), "no superblock was written");
+        met += u32::from(frozen != disk.bytes());
+        while publish(&store).is_ok() {}
+        let before = unsettled(&store);
+        assert!(!before.is_empty(), "appends go on");
+        drop(store);
+        disk.clear_faults();
+        assert_eq!(unsettled(&disk.open(options()).unwrap()), before);
+    }
+    assert!(met > 0);
+}
+
+#[test]
+fn an_end_that_cannot_be_cut_off_is_cut_off_by_the_next_open() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    while publish(&store).is_ok() || step(&store).unwrap() {}
+    let grown = disk.bytes().len();
+    disk.fail(Fault::Truncate(0));
+    store.settle_through(store.bounds().last).unwrap();
+    chores(&store);
+    assert_eq!(disk.planned_faults(), 0);
+    assert_eq!(disk.bytes().len(), grown);
+    assert!(!has_failed(&store), "the store goes on");
+    publish(&store).unwrap();
+    let before = unsettled(&store);
+    drop(store);
+    let store = disk.open(options()).unwrap();
+    assert_eq!(unsettled(&store), before);
+    assert_eq!(disk.bytes().len() as u64, SHORTEST);
+}
