@@ -3,8 +3,8 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amps_store::PublishStore;
@@ -369,6 +369,7 @@ impl Builder {
             room: Notify::new(),
             status: watch::Sender::new(status),
             at_open: self.tell_what_was_found(),
+            filling: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             asks,
             requests: Default::default(),

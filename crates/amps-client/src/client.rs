@@ -439,9 +439,11 @@ impl Client {
     }
 
     /// What happens to this client from now on, behind what its store found when it was
-    /// opened.
+    /// opened, and that the store is filling up if it is.
     pub fn events(&self) -> Events {
-        Events::new(&self.shared.at_open, self.shared.events.subscribe())
+        let receiver = self.shared.events.subscribe();
+        let filling = self.shared.filling().clone();
+        Events::new(&self.shared.at_open, filling, receiver)
     }
 
     /// A look at the client as it is.

@@ -232,6 +232,17 @@ pub enum Event {
         /// The store's word.
         error: String,
     },
+    /// The backlog crossed a watermark of the store (`amps_store::Options::watermarks`, 50 and 80
+    /// percent unless set): the store fills up, or has room again. Each is told once until the
+    /// other one was.
+    Watermark {
+        /// The high one from below; else the low one from above.
+        high: bool,
+        /// Bytes taken by what is unsettled or refused, with the room charged for its future.
+        live_bytes: u64,
+        /// The most `live_bytes` may become.
+        limit_bytes: u64,
+    },
     /// Nothing above `through` is sent for now: the store can make nothing durable any more,
     /// or could not raise its send grant, which is tried again. What failed says
     /// [`StoreFailed`](Self::StoreFailed).
@@ -295,8 +306,9 @@ pub(crate) fn found_at_open(report: &RecoveryReport) -> Vec<Event> {
 }
 
 /// A stream of [`Event`]s. It starts with what the store found when it was opened, however
-/// late the stream is asked for; everything else it has from then on. It never holds the client up: when its reader is slow, the
-/// oldest events are dropped and counted.
+/// late the stream is asked for, and with [`Event::Watermark`] while the backlog is above the
+/// high one; everything else it has from then on. It never holds the client up: when its reader
+/// is slow, the oldest events are dropped and counted.
 #[derive(Debug)]
 pub struct Events {
     at_open: VecDeque<Event>,
@@ -305,9 +317,13 @@ pub struct Events {
 }
 
 impl Events {
-    pub(crate) fn new(at_open: &[Event], receiver: broadcast::Receiver<Event>) -> Self {
+    pub(crate) fn new(
+        at_open: &[Event],
+        filling: Option<Event>,
+        receiver: broadcast::Receiver<Event>,
+    ) -> Self {
         Events {
-            at_open: at_open.iter().cloned().collect(),
+            at_open: at_open.iter().cloned().chain(filling).collect(),
             receiver,
             dropped: 0,
         }

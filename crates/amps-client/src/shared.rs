@@ -24,6 +24,8 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<LinkStatus>,
     /// What the store found when it was opened, for every stream of events.
     pub(crate) at_open: Vec<Event>,
+    /// The backlog is above its high watermark, for every stream of events.
+    pub(crate) filling: Mutex<Option<Event>>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) asks: mpsc::Sender<Ask>,
     /// What must reach the driver however full its queue is.
@@ -217,7 +219,24 @@ impl Shared {
                 self.durable_moved();
                 self.doorbell.ring_always();
             }
+            Signal::Watermark {
+                high,
+                live_bytes,
+                limit_bytes,
+            } => {
+                let event = Event::Watermark {
+                    high,
+                    live_bytes,
+                    limit_bytes,
+                };
+                *self.filling() = high.then(|| event.clone());
+                self.event(event);
+            }
         }
+    }
+
+    pub(crate) fn filling(&self) -> MutexGuard<'_, Option<Event>> {
+        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn durable_moved(&self) {

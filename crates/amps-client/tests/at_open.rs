@@ -125,3 +125,42 @@ async fn a_store_that_found_nothing_bad_tells_nothing() {
         .unwrap();
     assert!(told(&client).is_empty());
 }
+
+#[tokio::test]
+async fn a_store_that_fills_up_is_told_to_every_stream_until_it_has_room_again() {
+    let store = amps_store::Store::memory(options()).unwrap();
+    let percent = |n: u64| store.bounds().limit_bytes * n / 100;
+    let client = builder(MemoryConnector::new())
+        .store(store.clone())
+        .open()
+        .await
+        .unwrap();
+    let mut early = client.events();
+    let mut watermarks = || {
+        std::iter::from_fn(|| early.try_next())
+            .filter_map(|event| match event {
+                Event::Watermark {
+                    high,
+                    live_bytes,
+                    limit_bytes,
+                } => Some((high, live_bytes, limit_bytes)),
+                _ => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    while store.bounds().live_bytes < percent(80) {
+        assert_eq!(watermarks(), []);
+        client.publish("t", vec![7; LONG]).await.unwrap();
+    }
+    let bounds = store.bounds();
+    let (live, limit) = (bounds.live_bytes, bounds.limit_bytes);
+    assert_eq!(watermarks(), [(true, live, limit)]);
+    let late = told(&client);
+    assert!(
+        matches!(late[..], [Event::Watermark { high: true, .. }]),
+        "{late:?}"
+    );
+    store.settle_through(store.bounds().last).unwrap();
+    assert_eq!(watermarks(), [(false, 0, limit)]);
+    assert!(told(&client).is_empty());
+}

@@ -175,6 +175,17 @@ pub enum Signal {
     /// A sync or a superblock write failed, or the store ended with something unsynced:
     /// `durable` will never move again.
     SyncFailed,
+    /// The backlog crossed a watermark of [`Options::watermarks`](crate::Options::watermarks).
+    /// Each is told once until the other one was, in order; two crossings that undo each
+    /// other while an observer is being called are not told.
+    Watermark {
+        /// The high one from below; else the low one from above.
+        high: bool,
+        /// As in [`Bounds`], a moment later.
+        live_bytes: u64,
+        /// As in [`Bounds`].
+        limit_bytes: u64,
+    },
 }
 
 /// Receives [`Signal`]s. Called from the store's own thread or the caller's, never under
@@ -302,7 +313,8 @@ pub trait PublishStore: Send + Sync + 'static {
     }
 
     /// Registers an observer until it breaks, or the store ends. One that comes after a sync
-    /// failed is told [`Signal::SyncFailed`] at once: it will not be said again.
+    /// failed is told [`Signal::SyncFailed`] at once, and one that comes while the backlog is
+    /// above its high watermark is told that: it will not be said again.
     fn observe(&self, observer: Observer);
 
     /// The name of the client this store belongs to.

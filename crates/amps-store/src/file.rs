@@ -31,6 +31,7 @@ pub(crate) fn open(
     options: &Options,
     missing: Missing,
 ) -> Result<(Log, RecoveryReport), OpenError> {
+    options.check().map_err(OpenError::Options)?;
     let file = open_locked(path, missing)?;
     let io = |what| {
         move |error| OpenError::Io {
@@ -71,6 +72,7 @@ pub(crate) fn open_medium(
     mut medium: Box<dyn Medium>,
     options: &Options,
 ) -> Result<(Log, RecoveryReport), OpenError> {
+    options.check().map_err(OpenError::Options)?;
     let header = match read_header(&*medium, medium.len()) {
         Ok(header) => header,
         Err(Refusal::NotCreated) => {
@@ -399,7 +401,7 @@ fn start_on(
     }
     recovered.durable = recovered.last_ordinal;
     let gave_up = !recovered.damaged.is_empty();
-    let log = Log::start(medium, superblock, recovered).map_err(|error| OpenError::Io {
+    let mut log = Log::start(medium, superblock, recovered).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "start a new epoch in",
         error: io::Error::other(error),
@@ -408,6 +410,7 @@ fn start_on(
         // The lost records are what keeps this damage from refusing again.
         device.sync().map_err(io("sync"))?;
     }
+    log.watch(options.watermarks);
     report.resync = begun.elapsed();
     report.next = log.bounds().next;
     Ok((log, report))

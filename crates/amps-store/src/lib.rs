@@ -25,6 +25,7 @@ mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 mod unsynced;
+mod watermark;
 
 pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,

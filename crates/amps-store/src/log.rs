@@ -22,6 +22,7 @@ use crate::scan::Geometry;
 use crate::space::{Segments, Space};
 use crate::state::{Standing, State};
 use crate::unsynced::Extent;
+use crate::watermark::Watermark;
 
 pub(crate) struct Log {
     pub(crate) medium: Box<dyn Medium>,
@@ -47,6 +48,8 @@ pub(crate) struct Log {
     pub(crate) closed: bool,
     /// Refusals that came after a failed sync and found no room in the log.
     unlogged: BTreeMap<u64, RejectionBody>,
+    /// Looked at by who tells of it, without the lock.
+    pub(crate) watermark: Watermark,
     draft: Draft,
     /// The body of the record that is put together.
     body: Vec<u8>,
@@ -121,6 +124,7 @@ impl Log {
             failed: None,
             closed: false,
             unlogged: BTreeMap::new(),
+            watermark: Watermark::new(None, 0),
             draft: Draft::new(),
             body: Vec::with_capacity(MAX_SETTLED * 8),
             state: recovered.state,
@@ -174,6 +178,23 @@ impl Log {
     /// Most bytes that may be needed or charged once the file has grown as far as it can.
     pub(crate) fn limit(&self) -> u64 {
         self.space.limit(self.superblock.cap_segments)
+    }
+
+    /// Tells of these watermarks from now on.
+    pub(crate) fn watch(&mut self, percent: Option<(u8, u8)>) {
+        self.watermark = Watermark::new(percent, self.limit());
+    }
+
+    /// Whether a watermark is crossed that was not told.
+    #[inline]
+    pub(crate) fn is_watermark_crossed(&self) -> bool {
+        self.watermark.is_crossed(self.state.charged())
+    }
+
+    /// Takes one crossing of a watermark as told; whether there was one.
+    pub(crate) fn cross_watermark(&mut self) -> bool {
+        let (live, limit) = (self.state.charged(), self.limit());
+        self.watermark.cross(live, limit)
     }
 
     /// Most bytes that may be needed or charged now: in the segments that are there for

@@ -27,6 +27,7 @@ pub struct Options {
     pub(crate) level: Level,
     pub(crate) recovery: Recovery,
     pub(crate) preallocate: bool,
+    pub(crate) watermarks: Option<(u8, u8)>,
 }
 
 impl Default for Options {
@@ -38,12 +39,14 @@ impl Default for Options {
             level: Level::Os,
             recovery: Recovery::Strict,
             preallocate: false,
+            watermarks: Some((50, 80)),
         }
     }
 }
 
 impl Options {
-    /// 256 MiB, level [`Level::Os`], strict recovery, growing on demand.
+    /// 256 MiB, level [`Level::Os`], strict recovery, growing on demand, watermarks at 50 and
+    /// 80 percent.
     pub fn new() -> Self {
         Self::default()
     }
@@ -87,6 +90,30 @@ impl Options {
     pub fn preallocate(mut self, yes: bool) -> Self {
         self.preallocate = yes;
         self
+    }
+
+    /// Says when the backlog reaches `high` percent of the limit, and when it is back at `low`
+    /// percent ([`Signal::Watermark`](crate::Signal::Watermark)). `low` is below `high`, and
+    /// `high` at most 100.
+    pub fn watermarks(mut self, low: u8, high: u8) -> Self {
+        self.watermarks = Some((low, high));
+        self
+    }
+
+    /// Says nothing of the backlog.
+    pub fn no_watermarks(mut self) -> Self {
+        self.watermarks = None;
+        self
+    }
+
+    /// What of the options holds for any store.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        match self.watermarks {
+            Some((low, high)) if low >= high || high > 100 => Err(format!(
+                "watermarks at {low} and {high} percent: the low one must be below the high one, and that at most 100"
+            )),
+            _ => Ok(()),
+        }
     }
 
     /// Segment size and count for a new file.

@@ -997,9 +997,11 @@ impl Log {
         if let Err(error) = result {
             self.space.file_end = self.medium.len();
             self.space.growth_error = Some(StoreError::io("grow the store", &error));
+            self.watermark.limit(self.limit());
             return;
         }
         self.space.growth_error = None;
+        self.watermark.limit(self.limit());
         self.medium.adopt(to);
         self.space.file_end = self.space.file_end.max(to);
         // A sync of everything would take the readiness of every page.

@@ -74,6 +74,10 @@ struct Core {
     helper_sleeps: bool,
     stop: bool,
     told: Told,
+    /// Somebody is telling of watermarks: one at a time, so that they are told in order.
+    telling: bool,
+    /// Observers that came later than the crossing of the high one.
+    untold: Vec<Observer>,
 }
 
 /// What callers and observers know of the log.
@@ -92,6 +96,7 @@ struct News {
     durable: bool,
     failed: bool,
     closed: bool,
+    watermark: bool,
 }
 
 impl Store {
@@ -215,6 +220,8 @@ impl Store {
                     failed: false,
                     closed: false,
                 },
+                telling: false,
+                untold: Vec::new(),
             }),
         };
         if upkeep == Upkeep::Inline {
@@ -333,9 +340,15 @@ impl PublishStore for Store {
         if shared.upkeep == Upkeep::Inline {
             shared.do_chores(&mut core);
         }
+        let crossed = core.log.is_watermark_crossed();
         // At this level only a new segment gives the helper something to do.
         if shared.level != Level::Os || core.log.space.current() != segment {
             shared.wake_helper(core);
+        } else {
+            drop(core);
+        }
+        if crossed {
+            shared.tell_watermark();
         }
         Ok(appended)
     }
@@ -501,9 +514,14 @@ impl PublishStore for Store {
             .unwrap_or_else(PoisonError::into_inner)
             .push(observer.clone());
         // Looked at behind the registration: a failure in between is told twice at worst.
-        if self.inner.shared.lock().told.failed {
+        let mut core = self.inner.shared.lock();
+        let failed = core.told.failed;
+        core.untold.push(observer.clone());
+        drop(core);
+        if failed {
             let _ = observer(Signal::SyncFailed);
         }
+        self.inner.shared.tell_watermark();
     }
 
     fn client_name(&self) -> String {
@@ -572,7 +590,11 @@ impl Shared {
         if self.do_chores(&mut core) && result.as_ref().is_err_and(AppendError::is_retryable) {
             result = core.log.append(envelope, payload);
         }
+        let crossed = core.log.is_watermark_crossed();
         self.wake_helper(core);
+        if crossed {
+            self.tell_watermark();
+        }
         result
     }
 
@@ -674,6 +696,7 @@ impl Shared {
             durable,
             failed: core.told.failed && !told.failed,
             closed: core.told.closed && !told.closed,
+            watermark: log.is_watermark_crossed(),
         }
     }
 
@@ -690,6 +713,41 @@ impl Shared {
                 self.signal(signal);
             }
         }
+        if news.watermark {
+            self.tell_watermark();
+        }
+    }
+
+    /// Tells of watermarks that were crossed, unless another thread is about to.
+    #[cold]
+    fn tell_watermark(&self) {
+        let mut core = self.lock();
+        if core.telling {
+            return;
+        }
+        core.telling = true;
+        loop {
+            let crossed = core.log.cross_watermark();
+            let untold = std::mem::take(&mut core.untold);
+            let high = core.log.watermark.is_above();
+            if !crossed && (untold.is_empty() || !high) {
+                break;
+            }
+            let bounds = core.log.bounds();
+            drop(core);
+            let signal = Signal::Watermark {
+                high,
+                live_bytes: bounds.live_bytes,
+                limit_bytes: bounds.limit_bytes,
+            };
+            if crossed {
+                self.signal(signal);
+            } else {
+                self.signal_to(untold, signal);
+            }
+            core = self.lock();
+        }
+        core.telling = false;
     }
 
     fn signal(&self, signal: Signal) {
@@ -698,6 +756,10 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone();
+        self.signal_to(observers, signal);
+    }
+
+    fn signal_to(&self, observers: Vec<Observer>, signal: Signal) {
         for observer in observers {
             if observer(signal).is_break() {
                 self.observers
@@ -758,7 +820,9 @@ impl Shared {
                         tracing::warn!(%error, "the store cannot grow");
                     }
                     core.log.reserved(to, reserved);
-                    core
+                    // A file that cannot grow has less room: perhaps a watermark is crossed.
+                    self.tell(core);
+                    self.lock()
                 }
                 Chore::Truncate(to) => {
                     core.log.space.begin_resize();
