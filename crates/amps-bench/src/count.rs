@@ -46,8 +46,9 @@ pub fn count(what: Counted, times: u64, dir: &Path) -> Result<(), Failure> {
     let store = Store::open(dir.path().join("store"), options)?;
     match what {
         Counted::Append => {
+            let envelope = Envelope::publish(TOPIC);
             for _ in 0..times {
-                let appended = store.append(&Envelope::publish(TOPIC), &PAYLOAD)?;
+                let appended = store.append(&envelope, &PAYLOAD)?;
                 if appended.sequence % 100 == 0 {
                     store.settle_through(appended.sequence.saturating_sub(10_000))?;
                 }

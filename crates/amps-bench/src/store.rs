@@ -29,13 +29,18 @@ fn deadline() -> Instant {
 /// A store with everything but the messages.
 pub(crate) struct Filled {
     pub(crate) store: Store,
+    envelope: Envelope<'static>,
     pub(crate) last: u64,
 }
 
 impl Filled {
     pub(crate) fn new(path: &Path, options: Options) -> Result<Self, Failure> {
         let store = Store::open(path, options)?;
-        Ok(Filled { store, last: 0 })
+        Ok(Filled {
+            store,
+            envelope: Envelope::publish(TOPIC),
+            last: 0,
+        })
     }
 
     pub(crate) fn fill(&mut self, count: u64, payload: &[u8]) -> Result<(), Failure> {
@@ -47,10 +52,10 @@ impl Filled {
 
     #[inline]
     fn append(&mut self, payload: &[u8]) -> Result<(), AppendError> {
-        let envelope = Envelope::publish(TOPIC);
-        let appended = match self.store.append(&envelope, payload) {
+        let appended = match self.store.append(&self.envelope, payload) {
             Err(error) if error.is_retryable() => {
-                self.store.append_wait(&envelope, payload, deadline())?
+                let envelope = &self.envelope;
+                self.store.append_wait(envelope, payload, deadline())?
             }
             other => other?,
         };

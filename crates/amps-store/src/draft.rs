@@ -2,12 +2,12 @@
 //! word last.
 
 use crate::envelope::{Envelope, EnvelopeError};
-use crate::format::{RECORD_HEADER, RecordHeader, commit_word, record_crc, stride};
+use crate::format::{Checksum, RECORD_HEADER, RecordHeader, commit_word, seed, stride};
 use crate::medium::Medium;
 
 /// A record up to this length is put together as a whole: one checksum call and one copy
 /// beat three of each, until the payload is large.
-const SMALL: usize = 2048;
+const SMALL: usize = 640;
 
 /// Padding, and the commit word of the next place.
 const TAIL: usize = 16;
@@ -18,12 +18,14 @@ const KEEP: usize = 64 << 10;
 pub(crate) struct Draft {
     /// Header and envelope; the rest as well if the record is small.
     bytes: Vec<u8>,
+    checksum: Checksum,
 }
 
 impl Draft {
     pub(crate) fn new() -> Self {
         Draft {
             bytes: vec![0; SMALL + TAIL],
+            checksum: Checksum::new(),
         }
     }
 
@@ -70,25 +72,39 @@ impl Draft {
         let stride = stride(len) as usize;
         let head = len - rest.len();
         debug_assert_eq!(head, RECORD_HEADER + header.envelope_len as usize);
-        header.encode_into(&mut self.bytes);
-        if len <= SMALL {
-            let record = &mut self.bytes[..SMALL + TAIL];
-            record[head..len].copy_from_slice(rest);
-            record[len..len + TAIL].copy_from_slice(&[0; TAIL]);
-            let crc = record_crc(key, offset, &[&record[4..stride]]);
-            record[..8].copy_from_slice(&commit_word(crc, header.len).to_le_bytes());
-            medium.write_committed(offset, &record[..stride + next]);
-        } else {
-            let tail = [0; TAIL];
-            let padding = stride - len;
-            let crc = record_crc(key, offset, &[&self.bytes[4..head], rest, &tail[..padding]]);
-            medium.write(offset + head as u64, rest);
-            medium.write(offset + len as u64, &tail[..padding + next]);
-            self.bytes[..8].copy_from_slice(&commit_word(crc, header.len).to_le_bytes());
-            medium.write_committed(offset, &self.bytes[..head]);
-            if self.bytes.len() > KEEP {
-                *self = Draft::new();
-            }
+        header.encode_into(&mut self.bytes, seed(key, offset));
+        if len > SMALL {
+            return self.write_long(medium, offset, len, rest, next);
+        }
+        let record = &mut self.bytes[..SMALL + TAIL];
+        record[head..len].copy_from_slice(rest);
+        record[len..len + TAIL].copy_from_slice(&[0; TAIL]);
+        let crc = self.checksum.of([&record[4..stride], &[], &[]]);
+        record[..8].copy_from_slice(&commit_word(crc, header.len).to_le_bytes());
+        medium.write_committed(offset, &record[..stride + next]);
+    }
+
+    #[inline(never)]
+    fn write_long(
+        &mut self,
+        medium: &mut dyn Medium,
+        offset: u64,
+        len: usize,
+        rest: &[u8],
+        next: usize,
+    ) {
+        let head = len - rest.len();
+        let padding = stride(len) as usize - len;
+        let tail = [0; TAIL];
+        let crc = self
+            .checksum
+            .of([&self.bytes[4..head], rest, &tail[..padding]]);
+        medium.write(offset + head as u64, rest);
+        medium.write(offset + len as u64, &tail[..padding + next]);
+        self.bytes[..8].copy_from_slice(&commit_word(crc, len as u32).to_le_bytes());
+        medium.write_committed(offset, &self.bytes[..head]);
+        if self.bytes.len() > KEEP {
+            *self = Draft::new();
         }
     }
 }

@@ -122,34 +122,76 @@ impl<'a> Envelope<'a> {
 
     /// Writes the envelope's bytes to the beginning of `room` and tells how many they are;
     /// `None`: they need more room.
+    #[inline(always)]
     pub(crate) fn encode_into(&self, room: &mut [u8]) -> Option<usize> {
+        match self.is_plain() {
+            true => self.encode_plain(room),
+            false => self.encode_any(room),
+        }
+    }
+
+    /// What most messages are: published to a topic with a short name, and nothing else.
+    #[inline(always)]
+    fn is_plain(&self) -> bool {
+        self.correlation_id.is_none()
+            && self.expiration.is_none()
+            && self.sow_key.is_none()
+            && self.selector.is_none()
+            && self.options.is_none()
+            && self.user_tag.is_empty()
+            && self.origin == Origin::Publish
+            && self.topic.len() < usize::from(ONE_BYTE)
+    }
+
+    #[inline(always)]
+    fn encode_plain(&self, room: &mut [u8]) -> Option<usize> {
+        let topic = self.topic.as_bytes();
+        let (head, rest) = room.split_at_mut_checked(2 + topic.len())?;
+        let rest = rest.first_chunk_mut::<16>()?;
+        head[0] = self.operation as u8;
+        head[1] = topic.len() as u8;
+        head[2..].copy_from_slice(topic);
+        // Five options that are not there, a number, no tag, and the usual origin.
+        *rest = [0; 16];
+        let number = match self.published_at {
+            small if small < ONE_BYTE.into() => {
+                rest[5] = small as u8;
+                1
+            }
+            large if large > u32::MAX.into() => {
+                rest[5] = EIGHT_BYTES;
+                rest[6..14].copy_from_slice(&large.to_le_bytes());
+                9
+            }
+            middle => put_long_number(rest, 5, middle) - 5,
+        };
+        Some(head.len() + 5 + number + 2)
+    }
+
+    fn encode_any(&self, room: &mut [u8]) -> Option<usize> {
         // Nine bytes at most for each of the thirteen numbers and marks.
         let mut needed = 128 + self.topic.len() + self.user_tag.len();
-        let has_options = self.correlation_id.is_some()
-            || self.expiration.is_some()
-            || self.sow_key.is_some()
-            || self.selector.is_some()
-            || self.options.is_some();
-        if has_options {
-            for text in [
-                &self.correlation_id,
-                &self.sow_key,
-                &self.selector,
-                &self.options,
-            ] {
-                needed += text.as_deref().map_or(0, str::len);
-            }
+        for text in [
+            &self.correlation_id,
+            &self.sow_key,
+            &self.selector,
+            &self.options,
+        ] {
+            needed += text.as_deref().map_or(0, str::len);
         }
         if room.len() < needed {
             return None;
         }
         let mut at = put_byte(room, 0, self.operation as u8);
         at = put_bytes(room, at, self.topic.as_bytes());
-        at = match has_options {
-            // Written as eight, since more follows.
-            false => put(room, at, &[0; 8]) - 3,
-            true => self.put_options(room, at),
-        };
+        at = put_text(room, at, self.correlation_id.as_deref());
+        at = put_byte(room, at, self.expiration.is_some().into());
+        if let Some(seconds) = self.expiration {
+            at = put_number(room, at, seconds.into());
+        }
+        at = put_text(room, at, self.sow_key.as_deref());
+        at = put_text(room, at, self.selector.as_deref());
+        at = put_text(room, at, self.options.as_deref());
         at = put_number(room, at, self.published_at);
         at = put_bytes(room, at, &self.user_tag);
         match self.origin {
@@ -161,17 +203,6 @@ impl<'a> Envelope<'a> {
             Origin::Import => at = put_byte(room, at, 2),
         }
         Some(at)
-    }
-
-    fn put_options(&self, room: &mut [u8], mut at: usize) -> usize {
-        at = put_text(room, at, self.correlation_id.as_deref());
-        at = put_byte(room, at, self.expiration.is_some().into());
-        if let Some(seconds) = self.expiration {
-            at = put_number(room, at, seconds.into());
-        }
-        at = put_text(room, at, self.sow_key.as_deref());
-        at = put_text(room, at, self.selector.as_deref());
-        put_text(room, at, self.options.as_deref())
     }
 
     /// Reads an envelope that fills `bytes` exactly. Nothing is allocated: the result
@@ -194,6 +225,8 @@ impl<'a> Envelope<'a> {
 
 /// A number below this one is one byte.
 const ONE_BYTE: u8 = 251;
+/// Stands before a number of eight bytes.
+const EIGHT_BYTES: u8 = 253;
 
 // bincode's bytes, written by hand: each function gives the place behind them. Through
 // bincode's own `Writer` an envelope takes 31 ns instead of 13, a quarter of a small append;
@@ -229,7 +262,7 @@ fn put_long_number(room: &mut [u8], at: usize, number: u64) -> usize {
         let at = put_byte(room, at, 252);
         put(room, at, &word.to_le_bytes())
     } else {
-        let at = put_byte(room, at, 253);
+        let at = put_byte(room, at, EIGHT_BYTES);
         put(room, at, &number.to_le_bytes())
     }
 }

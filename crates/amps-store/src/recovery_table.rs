@@ -92,7 +92,7 @@ impl Image {
         let mut bytes = header.encode().to_vec();
         bytes.extend_from_slice(body);
         bytes.resize(header.stride() as usize, 0);
-        let word = commit_word(record_crc(KEY, at, &[&bytes[4..]]), header.len);
+        let word = commit_word(record_crc(KEY, at, &bytes[4..]), header.len);
         bytes[..8].copy_from_slice(&word.to_le_bytes());
         self.put(at, &bytes);
         at + header.stride()

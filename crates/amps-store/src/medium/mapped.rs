@@ -97,6 +97,21 @@ impl Medium for Mapped {
         unsafe { AtomicU64::from_ptr(to).store(word.to_le(), Ordering::Release) }
     }
 
+    #[inline]
+    fn write_committed(&mut self, offset: u64, record: &[u8]) {
+        let (word, rest) = record.split_at(8);
+        let mut first = [0; 8];
+        first.copy_from_slice(word);
+        assert!(offset.is_multiple_of(8), "unaligned commit at {offset}");
+        let to = self.at(offset, record.len());
+        // SAFETY: `at` proves that all of `record` fits, of which `rest` is what follows
+        // the first eight bytes; otherwise as in `write`.
+        unsafe { ptr::copy_nonoverlapping(rest.as_ptr(), to.add(8), rest.len()) }
+        // SAFETY: as in `commit`, for the first eight of those bytes.
+        let commit = unsafe { AtomicU64::from_ptr(to.cast()) };
+        commit.store(u64::from_le_bytes(first).to_le(), Ordering::Release);
+    }
+
     fn adopt(&mut self, len: u64) {
         self.len = len.min(self.shared.map.len() as u64);
     }

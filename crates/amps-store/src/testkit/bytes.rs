@@ -48,7 +48,7 @@ pub fn resign(bytes: &mut [u8]) {
     }
     for (offset, stride) in record_places(bytes) {
         let record = &mut bytes[offset as usize..(offset + stride) as usize];
-        let crc = record_crc(geometry.key, offset, &[&record[4..]]);
+        let crc = record_crc(geometry.key, offset, &record[4..]);
         record[..4].copy_from_slice(&crc.to_le_bytes());
     }
 }
