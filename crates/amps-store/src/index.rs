@@ -8,8 +8,13 @@ use std::collections::VecDeque;
 use std::ops::Range;
 
 const CHUNK: usize = 1024;
-/// As many chunks as a processor's own cache holds.
-const CACHED: usize = 32;
+/// Spare chunks that the helper keeps ready: a fresh one costs the kernel two page faults,
+/// which publishers shall not wait for.
+const SPARES: usize = 16;
+/// Below this many it makes more.
+const FEW_SPARES: usize = 8;
+/// Chunks that were forgotten serve again, but no more than these wait for it.
+const MOST_SPARES: usize = 64;
 /// A jump of more numbers than this starts a new chunk instead of filling with zeros.
 const GAP: u64 = 16;
 
@@ -94,6 +99,19 @@ fn guess(first: u64, sequence: u64) -> usize {
 #[derive(Default)]
 pub(crate) struct Index {
     chunks: VecDeque<Chunk>,
+    /// Empty, with room for a whole chunk, and their pages are there.
+    spares: Vec<Vec<u64>>,
+}
+
+/// Makes what an index may want for the next messages; touches its memory.
+pub(crate) fn make_spares(count: usize) -> Vec<Vec<u64>> {
+    let spare = || {
+        let mut words = Vec::with_capacity(CHUNK);
+        words.resize(CHUNK, u64::MAX);
+        std::hint::black_box(&mut words).clear();
+        words
+    };
+    std::iter::repeat_with(spare).take(count).collect()
 }
 
 impl Index {
@@ -123,6 +141,19 @@ impl Index {
             .words
             .get(usize::try_from(sequence.checked_sub(chunk.first)?).ok()?)?;
         (word != 0).then_some(Entry(word))
+    }
+
+    /// How many spare chunks to add; none, while there are some.
+    #[inline]
+    pub(crate) fn spares_wanted(&self) -> usize {
+        match self.spares.len() {
+            0..FEW_SPARES => SPARES - self.spares.len(),
+            _ => 0,
+        }
+    }
+
+    pub(crate) fn add_spares(&mut self, spares: Vec<Vec<u64>>) {
+        self.spares.extend(spares);
     }
 
     /// Enters the next sequence, or one that lies above every other.
@@ -158,12 +189,13 @@ impl Index {
     fn push_chunk(&mut self, sequence: u64, entry: Entry) {
         // Behind a full chunk another one fills up: no need to grow it step by step.
         let full = |back: &Chunk| back.words.len() == CHUNK;
-        let room = if self.chunks.back().is_some_and(full) {
-            CHUNK
-        } else {
-            1
+        let mut words = match self.chunks.back().is_some_and(full) {
+            true => match self.spares.pop() {
+                Some(spare) => spare,
+                None => Vec::with_capacity(CHUNK),
+            },
+            false => Vec::with_capacity(1),
         };
-        let mut words = Vec::with_capacity(room);
         words.push(entry.0);
         self.chunks.push_back(Chunk {
             first: sequence,
@@ -205,8 +237,13 @@ impl Index {
                 chunk.present -= 1;
             }
         }
-        if chunk.present == 0 {
-            self.chunks.remove(at);
+        if chunk.present == 0
+            && let Some(mut gone) = self.chunks.remove(at)
+            && gone.words.capacity() == CHUNK
+            && self.spares.len() < MOST_SPARES
+        {
+            gone.words.clear();
+            self.spares.push(gone.words);
         }
         Some(next)
     }
@@ -273,22 +310,22 @@ impl Index {
         })
     }
 
-    /// Marks single sequences settled; of those that were not, `open` gets the entries.
-    pub(crate) fn settle(&mut self, sequences: &[u64], open: &mut Vec<(u64, Entry)>) {
-        open.clear();
-        open.reserve(sequences.len());
-        let first = self.first();
-        if self.chunks.len() > CACHED {
-            // Looked at in advance, so that the cache misses overlap.
-            let mut all = 0;
-            for &sequence in sequences {
-                if let Some(chunk) = self.chunks.get(guess(first, sequence)) {
-                    let place = sequence.wrapping_sub(chunk.first) as usize;
-                    all |= chunk.words.get(place).copied().unwrap_or(0);
-                }
+    /// Looks at entries that are needed soon, so that the cache misses overlap.
+    pub(crate) fn fetch(&self, sequences: &[u64]) {
+        let (first, mut all) = (self.first(), 0);
+        for &sequence in sequences {
+            if let Some(chunk) = self.chunks.get(guess(first, sequence)) {
+                let place = sequence.wrapping_sub(chunk.first) as usize;
+                all |= chunk.words.get(place).copied().unwrap_or(0);
             }
-            std::hint::black_box(all);
         }
+        std::hint::black_box(all);
+    }
+
+    /// Marks single sequences settled and shows each that was not.
+    #[inline]
+    pub(crate) fn settle(&mut self, sequences: &[u64], mut each: impl FnMut(u64, Entry)) {
+        let first = self.first();
         for &sequence in sequences {
             let chunk = match self.chunks.get_mut(guess(first, sequence)) {
                 Some(chunk) if chunk.holds(sequence) => chunk,
@@ -304,7 +341,7 @@ impl Index {
             let entry = Entry(*word);
             if *word != 0 && !entry.is_settled() {
                 *word |= SETTLED;
-                open.push((sequence, entry));
+                each(sequence, entry);
             }
         }
     }
@@ -378,14 +415,14 @@ mod tests {
             if x >> 61 == 3 {
                 let gone = *model.keys().nth(model.len() / 3).unwrap();
                 let at = model[&gone].offset();
-                index.settle(&[gone], &mut Vec::new());
+                index.settle(&[gone], |_, _| {});
                 let next = index.remove_within(gone, &(at..at + 8));
                 assert!(next.is_some_and(|next| next > gone));
                 model.remove(&gone);
             }
             if x >> 61 == 5 {
                 let settled = *model.keys().nth(model.len() / 2).unwrap();
-                index.settle(&[settled], &mut Vec::new());
+                index.settle(&[settled], |_, _| {});
                 model.get_mut(&settled).unwrap().0 |= SETTLED;
             }
         }

@@ -413,19 +413,14 @@ impl Log {
         for batch in sequences.chunks(MAX_SETTLED) {
             let most = stride(RECORD_HEADER + batch.len() * 8);
             let recorded = unless_failed(self.make_room(most))?;
-            let mut body = std::mem::take(&mut self.body);
-            body.clear();
-            for (sequence, _) in self.state.settle(batch) {
-                body.extend_from_slice(&sequence.to_le_bytes());
+            let mut body = [[0; 8]; MAX_SETTLED];
+            let count = self.state.settle(batch, |nth, sequence| {
+                body[nth % MAX_SETTLED] = sequence.to_le_bytes();
+            });
+            if recorded.is_some() && count > 0 {
+                let body = body[..count].as_flattened();
+                self.write_internal(Kind::Settlement, 0, body)?;
             }
-            let written = match recorded {
-                Some(()) if !body.is_empty() => {
-                    self.write_internal(Kind::Settlement, 0, &body).map(drop)
-                }
-                _ => Ok(()),
-            };
-            self.body = body;
-            written?;
         }
         if self.state.floor() > floor {
             unless_failed(self.write_mark(false))?;

@@ -728,7 +728,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             Kind::Settlement => {
                 let sequences: Option<Vec<u64>> =
                     settled_sequences(self.scanner.body(seen)?).map(Iterator::collect);
-                self.out.state.settle(&sequences.unwrap_or_default());
+                self.out
+                    .state
+                    .settle(&sequences.unwrap_or_default(), |_, _| {});
             }
             Kind::Rejection => self.out.state.reject(header.sequence, entry),
             Kind::Acceptance => {
@@ -778,7 +780,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     /// it was accepted.
     fn accept(&mut self, sequence: u64) {
         if !self.out.state.accept(sequence) {
-            self.out.state.settle(&[sequence]);
+            self.out.state.settle(&[sequence], |_, _| {});
         }
     }
 

@@ -20,12 +20,13 @@ pub(crate) struct State {
     charges: u64,
     /// Needed bytes in each segment.
     segment_live: Vec<u64>,
-    /// What the latest settlement found open.
-    open: Vec<(u64, Entry)>,
     /// Records are being read back: a message may still follow whose number lies below
     /// others that are settled, so only a mark moves the floor.
     replaying: bool,
 }
+
+/// The entries of this many messages stay in a processor's own cache.
+const CACHED: u64 = 32 << 10;
 
 /// Entries that give up their room. They come in runs within a segment: it is looked at once
 /// per run.
@@ -84,7 +85,6 @@ impl State {
             live: 0,
             charges: 0,
             segment_live: vec![0; segments],
-            open: Vec::new(),
             replaying: true,
         }
     }
@@ -125,6 +125,16 @@ impl State {
 
     pub(crate) fn segment_live(&self, segment: usize) -> u64 {
         self.segment_live[segment]
+    }
+
+    /// Spare chunks for the index are running out, and this many should be added.
+    #[inline]
+    pub(crate) fn spares_wanted(&self) -> usize {
+        self.index.spares_wanted()
+    }
+
+    pub(crate) fn add_spares(&mut self, spares: Vec<Vec<u64>>) {
+        self.index.add_spares(spares);
     }
 
     pub(crate) fn get(&self, sequence: u64) -> Option<Entry> {
@@ -248,24 +258,26 @@ impl State {
         before - self.unsettled
     }
 
-    /// Settles single messages, and gives those that were unsettled.
-    pub(crate) fn settle(&mut self, sequences: &[u64]) -> &[(u64, Entry)] {
-        self.index.settle(sequences, &mut self.open);
-        let lowest = self.floor + 1;
-        let mut raise = false;
-        let mut run = Run::default();
-        for &(sequence, entry) in &self.open {
-            raise |= sequence == lowest;
-            run.take(entry, &self.geometry, &mut self.segment_live);
+    /// Settles single messages, and shows those that were unsettled, numbered from 0.
+    #[inline]
+    pub(crate) fn settle(&mut self, sequences: &[u64], mut each: impl FnMut(usize, u64)) -> usize {
+        if self.unsettled > CACHED {
+            self.index.fetch(sequences);
         }
+        let (mut run, mut count) = (Run::default(), 0);
+        self.index.settle(sequences, |sequence, entry| {
+            run.take(entry, &self.geometry, &mut self.segment_live);
+            each(count, sequence);
+            count += 1;
+        });
         self.live -= run.end(&self.geometry, &mut self.segment_live);
-        let count = self.open.len() as u64;
-        self.unsettled -= count;
-        self.charges -= count * CHARGE;
-        if raise || (count > 0 && self.unsettled == 0) {
+        self.unsettled -= count as u64;
+        self.charges -= count as u64 * CHARGE;
+        let lowest = self.index.get(self.floor + 1);
+        if count > 0 && (self.unsettled == 0 || lowest.is_some_and(Entry::is_settled)) {
             self.raise_floor();
         }
-        &self.open
+        count
     }
 
     /// Moves the floor over what is settled already. Amortised O(1): it never looks twice.

@@ -13,6 +13,7 @@ use crate::api::{
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing};
+use crate::index::make_spares;
 use crate::log::{Log, check};
 use crate::medium::{Device, ForkGuard, Heap, Medium};
 use crate::options::Options;
@@ -341,8 +342,11 @@ impl PublishStore for Store {
             shared.do_chores(&mut core);
         }
         let crossed = core.log.is_watermark_crossed();
-        // At this level only a new segment gives the helper something to do.
-        if shared.level != Level::Os || core.log.space.current() != segment {
+        // At this level only these give the helper something to do.
+        if shared.level != Level::Os
+            || core.log.space.current() != segment
+            || core.log.state.spares_wanted() > 0
+        {
             shared.wake_helper(core);
         } else {
             drop(core);
@@ -783,6 +787,14 @@ impl Shared {
                 chore => chore,
             };
             core = match chore {
+                Chore::Idle if core.log.state.spares_wanted() > 0 => {
+                    let wanted = core.log.state.spares_wanted();
+                    drop(core);
+                    let spares = make_spares(wanted);
+                    let mut core = self.lock();
+                    core.log.state.add_spares(spares);
+                    core
+                }
                 Chore::Idle => {
                     core.helper_sleeps = true;
                     let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
