@@ -97,10 +97,51 @@ pub(crate) struct Serve {
     /// Time over which successes are gathered into one acknowledgement.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = units::duration)]
     pub(crate) ack_interval: Duration,
+    /// The certificate chain to show on tcps:// addresses, a PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Take only clients that show a certificate signed by one in this PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_client_ca: Option<PathBuf>,
     /// Misbehave: close-after:N, cut-after:N, stall-after:N, lose-acks-after:N,
     /// delay-acks:DURATION or forget:NAME. Repeatable.
     #[arg(long, value_name = "FAULT")]
     pub(crate) fault: Vec<String>,
+}
+
+/// How to connect to tcps:// servers.
+#[derive(Debug, Args)]
+pub(crate) struct Tls {
+    /// Trust the certificates in this PEM file, instead of the system's.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) tls_ca: Option<PathBuf>,
+    /// Show the server this certificate chain, a PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+    /// The private key of that certificate, a PEM file.
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+    /// Expect the server's certificate to be for this name, instead of the URI's host.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) tls_server_name: Option<String>,
+}
+
+impl Tls {
+    /// The first option that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--tls-ca", self.tls_ca.is_some()),
+            ("--tls-cert", self.tls_cert.is_some()),
+            ("--tls-server-name", self.tls_server_name.is_some()),
+        ];
+        given
+            .into_iter()
+            .find(|(_, is)| *is)
+            .map(|(option, _)| option)
+    }
 }
 
 /// Where to send, shared by publish and drain.
@@ -109,6 +150,8 @@ pub(crate) struct Sending {
     /// Server to publish to; of several, the next is tried when one fails. Repeatable.
     #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
     pub(crate) server: Vec<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// How long to wait for acknowledgements at the end, and for room while the store is full.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = units::duration)]
     pub(crate) flush_timeout: Duration,
@@ -163,6 +206,8 @@ pub(crate) struct Subscribe {
     /// Server to subscribe at; of several, the next is tried when one fails. Repeatable.
     #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
     pub(crate) server: Vec<String>,
+    #[command(flatten)]
+    pub(crate) tls: Tls,
     /// Stop after this many messages.
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) count: Option<u64>,

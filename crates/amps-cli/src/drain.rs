@@ -5,18 +5,20 @@ use amps_store::{Options, Store};
 use crate::args::Drain;
 use crate::failure::{Exit, Failure};
 use crate::sending::{self, Job};
+use crate::tls;
 
 /// Sends everything unsettled and waits for the acknowledgements.
 ///
 /// # Errors
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
-    sending::check_servers(&args.sending.server)?;
+    let connector = tls::connector(&args.sending.server, &args.sending.tls)?;
     let store = Store::open_existing(&args.store, Options::new()).map_err(|e| Failure::open(&e))?;
     sending::run(Job {
         store,
         path: Some(args.store),
         servers: args.sending.server,
+        connector,
         flush_timeout: args.sending.flush_timeout,
         input: None,
         json,

@@ -19,6 +19,7 @@ mod serve;
 mod show;
 mod store;
 mod subscribe;
+mod tls;
 mod torture;
 mod units;
 

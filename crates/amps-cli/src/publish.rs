@@ -9,6 +9,7 @@ use crate::args::Publish;
 use crate::failure::{Exit, Failure};
 use crate::lines::{Line, Lines, open_file};
 use crate::sending::{self, Input, Job};
+use crate::tls;
 
 /// Publishes every line, then waits for the acknowledgements.
 ///
@@ -21,9 +22,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
             "the topic is empty; name one with --topic",
         ));
     }
-    if !args.sandbox {
-        sending::check_servers(&args.sending.server)?;
-    }
+    let connector = tls::connector(&args.sending.server, &args.sending.tls)?;
     // Before the store is created, so that a wrong path leaves nothing behind.
     if args.file.as_os_str() != "-" {
         open_file(&args.file)?;
@@ -56,6 +55,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         store,
         path: args.store.clone(),
         servers,
+        connector,
         flush_timeout: args.sending.flush_timeout,
         input: Some(Input {
             lines,

@@ -6,8 +6,10 @@ mod progress;
 mod report;
 
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use amps_client::connector::Connector;
 use amps_client::{Client, LinkEnd, LogonError, Message, PublishError, PublishFailure};
 use amps_sandbox::Sandbox;
 use amps_store::{AppendError, PublishStore, Store, StoreError};
@@ -31,6 +33,7 @@ pub(crate) struct Job {
     /// Where the store is, `None` for memory.
     pub(crate) path: Option<PathBuf>,
     pub(crate) servers: Vec<String>,
+    pub(crate) connector: Arc<dyn Connector>,
     pub(crate) flush_timeout: Duration,
     pub(crate) input: Option<Input>,
     pub(crate) json: bool,
@@ -64,6 +67,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         store,
         path,
         servers,
+        connector,
         flush_timeout,
         input,
         json,
@@ -75,6 +79,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
 
     let mut builder = Client::builder(store.client_name())
         .store(store.clone())
+        .connector(connector)
         // A person decides what becomes of a refusal: it waits in the store.
         .on_failed_write(|_| async { Err("it waits for `amps failed`".into()) });
     for server in &servers {
@@ -184,25 +189,6 @@ pub(crate) async fn embedded_sandbox() -> Result<Sandbox, Failure> {
         .start()
         .await
         .map_err(|e| Failure::other(format!("cannot start the embedded sandbox server: {e}")))
-}
-
-/// Refuses a URI before anything is created or opened.
-///
-/// # Errors
-/// Which one, and what is wrong with it.
-pub(crate) fn check_servers(servers: &[String]) -> Result<(), Failure> {
-    for server in servers {
-        server.parse::<amps_client::uri::Uri>().map_err(|e| {
-            Failure::new(
-                Exit::Usage,
-                format!(
-                    "bad server URI: {e}; write one like {}",
-                    crate::args::DEFAULT_SERVER
-                ),
-            )
-        })?;
-    }
-    Ok(())
 }
 
 /// Takes lines until the input ends, the store stays full, or something breaks.

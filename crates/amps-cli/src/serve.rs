@@ -6,15 +6,17 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::args::Serve;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
-use crate::sending;
+use crate::tls;
 
 /// Serves until it is interrupted or terminated.
 ///
 /// # Errors
 /// A bad option, an address that cannot be had, or a journal that cannot be used.
 pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
-    sending::check_servers(&args.listen)?;
     let mut builder = Sandbox::builder().ack_interval(args.ack_interval);
+    if let Some(identity) = tls::identity(&args)? {
+        builder = builder.tls(identity);
+    }
     for uri in &args.listen {
         builder = builder.listen(uri.as_str());
     }

@@ -11,7 +11,7 @@ use amps_client::{Client, CommandError, Delivered, LogonError, Subscription, Sub
 use crate::args::Subscribe;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
-use crate::{body, sending};
+use crate::{body, tls};
 
 /// Messages held while standard output is slow. When even these are not enough, the
 /// subscription ends and is placed again behind the last message printed.
@@ -25,8 +25,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// A bad URI, a refused logon or a refused subscription.
 pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
-    sending::check_servers(&args.server)?;
-    let mut builder = Client::builder(format!("amps-subscribe-{:016x}", random()));
+    let connector = tls::connector(&args.server, &args.tls)?;
+    let mut builder =
+        Client::builder(format!("amps-subscribe-{:016x}", random())).connector(connector);
     for server in &args.server {
         builder = builder.server(server.as_str());
     }

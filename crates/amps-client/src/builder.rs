@@ -103,8 +103,8 @@ impl Builder {
         }
     }
 
-    /// Adds a server, `tcp://[user:password@]host:port/amps/json`. Several are tried in
-    /// turn. They must all have what the others have: fail-over to a server that is behind
+    /// Adds a server, `tcp://[user:password@]host:port/amps/json`, or `tcps` for TLS, or
+    /// `unix` with the option `path`. Several are tried in turn. They must all have what the others have: fail-over to a server that is behind
     /// loses messages (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
     #[must_use]
     pub fn server(mut self, uri: impl Into<String>) -> Self {
@@ -180,7 +180,10 @@ impl Builder {
         self
     }
 
-    /// Opens connections in another way than by the URI's scheme.
+    /// Opens connections in another way than by the URI's scheme with the system's root
+    /// certificates for `tcps`, which is what [`SchemeConnector`] does: in memory, say, or
+    /// with a certificate authority of your own
+    /// ([`SchemeConnector::with_tls`](crate::connector::SchemeConnector::with_tls)).
     #[must_use]
     pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
         self.connector = Some(connector);
@@ -348,7 +351,11 @@ impl Builder {
         {
             *limit = (*limit).min(YEAR);
         }
-        let chooser = self.choose()?;
+        let connector = self
+            .connector
+            .take()
+            .unwrap_or_else(|| Arc::new(SchemeConnector::new()));
+        let chooser = self.choose(connector.as_ref())?;
         let (asks, asked) = mpsc::channel(ASKS);
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
         let delivery = self
@@ -417,10 +424,7 @@ impl Builder {
                 max_frame: self.max_frame,
             },
             chooser,
-            connector: self
-                .connector
-                .take()
-                .unwrap_or_else(|| Arc::new(SchemeConnector::new())),
+            connector,
             backoff: self
                 .backoff
                 .take()
@@ -471,7 +475,7 @@ impl Builder {
         Ok(())
     }
 
-    fn choose(&mut self) -> Result<Box<dyn ServerChooser>, OpenError> {
+    fn choose(&mut self, connector: &dyn Connector) -> Result<Box<dyn ServerChooser>, OpenError> {
         if let Some(chooser) = self.chooser.take() {
             return Ok(chooser);
         }
@@ -481,6 +485,10 @@ impl Builder {
         let mut servers = Vec::new();
         for (uri, authenticator) in self.servers.drain(..) {
             let uri: Uri = uri.parse().map_err(|e| OpenError::Uri(format!("{e}")))?;
+            connector.check(&uri).map_err(|source| OpenError::Server {
+                server: uri.authority(),
+                source,
+            })?;
             servers.push(Server { uri, authenticator });
         }
         Ok(Box::new(RoundRobin::new(servers)))

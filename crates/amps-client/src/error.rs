@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use amps_store::{AppendError, StoreError};
 
+use crate::connector::ConnectError;
 use crate::event::LinkEnd;
 use crate::message::{BadMessage, Message};
 use crate::protocol::Reason;
@@ -33,6 +34,15 @@ pub enum OpenError {
     /// A server's URI cannot be used.
     #[error("bad server URI: {0}")]
     Uri(String),
+    /// A server's address can never be connected to: its scheme is not supported, or TLS
+    /// cannot be set up for it.
+    #[error("cannot connect to {server}: {source}")]
+    Server {
+        /// The server, without its credentials.
+        server: String,
+        /// Why.
+        source: ConnectError,
+    },
     /// No tokio runtime is at hand.
     #[error(
         "no tokio runtime is at hand; open the client inside one, give a handle with `.runtime(…)`, or use the blocking client"

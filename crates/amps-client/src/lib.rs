@@ -32,6 +32,13 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Features
+//!
+//! - `tls`, on by default: `tcps` addresses, by rustls with the ring provider and the system's
+//!   root certificates.
+//! - `metrics`: counters and gauges for the `metrics` facade.
+//! - `testkit`: frames of stored messages and defects on demand, for simulations.
 
 pub mod backoff;
 pub mod blocking;

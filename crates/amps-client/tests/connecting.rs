@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amps_client::chooser::{Server, ServerChooser};
-use amps_client::connector::{Connecting, Connector};
+use amps_client::connector::{ConnectError, Connecting, Connector, TcpConnector};
 use amps_client::protocol::{Ack, AckKind, Status};
 use amps_client::uri::Uri;
-use amps_client::{Backoff, Client, Event, Events, LinkEnd, LogonError};
+use amps_client::{Backoff, Client, Event, Events, LinkEnd, LogonError, OpenError};
 use common::{NAME, Peer, memory, pair, started};
 use tokio::time::Instant;
 
@@ -171,6 +171,41 @@ async fn options_that_cannot_be_meant_are_refused() {
     assert!(refused(builder).await.contains("chooser"));
     let builder = pair().0.on_failed_write(|_| async { Ok(()) });
     assert!(refused(builder).await.contains("needs a store"));
+}
+
+/// Opens nothing, and says so beforehand.
+#[derive(Debug)]
+struct Closed;
+
+impl Connector for Closed {
+    fn connect<'a>(&'a self, _: &'a Uri) -> Connecting<'a> {
+        Box::pin(std::future::pending())
+    }
+
+    fn check(&self, _: &Uri) -> Result<(), ConnectError> {
+        Err(ConnectError::UnsupportedScheme { scheme: "tcp" })
+    }
+}
+
+#[tokio::test]
+async fn a_server_that_can_never_be_connected_to_is_told_at_open() {
+    let refused = |builder: amps_client::Builder| async move {
+        match builder.open().await {
+            Err(error @ OpenError::Server { .. }) => error.to_string(),
+            other => panic!("{other:?}"),
+        }
+    };
+    let server = || Client::builder(NAME).server("tcp://me:secret@127.0.0.1:9007/amps/json");
+    let error = refused(server().connector(Arc::new(Closed))).await;
+    assert!(error.contains("127.0.0.1:9007"), "{error}");
+    assert!(!error.contains("secret"), "{error}");
+
+    let secured = || Client::builder(NAME).server("tcps://127.0.0.1:9007/amps/json");
+    let plain = secured().connector(Arc::new(TcpConnector));
+    assert!(refused(plain).await.contains("tcps://"));
+    if cfg!(not(feature = "tls")) {
+        assert!(refused(secured()).await.contains("feature tls"));
+    }
 }
 
 #[tokio::test(start_paused = true)]

@@ -363,7 +363,10 @@ impl Identity {
         }
         Err(StartError::Unsupported {
             uri: uri.to_string(),
-            needed: "TLS needs a certificate, and the feature tls",
+            needed: match cfg!(feature = "tls") {
+                true => "TLS needs a certificate to show",
+                false => "build amps-sandbox with its feature tls",
+            },
         })
     }
 }

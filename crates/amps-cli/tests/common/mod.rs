@@ -201,8 +201,12 @@ pub struct Server {
 
 impl Server {
     pub fn start(journal: Option<&Path>, extra: &[&str]) -> Self {
+        Server::start_at("tcp://127.0.0.1:0/amps/json", journal, extra)
+    }
+
+    pub fn start_at(uri: &str, journal: Option<&Path>, extra: &[&str]) -> Self {
         let mut server = Server {
-            uri: "tcp://127.0.0.1:0/amps/json".to_owned(),
+            uri: uri.to_owned(),
             journal: journal.map(Path::to_owned),
             extra: extra.iter().map(|&s| s.to_owned()).collect(),
             process: None,

@@ -11,6 +11,8 @@ use std::fmt;
 use std::future::Future;
 use std::io;
 use std::pin::Pin;
+#[cfg(feature = "tls")]
+use std::sync::{Arc, OnceLock};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -41,6 +43,15 @@ pub trait Connector: Send + Sync + fmt::Debug {
     /// A [`ConnectError`]; every one of them may be tried again, and none says anything
     /// about messages.
     fn connect<'a>(&'a self, uri: &'a Uri) -> Connecting<'a>;
+
+    /// Whether such an address can be opened at all, whoever answers there. Asked for each
+    /// server that is known when a client is opened, and before any network.
+    ///
+    /// # Errors
+    /// What would keep every attempt from success: the client is not opened.
+    fn check(&self, _uri: &Uri) -> Result<(), ConnectError> {
+        Ok(())
+    }
 }
 
 /// Why no stream could be opened.
@@ -72,11 +83,18 @@ pub enum ConnectError {
         source: io::Error,
     },
     /// The connector does not know this scheme, or was built without it.
-    #[error("this connector does not open {scheme}:// addresses")]
+    #[error(
+        "this connector does not open {scheme}:// addresses{}",
+        without(scheme)
+    )]
     UnsupportedScheme {
         /// The scheme.
         scheme: &'static str,
     },
+    /// TLS cannot be set up.
+    #[cfg(feature = "tls")]
+    #[error(transparent)]
+    TlsSetup(#[from] TlsSetupError),
     /// The TLS handshake failed.
     #[error("no TLS connection to {target}: {source}")]
     Tls {
@@ -87,27 +105,67 @@ pub enum ConnectError {
     },
 }
 
+fn without(scheme: &str) -> &'static str {
+    match scheme == Scheme::Tcps.as_str() && !cfg!(feature = "tls") {
+        true => "; build amps-client with its feature tls",
+        false => "",
+    }
+}
+
 /// Picks the connector by the URI's scheme; what a client uses unless given another.
-/// Without the feature `tls`, or a TLS connector, `tcps` is refused.
+///
+/// Servers at `tcps` addresses are judged by the system's root certificates, or as the
+/// connector given with [`with_tls`](Self::with_tls) says. Without the feature `tls` they
+/// are refused, as is `unix` where the platform has none.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SchemeConnector {
+    /// Empty until the system's roots are needed.
     #[cfg(feature = "tls")]
-    tls: Option<TlsConnector>,
+    tls: Arc<OnceLock<TlsConnector>>,
 }
 
 impl SchemeConnector {
-    /// A connector for `tcp` and, where the platform has them, `unix`.
+    /// A connector for every scheme there is.
     pub fn new() -> Self {
         SchemeConnector::default()
     }
 
-    /// The same with `tcps` opened by `tls`.
+    /// The same with `tcps` opened by `tls`: for a certificate authority or a client
+    /// certificate of your own.
     #[cfg(feature = "tls")]
     #[must_use]
     pub fn with_tls(mut self, tls: TlsConnector) -> Self {
-        self.tls = Some(tls);
+        self.tls = Arc::new(OnceLock::from(tls));
         self
+    }
+
+    /// The connector for `tcps`; reads files of the system unless it has one.
+    #[cfg(feature = "tls")]
+    fn tls(&self) -> Result<&TlsConnector, TlsSetupError> {
+        match self.tls.get() {
+            Some(tls) => Ok(tls),
+            None => {
+                let tls = TlsConnector::builder().build()?;
+                Ok(self.tls.get_or_init(|| tls))
+            }
+        }
+    }
+
+    #[cfg(feature = "tls")]
+    fn connect_tls<'a>(&'a self, uri: &'a Uri) -> Connecting<'a> {
+        let connector = self.clone();
+        Box::pin(async move {
+            if connector.tls.get().is_none() {
+                let connector = connector.clone();
+                let read = move || connector.tls().map(drop);
+                // An error means that the runtime is being shut down.
+                if let Ok(read) = tokio::task::spawn_blocking(read).await {
+                    read?;
+                }
+            }
+            connector.tls()?.connect(uri).await
+        })
     }
 }
 
@@ -118,10 +176,7 @@ impl Connector for SchemeConnector {
             #[cfg(unix)]
             Scheme::Unix => UnixConnector.connect(uri),
             #[cfg(feature = "tls")]
-            Scheme::Tcps => match &self.tls {
-                Some(tls) => tls.connect(uri),
-                None => unsupported(uri),
-            },
+            Scheme::Tcps => self.connect_tls(uri),
             #[allow(
                 unreachable_patterns,
                 reason = "which arms remain depends on the platform"
@@ -129,9 +184,36 @@ impl Connector for SchemeConnector {
             _ => unsupported(uri),
         }
     }
+
+    fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
+        match uri.scheme() {
+            Scheme::Tcp => Ok(()),
+            #[cfg(unix)]
+            Scheme::Unix => Ok(()),
+            #[cfg(feature = "tls")]
+            Scheme::Tcps => self.tls()?.check(uri),
+            #[allow(
+                unreachable_patterns,
+                reason = "which arms remain depends on the platform"
+            )]
+            _ => Err(unsupported_scheme(uri)),
+        }
+    }
+}
+
+fn unsupported_scheme(uri: &Uri) -> ConnectError {
+    let scheme = uri.scheme().as_str();
+    ConnectError::UnsupportedScheme { scheme }
 }
 
 fn unsupported(uri: &Uri) -> Connecting<'_> {
-    let scheme = uri.scheme().as_str();
-    Box::pin(async move { Err(ConnectError::UnsupportedScheme { scheme }) })
+    Box::pin(std::future::ready(Err(unsupported_scheme(uri))))
+}
+
+/// What a connector for one scheme checks.
+fn only(scheme: Scheme, uri: &Uri) -> Result<(), ConnectError> {
+    match uri.scheme() == scheme {
+        true => Ok(()),
+        false => Err(unsupported_scheme(uri)),
+    }
 }

@@ -9,7 +9,7 @@ use std::time::Duration;
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
-use super::{ConnectError, Connecting, Connector, unsupported};
+use super::{ConnectError, Connecting, Connector, only, unsupported};
 use crate::uri::{IpPreference, Scheme, Uri};
 
 /// Opens `tcp` addresses and honours the options of the URI. All addresses of the host are
@@ -24,6 +24,10 @@ impl Connector for TcpConnector {
             return unsupported(uri);
         }
         Box::pin(async move { Ok(Box::new(open(uri).await?) as _) })
+    }
+
+    fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
+        only(Scheme::Tcp, uri)
     }
 }
 

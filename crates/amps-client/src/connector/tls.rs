@@ -8,7 +8,7 @@ use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio_rustls::rustls::{ClientConfig, RootCertStore};
 
-use super::{ConnectError, Connecting, Connector, tcp, unsupported};
+use super::{ConnectError, Connecting, Connector, only, tcp, unsupported};
 use crate::uri::{Scheme, Uri};
 
 /// Opens `tcps` addresses: TCP with the options of the URI, then TLS. The server must show
@@ -42,7 +42,9 @@ pub enum TlsSetupError {
         reason: String,
     },
     /// There is nobody to trust: no root certificate of the system, and none given.
-    #[error("no root certificates: the system has none, and none were given ({reason})")]
+    #[error(
+        "no root certificates: the system has none, and no authority was given to trust ({reason})"
+    )]
     NoRoots {
         /// What the system's store said.
         reason: String,
@@ -151,19 +153,35 @@ impl Connector for TlsConnector {
             return unsupported(uri);
         }
         Box::pin(async move {
-            let fail = |source| ConnectError::Tls {
-                target: uri.authority(),
-                source,
-            };
-            let name = match &self.server_name {
-                Some(name) => name.clone(),
-                None => ServerName::try_from(uri.host().to_owned())
-                    .map_err(|error| fail(io::Error::new(io::ErrorKind::InvalidInput, error)))?,
-            };
+            let name = self.expected(uri)?;
             let plain = tcp::open(uri).await?;
             let connector = tokio_rustls::TlsConnector::from(self.config.clone());
-            Ok(Box::new(connector.connect(name, plain).await.map_err(fail)?) as _)
+            let opened = connector.connect(name, plain).await;
+            Ok(Box::new(opened.map_err(|source| failed(uri, source))?) as _)
         })
+    }
+
+    fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
+        only(Scheme::Tcps, uri)?;
+        self.expected(uri).map(drop)
+    }
+}
+
+impl TlsConnector {
+    /// Whose certificate the server must show.
+    fn expected(&self, uri: &Uri) -> Result<ServerName<'static>, ConnectError> {
+        if let Some(name) = &self.server_name {
+            return Ok(name.clone());
+        }
+        ServerName::try_from(uri.host().to_owned())
+            .map_err(|error| failed(uri, io::Error::new(io::ErrorKind::InvalidInput, error)))
+    }
+}
+
+fn failed(uri: &Uri, source: io::Error) -> ConnectError {
+    ConnectError::Tls {
+        target: uri.authority(),
+        source,
     }
 }
 

@@ -2,8 +2,8 @@
 
 use tokio::net::UnixStream;
 
-use super::{ConnectError, Connecting, Connector, unsupported};
-use crate::uri::Uri;
+use super::{ConnectError, Connecting, Connector, only, unsupported};
+use crate::uri::{Scheme, Uri};
 
 /// Opens `unix` addresses: the file named by the option `path`.
 #[derive(Clone, Copy, Debug, Default)]
@@ -23,5 +23,9 @@ impl Connector for UnixConnector {
                 })?;
             Ok(Box::new(stream) as _)
         })
+    }
+
+    fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
+        only(Scheme::Unix, uri)
     }
 }

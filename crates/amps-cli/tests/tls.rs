@@ -1,0 +1,226 @@
+//! `tcps://` addresses: who is trusted, and what is said when nobody is.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it cannot go on"
+)]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader};
+use std::process::{Command, Stdio};
+
+use common::{Dir, NOBODY, Server, amps, run, run_with_input};
+use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
+
+const SECURE: &str = "tcps://127.0.0.1:0/amps/json";
+
+/// Certificates in a directory: an authority, a server's and a client's, and a stranger.
+struct Files {
+    dir: Dir,
+}
+
+impl Files {
+    /// The server's certificate is for this name.
+    fn new(server: &str) -> Self {
+        let dir = Dir::new();
+        let (issuer, pem) = authority("ours");
+        let (_, other) = authority("stranger");
+        for name in [server, "client"] {
+            let params = CertificateParams::new([name.to_owned()]).unwrap();
+            let key = KeyPair::generate().unwrap();
+            let chain = params.signed_by(&key, &issuer).unwrap().pem();
+            let file = if name == server { "server" } else { "client" };
+            dir.file(&format!("{file}.pem"), chain);
+            dir.file(&format!("{file}.key"), key.serialize_pem());
+        }
+        dir.file("ca.pem", pem);
+        dir.file("stranger.pem", other);
+        Files { dir }
+    }
+
+    fn text(&self, name: &str) -> String {
+        self.dir.path(name).to_str().unwrap().to_owned()
+    }
+
+    fn server(&self, extra: &[&str]) -> Server {
+        let (chain, key) = (self.text("server.pem"), self.text("server.key"));
+        let options = ["--tls-cert", &chain, "--tls-key", &key];
+        let journal = self.dir.path("journal");
+        Server::start_at(SECURE, Some(&journal), &[&options[..], extra].concat())
+    }
+
+    fn publish(&self, server: &str) -> Command {
+        let mut command = amps();
+        command
+            .args(["publish", "--topic", "t", "--server", server, "--json"])
+            .arg("--store")
+            .arg(self.dir.path("s.store"));
+        command
+    }
+}
+
+fn authority(name: &str) -> (Issuer<'static, KeyPair>, String) {
+    let mut params = CertificateParams::default();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    params.distinguished_name.push(DnType::CommonName, name);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    (Issuer::new(params, key), pem)
+}
+
+#[test]
+fn what_is_published_over_tls_is_drained_and_subscribed_to_over_tls() {
+    let files = Files::new("orders.example");
+    let mut server = files.server(&[]);
+    let name = ["--tls-server-name", "orders.example"];
+    let tls = |command: &mut Command| {
+        command.args(["--tls-ca", &files.text("ca.pem")]).args(name);
+    };
+    let mut publish = files.publish(&server.uri);
+    tls(&mut publish);
+    let report = run_with_input(&mut publish, b"1\n2\n").expect(0).report();
+    assert_eq!(report["persisted"], 2);
+
+    server.kill();
+    let mut publish = files.publish(&server.uri);
+    tls(publish.args(["--flush-timeout", "0s"]));
+    run_with_input(&mut publish, b"3\n").expect(5);
+    server.begin();
+    let mut drain = amps();
+    drain
+        .args(["drain", "--json", "--server", &server.uri, "--store"])
+        .arg(files.dir.path("s.store"));
+    tls(&mut drain);
+    assert_eq!(run(&mut drain).expect(0).report()["persisted"], 1);
+
+    let mut subscribe = amps();
+    subscribe
+        .args(["subscribe", "--topic", "t", "--from-start", "-n", "3"])
+        .args(["--server", &server.uri]);
+    tls(&mut subscribe);
+    assert_eq!(run(&mut subscribe).expect(0).text(), "1\n2\n3\n");
+}
+
+/// Why a publisher gets no connection, in its own words. It is killed then.
+#[track_caller]
+fn why_not(publish: &mut Command) -> String {
+    let mut child = publish
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let said = BufReader::new(child.stderr.take().unwrap());
+    let told = said
+        .lines()
+        .map(Result::unwrap)
+        .find(|line| line.contains("no connection to"));
+    child.kill().unwrap();
+    child.wait().unwrap();
+    told.expect("a word about the connection")
+}
+
+#[test]
+fn nobody_is_sent_anything_without_a_certificate_to_trust() {
+    let files = Files::new("orders.example");
+    let server = files.server(&[]);
+    let why_not = |options: &[&str]| why_not(files.publish(&server.uri).args(options));
+    let ca = files.text("ca.pem");
+    let told = why_not(&["--tls-ca", &ca]);
+    assert!(told.contains("not valid for name"), "{told}");
+    let stranger = files.text("stranger.pem");
+    let named = ["--tls-server-name", "orders.example", "--tls-ca"];
+    let told = why_not(&[&named[..], &[&stranger]].concat());
+    assert!(told.contains("UnknownIssuer"), "{told}");
+    let mut publish = files.publish(&server.uri);
+    publish.args(named).arg(&ca);
+    let report = run_with_input(&mut publish, b"1\n").expect(0).report();
+    assert_eq!(report["persisted"], 1);
+}
+
+#[test]
+fn a_client_certificate_opens_what_is_closed_without_it() {
+    let files = Files::new("127.0.0.1");
+    let ca = files.text("ca.pem");
+    let server = files.server(&["--tls-client-ca", &ca]);
+    let told = why_not(files.publish(&server.uri).args(["--tls-ca", &ca]));
+    assert!(told.contains("CertificateRequired"), "{told}");
+    let (chain, key) = (files.text("client.pem"), files.text("client.key"));
+    let mut publish = files.publish(&server.uri);
+    publish.args(["--tls-ca", &ca, "--tls-cert", &chain, "--tls-key", &key]);
+    let report = run_with_input(&mut publish, b"1\n").expect(0).report();
+    assert_eq!(report["persisted"], 1);
+}
+
+#[test]
+fn the_certificates_of_the_system_are_trusted_unless_others_are_named() {
+    let files = Files::new("127.0.0.1");
+    let server = files.server(&[]);
+    let nothing = files.dir.path("nothing");
+    std::fs::create_dir(&nothing).unwrap();
+    // Where the system's certificates are said to be.
+    let publish = |system: &str| {
+        let mut publish = files.publish(&server.uri);
+        publish
+            .env("SSL_CERT_FILE", files.dir.path(system))
+            .env("SSL_CERT_DIR", &nothing);
+        publish
+    };
+    let report = run_with_input(&mut publish("ca.pem"), b"1\n")
+        .expect(0)
+        .report();
+    assert_eq!(report["persisted"], 1);
+
+    let others = files.text("stranger.pem");
+    let told = why_not(publish("ca.pem").args(["--tls-ca", &others]));
+    assert!(told.contains("UnknownIssuer"), "{told}");
+
+    files.dir.file("empty.pem", "");
+    let ran = run_with_input(&mut publish("empty.pem"), b"2\n").expect(1);
+    ran.says(&["no root certificates", "--tls-ca"]);
+}
+
+#[test]
+fn options_that_make_no_sense_are_refused_before_anything_is_created() {
+    let files = Files::new("127.0.0.1");
+    let ca = files.text("ca.pem");
+    let (chain, key) = (files.text("client.pem"), files.text("client.key"));
+    let refused = |uri: &str, options: &[&str], code: i32, words: &[&str]| {
+        let ran = run(files.publish(uri).args(options)).expect(code);
+        ran.says(words);
+        assert!(!files.dir.path("s.store").exists());
+    };
+    let somebody = "tcps://127.0.0.1:9/amps/json";
+    refused(NOBODY, &["--tls-ca", &ca], 2, &["--tls-ca", "tcps://"]);
+    refused(somebody, &["--tls-cert", &chain], 2, &["--tls-key"]);
+    refused(somebody, &["--tls-key", &key], 2, &["--tls-cert"]);
+    refused(somebody, &["--tls-ca", &key], 2, &["no usable certificate"]);
+    refused(somebody, &["--tls-ca", "/nowhere"], 1, &["/nowhere"]);
+    let swapped = ["--tls-ca", &ca, "--tls-cert", &chain, "--tls-key", &chain];
+    refused(somebody, &swapped, 2, &["no usable private key"]);
+    let others = files.text("server.key");
+    let others = ["--tls-ca", &ca, "--tls-cert", &chain, "--tls-key", &others];
+    refused(somebody, &others, 2, &["KeyMismatch"]);
+    let name = ["--tls-ca", &ca, "--tls-server-name", "a name"];
+    refused(somebody, &name, 2, &["--tls-server-name", "a name"]);
+
+    let serve = |options: &[&str]| {
+        let mut command = amps();
+        run(command.arg("serve").args(options)).expect(2)
+    };
+    serve(&["--listen", SECURE]).says(&["--tls-cert", "--tls-key"]);
+    serve(&[
+        "--listen",
+        "tcp://127.0.0.1:0/amps",
+        "--tls-cert",
+        &chain,
+        "--tls-key",
+        &key,
+    ])
+    .says(&["--tls-cert", "tcps://"]);
+    serve(&["--listen", SECURE, "--tls-cert", &chain, "--tls-key", &ca])
+        .says(&["no certificate to show", "PEM"]);
+    serve(&["--listen", SECURE, "--tls-client-ca", &ca]).says(&["--tls-cert"]);
+}
