@@ -4,7 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
-use crate::envelope::{Envelope, EnvelopeError};
+use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
 use crate::format::RECORD_HEADER;
 use crate::report::RecoveryReport;
@@ -45,6 +45,36 @@ impl StoredMessage {
     /// An empty buffer.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// Puts a message into the buffer: what a store of one's own does when it is read.
+    ///
+    /// # Errors
+    /// A user tag longer than [`MAX_TAG`]; the buffer is empty then.
+    pub fn set(
+        &mut self,
+        sequence: u64,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<(), EnvelopeError> {
+        (self.sequence, self.len, self.envelope_end) = (0, 0, 0);
+        envelope.check()?;
+        let written = loop {
+            let room = self.bytes.get_mut(RECORD_HEADER..).unwrap_or_default();
+            match envelope.encode_into(room) {
+                Some(written) => break written,
+                None => self.bytes.resize(2 * self.bytes.len().max(256), 0),
+            }
+        };
+        self.envelope_end = RECORD_HEADER + written;
+        self.len = self.envelope_end + payload.len();
+        if self.bytes.len() < self.len {
+            self.bytes.resize(self.len, 0);
+        }
+        self.bytes[self.envelope_end..self.len].copy_from_slice(payload);
+        self.quiet = envelope.origin != Origin::Publish;
+        self.sequence = sequence;
+        Ok(())
     }
 
     /// The decoded envelope, borrowing from the buffer.
@@ -195,15 +225,51 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 /// A durable, bounded, ordered send queue (charter §2, §4).
 ///
 /// Every method is short and callable from any thread. Those marked *syncs* wait for the
-/// device and must stay off async workers. Nothing here knows a server: wire numbers,
-/// acknowledgements and the rules between them live in the client's `Delivery`.
+/// device and must stay off async workers; no other may. Nothing here knows a server: wire
+/// numbers, acknowledgements and the rules between them live in the client's `Delivery`.
+///
+/// # A store of one's own
+///
+/// A client sends what a store holds, in the store's order, under the store's numbers, and
+/// believes it about what is settled. So an implementation keeps these promises; the suite
+/// `amps_store::testkit::conformance` (feature `testkit`) tests them, and
+/// `tests/own_store.rs` in the repository has a small store that passes it.
+///
+/// - **One owner.** Nobody else changes what the store holds while it is open, and it belongs
+///   to one client name for ever.
+/// - **Numbers.** Sequences start above 0, stay below 2⁶³ and rise by one within a run. One
+///   that was given out is never given to another message, whatever happened in between: at
+///   open the next one is above every sequence ever given out and above the grant, unless
+///   [`close`](Self::close) lowered the grant. Ordinals count records of any kind, and rise.
+/// - **Order.** Appends happen one after the other: who sees a message in the store sees all
+///   with lower sequences. [`read_next`](Self::read_next) goes by sequence.
+/// - **Bytes.** Envelope and payload come back exactly as given, except that
+///   [`requeue`](Self::requeue) sets origin and time.
+/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. What
+///   left the first state never comes back to it, but for a power cut at most. A refusal
+///   waits until it is accepted or its message requeued; no success overrides it. Until then
+///   [`get`](Self::get) finds its message.
+/// - **Crashes.** What a call that returned has changed is there after the process died. What
+///   [`durable`](Self::durable) covers is there after a power cut, and so are the grant and the
+///   rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase) returned. After
+///   a sync failed, nothing more may be called durable in this run. A store that keeps nothing
+///   beyond the process is one that always opens empty: the client is told of no more than
+///   the server's own figures then.
+/// - **Room.** The store is bounded. Settling, refusing, accepting and raising the grant never
+///   fail for want of room: it is charged when a message is admitted.
+/// - **Signals.** Observers are called without any lock of the store held, because they may
+///   call back.
+///
+/// After [`close`](Self::close) methods that change or read fail with
+/// [`StoreError::Closed`]; those that return plain numbers go on answering.
 pub trait PublishStore: Send + Sync + 'static {
     /// Stores a message and gives it a sequence. When this returns, a process crash loses
     /// nothing; a power cut is covered once [`durable`](Self::durable) reports the ordinal.
     ///
     /// # Errors
     /// [`AppendError::Full`] when there is no room (wait for [`Signal::Room`]),
-    /// [`AppendError::TooLarge`] when there never will be.
+    /// [`AppendError::TooLarge`] when there never will be, [`AppendError::Envelope`] for a user
+    /// tag longer than [`MAX_TAG`]. Nothing was stored, and no number was used.
     fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError>;
 
     /// Reads the lowest unsettled message in `from..=through`, in order of sequence.
@@ -223,20 +289,22 @@ pub trait PublishStore: Send + Sync + 'static {
     /// As [`read_next`](Self::read_next). A message that is gone is `Ok(false)`.
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError>;
 
-    /// The current numbers.
+    /// The current numbers, all of one moment. Never waits for the device.
     fn bounds(&self) -> Bounds;
 
     /// Whether this message is unsettled.
     fn is_unsettled(&self, sequence: u64) -> bool;
 
     /// Settles everything up to `sequence` as a success; refusals stay refusals. Returns
-    /// how many messages this settled. Sequences never given out are ignored.
+    /// how many messages this settled. Sequences never given out are ignored: messages that
+    /// get them later are unsettled.
     ///
     /// # Errors
     /// The log cannot take the record; nothing was settled.
     fn settle_through(&self, sequence: u64) -> Result<u64, StoreError>;
 
-    /// Settles single messages as successes, in any order. Returns how many were unsettled.
+    /// Settles single messages as successes, in any order, each once. Returns how many were
+    /// unsettled; the others are left as they are.
     ///
     /// # Errors
     /// As [`settle_through`](Self::settle_through).
@@ -269,10 +337,11 @@ pub trait PublishStore: Send + Sync + 'static {
     /// The numbers of charter §5.3.
     fn numbers(&self) -> Numbers;
 
-    /// Raises the send grant to at least `to`; durable when this returns. *Syncs.*
+    /// Raises the send grant to at least `to`; durable when this returns. *Syncs.* It never
+    /// lowers it.
     ///
     /// # Errors
-    /// The device failed: this run counts the grant as unchanged, and the next open may find
+    /// `to` is 2⁶³ or more. Or the device failed: this run counts the grant as unchanged, and the next open may find
     /// the new one.
     fn raise_grant(&self, to: u64) -> Result<(), StoreError>;
 
@@ -325,7 +394,8 @@ pub trait PublishStore: Send + Sync + 'static {
     fn resume_tag(&self) -> Option<Vec<u8>>;
 
     /// Syncs, lowers the grant to `handed_over` (the highest sequence handed to a
-    /// transport, in this run or before) and ends the store. Later calls fail. *Syncs.*
+    /// transport, in this run or before), but not below what is settled, and ends the store.
+    /// Later calls fail. *Syncs.*
     ///
     /// # Errors
     /// The device failed: the next open treats this as an unclean stop.

@@ -2,6 +2,7 @@
 //! log, the bytes of a store by hand, and the bare mapping for benchmarks.
 
 mod bytes;
+pub mod conformance;
 
 use std::fs::OpenOptions;
 use std::io;
