@@ -511,6 +511,8 @@ impl Client {
     /// Sends a command of any name and waits for its acks, at most as long as the command
     /// timeout.
     ///
+    /// Cancelling the call leaves open whether the command goes out.
+    ///
     /// # Errors
     /// The server refused it or did not answer in time, there is no connection, or it is
     /// lost before the answer.

@@ -407,6 +407,8 @@ impl Failed<'_> {
     /// sync failed and nothing can be durable any more (an event says so).
     ///
     /// The server may have taken it all the same; nothing here can know.
+    ///
+    /// Cancelling the call leaves open whether it is done.
     pub async fn give_up(&self, sequence: u64) -> bool {
         let (done, given_up) = oneshot::channel();
         let ask = Ask::GiveUp { sequence, done };

@@ -14,7 +14,8 @@ use amps_client::{
     Client, Event, FailedWrite, FlushError, GapPolicy, LinkEnd, LogonError, Message, Outcome,
     PublishFailure, Via,
 };
-use amps_store::{AppendError, PublishStore, Store};
+use amps_store::{AppendError, Level, PublishStore, Store, StoreError};
+use common::quirks::Quirks;
 use common::{NAME, Peer, builder, memory, options, pair};
 use tokio::sync::mpsc;
 
@@ -532,6 +533,61 @@ async fn a_handler_that_fails_or_panics_leaves_the_refusal_waiting() {
     );
     client.close(LONG).await;
     assert_eq!(calls.load(Ordering::SeqCst), 4);
+}
+
+/// A client at level Disk whose server refused its first message, and what was done in
+/// which order until the handler was called or the store failed.
+async fn refused_at_disk(fails: bool) -> Vec<String> {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store"), options().level(Level::Disk)).unwrap();
+    let log = Arc::new(Mutex::new(Vec::new()));
+    let note = |log: &Mutex<Vec<String>>, what: &str| log.lock().unwrap().push(what.to_owned());
+    let (synced, called) = (log.clone(), log.clone());
+    let store = Quirks {
+        sync: Some(Box::new(move || {
+            note(&synced, "sync");
+            fails.then(|| StoreError::SyncFailed("the device is gone".into()))
+        })),
+        ..Quirks::of(store)
+    };
+    let (builder, mut listener) = pair();
+    let client = builder
+        .store(store)
+        .on_failed_write(move |failed| {
+            note(&called, "handler");
+            async move {
+                assert!(failed.original.is_some());
+                Ok(())
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    client.publish("orders", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    // Sent at all only when it is durable.
+    peer.publishes_to(1).await;
+    assert!(client.store().unwrap().durable().sequence >= 1);
+    peer.refuse(1, "no").await;
+    if fails {
+        loop {
+            if let Event::StoreFailed { doing, .. } = events.next().await.unwrap() {
+                break note(&log, doing);
+            }
+        }
+    }
+    client.close(LONG).await;
+    log.lock().unwrap().clone()
+}
+
+#[tokio::test]
+async fn at_disk_a_handler_is_called_only_when_the_refusal_is_durable() {
+    assert_eq!(refused_at_disk(false).await, ["sync", "handler"]);
+    assert_eq!(
+        refused_at_disk(true).await,
+        ["sync", "make a refusal durable"]
+    );
 }
 
 #[tokio::test]

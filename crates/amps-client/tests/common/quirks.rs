@@ -20,6 +20,8 @@ pub struct Quirks {
     pub read_next: Hook<Option<ReadError>>,
     /// What becomes of a refusal, if not what should.
     pub reject: Hook<Option<Rejected>>,
+    /// What to do before a sync, asked for or waited for.
+    pub before_sync: Hook<()>,
     /// What a sync fails with, if it does.
     pub sync: Hook<Option<StoreError>>,
 }
@@ -33,6 +35,7 @@ impl Quirks {
             raise_grant: None,
             read_next: None,
             reject: None,
+            before_sync: None,
             sync: None,
         }
     }
@@ -51,6 +54,9 @@ impl PublishStore for Quirks {
     }
 
     fn request_sync(&self) -> Result<(), StoreError> {
+        if let Some(hook) = &self.before_sync {
+            hook();
+        }
         match self.never_durable {
             true => Ok(()),
             false => self.store.request_sync(),
@@ -58,6 +64,9 @@ impl PublishStore for Quirks {
     }
 
     fn sync(&self) -> Result<Durable, StoreError> {
+        if let Some(hook) = &self.before_sync {
+            hook();
+        }
         match ask(&self.sync) {
             Some(error) => Err(error),
             None if self.never_durable => Ok(self.durable()),
