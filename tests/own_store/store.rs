@@ -332,12 +332,14 @@ impl PublishStore for OwnStore {
         }
     }
 
-    fn request_sync(&self) {
+    fn request_sync(&self) -> Result<(), StoreError> {
+        drop(self.contents()?);
         self.signal(Signal::Durable);
+        Ok(())
     }
 
     fn sync(&self) -> Result<Durable, StoreError> {
-        self.request_sync();
+        self.request_sync()?;
         Ok(self.durable())
     }
 

@@ -254,7 +254,8 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 ///   rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase) returned. After
 ///   a sync failed, nothing more may be called durable in this run. A store that keeps nothing
 ///   beyond the process is one that always opens empty: the client is told of no more than
-///   the server's own figures then.
+///   the server's own figures then. It calls nothing durable, and answers
+///   [`StoreError::InMemory`] to who asks for it.
 /// - **Room.** The store is bounded. Settling, refusing, accepting and raising the grant never
 ///   fail for want of room: it is charged when a message is admitted.
 /// - **Signals.** Observers are called without any lock of the store held, because they may
@@ -341,8 +342,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// lowers it.
     ///
     /// # Errors
-    /// `to` is 2⁶³ or more. Or the device failed: this run counts the grant as unchanged, and the next open may find
-    /// the new one.
+    /// `to` is 2⁶³ or more. Or the device failed: this run counts the grant as unchanged, and
+    /// the next open may find the new one.
     fn raise_grant(&self, to: u64) -> Result<(), StoreError>;
 
     /// Starts a rebase above the wire number `above`: the first unsettled message, or the

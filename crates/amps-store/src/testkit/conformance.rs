@@ -102,6 +102,7 @@ where
     /// # Panics
     /// They are not.
     pub fn numbering(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
         let first = store.numbers().first_of_run;
         let bounds = store.bounds();
@@ -111,10 +112,10 @@ where
             (first, 0, 0),
             "an empty store"
         );
-        let mut before = append(&store, 1);
+        let mut before = append(upkeep, &store, 1);
         assert_eq!(before.sequence, first, "the bounds told the number");
         for n in 2..=20 {
-            let at = append(&store, n);
+            let at = append(upkeep, &store, n);
             assert_eq!(at.sequence, before.sequence + 1, "sequences rise by one");
             assert!(at.ordinal > before.ordinal, "ordinals rise");
             before = at;
@@ -142,7 +143,7 @@ where
             .map(|thread| {
                 let store = store.clone();
                 std::thread::spawn(move || {
-                    let append = |n| append(&*store, thread * 1000 + n).sequence;
+                    let append = |n| append(upkeep, &*store, thread * 1000 + n).sequence;
                     (0..20).map(append).collect::<Vec<_>>()
                 })
             })
@@ -244,8 +245,9 @@ where
     /// # Panics
     /// Otherwise.
     pub fn settling(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
-        let first = appended(&store, 10);
+        let first = appended(upkeep, &store, 10);
         let settle = |sequences: &[u64]| store.settle(sequences).expect("settles");
         let through = |sequence| store.settle_through(sequence).expect("settles");
         assert_eq!(through(0), 0);
@@ -275,7 +277,7 @@ where
         let bounds = store.bounds();
         assert_eq!((bounds.first_unsettled, bounds.unsettled), (None, 0));
         assert_eq!((bounds.floor, bounds.last), (first + 9, first + 9));
-        let late = append(&store, 11).sequence;
+        let late = append(upkeep, &store, 11).sequence;
         assert!(store.is_unsettled(late), "what comes later is unsettled");
         assert_eq!(store.bounds().first_unsettled, Some(late));
     }
@@ -286,8 +288,9 @@ where
     /// # Panics
     /// Otherwise.
     pub fn refusing(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
-        let first = appended(&store, 8);
+        let first = appended(upkeep, &store, 8);
         let reject = |sequence, reason: &str| store.reject(sequence, reason, 77).expect("refuses");
         let refused = reject(first + 2, "not entitled");
         assert!(
@@ -368,8 +371,9 @@ where
     /// # Panics
     /// Otherwise.
     pub fn requeueing(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
-        let first = appended(&store, 3);
+        let first = appended(upkeep, &store, 3);
         assert_eq!(
             store.requeue(first, 5).expect("answers"),
             None,
@@ -404,8 +408,9 @@ where
     /// # Panics
     /// Otherwise.
     pub fn granting_and_rebasing(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
-        let first = appended(&store, 5);
+        let first = appended(upkeep, &store, 5);
         let numbers = store.numbers();
         assert_eq!((numbers.grant, numbers.found_grant), (0, 0));
         assert_eq!(numbers.rebase, None);
@@ -442,7 +447,7 @@ where
             10,
             "downwards, too"
         );
-        assert_eq!(append(&store, 6).sequence, first + 5);
+        assert_eq!(append(upkeep, &store, 6).sequence, first + 5);
     }
 
     /// The resume point is the tag of the last publish, and nothing else moves it.
@@ -450,9 +455,10 @@ where
     /// # Panics
     /// Otherwise.
     pub fn resuming(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
         assert_eq!(store.resume_tag(), None);
-        let first = appended(&store, 3);
+        let first = appended(upkeep, &store, 3);
         assert_eq!(store.resume_tag().as_deref(), Some(&b"3"[..]));
         let import = Envelope {
             origin: Origin::Import,
@@ -531,6 +537,7 @@ where
     /// # Panics
     /// Otherwise.
     pub fn becoming_durable(&mut self) {
+        let upkeep = self.upkeep;
         let store = Arc::new((self.fresh)()());
         let signals = hear(&*store);
         let once = Arc::new(Mutex::new(0));
@@ -545,13 +552,21 @@ where
             inside.bounds();
             ControlFlow::Continue(())
         }));
-        let at = append(&*store, 1);
+        let at = append(upkeep, &*store, 1);
+        if !self.survives {
+            let refused = store.request_sync();
+            assert!(matches!(refused, Err(StoreError::InMemory)), "{refused:?}");
+            let refused = store.sync();
+            assert!(matches!(refused, Err(StoreError::InMemory)), "{refused:?}");
+            assert_eq!(store.durable().sequence, 0, "nothing is durable in memory");
+            return;
+        }
         let durable = store.sync().expect("syncs");
         assert!(durable.sequence >= at.sequence && durable.ordinal >= at.ordinal);
         let now = store.durable();
         assert!(now.sequence >= durable.sequence && now.ordinal >= durable.ordinal);
-        let at = append(&*store, 2);
-        store.request_sync();
+        let at = append(upkeep, &*store, 2);
+        store.request_sync().expect("it can be synced");
         while store.durable().sequence < at.sequence {
             (self.upkeep)(&store);
             signals.recv_timeout(PATIENCE).expect("a signal follows");
@@ -574,13 +589,18 @@ where
     /// # Panics
     /// Otherwise.
     pub fn closing(&mut self) {
+        let upkeep = self.upkeep;
         let store = (self.fresh)()();
-        let first = appended(&store, 3);
+        let first = appended(upkeep, &store, 3);
         store.settle_through(first).expect("settles");
         store.close(first + 1).expect("closes");
         let bounds = store.bounds();
         assert_eq!((bounds.unsettled, bounds.last), (2, first + 2));
-        assert!(store.durable().sequence >= first + 2, "a close syncs");
+        assert_eq!(
+            store.durable().sequence >= first + 2,
+            self.survives,
+            "a close syncs what can be synced"
+        );
         let mut buffer = StoredMessage::new();
         let closed = |error: &StoreError| matches!(error, StoreError::Closed);
         assert!(matches!(
@@ -603,11 +623,12 @@ where
     /// # Panics
     /// Otherwise.
     pub fn reopening_after_a_close(&mut self) {
+        let upkeep = self.upkeep;
         let mut open = (self.fresh)();
         let store = open();
         let name = store.client_name();
         assert!(!name.is_empty());
-        let first = appended(&store, 10);
+        let first = appended(upkeep, &store, 10);
         store.settle_through(first + 2).expect("settles");
         store.settle(&[first + 5]).expect("settles");
         store
@@ -639,7 +660,7 @@ where
         assert_eq!(numbers.rebase, Some(rebase));
         assert_eq!(numbers.found_grant, first + 7, "what was handed over");
         assert_eq!(numbers.first_of_run, first + 10, "no number is skipped");
-        assert_eq!(append(&store, 11).sequence, first + 10);
+        assert_eq!(append(upkeep, &store, 11).sequence, first + 10);
     }
 
     /// After the process died everything that returned is there, and the next number is
@@ -648,9 +669,10 @@ where
     /// # Panics
     /// Otherwise.
     pub fn reopening_after_a_crash(&mut self) {
+        let upkeep = self.upkeep;
         let mut open = (self.fresh)();
         let store = open();
-        let first = appended(&store, 6);
+        let first = appended(upkeep, &store, 6);
         store.settle(&[first + 1]).expect("settles");
         store.reject(first + 2, "no", 7).expect("refuses");
         store.raise_grant(first + 500).expect("raises");
@@ -665,7 +687,7 @@ where
             numbers.first_of_run > grant,
             "any of those may have been sent"
         );
-        let next = append(&store, 7).sequence;
+        let next = append(upkeep, &store, 7).sequence;
         assert_eq!(next, numbers.first_of_run);
         let again = store
             .requeue(first + 2, 1)
@@ -679,7 +701,7 @@ where
         assert_eq!(unsettled(&store), left, "nothing settled comes back");
         assert!(store.rejections(0, 9).is_empty(), "the requeue accepted it");
         assert_eq!(text(&store, next + 1), body(3));
-        assert!(append(&store, 8).sequence > next + 1);
+        assert!(append(upkeep, &store, 8).sequence > next + 1);
     }
 }
 
@@ -713,16 +735,29 @@ fn envelope(n: u64) -> Envelope<'static> {
     }
 }
 
-fn append(store: &impl PublishStore, n: u64) -> Appended {
-    let appended = store.append(&envelope(n), body(n).as_bytes());
-    appended.expect("room for a small message")
+/// Appends a small message. A store that grows may need a moment for it.
+fn append<S: PublishStore>(upkeep: fn(&S), store: &S, n: u64) -> Appended {
+    let mut waiting: Option<(Receiver<Signal>, u32)> = None;
+    loop {
+        let error = match store.append(&envelope(n), body(n).as_bytes()) {
+            Ok(appended) => return appended,
+            Err(error) => error,
+        };
+        assert!(error.is_retryable(), "room for a small message: {error}");
+        let (signals, refused) = waiting.get_or_insert_with(|| (hear(store), 0));
+        *refused += 1;
+        assert!(*refused < 1000, "room for a small message: {error}");
+        upkeep(store);
+        // A wait that ends without a signal tries again all the same.
+        let _ = signals.recv_timeout(PATIENCE / 1000);
+    }
 }
 
 /// Appends so many messages; the sequence of the first.
-fn appended(store: &impl PublishStore, count: u64) -> u64 {
-    let first = append(store, 1).sequence;
+fn appended<S: PublishStore>(upkeep: fn(&S), store: &S, count: u64) -> u64 {
+    let first = append(upkeep, store, 1).sequence;
     for n in 2..=count {
-        append(store, n);
+        append(upkeep, store, n);
     }
     first
 }
