@@ -177,7 +177,10 @@ impl Store {
         let shared = &self.inner.shared;
         let mut core = shared.lock();
         let did = core.log.do_chore(&shared.device);
-        shared.tell(core);
+        // Nothing done is no news: whoever waits for room would try again for ever.
+        if !matches!(did, Ok(false)) {
+            shared.tell(core);
+        }
         did
     }
 
