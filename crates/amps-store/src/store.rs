@@ -171,6 +171,13 @@ impl Store {
         Ok(Store::new(log, report, options, None, upkeep))
     }
 
+    /// A store in a file, without a helper thread: its chores wait for [`Store::step`].
+    #[cfg(feature = "testkit")]
+    pub(crate) fn open_by_steps(path: &Path, options: &Options) -> Result<Store, OpenError> {
+        let (log, report) = file::open(path, options, Missing::Create)?;
+        Ok(Store::new(log, report, options, None, Upkeep::Steps))
+    }
+
     /// Does one chore; false: there is none.
     #[cfg(feature = "testkit")]
     pub(crate) fn step(&self) -> Result<bool, StoreError> {
