@@ -11,6 +11,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 use super::Device;
 use crate::calls::{self, Call};
 use crate::format::BLOCK;
+use crate::planted::{self, Bug};
 
 pub(super) struct MappedFile {
     pub(super) file: File,
@@ -23,8 +24,13 @@ impl Device for MappedFile {
     }
 
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        calls::check(Call::SyncRange)
-            .and_then(|()| self.map.flush_range(offset as usize, len as usize))
+        calls::check(Call::SyncRange).and_then(|()| {
+            let (offset, len) = (offset as usize, len as usize);
+            match planted::is(Bug::AsyncSync) {
+                true => self.map.flush_async_range(offset, len),
+                false => self.map.flush_range(offset, len),
+            }
+        })
     }
 
     fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -78,6 +84,9 @@ impl Device for MappedFile {
 pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
     let filled = || -> io::Result<()> {
         within_file_size_limit(to)?;
+        if planted::is(Bug::SparseFile) {
+            return file.set_len(to);
+        }
         let allocated = calls::check(Call::Allocate)
             .and_then(|()| rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from));
         match allocated {
