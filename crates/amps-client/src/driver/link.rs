@@ -148,6 +148,7 @@ impl Driver {
             // What is overdue can wait for the link to take bytes; it must not spin.
             let soon = Instant::now() + Duration::from_millis(1);
             let deadline = self.deadline().map(|at| at.max(soon));
+            let commands = self.work.has_room().then_some(&mut self.commands);
             tokio::select! {
                 progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
                     Ok(Progress::Read(0)) => return LinkEnd::Closed,
@@ -159,7 +160,7 @@ impl Driver {
                     Ok(Progress::Wrote) => self.session.wrote(self.work.start.elapsed()),
                     Err(error) => return LinkEnd::Io(error.to_string()),
                 },
-                event = next_event(&mut self.asks, &mut self.work.running, &self.shared, deadline) => {
+                event = next_event(&mut self.asks, commands, &mut self.work.running, &self.shared, deadline) => {
                     self.local(event);
                 }
             }
@@ -243,6 +244,7 @@ impl Driver {
             return;
         }
         direct.messages = 0;
+        direct.flushes = 0;
         if out.bytes.is_empty() {
             std::mem::swap(&mut out.bytes, &mut direct.bytes);
         } else {
