@@ -134,6 +134,37 @@ fn what_is_no_store_is_said_to_be_none() {
 }
 
 /// Busy is not damaged: while a writer laps the ring, every look is a state the store had.
+/// The superblocks come last. A look that began before them found stamps of the first open
+/// behind them a moment later: "both superblock copies are blank, and data follows".
+#[test]
+fn a_store_that_is_being_created_is_missing_or_empty_and_never_damaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let nth = |n: u64| dir.path().join(n.to_string());
+    let created = AtomicU64::new(0);
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            for n in 0..40 {
+                let options = Options::new().capacity(4 << 20).preallocate(true);
+                let options = options.segment_size(64 << 10);
+                Store::open(nth(n), options).unwrap();
+                std::fs::remove_file(nth(n)).unwrap();
+                created.store(n + 1, Ordering::Release);
+            }
+        });
+        loop {
+            let n = created.load(Ordering::Acquire);
+            if n == 40 {
+                break;
+            }
+            match Inspection::open(nth(n)) {
+                Ok(seen) => assert!(seen.info().damaged.is_empty()),
+                Err(OpenError::Missing { .. }) => {}
+                Err(other) => panic!("{other}"),
+            }
+        }
+    });
+}
+
 #[test]
 fn a_busy_store_is_never_called_damaged() {
     for (capacity, segment) in [(64 << 10, 8 << 10), (1 << 20, 64 << 10)] {

@@ -6,12 +6,14 @@
 //!
 //! 1. The superblocks and all segment headers are read first and held fast; the scan works
 //!    on those. A segment whose stamp said "free" had its survivors copied before, so what
-//!    is read later contains them. The superblock must be the same after the scan.
+//!    is read later contains them. The superblock must be the same after the scan, but for
+//!    grants and the count of segments.
 //! 2. A scan that found nothing wrong is a state the log really had.
 //! 3. A scan that found a hole or damage is believed only when a second one, after a pause,
-//!    finds the same with the same bytes at the same places under the same superblock.
+//!    finds the same with the same bytes at the same places.
 //! 4. When the place was written meanwhile, the same segments are walked again up to their
 //!    first hole only: what stands before it is whole, and is a legal prefix of the log.
+//!    That the hole is the place being written shows when the missing record stands there.
 //!
 //! Everything is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
 //! [`LONGEST_PAUSE`]; a store that gives no answer by then is busy, and not damaged.
@@ -85,34 +87,93 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
         let head = read_head(file)?;
         let view = match scan(file, &head, None) {
             Ok(view) => view,
-            // A store that is being created looks like none for a moment.
-            Err(Refusal::NotCreated | Refusal::NotAStore(_))
-                if refused.as_ref() != Some(&head) && attempt < ATTEMPTS =>
-            {
+            Err(refusal @ (Refusal::NotCreated | Refusal::NotAStore(_))) => {
+                // A store that is being created looks like none for a moment, and when it is
+                // there at last, like one whose superblocks are gone.
+                if refused.as_ref() == Some(&head) && read_head(file)? == head {
+                    return Err(refusal);
+                }
+                if attempt >= ATTEMPTS {
+                    return Ok(None);
+                }
                 refused = Some(head);
                 continue;
             }
             Err(refusal) => return Err(refusal),
         };
-        let steady = read_head(file)? == head;
-        let suspicion = Suspicion::of(&view, head)?;
-        if suspicion.is_none() && steady {
-            return Ok(Some(view));
+        let after = read_head(file)?;
+        let suspicion = Suspicion::of(&view)?;
+        if let Some(mut view) = view.at_once_with(&head, after.clone())? {
+            let Some(suspicion) = suspicion else {
+                return Ok(Some(view));
+            };
+            if suspected.as_ref() == Some(&suspicion) {
+                return Ok(Some(view));
+            }
+            if let Some(prefix) = prefix(&view, &head)? {
+                let last = read_head(file)?;
+                if let Some(mut prefix) = prefix.at_once_with(&head, last)? {
+                    prefix.moving = true;
+                    return Ok(Some(prefix));
+                }
+            }
+            // Its first hole was there all the time; what looks wrong behind it may only be
+            // moving.
+            if attempt >= ATTEMPTS && suspected.is_some_and(|s| s.begins_as(&suspicion)) {
+                view.moving = true;
+                return Ok(Some(view));
+            }
+            suspected = Some(suspicion);
         }
         if attempt >= ATTEMPTS {
             return Ok(None);
         }
-        let Some(suspicion) = suspicion else {
-            continue;
-        };
-        if steady && suspected.as_ref() == Some(&suspicion) {
-            return Ok(Some(view));
-        }
-        if steady && let Some(prefix) = prefix(&view, &suspicion.head)? {
-            return Ok(Some(prefix));
-        }
-        suspected = Some(suspicion);
     }
+}
+
+impl View {
+    /// The same with the superblocks as they were read behind the scan, if nothing but grants,
+    /// or the length of the file, changed meanwhile. `None`: the store was opened, closed or
+    /// rebased.
+    fn at_once_with(mut self, head: &[u8], after: Vec<u8>) -> Result<Option<View>, Refusal> {
+        if head == after {
+            return Ok(Some(self));
+        }
+        let now = read_header(
+            &Head {
+                head: &after,
+                file: &self.file,
+            },
+            self.len,
+        )?;
+        let before = &self.header.superblock;
+        let same = Superblock {
+            counter: before.counter,
+            grant: before.grant,
+            number_floor: before.number_floor,
+            segments: before.segments,
+            ..now.superblock.clone()
+        };
+        if same != *before {
+            return Ok(None);
+        }
+        self.moving = true;
+        // A file that grew or was cut meanwhile is shown with the segments that were scanned.
+        if now.superblock.segments == before.segments {
+            let numbers = now.superblock.number_floor.max(now.superblock.grant);
+            self.recovered.max_sequence = self.recovered.max_sequence.max(numbers);
+            self.superblocks = copies(&after);
+            self.header = now;
+        }
+        Ok(Some(self))
+    }
+}
+
+fn copies(head: &[u8]) -> [SuperblockVerdict; 2] {
+    SUPERBLOCKS.map(|at| {
+        let copy = head.get(at as usize..(at + BLOCK) as usize);
+        Superblock::decode(copy.unwrap_or(&[]))
+    })
 }
 
 fn read_head(file: &File) -> io::Result<Vec<u8>> {
@@ -155,10 +216,7 @@ fn scan(file: &Arc<File>, head: &[u8], kept: Option<&View>) -> Result<View, Refu
         file: file.clone(),
         image,
         len,
-        superblocks: SUPERBLOCKS.map(|at| {
-            let copy = head.get(at as usize..(at + BLOCK) as usize);
-            Superblock::decode(copy.unwrap_or(&[]))
-        }),
+        superblocks: copies(head),
         header,
         stamps,
         recovered,
@@ -226,8 +284,11 @@ impl Source for Held<'_> {
 /// What looked wrong, in a form that a second look can be compared with.
 #[derive(PartialEq)]
 struct Suspicion {
-    head: Vec<u8>,
     stop: Stop,
+    /// Where the log stops for the first time, and the ordinal that is missing there.
+    first: Option<(u64, u64)>,
+    /// Checksum of the bytes there.
+    first_place: u32,
     damaged: Vec<DamagedRange>,
     ignored: Vec<DamagedRange>,
     set_aside: (usize, u32),
@@ -237,7 +298,7 @@ struct Suspicion {
 }
 
 impl Suspicion {
-    fn of(view: &View, head: Vec<u8>) -> io::Result<Option<Self>> {
+    fn of(view: &View) -> io::Result<Option<Self>> {
         let recovered = &view.recovered;
         let stop = match recovered.stop {
             Stop::Torn { offset } | Stop::Stale { offset } | Stop::Hole { offset } => Some(offset),
@@ -273,9 +334,14 @@ impl Suspicion {
             aside.update(&seen.offset.to_le_bytes());
             aside.update(&seen.ordinal().to_le_bytes());
         }
+        let first = first_hole(recovered);
+        if let Some((offset, _)) = first {
+            FileSource(&view.file).fetch(offset, &mut bytes)?;
+        }
         Ok(Some(Suspicion {
-            head,
             stop: recovered.stop.clone(),
+            first,
+            first_place: crc32fast::hash(&bytes),
             damaged: recovered.damaged.clone(),
             ignored: recovered.ignored.clone(),
             set_aside: (recovered.set_aside.len(), aside.finalize()),
@@ -283,40 +349,43 @@ impl Suspicion {
             stamps,
         }))
     }
+
+    fn begins_as(&self, other: &Suspicion) -> bool {
+        self.first.is_some() && (self.first, self.first_place) == (other.first, other.first_place)
+    }
 }
 
-/// When the suspicious place was only being written: the log up to there.
+/// When the suspicious place was only being written: the log up to the place that is written
+/// now. It is walked in the order in which it was written, so what stands before that place is
+/// all there was at some moment, provided that no segment of it was reused meanwhile.
 fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
-    let Some((offset, next)) = first_hole(&view.recovered) else {
+    let Some((_, missing)) = first_hole(&view.recovered) else {
         return Ok(None);
     };
-    let geometry = view.recovered.geometry;
-    let chain = view.recovered.chain.iter().map(|c| c.segment);
-    let mut segments: Vec<usize> = Vec::new();
-    for segment in chain {
-        segments.push(segment);
-        if segment == geometry.segment_of(offset) {
-            break;
-        }
-    }
-    if segments.last() != Some(&geometry.segment_of(offset)) {
-        return Ok(None);
-    }
-    let before = |now: &[Option<SegmentHeader>]| {
-        segments
-            .iter()
-            .all(|s| now.get(*s).copied().flatten() == view.stamps[*s])
-    };
-    let now = read_stamps(&view.file, view.len, &view.header.superblock)?;
-    if !before(&now) || !(now != view.stamps || goes_on(&view.file, geometry, offset, next)?) {
-        return Ok(None);
-    }
     let prefix = scan(&view.file, head, Some(view))?;
-    let now = read_stamps(&view.file, view.len, &view.header.superblock)?;
-    let whole = prefix.recovered.damaged.is_empty()
-        && prefix.recovered.ignored.is_empty()
-        && prefix.recovered.last_ordinal + 1 >= next;
-    Ok((whole && before(&now)).then_some(prefix))
+    let (recovered, superblock) = (&prefix.recovered, &prefix.header.superblock);
+    let Some(last) = recovered.chain.last() else {
+        return Ok(None);
+    };
+    let now = read_stamps(&view.file, view.len, superblock)?;
+    let is_left = |segment: usize| {
+        let now = now.get(segment).copied().flatten();
+        // One that was freed keeps its bytes until it is opened again.
+        now == Some(SegmentHeader::Free) || now == view.stamps.get(segment).copied().flatten()
+    };
+    let whole = recovered.damaged.is_empty() && recovered.ignored.is_empty();
+    if !whole || !recovered.chain.iter().all(|c| is_left(c.segment)) {
+        return Ok(None);
+    }
+    let next = recovered.last_ordinal + 1;
+    let opens = SegmentHeader::Used {
+        first_ordinal: next,
+    };
+    // Beyond the hole, and beyond all that was seen before: or what follows stands there now.
+    let goes_on = (next > missing && next > view.recovered.max_ordinal)
+        || now.contains(&Some(opens))
+        || goes_on(&view.file, recovered.geometry, last.end, next)?;
+    Ok(goes_on.then_some(prefix))
 }
 
 /// Where the log stopped for the first time, and the ordinal that was missing there.
@@ -405,6 +474,94 @@ mod tests {
                     before = message.sequence;
                 }
             }
+        });
+    }
+
+    /// A publisher that is logged on raises its grant again and again, each time with a write
+    /// of the superblock: the look of a large store never had the same one before and after,
+    /// and gave up.
+    #[test]
+    fn a_large_store_whose_grant_rises_all_the_time_can_be_looked_at() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
+        let store = Store::open(&path, options.preallocate(true)).unwrap();
+        let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let deadline = Instant::now() + Duration::from_secs(600);
+                let mut n = 0;
+                while !stop.load(Ordering::Relaxed) {
+                    store.raise_grant(n + 20).unwrap();
+                    for _ in 0..20 {
+                        n += 1;
+                        store
+                            .append_wait(&Envelope::publish("t"), payload(n).as_bytes(), deadline)
+                            .unwrap();
+                    }
+                    store.settle_through(n.saturating_sub(1000)).unwrap();
+                }
+            });
+            let _ending = Ending(&stop);
+            let (mut through, mut granted) = (0, 0);
+            for _ in 0..100 {
+                let seen = Inspection::open(&path).unwrap();
+                assert!(seen.view.image.is_none());
+                let info = seen.info();
+                assert_eq!((&info.damaged, info.set_aside), (&vec![], 0));
+                assert!(info.grant >= granted && info.last_ordinal >= through);
+                (granted, through) = (info.grant, info.last_ordinal);
+                let bounds = seen.bounds();
+                let unsettled = bounds.first_unsettled.map_or(0, |f| bounds.last + 1 - f);
+                assert_eq!(bounds.unsettled, unsettled, "a hole among the unsettled");
+                assert!(seen.verify().unwrap().is_sound());
+                for message in seen.messages(Filter::new()) {
+                    let message = message.unwrap();
+                    assert_eq!(message.payload, payload(message.sequence).as_bytes());
+                }
+            }
+            assert!(granted > 0);
+        });
+    }
+
+    /// Damage under a publisher that never pauses is told all the same, and is not taken for
+    /// what the publisher is just writing.
+    #[test]
+    fn damage_in_a_large_busy_store_is_told() {
+        use std::os::unix::fs::FileExt;
+
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
+        let store = Store::open(&path, options.preallocate(true)).unwrap();
+        store.append(&Envelope::publish("t"), b"stays").unwrap();
+        store.sync().unwrap();
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        // The only unsettled one, which has its first segment for itself until it is copied.
+        let place = 8192 + 64;
+        let stop = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let mut n = 1;
+                while !stop.load(Ordering::Relaxed) {
+                    if n < 500 {
+                        n = store
+                            .append(&Envelope::publish("t"), b"more")
+                            .unwrap()
+                            .sequence;
+                    }
+                    store.raise_grant(store.numbers().grant + 1).unwrap();
+                }
+            });
+            let _ending = Ending(&stop);
+            while store.bounds().last < 500 {
+                std::thread::yield_now();
+            }
+            store.sync().unwrap();
+            file.write_all_at(&[0xEE; 64], place + 200).unwrap();
+            let seen = Inspection::open(&path).unwrap();
+            assert_eq!(seen.info().damaged.len(), 1, "{:?}", seen.info());
         });
     }
 
