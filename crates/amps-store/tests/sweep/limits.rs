@@ -179,6 +179,45 @@ fn a_truncated_file_is_refused_or_salvaged_and_never_a_panic() {
 }
 
 #[test]
+fn a_hole_punched_into_the_log_is_damage() {
+    use rustix::fs::FallocateFlags;
+    let dir = tempfile::tempdir().expect("a directory");
+    let original = dir.path().join("whole.store");
+    let before = closed(&original);
+    let bytes = std::fs::read(&original).expect("it is there");
+    let path = dir.path().join("punched.store");
+    let (mut refused, mut harmless) = (0, 0);
+    // The superblocks, and every page of the log behind them.
+    for page in (0..bytes.len() as u64).step_by(4096) {
+        std::fs::write(&path, &bytes).expect("writes");
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("it is there");
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if let Err(error) = rustix::fs::fallocate(&file, punch, page, 4096) {
+            println!("skipped: this file system punches no holes: {error}");
+            return;
+        }
+        match Store::open(&path, real_options()) {
+            Ok(store) => {
+                assert_eq!(observe(&store), before, "page at {page} is gone in silence");
+                harmless += 1;
+            }
+            Err(OpenError::Damaged { ranges, .. }) => {
+                assert!(!ranges.is_empty());
+                refused += 1;
+            }
+            Err(error) => panic!("page at {page}: {error:?}"),
+        }
+    }
+    assert!(
+        refused > 50 && harmless > 2,
+        "{refused} refused, {harmless} harmless"
+    );
+}
+
+#[test]
 fn what_may_not_be_written_is_named() {
     use std::os::unix::fs::PermissionsExt as _;
     let dir = tempfile::tempdir().expect("a directory");
