@@ -205,7 +205,9 @@ impl Builder {
     }
 
     /// Heartbeats at this interval, whole seconds, in both directions. The link is given up
-    /// when nothing is heard for twice as long. None unless asked for.
+    /// when no frame has come to its end for twice as long, so that a server that sends one for
+    /// ever holds nobody up: choose it longer than the largest message takes to arrive. None
+    /// unless asked for.
     #[must_use]
     pub fn heartbeat(mut self, interval: Duration) -> Self {
         self.heartbeat = Some(interval);

@@ -151,7 +151,10 @@ impl Driver {
             let commands = self.work.has_room().then_some(&mut self.commands);
             tokio::select! {
                 progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
-                    Ok(Progress::Read(0)) => return LinkEnd::Closed,
+                    Ok(Progress::Read(0)) => return match decoder.finish() {
+                        Ok(()) => LinkEnd::Closed,
+                        Err(_) => LinkEnd::Truncated,
+                    },
                     Ok(Progress::Read(_)) => {
                         if let Err(end) = self.read(server, &mut decoder).await {
                             return end;
