@@ -410,7 +410,7 @@ pub(crate) struct TortureWrite {
     #[arg(long, default_value_t = 600, value_parser = clap::value_parser!(u64).range(..=(1 << 30)))]
     pub(crate) max_len: u64,
     /// Messages between two syncs.
-    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(long, value_name = "K", value_parser = clap::value_parser!(u64).range(1..=(1 << 40)))]
     pub(crate) sync_every: u64,
     /// Unsettled messages kept; settling starts at twice as many.
     #[arg(long, value_name = "L")]

@@ -6,7 +6,7 @@ mod dump;
 mod payload;
 
 use std::fs::File;
-use std::io::Write as _;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::ExitCode;
 use std::sync::{Barrier, Mutex, MutexGuard, PoisonError};
@@ -155,13 +155,33 @@ fn try_write(args: &TortureWrite, says: &mut Says) -> Result<(), Fatal> {
 }
 
 fn open(dir: &Path, capacity: Option<u64>) -> Result<Store, Fatal> {
-    std::fs::create_dir_all(dir)
-        .map_err(|e| Fatal::io(format!("cannot create {}: {e}", dir.display())))?;
+    if !dir.join(FILE).exists() {
+        make_directory(dir, &|parent| File::open(parent)?.sync_all())
+            .map_err(|e| Fatal::io(format!("cannot create {}: {e}", dir.display())))?;
+    }
     let mut options = Options::new().preallocate(true);
     if let Some(capacity) = capacity {
         options = options.capacity(capacity);
     }
     Ok(Store::open(dir.join(FILE), options)?)
+}
+
+/// Makes a directory that survives a power cut: each one that is missing on the way to it is
+/// made durable in the one above. Its own name is made durable even when it is there: the run
+/// that made it may have died before.
+fn make_directory(dir: &Path, sync: &impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
+    let parent = match dir.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return Ok(()),
+    };
+    if !parent.exists() {
+        make_directory(parent, sync)?;
+    }
+    match std::fs::create_dir(dir) {
+        Err(error) if !(error.kind() == io::ErrorKind::AlreadyExists && dir.is_dir()) => Err(error),
+        _ => sync(parent),
+    }
 }
 
 /// Standard output of the contract: one `write(2)` per line.
@@ -246,7 +266,7 @@ impl<'a> Writer<'a> {
             }
             self.sync(&mut round)?;
             let bounds = self.store.bounds();
-            if self.lag == 0 || bounds.unsettled > 2 * self.lag {
+            if self.lag == 0 || bounds.unsettled > self.lag.saturating_mul(2) {
                 self.settle(&mut round, (bounds.next - 1).saturating_sub(self.lag))?;
             }
             appended += batch;
@@ -328,5 +348,32 @@ impl<'a> Writer<'a> {
 
     fn round(&self) -> MutexGuard<'_, Round<'a>> {
         self.round.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::RefCell;
+
+    use super::*;
+
+    #[test]
+    fn names_survive_from_the_first_directory_on() {
+        let base = tempfile::tempdir().unwrap();
+        let dir = base.path().join("a/b/c");
+        let synced = RefCell::new(Vec::new());
+        let sync = |parent: &Path| {
+            synced.borrow_mut().push(parent.to_owned());
+            Ok(())
+        };
+        make_directory(&dir, &sync).unwrap();
+        assert!(dir.is_dir());
+        let parents = ["", "a", "a/b"].map(|p| base.path().join(p));
+        assert_eq!(synced.take(), parents);
+        // A run that died behind the last mkdir, and one behind its sync, look alike.
+        make_directory(&dir, &sync).unwrap();
+        assert_eq!(synced.take(), parents[2..]);
+        let refused = make_directory(&dir, &|_| Err(io::Error::other("no such luck")));
+        assert!(refused.is_err());
     }
 }

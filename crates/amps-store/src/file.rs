@@ -33,6 +33,10 @@ pub(crate) fn open(
     missing: Missing,
 ) -> Result<(Log, RecoveryReport), OpenError> {
     options.check().map_err(OpenError::Options)?;
+    if missing == Missing::Create && !path.exists() {
+        // Before there is a file: one that nothing can be made of must not stay.
+        options.shape().map_err(OpenError::Options)?;
+    }
     let file = open_locked(path, missing)?;
     let io = |what| {
         move |error| OpenError::Io {
@@ -206,7 +210,9 @@ pub(crate) fn owner(superblock: &Superblock) -> String {
     )
 }
 
-/// Gives a new file its blocks, and last its superblocks: before those it is "not created".
+/// Gives a new file its blocks, then a name that survives a power cut as well as the bytes,
+/// and last its superblocks: before those it is "not created". So whoever finds a store need
+/// not ask whether the run that made it came to its end.
 fn create(
     path: &Path,
     file: &File,
@@ -232,16 +238,16 @@ fn create(
     reserve(file, 0, len).map_err(failed)?;
     let clone = file.try_clone().map_err(failed)?;
     let mut medium = Mapped::new(clone, len, len).map_err(failed)?;
-    let superblock = create_on(path, &mut medium, shape, options)?;
-    // The name must survive a power cut as well as the bytes.
+    sync_directory_of(path).map_err(failed)?;
+    create_on(path, &mut medium, shape, options)
+}
+
+fn sync_directory_of(path: &Path) -> io::Result<()> {
     let directory = match path.parent() {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    calls::check(Call::SyncDirectory)
-        .and_then(|()| File::open(directory)?.sync_all())
-        .map_err(failed)?;
-    Ok(superblock)
+    calls::check(Call::SyncDirectory).and_then(|()| File::open(directory)?.sync_all())
 }
 
 fn create_on(
@@ -389,8 +395,11 @@ fn start_on(
         }
     }
     mend_headers(&mut *medium, &superblock, &recovered);
-    let used: Vec<usize> = recovered.chain.iter().map(|c| c.segment).collect();
-    for segment in (0..superblock.segments as usize).filter(|s| !used.contains(s)) {
+    let mut is_used = vec![false; superblock.segments as usize];
+    for link in &recovered.chain {
+        is_used[link.segment] = true;
+    }
+    for segment in (0..superblock.segments as usize).filter(|s| !is_used[*s]) {
         let at = recovered.geometry.segment_at(segment);
         let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
         medium.write(at, &stamp);
@@ -554,4 +563,23 @@ fn random() -> u64 {
     std::collections::hash_map::RandomState::new()
         .build_hasher()
         .finish()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_that_make_no_store_leave_no_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        for options in [
+            Options::new().capacity(1 << 10),
+            Options::new().client_name(""),
+        ] {
+            let refused = open(&path, &options, Missing::Create).err();
+            assert!(matches!(refused, Some(OpenError::Options(_))));
+            assert!(!path.exists());
+        }
+    }
 }

@@ -11,8 +11,9 @@ mod world;
 use std::fmt::Debug;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
-use amps_store::Level;
+use amps_store::inspect::Inspection;
 use amps_store::testkit::{Call, Cut, FailingCalls, Fault, SimDisk, fail_calls};
+use amps_store::{Level, OpenError, Options, PublishStore, Store};
 
 use world::{Place, World};
 
@@ -135,6 +136,32 @@ fn every_system_call_before_the_mapping_fails_once_and_for_ever() {
     assert!(sweep_calls(Call::Read, &[EIO]) >= 2);
     assert!(sweep_calls(Call::Map, &[ENOMEM]) >= 3);
     assert!(sweep_calls(Call::SyncDirectory, &[EIO, ENOSPC]) >= 1);
+}
+
+/// The directory is synced before the first superblock, so that what is found as a store has
+/// a name that is durable: when that failed, the next run took the store, and called durable
+/// what a power cut would have taken with its name.
+#[test]
+fn a_store_whose_name_cannot_be_made_durable_is_not_created() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s.store");
+    let open = || Store::open(&path, Options::new().capacity(64 << 10));
+    fail_calls(Some(FailingCalls {
+        call: Call::SyncDirectory,
+        after: 0,
+        for_ever: false,
+        errno: EIO,
+    }));
+    let refused = open().err();
+    assert_eq!(fail_calls(None), 1);
+    assert!(matches!(refused, Some(OpenError::Io { .. })), "{refused:?}");
+    let looked = Inspection::open(&path).err();
+    assert!(
+        matches!(looked, Some(OpenError::Missing { .. })),
+        "{looked:?}"
+    );
+    let store = open().expect("creates it now");
+    assert!(store.report().created && store.bounds().next == 1);
 }
 
 #[test]
