@@ -265,6 +265,38 @@ fn h35_an_inspector_over_turning_segments_is_right() {
     });
 }
 
+/// A file that was cut shows what it had settled before, and says how much may be missing: it
+/// said one message where all were gone.
+#[test]
+fn what_a_cut_file_may_have_lost_is_counted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = Store::open(&path, options()).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    for _ in 0..994 {
+        let message = Envelope::publish("t");
+        let at = store.append_wait(&message, &[7; 300], until).unwrap();
+        store
+            .settle_through(at.sequence.saturating_sub(39))
+            .unwrap();
+    }
+    let lost: Vec<u64> = (956..=994).collect();
+    store.sync().unwrap();
+    drop(store);
+    let open = |len: u64| {
+        let file = std::fs::File::options().write(true).open(&path).unwrap();
+        file.set_len(len).unwrap();
+        Inspection::open(&path).unwrap()
+    };
+    for len in [40_000, 30_000, 20_000] {
+        let seen = open(len);
+        let shown = sequences(&seen, Filter::new());
+        let missing = lost.iter().filter(|s| !shown.contains(s)).count() as u64;
+        assert!(!seen.info().damaged.is_empty());
+        assert!(seen.info().dropped() >= missing, "{:?}", seen.info());
+    }
+}
+
 #[test]
 fn damage_is_told_and_is_not_busy() {
     let dir = tempfile::tempdir().unwrap();

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use crate::api::{Bounds, Numbers, Rebase};
 use crate::error::{DamagedRange, OpenError};
 use crate::file::{self, refused};
-use crate::format::{SEGMENTS_AT, SegmentHeader, VERSION};
+use crate::format::{RECORD_HEADER, SEGMENTS_AT, SegmentHeader, VERSION};
 use crate::report::RecoveryReport;
 use crate::space::limit;
 
@@ -109,6 +109,8 @@ pub struct Info {
     pub floor: u64,
     /// The lowest number the next message can get.
     pub next: u64,
+    /// The highest sequence of any record of the log.
+    pub last_sequence: u64,
     /// The lowest unsettled message.
     pub first_unsettled: Option<u64>,
     /// The highest unsettled message.
@@ -145,17 +147,30 @@ pub struct Info {
 
 impl Info {
     /// The most messages that may be missing in the damaged ranges: no more than records are
-    /// missing, and no more than sequences are. A range that nothing bounds counts as one.
+    /// missing, no more than sequences are, and no more than fit into their bytes. Ranges whose
+    /// end no later record names hold no more together than there are numbers between the last
+    /// sequence seen and the next one; they count as one at least.
     pub fn dropped(&self) -> u64 {
-        let missing = |range: &DamagedRange| {
-            let span = |(first, last): (u64, u64)| last.saturating_sub(first) + 1;
-            let records = range.last_ordinal.map(|last| (range.first_ordinal, last));
-            match (range.sequences.map(span), records.map(span)) {
-                (Some(sequences), Some(records)) => sequences.min(records),
-                (sequences, records) => sequences.or(records).unwrap_or(1),
+        let span = |(first, last): (u64, u64)| last.saturating_sub(first) + 1;
+        let fit = |range: &DamagedRange| range.bytes / RECORD_HEADER as u64;
+        let is_open = |range: &&DamagedRange| range.last_ordinal.is_none();
+        let open = || self.damaged.iter().filter(is_open);
+        let closed = self.damaged.iter().filter(|range| !is_open(range));
+        let closed = closed.map(|range| {
+            let records = range
+                .last_ordinal
+                .map(|last| span((range.first_ordinal, last)));
+            let sequences = range.sequences.map(span);
+            sequences.into_iter().chain(records).min().unwrap_or(1)
+        });
+        let numbers = (self.next - 1).saturating_sub(self.last_sequence);
+        let rest = open().map(fit).sum::<u64>().min(numbers);
+        closed.sum::<u64>()
+            + if open().next().is_some() {
+                rest.max(1)
+            } else {
+                0
             }
-        };
-        self.damaged.iter().map(missing).sum()
     }
 }
 
@@ -264,6 +279,7 @@ impl Inspection {
             rebase: numbers.rebase,
             floor: bounds.floor,
             next: report.next,
+            last_sequence: bounds.last,
             first_unsettled: report.first,
             last_unsettled: report.last,
             unsettled: report.recovered,
