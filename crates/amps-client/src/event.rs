@@ -247,12 +247,15 @@ pub enum Event {
         limit_bytes: u64,
     },
     /// Nothing above `through` is sent for now: the store can make nothing durable any more,
-    /// or could not raise its send grant, which is tried again. What failed says
+    /// or could not raise its send grant, which is tried again until
+    /// [`SendingResumed`](Self::SendingResumed). What failed says
     /// [`StoreFailed`](Self::StoreFailed).
     SendingStopped {
         /// Highest sequence that may still be sent.
         through: u64,
     },
+    /// The store could raise its send grant after all; sending goes on.
+    SendingResumed,
     /// A stored message cannot be sent: its record is damaged or unreadable.
     Unreadable {
         /// The message.
