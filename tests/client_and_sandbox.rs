@@ -2,12 +2,15 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 #![allow(missing_docs)]
 
+use std::collections::HashSet;
+use std::sync::Arc;
 use std::time::Duration;
 
 use amps_client::{
-    Backoff, Builder, Client, ConnectionState, Event, FailedWrite, Outcome, Subscribe, Via,
+    Backoff, Builder, Client, ConnectionState, Event, FailedWrite, FlushError, Outcome, Subscribe,
+    Via,
 };
-use amps_sandbox::{Fault, Sandbox};
+use amps_sandbox::{Dialect, Fault, Sandbox};
 use amps_store::{Options, PublishStore, Store};
 use tokio::sync::mpsc;
 
@@ -211,5 +214,115 @@ async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link(
     drop(subscription);
     publisher.close(LONG).await;
     reader.close(LONG).await;
+    sandbox.stop().await;
+}
+
+/// A server that words its answers in the other way, and takes nothing on topic `no`.
+async fn other_implementation() -> (Sandbox, amps_client::connector::MemoryConnector) {
+    Sandbox::builder()
+        .dialect(Dialect::PerMessage)
+        .reject_topic("no")
+        .start_in_memory()
+        .await
+        .unwrap()
+}
+
+#[tokio::test(start_paused = true)]
+async fn with_publish_ids_a_server_that_answers_each_message_by_id_loses_and_hides_nothing() {
+    const COUNT: u64 = 2000;
+    let (sandbox, connector) = other_implementation().await;
+    let (told, mut failed) = mpsc::unbounded_channel::<FailedWrite>();
+    let client = client("pub", &sandbox)
+        .connector(Arc::new(connector))
+        .store(store("pub"))
+        .publish_ids(true)
+        .on_failed_write(move |f| {
+            let told = told.clone();
+            async move { Ok(told.send(f)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut receipts = Vec::new();
+    for n in 0..COUNT {
+        let topic = if n % 10 == 9 { "no" } else { "orders" };
+        receipts.push(client.publish(topic, format!("{n}")).await.unwrap());
+        if n % 500 == 250 {
+            client.publish_flush(LONG).await.unwrap();
+            sandbox.inject(&Fault::CloseAfter(100));
+        }
+        if n % 500 == 400 {
+            // Answers that are under way are lost with the link, and the rest never got there.
+            while !matches!(events.next().await.unwrap(), Event::LinkLost { .. }) {}
+            sandbox.clear_faults();
+        }
+    }
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.persisted, report.rejected), (1800, 200));
+    assert_eq!(report.persisted_at_logon, 0, "its logons name no figure");
+    assert!(client.health().counts.resent > 0);
+    for (n, receipt) in (0..).zip(receipts) {
+        match receipt.await {
+            Outcome::Rejected { reason } => {
+                assert_eq!((n % 10, reason.as_str()), (9, "not entitled"));
+                let failed = failed.recv().await.unwrap();
+                assert_eq!(failed.original.unwrap().data(), n.to_string().as_bytes());
+            }
+            outcome => {
+                assert_eq!(outcome, Outcome::Persisted { via: Via::Ack });
+                assert_ne!(n % 10, 9);
+            }
+        }
+    }
+    assert_eq!(client.health().counts.unattributed, 0);
+    // It forgets duplicates with the link: a message may be there twice, none is missing.
+    let there: HashSet<String> = bodies(&sandbox, "pub").into_iter().collect();
+    let expected = (0..COUNT).filter(|n| n % 10 != 9);
+    assert_eq!(there, expected.map(|n| n.to_string()).collect());
+    assert!(client.close(LONG).await.clean);
+    sandbox.stop().await;
+}
+
+#[tokio::test(start_paused = true)]
+async fn without_publish_ids_the_refusals_of_such_a_server_are_told_and_given_to_nobody() {
+    let (sandbox, connector) = other_implementation().await;
+    let (told, mut unhandled) = mpsc::unbounded_channel();
+    let client = client("pub", &sandbox)
+        .connector(Arc::new(connector))
+        .store(store("pub"))
+        .on_failed_write(|failed| async move { panic!("nobody was named: {failed:?}") })
+        .on_last_chance(move |ack| told.send(ack).unwrap())
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut last = None;
+    for n in 0..100 {
+        let topic = if n % 10 == 9 { "no" } else { "orders" };
+        last = Some(client.publish(topic, format!("{n}")).await.unwrap());
+    }
+    // Nothing covers the last message, which was refused: it stays in the store.
+    let Err(FlushError::Timeout(report)) = client.publish_flush(LONG).await else {
+        panic!("one is left");
+    };
+    assert_eq!(report.left, 1);
+    assert_eq!((report.rejected, report.persisted_at_logon), (0, 0));
+    let health = client.health();
+    assert_eq!(health.counts.unattributed, 10);
+    assert_eq!(health.first_unsettled, last.as_ref().map(|r| r.sequence()));
+    for _ in 0..10 {
+        let ack = unhandled.recv().await.unwrap();
+        assert_eq!((ack.reason.as_str(), ack.sequence), ("not entitled", None));
+    }
+    let mut told = 0;
+    while let Some(event) = events.try_next() {
+        told += u32::from(matches!(event, Event::Unattributed { .. }));
+    }
+    assert_eq!(told, 10);
+    let expected = (0..100).filter(|n| n % 10 != 9).map(|n| n.to_string());
+    assert_eq!(bodies(&sandbox, "pub"), expected.collect::<Vec<_>>());
+    assert_eq!(client.close(Duration::ZERO).await.left, 1);
+    assert_eq!(last.unwrap().await, Outcome::Unknown);
     sandbox.stop().await;
 }

@@ -11,7 +11,7 @@ mod memory;
     unused_imports,
     reason = "seeds and planted bugs are for the tests of the store"
 )]
-#[path = "../../crates/amps-store/tests/model.rs"]
+#[path = "../../crates/amps-store/tests/model/main.rs"]
 mod reference;
 mod store;
 

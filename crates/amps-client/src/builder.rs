@@ -205,7 +205,9 @@ impl Builder {
     }
 
     /// Heartbeats at this interval, whole seconds, in both directions. The link is given up
-    /// when nothing is heard for twice as long. None unless asked for.
+    /// when no frame has come to its end for twice as long, so that a server that sends one for
+    /// ever holds nobody up: choose it longer than the largest message takes to arrive. None
+    /// unless asked for.
     #[must_use]
     pub fn heartbeat(mut self, interval: Duration) -> Self {
         self.heartbeat = Some(interval);
@@ -285,8 +287,8 @@ impl Builder {
         self
     }
 
-    /// The largest payload taken, in bytes; 200 MiB unless set. Larger ones are refused
-    /// before they are stored.
+    /// The largest message or command taken, in bytes of its payload, its topic and its other
+    /// strings; 200 MiB unless set. Larger ones are refused before they are stored or sent.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes;
@@ -357,6 +359,7 @@ impl Builder {
             .unwrap_or_else(|| Arc::new(SchemeConnector::new()));
         let chooser = self.choose(connector.as_ref())?;
         let (asks, asked) = mpsc::channel(ASKS);
+        let (commands, commanded) = mpsc::channel(ASKS);
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
         let delivery = self
             .store
@@ -379,6 +382,8 @@ impl Builder {
             filling: Mutex::default(),
             events: broadcast::Sender::new(EVENTS),
             asks,
+            commands,
+            command_timeout: self.command_timeout,
             requests: Default::default(),
             requested: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
@@ -432,6 +437,7 @@ impl Builder {
             delivery,
             session: Session::new(self.session()),
             asks: asked,
+            commands: commanded,
             unhandled,
             handler_task,
             watch: DeathWatch::new(shared.clone()),

@@ -499,23 +499,29 @@ impl Client {
         if subscribe.topic.is_empty() {
             return Err(CommandError::Bad("the topic is empty"));
         }
+        self.may_ask(subscribe.size())?;
         let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Subscribe {
+        let ask = Ask::Subscribe {
             spec: subscribe,
             reply,
-        })
-        .await?;
-        answer.await.map_err(|_| CommandError::Closed)?
+        };
+        let closed = || CommandError::Closed;
+        self.shared.commands.send(ask).await.map_err(|_| closed())?;
+        answer.await.map_err(|_| closed())?
     }
 
     /// Sends a command of any name and waits for its acks, at most as long as the command
-    /// timeout.
+    /// timeout. It waits, too, while the link takes no bytes; a command whose time is over by
+    /// then is not sent.
     ///
     /// Cancelling the call leaves open whether the command goes out.
     ///
     /// # Errors
     /// The server refused it or did not answer in time, there is no connection, or it is
     /// lost before the answer.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime with a clock.
     pub async fn command(&self, request: Request) -> Result<Answer, CommandError> {
         if matches!(
             request.name.as_str(),
@@ -525,14 +531,29 @@ impl Client {
                 "this command has its own method, or no name",
             ));
         }
+        self.may_ask(request.size())?;
         let (reply, answer) = oneshot::channel();
-        self.ask(Ask::Command {
+        let until = Instant::now() + self.shared.command_timeout;
+        let ask = Ask::Command {
             request,
-            until: None,
+            until,
             reply,
-        })
-        .await?;
-        answer.await.map_err(|_| CommandError::Closed)?
+        };
+        let closed = || CommandError::Closed;
+        let answered = async {
+            self.shared.commands.send(ask).await.map_err(|_| closed())?;
+            answer.await.map_err(|_| closed())?
+        };
+        let timed_out = Err(CommandError::Timeout);
+        timeout_at(until, answered).await.unwrap_or(timed_out)
+    }
+
+    fn may_ask(&self, bytes: usize) -> Result<(), CommandError> {
+        let max = self.shared.max_message;
+        match bytes > max {
+            true => Err(CommandError::TooLarge { bytes, max }),
+            false => Ok(()),
+        }
     }
 
     async fn ask(&self, ask: Ask) -> Result<(), CommandError> {

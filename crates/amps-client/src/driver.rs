@@ -24,7 +24,7 @@ use crate::error::{CloseReport, CommandError, FlushError, FlushReport};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::meter::Meter;
-use crate::session::{Credentials, Session};
+use crate::session::{Credentials, MAX_WAITING, Session};
 use crate::shared::{CloseRequest, End, Shared, unix_micros};
 use crate::subscribe::{Answer, Request, Subscribe, Subscription};
 
@@ -40,7 +40,7 @@ pub(crate) enum Ask {
     },
     Command {
         request: Request,
-        until: Option<Instant>,
+        until: Instant,
         reply: oneshot::Sender<Result<Answer, CommandError>>,
     },
     Subscribe {
@@ -71,6 +71,8 @@ pub(crate) struct Driver {
     pub(crate) delivery: Option<Delivery>,
     pub(crate) session: Session,
     pub(crate) asks: mpsc::Receiver<Ask>,
+    /// Those that put bytes on the link, taken only while it takes bytes.
+    pub(crate) commands: mpsc::Receiver<Ask>,
     pub(crate) unhandled: mpsc::Sender<UnhandledAck>,
     pub(crate) handler_task: Option<JoinHandle<()>>,
     pub(crate) watch: DeathWatch,
@@ -157,6 +159,16 @@ enum CommandReply {
     Close,
 }
 
+impl CommandReply {
+    fn is_waited_for(&self) -> bool {
+        match self {
+            CommandReply::Answer(reply) => !reply.is_closed(),
+            CommandReply::Flush(reply) => !reply.is_closed(),
+            CommandReply::Close => true,
+        }
+    }
+}
+
 /// A store call that waits for the device; one at a time, in order.
 #[derive(Debug)]
 enum Job {
@@ -175,6 +187,9 @@ const HEALTHY: Duration = Duration::from_secs(10);
 
 /// Longer than any client waits, and no time that overflows.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
+/// Bytes of commands that may wait for the link; those who ask for more wait themselves.
+const COMMANDS_LIMIT: usize = 1 << 20;
 
 /// How long the end of a client may take beyond its deadline, for a last sync.
 const GRACE: Duration = Duration::from_secs(1);
@@ -198,6 +213,11 @@ impl Work {
             server: String::new(),
             meter: Meter::default(),
         }
+    }
+
+    /// Whether the link may be given more commands.
+    fn has_room(&self) -> bool {
+        self.out.len() < COMMANDS_LIMIT
     }
 }
 
@@ -355,9 +375,10 @@ impl Driver {
                 return Err(Stopped);
             }
             let deadline = self.offline_deadline();
+            let commands = self.work.has_room().then_some(&mut self.commands);
             tokio::select! {
                 output = &mut future => return Ok(output),
-                event = next_event(&mut self.asks, &mut self.work.running, &self.shared, deadline) => {
+                event = next_event(&mut self.asks, commands, &mut self.work.running, &self.shared, deadline) => {
                     self.local(event);
                 }
             }
@@ -490,7 +511,12 @@ impl Driver {
                 until,
                 reply,
             } => {
-                self.command(&request, until, CommandReply::Answer(reply));
+                let reply = CommandReply::Answer(reply);
+                match Instant::now() < until {
+                    true => self.command(&request, until, reply),
+                    // It waited for the link; now it would come as a surprise.
+                    false => self.command_done(reply, Err(CommandError::Timeout)),
+                }
             }
             Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
             Ask::AllowRebase => self.input(Input::AllowRebase),
@@ -561,21 +587,45 @@ impl Driver {
         // Without a limit, none; not that of other commands.
         let until = self.since_start(until).or(Some(now + NO_LIMIT));
         let request = Request::new("flush");
+        self.forget_cancelled_commands();
         // Behind what was accepted before, and like that only behind a logon.
         let given = {
             let mut direct = self.shared.direct();
-            self.session
-                .command(now, &request, until, &mut direct.bytes)
+            match direct.flushes < MAX_WAITING {
+                true => {
+                    direct.flushes += 1;
+                    self.session
+                        .command(now, &request, until, &mut direct.bytes)
+                }
+                false => Err(CommandError::TooMany),
+            }
         };
         self.commanded(given, reply);
     }
 
-    fn command(&mut self, request: &Request, until: Option<Instant>, reply: CommandReply) {
-        let (now, until) = (self.work.start.elapsed(), self.since_start(until));
+    fn command(&mut self, request: &Request, until: Instant, reply: CommandReply) {
+        self.forget_cancelled_commands();
+        let (now, until) = (self.work.start.elapsed(), self.since_start(Some(until)));
         let given = self
             .session
             .command(now, request, until, &mut self.work.out);
         self.commanded(given, reply);
+    }
+
+    /// When all places for answers are taken, those that nobody waits for any more are given
+    /// up; answers that come all the same belong to nothing.
+    fn forget_cancelled_commands(&mut self) {
+        if self.session.waiting() < MAX_WAITING {
+            return;
+        }
+        let session = &mut self.session;
+        self.work.commands.retain(|id, reply| {
+            let waits = reply.is_waited_for();
+            if !waits {
+                session.forget(*id);
+            }
+            waits
+        });
     }
 
     fn commanded(&mut self, given: Result<Option<u64>, CommandError>, reply: CommandReply) {
@@ -662,6 +712,7 @@ impl Driver {
         let mut direct = self.shared.direct();
         direct.open = false;
         direct.bytes.clear();
+        direct.flushes = 0;
         let unsent = std::mem::take(&mut direct.messages);
         drop(direct);
         // Who waits for room in it learns that there is no link.
@@ -680,6 +731,7 @@ impl Driver {
         self.input(Input::LinkLost);
         self.carry_out();
         self.asks.close();
+        self.commands.close();
         // Who asks from here on either finds this said, or is found by `take_requests`.
         self.shared.finishing.store(true, Ordering::SeqCst);
         let late = self.shared.requests().close.take();
@@ -773,12 +825,14 @@ enum Local {
 
 async fn next_event(
     asks: &mut mpsc::Receiver<Ask>,
+    commands: Option<&mut mpsc::Receiver<Ask>>,
     running: &mut Option<JoinHandle<Done>>,
     shared: &Shared,
     deadline: Option<Instant>,
 ) -> Local {
     tokio::select! {
         Some(ask) = asks.recv() => Local::Ask(Box::new(ask)),
+        Some(ask) = async { match commands { Some(commands) => commands.recv().await, None => std::future::pending().await } } => Local::Ask(Box::new(ask)),
         done = async { match running { Some(job) => job.await.ok(), None => std::future::pending().await } } => Local::Done(done),
         () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Local::Time,
         () = shared.doorbell.rung() => Local::Bell,

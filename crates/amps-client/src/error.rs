@@ -104,9 +104,9 @@ pub enum PublishFailure {
     #[error(transparent)]
     Message(#[from] BadMessage),
     /// It is larger than the limit set for this client.
-    #[error("the payload has {bytes} bytes, this client takes {max}")]
+    #[error("the message has {bytes} bytes, this client takes {max}; see `Builder::max_message`")]
     TooLarge {
-        /// Bytes of its payload.
+        /// Bytes of its payload, its topic and its other strings.
         bytes: usize,
         /// The limit.
         max: usize,
@@ -233,9 +233,17 @@ pub enum CommandError {
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
-    /// Too many commands wait for an answer.
-    #[error("too many commands wait for an answer")]
+    /// Too many commands wait for an answer; wait for some of them first.
+    #[error("too many commands wait for an answer; wait for some of them first")]
     TooMany,
+    /// It is larger than the limit set for this client.
+    #[error("the command has {bytes} bytes, this client takes {max}; see `Builder::max_message`")]
+    TooLarge {
+        /// Bytes of its body and its strings.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
     /// The command itself is malformed.
     #[error("bad command: {0}")]
     Bad(&'static str),

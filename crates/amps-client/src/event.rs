@@ -38,6 +38,8 @@ pub enum ConnectionState {
 pub enum LinkEnd {
     /// The server closed it, or the network did.
     Closed,
+    /// It ended inside a frame: the server or something on the way cut it.
+    Truncated,
     /// No connection could be opened.
     Connect(String),
     /// Reading or writing failed.
@@ -74,6 +76,7 @@ impl fmt::Display for LinkEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             LinkEnd::Closed => f.write_str("the connection was closed"),
+            LinkEnd::Truncated => f.write_str("the connection was cut inside a frame"),
             LinkEnd::Connect(error) | LinkEnd::Io(error) => f.write_str(error),
             LinkEnd::Protocol(error) => write!(f, "the server does not speak AMPS: {error}"),
             LinkEnd::ConnectTimeout => f.write_str("the connection could not be opened in time"),
@@ -244,12 +247,15 @@ pub enum Event {
         limit_bytes: u64,
     },
     /// Nothing above `through` is sent for now: the store can make nothing durable any more,
-    /// or could not raise its send grant, which is tried again. What failed says
+    /// or could not raise its send grant, which is tried again until
+    /// [`SendingResumed`](Self::SendingResumed). What failed says
     /// [`StoreFailed`](Self::StoreFailed).
     SendingStopped {
         /// Highest sequence that may still be sent.
         through: u64,
     },
+    /// The store could raise its send grant after all; sending goes on.
+    SendingResumed,
     /// A stored message cannot be sent: its record is damaged or unreadable.
     Unreadable {
         /// The message.

@@ -182,6 +182,11 @@ impl Message {
         })
     }
 
+    /// Bytes of it that go out, the names of its fields apart.
+    pub(crate) fn size(&self) -> usize {
+        size(&self.envelope(0), &self.data)
+    }
+
     /// The envelope to store it with, borrowing from the message.
     pub(crate) fn envelope(&self, published_at: u64) -> Envelope<'_> {
         Envelope {
@@ -224,6 +229,18 @@ impl Message {
             _ => Ok(()),
         }
     }
+}
+
+/// Bytes of a message that go out, the names of its fields apart.
+pub(crate) fn size(envelope: &Envelope<'_>, payload: &[u8]) -> usize {
+    let texts = [
+        &envelope.correlation_id,
+        &envelope.sow_key,
+        &envelope.selector,
+        &envelope.options,
+    ];
+    let texts = texts.into_iter().flatten().map(|text| text.len());
+    payload.len() + envelope.topic.len() + texts.sum::<usize>()
 }
 
 /// Refuses topics no server takes: an empty one, and control characters, whose escapes a

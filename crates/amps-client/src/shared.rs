@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use amps_store::{Envelope, PublishStore, Signal, StoreError};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
@@ -12,7 +13,7 @@ use crate::driver::Ask;
 use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::Offers;
-use crate::message::Message;
+use crate::message::{Message, size};
 use crate::protocol::Publish;
 use crate::receipt::{Receipt, Watched};
 
@@ -28,6 +29,9 @@ pub(crate) struct Shared {
     pub(crate) filling: Mutex<Option<Event>>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) asks: mpsc::Sender<Ask>,
+    /// Those that put bytes on the link: they wait while it takes none.
+    pub(crate) commands: mpsc::Sender<Ask>,
+    pub(crate) command_timeout: Duration,
     /// What must reach the driver however full its queue is.
     pub(crate) requests: Mutex<Requests>,
     /// There are some.
@@ -107,6 +111,8 @@ pub(crate) struct Direct {
     pub(crate) bytes: Vec<u8>,
     /// How many they are.
     pub(crate) messages: u64,
+    /// Flushes among them: they go in however full it is, but not without bound.
+    pub(crate) flushes: usize,
     pub(crate) open: bool,
 }
 
@@ -133,7 +139,7 @@ impl Shared {
         envelope: &Envelope<'_>,
         payload: &[u8],
     ) -> Result<Receipt, PublishFailure> {
-        self.may_publish(payload.len())?;
+        self.may_publish(size(envelope, payload))?;
         let append = || {
             watched
                 .store
@@ -148,7 +154,7 @@ impl Shared {
 
     fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
         use amps_store::Operation;
-        self.may_publish(message.data().len())?;
+        self.may_publish(message.size())?;
         let mut direct = self.direct();
         if !direct.open {
             return Err(PublishFailure::NotConnected);
@@ -178,7 +184,7 @@ impl Shared {
         direct.messages += u64::from(encoded.is_ok());
         drop(direct);
         if encoded.is_err() {
-            let bytes = message.data().len();
+            let bytes = message.size();
             return Err(PublishFailure::TooLarge {
                 bytes,
                 max: u32::MAX as usize,

@@ -178,6 +178,12 @@ impl Subscribe {
         command
     }
 
+    /// Bytes of it that go out, the names of its fields apart.
+    pub(crate) fn size(&self) -> usize {
+        let texts = [&self.filter, &self.options, &self.bookmark, &self.order_by];
+        self.topic.len() + bytes_of(&texts)
+    }
+
     pub(crate) fn is_query(&self) -> bool {
         self.kind == SubscribeKind::Sow
     }
@@ -222,7 +228,6 @@ pub struct Delivered {
 impl Delivered {
     /// Bytes it holds beside its topic, which it may share.
     pub(crate) fn bytes(&self) -> usize {
-        let text = |text: &Option<String>| text.as_ref().map_or(0, String::len);
         let texts = [
             &self.bookmark,
             &self.sow_key,
@@ -230,9 +235,13 @@ impl Delivered {
             &self.timestamp,
             &self.user_id,
         ];
-        let texts: usize = texts.into_iter().map(text).sum();
-        self.data.len() + texts
+        self.data.len() + bytes_of(&texts)
     }
+}
+
+fn bytes_of(texts: &[&Option<String>]) -> usize {
+    let lengths = texts.iter().copied().flatten().map(String::len);
+    lengths.sum()
 }
 
 /// Why a subscription ended before its reader dropped it.
@@ -400,6 +409,21 @@ impl Request {
     pub fn body(mut self, body: impl Into<Bytes>) -> Self {
         self.body = body.into();
         self
+    }
+
+    /// Bytes of it that go out, the names of its fields apart.
+    pub(crate) fn size(&self) -> usize {
+        let texts = [
+            &self.topic,
+            &self.filter,
+            &self.sow_keys,
+            &self.options,
+            &self.bookmark,
+            &self.correlation_id,
+            &self.sub_id,
+            &self.query_id,
+        ];
+        self.name.len() + bytes_of(&texts) + self.body.len()
     }
 
     pub(crate) fn command<'a>(&'a self, command_id: &'a str) -> Command<'a> {

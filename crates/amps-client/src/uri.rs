@@ -94,7 +94,8 @@ pub enum UriError {
         /// The scheme.
         scheme: &'static str,
     },
-    /// The host is in brackets but is no IPv6 address, or is one without brackets.
+    /// The host is in brackets but is no IPv6 address, or is one without brackets, or holds
+    /// what no name of a host holds.
     #[error("\"{host}\" is not a host; IPv6 addresses go in brackets, as in [::1]:9007")]
     BadHost {
         /// What was written.
@@ -489,6 +490,14 @@ fn host_and_port(scheme: Scheme, address: &str) -> Result<(String, u16), UriErro
         return Err(UriError::MissingHost { scheme });
     }
     let host = decode(host)?;
+    // A name with a mark of the grammar in it would be read as something else once shown.
+    let is_of_a_name = |c: char| match c.is_ascii() {
+        true => c.is_ascii_alphanumeric() || "-._~".contains(c),
+        false => !c.is_control() && !c.is_whitespace(),
+    };
+    if !address.starts_with('[') && !host.chars().all(is_of_a_name) {
+        return Err(bad_host(&host));
+    }
     let port = port
         .filter(|port| !port.is_empty())
         .ok_or_else(|| UriError::MissingPort { host: host.clone() })?;
@@ -681,6 +690,13 @@ mod tests {
                     host: "[::1]9".into(),
                 },
             ),
+            (
+                "tcp://me%40h:1/amps",
+                UriError::BadHost {
+                    host: "me@h".into(),
+                },
+            ),
+            ("tcp://a b:1/amps", UriError::BadHost { host: "a b".into() }),
             ("tcp://h:1", UriError::MissingProtocol),
             ("tcp://h:1/", UriError::MissingProtocol),
             (

@@ -115,7 +115,7 @@ fn a_runtime_that_goes_away_is_told_and_ends_every_wait() {
 #[tokio::test]
 async fn a_receipt_that_waits_for_durability_does_not_outwait_the_client() {
     let store = Quirks {
-        never_durable: true,
+        durable: Some(Arc::default()),
         ..Quirks::of(memory())
     };
     let client = Client::builder(NAME)

@@ -6,10 +6,17 @@
 mod common;
 
 use std::future::Future;
+use std::time::Duration;
 
-use amps_client::{Client, Outcome, Subscribe, Subscription, SubscriptionEnd};
+use amps_client::session::MAX_WAITING;
+use amps_client::{
+    Client, CommandError, FlushError, Message, Outcome, PublishFailure, Request, Subscribe,
+    Subscription, SubscriptionEnd,
+};
 use common::{Peer, memory, pair, started};
 use peak_alloc::PeakAlloc;
+
+const HOUR: Duration = Duration::from_secs(3600);
 
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
@@ -156,6 +163,7 @@ async fn a_slow_reader_holds_so_many_bytes_and_no_more() {
 
 #[tokio::test]
 async fn a_single_message_may_be_larger_than_the_buffer() {
+    let _alone = ALONE.lock().await;
     let subscribe = Subscribe::topic("t").buffer_bytes(10);
     let (client, mut peer, mut subscription) = subscribed(subscribe).await;
     let header = format!(r#"{{"c":"p","t":"t","sub_id":"s{}"}}"#, subscription.id());
@@ -173,20 +181,156 @@ async fn flushes_that_nobody_waits_for_any_more_are_forgotten() {
     let (builder, _listener) = pair();
     let client = builder.store(memory()).open().await.unwrap();
     client.publish("t", "1").await.unwrap();
-    let hour = std::time::Duration::from_secs(3600);
     // Before, each was kept for its hour: 20 MB.
     bounded(1 << 20, async {
         for _ in 0..50_000 {
-            let flush = started(Box::pin(client.publish_flush(hour))).await;
+            let flush = started(Box::pin(client.publish_flush(HOUR))).await;
             tokio::task::yield_now().await;
             drop(flush);
         }
     })
     .await;
-    let waiting = started(Box::pin(client.publish_flush(hour))).await;
-    client.close(std::time::Duration::ZERO).await;
+    let waiting = started(Box::pin(client.publish_flush(HOUR))).await;
+    client.close(Duration::ZERO).await;
     assert!(
         waiting.await.is_err(),
         "one that is waited for is not forgotten"
     );
+}
+
+#[tokio::test(start_paused = true)]
+async fn commands_wait_while_the_server_reads_nothing() {
+    let _alone = ALONE.lock().await;
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(HOUR).await.unwrap();
+    let command = |n: u64| {
+        let request = Request::new("no_ack").acks([]);
+        request.correlation_id(n.to_string()).body(vec![0; 10_000])
+    };
+    // Before, all of them were taken: 100 MB.
+    let taken = bounded(8 << 20, async {
+        for n in 0..10_000 {
+            match client.command(command(n)).await {
+                Ok(_) => {}
+                Err(error) => {
+                    assert!(matches!(error, CommandError::Timeout), "{error}");
+                    return n;
+                }
+            }
+        }
+        panic!("where are they?");
+    })
+    .await;
+    // Others do not wait behind it.
+    client.publish("t", "x").await.unwrap();
+    let flushed = client.publish_flush(Duration::from_secs(1)).await;
+    assert!(matches!(flushed, Err(FlushError::Timeout(_))));
+    // What was taken goes out, what timed out does not, and the link goes on.
+    for n in 0..taken {
+        let frame = peer.next().await.unwrap();
+        assert_eq!((frame.verb.as_str(), frame.body.len()), ("no_ack", 10_000));
+        assert_eq!(frame.id, Some(format!("c{}", n + 2)));
+    }
+    assert_eq!(peer.publishes_to(1).await.len(), 1);
+    let (answer, ()) = tokio::join!(client.command(Request::new("acked")), async {
+        let frame = peer.next().await.unwrap();
+        assert_eq!(frame.verb, "acked");
+        peer.processed(&frame).await;
+    });
+    answer.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_command_that_nobody_waits_for_leaves_its_place_to_another() {
+    let _alone = ALONE.lock().await;
+    let (builder, mut listener) = pair();
+    let client = builder.open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, None).await;
+    client.wait_logged_on(HOUR).await.unwrap();
+    // More than may wait for an answer at once.
+    for n in 0..3000 {
+        if n % 2 == 0 {
+            drop(started(Box::pin(client.command(Request::new("never")))).await);
+        } else {
+            drop(started(Box::pin(client.publish_flush(Duration::MAX))).await);
+        }
+        peer.next().await.unwrap();
+    }
+    let (answer, ()) = tokio::join!(client.command(Request::new("acked")), async {
+        let frame = peer.next().await.unwrap();
+        peer.processed(&frame).await;
+    });
+    answer.unwrap();
+    // Those that are waited for keep theirs.
+    let waiting = MAX_WAITING + 1;
+    let mut refused = 0;
+    let waiting: Vec<_> = (0..waiting)
+        .map(|_| {
+            tokio::spawn({
+                let client = client.clone();
+                async move { client.command(Request::new("never")).await }
+            })
+        })
+        .collect();
+    for command in waiting {
+        match command.await.unwrap() {
+            Err(CommandError::TooMany) => refused += 1,
+            Err(CommandError::Timeout) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!(refused, 1);
+}
+
+#[tokio::test]
+async fn what_is_larger_than_allowed_is_refused_before_it_is_stored_or_sent() {
+    let _alone = ALONE.lock().await;
+    let (builder, mut listener) = pair();
+    let client = builder
+        .store(memory())
+        .max_message(100)
+        .open()
+        .await
+        .unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(HOUR).await.unwrap();
+    let half = "x".repeat(51);
+    for message in [
+        Message::publish("t", vec![b'x'; 100]),
+        Message::publish(half.clone(), half.clone()),
+        Message::sow_delete_by_filter("t", "x".repeat(100)),
+        Message::publish("t", half.clone()).options(half.clone()),
+    ] {
+        let refused = client.try_send(message).unwrap_err();
+        let PublishFailure::TooLarge { bytes, max: 100 } = refused.reason else {
+            panic!("{refused}");
+        };
+        assert!(bytes > 100);
+    }
+    let refused = client.publish(&half, half.clone()).await.unwrap_err();
+    assert!(matches!(
+        refused.reason,
+        PublishFailure::TooLarge { bytes: 102, .. }
+    ));
+    for request in [
+        Request::new("x").body(vec![0; 100]),
+        Request::new("x").filter(half.clone()).topic(half.clone()),
+    ] {
+        let refused = client.command(request).await;
+        assert!(matches!(
+            refused,
+            Err(CommandError::TooLarge { max: 100, .. })
+        ));
+    }
+    let long = Subscribe::topic(half.clone()).filter(half.clone());
+    let refused = client.subscribe(long).await;
+    assert!(matches!(
+        refused,
+        Err(CommandError::TooLarge { bytes: 102, .. })
+    ));
+    assert_eq!(client.health().unsettled, 0);
+    let most = client.publish("t", vec![b'x'; 99]).await.unwrap();
+    assert_eq!(peer.publishes_to(most.sequence()).await[0].body.len(), 99);
 }

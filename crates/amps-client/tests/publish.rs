@@ -11,12 +11,12 @@ use std::time::Duration;
 use amps_client::connector::MemoryConnector;
 use amps_client::protocol::{Ack, AckKind, Status};
 use amps_client::{
-    Client, Event, FailedWrite, FlushError, GapPolicy, LinkEnd, LogonError, Message, Outcome,
-    PublishFailure, Via,
+    Backoff, Client, Event, FailedWrite, FlushError, GapPolicy, LinkEnd, LogonError, Message,
+    Outcome, PublishFailure, Via,
 };
 use amps_store::{AppendError, Level, PublishStore, Store, StoreError};
 use common::quirks::Quirks;
-use common::{NAME, Peer, builder, memory, options, pair};
+use common::{NAME, Peer, builder, memory, options, pair, started};
 use tokio::sync::mpsc;
 
 const LONG: Duration = Duration::from_secs(30);
@@ -411,18 +411,17 @@ async fn h25_a_publish_inside_a_handler_never_waits_for_room() {
 
 #[tokio::test]
 async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
-    let store = Store::memory(options().capacity(256 << 10)).unwrap();
+    let dir = tempfile::tempdir().unwrap();
+    let at_disk = options().capacity(256 << 10).level(Level::Disk);
+    let store = Store::open(dir.path().join("store"), at_disk).unwrap();
     let (builder, mut listener) = pair();
     let client = builder.store(store.clone()).open().await.unwrap();
     let count = fill(&client);
-    let waiting = client.publish("orders", vec![1; 1000]);
-    assert!(
-        tokio::time::timeout(Duration::from_millis(20), waiting)
-            .await
-            .is_err()
-    );
+    let waiting = Box::pin(client.publish("orders", vec![1; 1000]));
+    drop(started(waiting).await);
     assert_eq!(store.bounds().last, count);
-    let deadline = tokio::time::Instant::now() + Duration::from_millis(20);
+    // A deadline that is over: it looks for room once.
+    let deadline = tokio::time::Instant::now();
     let late = client
         .send_deadline(Message::publish("orders", vec![2; 1000]), deadline)
         .await;
@@ -437,19 +436,23 @@ async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
     );
     assert_eq!(error.message.data()[0], 2);
     // Room wakes a waiting publish, and a dropped receipt does not stop its message.
-    let waiting = tokio::spawn({
-        let client = client.clone();
-        async move { client.publish("orders", vec![3; 1000]).await.map(drop) }
-    });
+    let last = client.clone();
+    let waiting = Box::pin(async move { last.publish("orders", vec![3; 1000]).await });
+    let waiting = tokio::spawn(started(waiting).await);
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(count).await;
     peer.ok(count).await;
-    waiting.await.unwrap().unwrap();
+    drop(waiting.await.unwrap().unwrap());
     let frame = peer.next().await.unwrap();
     assert_eq!((frame.sequence, frame.body[0]), (Some(count + 1), 3));
+    peer.ok(count + 1).await;
+    assert_eq!(
+        client.publish_flush(LONG).await.unwrap().persisted,
+        count + 1
+    );
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn h33_close_while_disconnected_says_what_is_left() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
@@ -462,9 +465,9 @@ async fn h33_close_while_disconnected_says_what_is_left() {
     for n in 0..1000 {
         receipts.push(client.publish("orders", format!("{n}")).await.unwrap());
     }
-    let started = std::time::Instant::now();
-    let report = client.close(Duration::from_millis(100)).await;
-    assert!(started.elapsed() < Duration::from_secs(2));
+    let begun = tokio::time::Instant::now();
+    let report = client.close(LONG).await;
+    assert_eq!(begun.elapsed().as_secs(), LONG.as_secs());
     assert!(report.left == 1000 && report.clean, "{report:?}");
     assert_eq!(receipts.pop().unwrap().await, Outcome::Unknown);
     let refused = client.publish("orders", "late").await.unwrap_err();
@@ -856,10 +859,16 @@ async fn h18_with_the_next_server_policy_a_server_that_is_behind_is_left() {
     assert_eq!(left, ["127.0.0.1:9008"]);
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn h31_a_message_that_breaks_every_link_is_told_and_can_be_given_up() {
     let (builder, mut listener) = pair();
-    let client = builder.store(memory()).open().await.unwrap();
+    let longest = Duration::from_secs(20);
+    let client = builder
+        .backoff(Backoff::new(Duration::from_millis(1), longest))
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
     let mut events = client.events();
     let receipt = client.publish("orders", "poison").await.unwrap();
     client.publish("orders", "fine").await.unwrap();
@@ -873,10 +882,22 @@ async fn h31_a_message_that_breaks_every_link_is_told_and_can_be_given_up() {
             break;
         }
     }
+    let delay = loop {
+        if let Event::LinkLost { retry_in, .. } = events.next().await.unwrap() {
+            break retry_in;
+        }
+    };
+    assert!(delay >= Some(longest / 2), "{delay:?}");
+    // What waits behind it is seen, and goes on growing.
+    client.publish("orders", "more").await.unwrap();
+    let health = client.health();
+    assert_eq!((health.unsettled, health.first_unsettled), (3, Some(1)));
+    assert!(health.last_error.is_some());
     assert!(client.failed().give_up(1).await);
     assert!(matches!(receipt.await, Outcome::Rejected { .. }));
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     assert_eq!(peer.next().await.unwrap().sequence, Some(2));
+    peer.publishes_to(3).await;
     assert_eq!(
         &client.failed().page(0, 1)[0]
             .original

@@ -1,11 +1,12 @@
 //! From a path to an open log: create, lock, recover.
 
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Instant;
 
+use crate::calls::{self, Call};
 use crate::error::{OpenError, StoreError};
 use crate::format::{
     NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock,
@@ -44,12 +45,12 @@ pub(crate) fn open(
             error,
         }
     };
-    let len = file.metadata().map_err(io("look at"))?.len();
+    let len = stat(|| file.metadata()).map_err(io("look at"))?.len();
     let header = match read_header(&FileSource(&file), len) {
         Ok(header) => header,
         Err(Refusal::NotCreated) => {
             let shape = options.shape().map_err(OpenError::Options)?;
-            let superblock = create(path, &file, &shape, options, || sync_directory_of(path))?;
+            let superblock = create(path, &file, &shape, options)?;
             let len = SEGMENTS_AT + shape.segments * shape.segment_size;
             return start(
                 path,
@@ -135,12 +136,13 @@ fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Resul
 /// it does, and dies with the process.
 fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
     loop {
-        let file = OpenOptions::new()
-            .read(true)
+        let mut how = OpenOptions::new();
+        how.read(true)
             .write(true)
             .create(missing == Missing::Create)
-            .truncate(false)
-            .open(path)
+            .truncate(false);
+        let file = calls::check(Call::Open)
+            .and_then(|()| how.open(path))
             .map_err(|error| match error.kind() {
                 io::ErrorKind::NotFound if missing == Missing::Refuse => OpenError::Missing {
                     path: path.to_owned(),
@@ -163,14 +165,15 @@ fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
                 error,
             }
         };
-        let metadata = file.metadata().map_err(io("look at"))?;
+        let metadata = stat(|| file.metadata()).map_err(io("look at"))?;
         if !metadata.is_file() {
             return Err(OpenError::NotAStore {
                 path: path.to_owned(),
                 why: "not a regular file".into(),
             });
         }
-        match file.try_lock() {
+        let locked = calls::check(Call::Lock).map_err(TryLockError::Error);
+        match locked.and_then(|()| file.try_lock()) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
                 let owner = match read_header(&FileSource(&file), metadata.len()) {
@@ -185,7 +188,7 @@ fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
             Err(TryLockError::Error(error)) => return Err(io("lock")(error)),
         }
         // Somebody may have replaced the file between open and lock.
-        match std::fs::metadata(path) {
+        match stat(|| std::fs::metadata(path)) {
             Ok(now) if (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()) => {
                 return Ok(file);
             }
@@ -194,6 +197,10 @@ fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
             Err(error) => return Err(io("look at")(error)),
         }
     }
+}
+
+fn stat(call: impl FnOnce() -> io::Result<Metadata>) -> io::Result<Metadata> {
+    calls::check(Call::Stat).and_then(|()| call())
 }
 
 pub(crate) fn owner(superblock: &Superblock) -> String {
@@ -211,7 +218,6 @@ fn create(
     file: &File,
     shape: &Shape,
     options: &Options,
-    keep_name: impl FnOnce() -> io::Result<()>,
 ) -> Result<Superblock, OpenError> {
     let len = SEGMENTS_AT + shape.segments * shape.segment_size;
     let failed = |error: io::Error| match StoreError::io("create", &error) {
@@ -226,11 +232,13 @@ fn create(
             error,
         },
     };
-    file.set_len(0).map_err(failed)?;
+    calls::check(Call::Truncate)
+        .and_then(|()| file.set_len(0))
+        .map_err(failed)?;
     reserve(file, 0, len).map_err(failed)?;
     let clone = file.try_clone().map_err(failed)?;
     let mut medium = Mapped::new(clone, len, len).map_err(failed)?;
-    keep_name().map_err(failed)?;
+    sync_directory_of(path).map_err(failed)?;
     create_on(path, &mut medium, shape, options)
 }
 
@@ -239,7 +247,7 @@ fn sync_directory_of(path: &Path) -> io::Result<()> {
         Some(parent) if !parent.as_os_str().is_empty() => parent,
         _ => Path::new("."),
     };
-    File::open(directory)?.sync_all()
+    calls::check(Call::SyncDirectory).and_then(|()| File::open(directory)?.sync_all())
 }
 
 fn create_on(
@@ -525,7 +533,9 @@ impl Source for FileSource<'_> {
         use std::os::unix::fs::FileExt;
         let mut done = 0;
         while done < into.len() {
-            match self.0.read_at(&mut into[done..], offset + done as u64) {
+            let rest = &mut into[done..];
+            let at = offset + done as u64;
+            match calls::check(Call::Read).and_then(|()| self.0.read_at(rest, at)) {
                 // A file that shrank reads as zeros: nothing is there.
                 Ok(0) => {
                     into[done..].fill(0);
@@ -558,30 +568,6 @@ fn random() -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    /// The directory was synced behind the superblocks, and only by the run that created the
-    /// store: when that failed, the next run took the store, and called durable what a power
-    /// cut would have taken with its name.
-    #[test]
-    fn a_store_whose_name_cannot_be_made_durable_is_not_created() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let file = open_locked(&path, Missing::Create).unwrap();
-        let options = Options::new().capacity(64 << 10);
-        let shape = options.shape().unwrap();
-        let created = create(&path, &file, &shape, &options, || {
-            Err(io::Error::other("no such luck"))
-        });
-        assert!(matches!(created, Err(OpenError::Io { .. })));
-        let len = file.metadata().unwrap().len();
-        assert!(matches!(
-            read_header(&FileSource(&file), len),
-            Err(Refusal::NotCreated)
-        ));
-        drop(file);
-        let (log, report) = open(&path, &options, Missing::Create).unwrap();
-        assert!(report.created && log.bounds().next == 1);
-    }
 
     #[test]
     fn options_that_make_no_store_leave_no_file() {

@@ -1,14 +1,31 @@
 //! Bugs that tests plant to see that the suite catches them. Without the feature
 //! `testkit` the question is a constant, and nothing of this is in the program.
 
-/// A way to break the store.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "testkit"), allow(dead_code))]
-pub enum Bug {
+/// Declares the bugs, and the list of them all, which no new one can be missing from.
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
+        /// A way to break the store.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        #[cfg_attr(not(feature = "testkit"), allow(dead_code))]
+        pub enum Bug {
+            $($(#[doc = $doc])+ $name,)+
+        }
+
+        #[cfg(feature = "testkit")]
+        impl Bug {
+            /// Each of them.
+            pub const ALL: &[Bug] = &[$(Bug::$name),+];
+        }
+    };
+}
+
+bugs! {
     /// A sync returns without syncing.
     NoSync,
     /// A sync leaves out the last thing written.
     ShortSync,
+    /// A sync of a stretch begins to write it and does not wait: `msync(MS_ASYNC)`.
+    AsyncSync,
     /// A failed sync counts as done.
     SwallowedSyncError,
     /// Checksums are not checked.
@@ -46,6 +63,8 @@ pub enum Bug {
     AdmitUnreserved,
     /// The file is cut before the superblock names less.
     CutBeforeNamed,
+    /// The file gets its length and no blocks.
+    SparseFile,
 }
 
 #[cfg(feature = "testkit")]

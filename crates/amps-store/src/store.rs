@@ -172,13 +172,23 @@ impl Store {
         Ok(Store::new(log, report, options, None, upkeep))
     }
 
+    /// A store in a file, without a helper thread: its chores wait for [`Store::step`].
+    #[cfg(feature = "testkit")]
+    pub(crate) fn open_by_steps(path: &Path, options: &Options) -> Result<Store, OpenError> {
+        let (log, report) = file::open(path, options, Missing::Create)?;
+        Ok(Store::new(log, report, options, None, Upkeep::Steps))
+    }
+
     /// Does one chore; false: there is none.
     #[cfg(feature = "testkit")]
     pub(crate) fn step(&self) -> Result<bool, StoreError> {
         let shared = &self.inner.shared;
         let mut core = shared.lock();
         let did = core.log.do_chore(&shared.device);
-        shared.tell(core);
+        // Nothing done is no news: whoever waits for room would try again for ever.
+        if !matches!(did, Ok(false)) {
+            shared.tell(core);
+        }
         did
     }
 

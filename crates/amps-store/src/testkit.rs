@@ -9,6 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
+pub use crate::calls::{Call, FailingCalls, fail_calls};
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
 use crate::medium::{Device, Mapped, Medium, reserve};
 pub use crate::planted::{Bug, plant};
@@ -26,7 +27,16 @@ impl SimDisk {
     }
 }
 
-/// Does one chore of a store on a simulated disk; false: there is none.
+/// Opens the store at `path`, creating it if there is none, as [`Store::open`] does, and
+/// without a thread for its chores: see [`SimDisk::open`].
+///
+/// # Errors
+/// As [`Store::open`].
+pub fn open_by_steps(path: &Path, options: Options) -> Result<Store, OpenError> {
+    Store::open_by_steps(path, &options)
+}
+
+/// Does one chore of a store without a thread for them; false: there is none.
 ///
 /// # Errors
 /// The device failed.

@@ -130,14 +130,14 @@ fn stubborn() -> SimDisk {
 
 fn cut() -> SimDisk {
     let disk = SimDisk::new();
-    for seed in 0..4 {
+    for seed in 0..3 {
         let store = open(&disk);
         publish(&store, 15);
         store.sync().expect("syncs");
         store
             .settle_through(store.bounds().next - 12)
             .expect("settles");
-        publish(&store, 30);
+        publish(&store, 20);
         drop(store);
         disk.power_cut(Cut::Sectors, &mut Rng::new(seed));
     }

@@ -108,6 +108,7 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
             Event::SendingStopped { through } => format!(
                 "nothing above sequence {through} is sent for now: {store} cannot make it durable"
             ),
+            Event::SendingResumed => "sending goes on".to_owned(),
             Event::ClientFailed { why } => format!("the client failed: {why}"),
             Event::Unreadable { sequence, error } => {
                 format!("message {sequence} cannot be read and was not sent: {error}")

@@ -296,11 +296,13 @@ pub enum Note {
         /// Its word.
         error: StoreError,
     },
-    /// Nothing above `through` is sent any more.
+    /// Nothing above `through` is sent for now.
     SendingStopped {
         /// Highest sequence that may still be sent.
         through: u64,
     },
+    /// What stopped it is mended.
+    SendingResumed,
 }
 
 /// A message to put on the wire now; its bytes are in the buffer given to

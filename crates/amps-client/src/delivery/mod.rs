@@ -85,6 +85,8 @@ pub struct Delivery {
     rebasing: bool,
     /// The grant could not be raised; the next try is not before this moment.
     raise_again_at: Option<Duration>,
+    /// It was told that nothing above the grant is sent.
+    grant_stop_told: bool,
     sync_failed: bool,
     stop_told: bool,
     /// Nothing goes out before this ordinal is durable: a give-up. Were a power cut to take
@@ -126,6 +128,7 @@ impl Delivery {
             raising: false,
             rebasing: false,
             raise_again_at: None,
+            grant_stop_told: false,
             sync_failed: false,
             stop_told: false,
             wait_for: None,
@@ -699,10 +702,13 @@ impl Delivery {
             Ok(()) => {
                 self.raise_again_at = None;
                 self.figures.reload_grant(store);
+                if std::mem::take(&mut self.grant_stop_told) {
+                    self.note(Note::SendingResumed);
+                }
             }
             Err(error) => {
-                let again = self.raise_again_at.replace(now.at + RAISE_AGAIN).is_some();
-                if !again {
+                self.raise_again_at = Some(now.at + RAISE_AGAIN);
+                if !std::mem::replace(&mut self.grant_stop_told, true) {
                     self.note(Note::StoreFailed {
                         doing: "raise the send grant",
                         error,

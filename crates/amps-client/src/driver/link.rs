@@ -148,9 +148,13 @@ impl Driver {
             // What is overdue can wait for the link to take bytes; it must not spin.
             let soon = Instant::now() + Duration::from_millis(1);
             let deadline = self.deadline().map(|at| at.max(soon));
+            let commands = self.work.has_room().then_some(&mut self.commands);
             tokio::select! {
                 progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
-                    Ok(Progress::Read(0)) => return LinkEnd::Closed,
+                    Ok(Progress::Read(0)) => return match decoder.finish() {
+                        Ok(()) => LinkEnd::Closed,
+                        Err(_) => LinkEnd::Truncated,
+                    },
                     Ok(Progress::Read(_)) => {
                         if let Err(end) = self.read(server, &mut decoder).await {
                             return end;
@@ -159,7 +163,7 @@ impl Driver {
                     Ok(Progress::Wrote) => self.session.wrote(self.work.start.elapsed()),
                     Err(error) => return LinkEnd::Io(error.to_string()),
                 },
-                event = next_event(&mut self.asks, &mut self.work.running, &self.shared, deadline) => {
+                event = next_event(&mut self.asks, commands, &mut self.work.running, &self.shared, deadline) => {
                     self.local(event);
                 }
             }
@@ -243,6 +247,7 @@ impl Driver {
             return;
         }
         direct.messages = 0;
+        direct.flushes = 0;
         if out.bytes.is_empty() {
             std::mem::swap(&mut out.bytes, &mut direct.bytes);
         } else {

@@ -234,6 +234,10 @@ impl Driver {
                 tracing::error!(through, "nothing above is sent for now");
                 Event::SendingStopped { through }
             }
+            Note::SendingResumed => {
+                tracing::info!("sending goes on");
+                Event::SendingResumed
+            }
         };
         self.shared.event(event);
     }

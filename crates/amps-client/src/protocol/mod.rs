@@ -25,6 +25,7 @@ mod answer;
 mod command;
 mod frame;
 mod header;
+mod reader;
 mod reason;
 mod writer;
 
@@ -32,8 +33,7 @@ pub use ack::{AckKind, AckKinds, Status};
 pub use answer::{Ack, LogonAck, Outbound, SowEntry, encode_group, encode_heartbeat, encode_sow};
 pub use command::{Command, Publish};
 pub use frame::{DEFAULT_MAX_FRAME, FrameDecoder, FrameError, LENGTH_BYTES, append_frame};
-pub use header::{
-    DEFAULT_MAX_HEADER, Header, HeaderError, HeaderErrorKind, SowRecord, SowRecords, Verb,
-};
+pub use header::{DEFAULT_MAX_HEADER, Header, SowRecord, SowRecords, Verb};
+pub use reader::{HeaderError, HeaderErrorKind};
 pub(crate) use reason::cut;
 pub use reason::{Reason, ReasonKind};

@@ -403,6 +403,17 @@ impl Session {
         }
     }
 
+    /// Commands that wait for an answer, subscriptions among them.
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    /// Nobody waits for the answer to a command any more; one that comes all the same
+    /// belongs to nothing.
+    pub fn forget(&mut self, command: u64) {
+        self.waiting.remove(&command);
+    }
+
     fn may_wait(&self) -> Result<(), CommandError> {
         if !self.is_logged_on() {
             return Err(CommandError::NotConnected);

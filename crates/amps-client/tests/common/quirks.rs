@@ -1,5 +1,8 @@
 //! A store that does as a test says.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use amps_store::{
     AppendError, Appended, Bounds, Durable, Envelope, Level, Numbers, Observer, PublishStore,
     ReadError, Rebase, Rejected, Rejection, Store, StoreError, StoredMessage,
@@ -10,8 +13,8 @@ type Hook<T> = Option<Box<dyn Fn() -> T + Send + Sync>>;
 /// A store in memory, but for what a test does in its place.
 pub struct Quirks {
     pub store: Store,
-    /// Nothing becomes durable, however often it is asked for.
-    pub never_durable: bool,
+    /// Nothing becomes durable, however often it is asked for, until this is true.
+    pub durable: Option<Arc<AtomicBool>>,
     /// What to do before a close.
     pub close: Hook<()>,
     /// What becomes of raising the grant, if not what should.
@@ -30,7 +33,7 @@ impl Quirks {
     pub fn of(store: Store) -> Self {
         Quirks {
             store,
-            never_durable: false,
+            durable: None,
             close: None,
             raise_grant: None,
             read_next: None,
@@ -41,15 +44,22 @@ impl Quirks {
     }
 }
 
+impl Quirks {
+    fn is_durable(&self) -> bool {
+        let durable = self.durable.as_ref();
+        durable.is_none_or(|durable| durable.load(Ordering::SeqCst))
+    }
+}
+
 fn ask<T>(hook: &Hook<Option<T>>) -> Option<T> {
     hook.as_ref().and_then(|hook| hook())
 }
 
 impl PublishStore for Quirks {
     fn durable(&self) -> Durable {
-        match self.never_durable {
-            true => Durable::default(),
-            false => self.store.durable(),
+        match self.is_durable() {
+            true => self.store.durable(),
+            false => Durable::default(),
         }
     }
 
@@ -57,9 +67,9 @@ impl PublishStore for Quirks {
         if let Some(hook) = &self.before_sync {
             hook();
         }
-        match self.never_durable {
-            true => Ok(()),
-            false => self.store.request_sync(),
+        match self.is_durable() {
+            true => self.store.request_sync(),
+            false => Ok(()),
         }
     }
 
@@ -69,7 +79,7 @@ impl PublishStore for Quirks {
         }
         match ask(&self.sync) {
             Some(error) => Err(error),
-            None if self.never_durable => Ok(self.durable()),
+            None if !self.is_durable() => Ok(self.durable()),
             None => self.store.sync(),
         }
     }

@@ -3,6 +3,7 @@
 //! The log never knows which medium it stands on, so the code that runs on a mapped file
 //! is the code that runs on the simulated disk.
 
+mod file;
 mod heap;
 mod mapped;
 #[cfg(feature = "testkit")]
@@ -11,8 +12,9 @@ pub(crate) mod sim;
 use std::io;
 use std::sync::Arc;
 
+pub(crate) use file::reserve;
 pub(crate) use heap::Heap;
-pub(crate) use mapped::{ForkGuard, Mapped, reserve};
+pub(crate) use mapped::{ForkGuard, Mapped};
 
 /// Bytes under a log. Offsets passed in lie within [`len`](Medium::len); the log checks
 /// every figure of the file before it uses it.

@@ -104,7 +104,7 @@ pub enum Cut {
     Sectors,
 }
 
-#[derive(Default)]
+#[derive(Clone, Default)]
 struct Image {
     seen: Vec<u8>,
     durable: Vec<u8>,
@@ -116,6 +116,8 @@ struct Image {
     reserves: u64,
     truncates: u64,
     room: Option<u64>,
+    /// What the disk was before each call, if that is wanted.
+    before_calls: Option<Vec<SimDisk>>,
 }
 
 /// A handle to a simulated disk with one file on it. Clones share it.
@@ -132,6 +134,40 @@ impl SimDisk {
 
     fn image(&self) -> MutexGuard<'_, Image> {
         self.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A disk of its own with the same contents, what is not durable yet included.
+    pub fn fork(&self) -> SimDisk {
+        let mut image = self.image().clone();
+        image.before_calls = None;
+        SimDisk {
+            image: Arc::new(Mutex::new(image)),
+        }
+    }
+
+    /// Becomes what another disk is.
+    pub fn become_like(&self, other: &SimDisk) {
+        let image = other.image().clone();
+        *self.image() = image;
+    }
+
+    /// From now on, keeps a [`fork`](Self::fork) of what it was before each call that syncs,
+    /// writes around the mapping, or changes the length.
+    pub fn keep_moments(&self) {
+        self.image().before_calls = Some(Vec::new());
+    }
+
+    /// The forks kept, oldest first; none is kept any more.
+    pub fn take_moments(&self) -> Vec<SimDisk> {
+        self.image().before_calls.take().unwrap_or_default()
+    }
+
+    /// A call comes.
+    fn moment(&self) {
+        if self.image().before_calls.is_some() {
+            let fork = self.fork();
+            self.image().before_calls.get_or_insert_default().push(fork);
+        }
     }
 
     /// Plans a failure.
@@ -250,6 +286,7 @@ impl SimDisk {
 
     /// Makes what was written into whole pages durable.
     fn sync_pages(&self, from: usize, to: usize) -> io::Result<()> {
+        self.moment();
         let mut image = self.image();
         let image = &mut *image;
         let number = image.syncs;
@@ -380,6 +417,7 @@ impl Device for SimDisk {
     }
 
     fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.moment();
         let mut image = self.image();
         let number = image.around;
         image.around += 1;
@@ -407,6 +445,7 @@ impl Device for SimDisk {
     }
 
     fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
+        self.moment();
         let mut image = self.image();
         let number = image.reserves;
         image.reserves += 1;
@@ -421,6 +460,7 @@ impl Device for SimDisk {
     }
 
     fn truncate(&self, len: u64) -> io::Result<()> {
+        self.moment();
         let mut image = self.image();
         let number = image.truncates;
         image.truncates += 1;

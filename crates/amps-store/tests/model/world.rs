@@ -1,89 +1,15 @@
-//! The real log on a simulated disk against a reference model, under generated actions:
-//! append, settle, refuse, accept, requeue, sync, chores, process crashes, power cuts,
-//! failing syncs, a disk that fills, flipped bits.
-//!
-//! The model is a list of what was done, each with the ordinals it took. Whatever happens
-//! to the disk, what an open recovers must be the state after some prefix of that list,
-//! and never a prefix shorter than what was durable. Expected payloads follow from
-//! (seed, run, sequence), so the store is never asked what it should contain.
-//!
-//! `AMPS_SEEDS=n` runs n seeds, `AMPS_SEED=s` one.
-#![allow(clippy::unwrap_used, clippy::expect_used)]
+//! A store on a simulated disk, what was done to it, and what may become of it.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
 
-use amps_store::testkit::{Bug, Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, plant, step};
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, step};
 use amps_store::{
-    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rebase, Recovery, Rejected,
-    Store, StoreError, StoredMessage,
+    AppendError, DamagedRange, Envelope, Level, OpenError, Options, PublishStore, Rebase, Recovery,
+    Rejected, Stop, Store, StoreError, StoredMessage,
 };
 
-fn payload(seed: u64, run: u64, sequence: u64) -> Vec<u8> {
-    let mut rng = Rng::new(seed ^ run.rotate_left(20) ^ sequence.rotate_left(40));
-    let len = match rng.below(10) {
-        0 => 0,
-        1 => rng.below(1500),
-        _ => rng.below(200),
-    };
-    (0..len).map(|_| rng.bits() as u8).collect()
-}
-
-#[derive(Clone, Debug)]
-enum Op {
-    Publish {
-        sequence: u64,
-        payload: Vec<u8>,
-        tag: u64,
-    },
-    SettleThrough(u64),
-    Settle(Vec<u64>),
-    Reject {
-        sequence: u64,
-        reason: String,
-    },
-    Accept(u64),
-    Requeue {
-        from: u64,
-        to: u64,
-    },
-}
-
-#[derive(Clone, Debug, Default, PartialEq)]
-struct State {
-    unsettled: BTreeMap<u64, Vec<u8>>,
-    rejected: BTreeMap<u64, (Vec<u8>, String)>,
-    tag: Option<u64>,
-}
-
-impl State {
-    fn apply(&mut self, op: &Op) {
-        match op {
-            Op::Publish {
-                sequence,
-                payload,
-                tag,
-            } => {
-                self.unsettled.insert(*sequence, payload.clone());
-                self.tag = Some(*tag);
-            }
-            Op::SettleThrough(n) => self.unsettled.retain(|s, _| s > n),
-            Op::Settle(list) => list.iter().for_each(|s| drop(self.unsettled.remove(s))),
-            Op::Reject { sequence, reason } => {
-                if let Some(payload) = self.unsettled.remove(sequence) {
-                    self.rejected.insert(*sequence, (payload, reason.clone()));
-                }
-            }
-            Op::Accept(s) => drop(self.rejected.remove(s)),
-            Op::Requeue { from, to } => {
-                let refused = self.rejected.remove(from).map(|r| r.0);
-                // A refusal that was in memory only is known by what accepted it.
-                if let Some(payload) = refused.or_else(|| self.unsettled.remove(from)) {
-                    self.unsettled.insert(*to, payload);
-                }
-            }
-        }
-    }
-}
+use super::state::{GONE, Op, State, describe, observe, payload, short};
 
 struct Done {
     /// Ordinals it may have used: more than `after`, at most `through`.
@@ -96,8 +22,8 @@ struct Done {
     optional: bool,
 }
 
-struct World {
-    seed: u64,
+pub(crate) struct World {
+    pub(crate) seed: u64,
     rng: Rng,
     disk: SimDisk,
     store: Option<Store>,
@@ -110,27 +36,28 @@ struct World {
     granted: u64,
     /// The numbers of the superblock, unless a failure left them open.
     numbers: Option<(u64, Option<Rebase>)>,
-    given: BTreeSet<u64>,
+    /// Everything ever published, requeued copies included.
+    payloads: BTreeMap<u64, Vec<u8>>,
     options: Options,
     /// No acknowledgement comes.
     backlog: bool,
     /// Times the file became shorter while its store was open.
-    cuts: u64,
-    trace: Vec<String>,
+    pub(crate) cuts: u64,
+    pub(crate) trace: Vec<String>,
 }
 
 impl World {
-    fn new(seed: u64, mut rng: Rng) -> Self {
+    pub(crate) fn new(seed: u64, mut rng: Rng) -> Self {
         let capacity = 64 << 10 << rng.below(3);
         let segment = 8192 << rng.below(2).min(u64::from(capacity > 110 << 10));
         let options = Options::new()
             .capacity(capacity)
             .segment_size(segment)
             .client_name("model")
-            .level(if rng.one_in(3) {
-                Level::Disk
-            } else {
-                Level::Os
+            .level(match rng.below(6) {
+                0 | 1 => Level::Disk,
+                2 => Level::Interval(Duration::ZERO),
+                _ => Level::Os,
             })
             .preallocate(rng.one_in(2));
         let mut world = World {
@@ -144,7 +71,7 @@ impl World {
             run: 0,
             granted: 0,
             numbers: Some((0, None)),
-            given: BTreeSet::new(),
+            payloads: BTreeMap::new(),
             options,
             backlog: false,
             cuts: 0,
@@ -190,7 +117,11 @@ impl World {
                 done.optional = true;
             }
             Op::Requeue { from, .. } => drop(self.held.remove(&from)),
-            Op::Reject { sequence, .. } if self.held.contains(&sequence) => done.found = None,
+            Op::Reject { sequence, .. } | Op::RejectLate { sequence, .. }
+                if self.held.contains(&sequence) =>
+            {
+                done.found = None;
+            }
             Op::Accept(_) if failed && through == after => done.found = None,
             _ => {}
         }
@@ -207,7 +138,7 @@ impl World {
         match self.store().append(&envelope, &body) {
             Ok(at) => {
                 assert_eq!(at.sequence, next);
-                self.given.insert(next);
+                self.payloads.insert(next, body.clone());
                 self.record(
                     after,
                     Op::Publish {
@@ -243,7 +174,7 @@ impl World {
                         }
                         Err(e) => panic!("room was promised: {e}"),
                     };
-                    self.given.insert(next);
+                    self.payloads.insert(next, body.clone());
                     assert_eq!(at.sequence, next);
                     self.record(
                         after,
@@ -291,6 +222,7 @@ impl World {
                     self.record(after, Op::Settle(list));
                 }
             }
+            70..75 if self.rng.one_in(4) => self.refuse_late(&state),
             70..75 => {
                 if let Some(s) = some(&mut self.rng, &state.unsettled) {
                     let reason = "because ".repeat(self.rng.below(17) as usize);
@@ -318,9 +250,13 @@ impl World {
                             other => panic!("{other:?}"),
                         }
                     } else if let Ok(at) = self.store().requeue(s, 5) {
-                        let to = at.expect("it waits").sequence;
-                        self.given.insert(to);
-                        self.record(after, Op::Requeue { from: s, to });
+                        let payload = state.rejected[&s].0.clone();
+                        assert_eq!(at.is_none(), payload == GONE, "refusal of {s}");
+                        if let Some(at) = at {
+                            let (from, to) = (s, at.sequence);
+                            self.payloads.insert(to, payload.clone());
+                            self.record(after, Op::Requeue { from, to, payload });
+                        }
                     }
                 }
             }
@@ -384,6 +320,41 @@ impl World {
         }
     }
 
+    /// The server refuses what was settled before: known by its message if that is still there.
+    fn refuse_late(&mut self, state: &State) {
+        let sequence = 1 + self.rng.below(self.store().bounds().next - 1);
+        let waits = state.rejected.contains_key(&sequence);
+        if sequence == self.store().bounds().next
+            || state.unsettled.contains_key(&sequence)
+            || waits
+        {
+            return;
+        }
+        let mut message = StoredMessage::new();
+        let there = self.store().get(sequence, &mut message).expect("intact");
+        let payload = match there {
+            true => self.payloads[&sequence].clone(),
+            false => GONE.to_vec(),
+        };
+        let reason = "too late ".repeat(self.rng.below(15) as usize);
+        let after = last_ordinal(self.store());
+        match self.store().reject(sequence, &reason, 9) {
+            Ok(Rejected::NoRoom) => return,
+            Ok(Rejected::Logged { late: true, .. }) => {}
+            Ok(Rejected::Held { late: true }) => {
+                assert!(has_failed(self.store()));
+                self.held.insert(sequence);
+            }
+            other => panic!("{other:?}"),
+        }
+        let refused = Op::RejectLate {
+            sequence,
+            payload,
+            reason,
+        };
+        self.record(after, refused);
+    }
+
     /// The server is back: everything is settled but perhaps one, and the file may shrink.
     fn drain(&mut self, state: &State) {
         let stubborn = self.rng.below(3 * state.unsettled.len() as u64) as usize;
@@ -415,6 +386,7 @@ impl World {
         if let Some(cut) = cut {
             self.disk.power_cut(cut, &mut self.rng);
         }
+        let cut = self.cut_in_open().or(cut);
         self.reopen(if cut.is_some() { durable.ordinal } else { last }, last);
         // An open that dies before it is used must change nothing, and a run of them must not
         // fill the store with their epochs.
@@ -434,6 +406,24 @@ impl World {
             }
             self.reopen(if cut { durable } else { last }, last);
         }
+    }
+
+    /// Now and then, opens, and cuts the power before one of the calls that took.
+    fn cut_in_open(&mut self) -> Option<Cut> {
+        if !self.rng.one_in(3) {
+            return None;
+        }
+        self.disk.keep_moments();
+        drop(self.disk.open(self.options.clone()));
+        let moments = self.disk.take_moments();
+        let n = self.rng.below(moments.len() as u64) as usize;
+        let cut = [Cut::None, Cut::All, Cut::Pages, Cut::Sectors][self.rng.below(4) as usize];
+        self.disk.become_like(moments.get(n)?);
+        self.disk.power_cut(cut, &mut self.rng);
+        let calls = moments.len();
+        self.trace
+            .push(format!("cut {cut:?} before call {n} of {calls} in open"));
+        Some(cut)
     }
 
     fn close(&mut self) {
@@ -481,30 +471,14 @@ impl World {
         let found = observe(&store);
         let candidates = self.states_at(end);
         assert!(
-            candidates.contains(&found),
+            candidates.iter().any(|c| self.is(&found, c)),
             "recovered {}\nexpected {}",
             describe(&found),
             describe(&candidates[candidates.len() - 1])
         );
-        let numbers = store.numbers();
-        if let Some((grant, rebase)) = self.numbers {
-            assert_eq!((numbers.found_grant, numbers.rebase), (grant, rebase));
-        }
-        self.numbers = Some((numbers.grant, numbers.rebase));
-        let next = store.bounds().next;
-        assert!(next > self.granted, "next {next}, granted {}", self.granted);
-        let highest = found
-            .unsettled
-            .keys()
-            .chain(found.rejected.keys())
-            .max()
-            .copied();
-        assert!(highest.is_none_or(|h| next > h));
-        self.base = found;
-        self.log.clear();
-        self.held.clear();
-        self.run += 1;
-        self.store = Some(store);
+        let highest = found.unsettled.keys().chain(found.rejected.keys()).max();
+        assert!(highest.is_none_or(|h| store.bounds().next > *h));
+        self.live_on(store);
     }
 
     /// What a recovery that ends at this ordinal may find.
@@ -521,47 +495,46 @@ impl World {
         states
     }
 
-    /// Flips a bit anywhere. The result is unchanged, or reported; never other bytes.
+    /// Whether what was found is this state. The original of a late refusal that was gone is
+    /// there again when the power cut took the stamp that freed its segment.
+    fn is(&self, found: &State, state: &State) -> bool {
+        let mut found = found.clone();
+        for (sequence, (payload, _)) in &mut found.rejected {
+            let gone = state.rejected.get(sequence).is_some_and(|r| r.0 == GONE);
+            if gone && self.payloads.get(sequence) == Some(payload) {
+                *payload = GONE.to_vec();
+            }
+        }
+        found == *state
+    }
+
+    /// Flips a bit anywhere. The result is unchanged, or reported; never other bytes. Life
+    /// goes on with it.
     fn flip(&mut self) {
         if has_failed(self.store()) {
             return;
         }
-        let mut state = self.base.clone();
-        let mut expected_tail = vec![state.clone()];
-        for done in &self.log {
-            state.apply(&done.op);
-            expected_tail.push(state.clone());
-        }
-        let now = state;
+        let now = self.now();
+        let (durable, last) = (self.store().durable().ordinal, last_ordinal(self.store()));
         self.store = None;
         let len = self.disk.bytes().len() as u64;
         let (at, bit) = (self.rng.below(len), self.rng.below(8));
         self.disk.clear_faults();
         self.disk.scribble(at, |bytes| bytes[0] ^= 1 << bit);
         self.trace.push(format!("bit {bit} of byte {at} flips"));
-        match self.disk.open(self.options.clone()) {
+        let store = match self.disk.open(self.options.clone()) {
             Ok(store) => {
-                let found = observe(&store);
-                let report = store.report();
-                if found != now {
-                    assert!(
-                        expected_tail.contains(&found) || !report.is_clean(),
-                        "bit {bit} of byte {at}: {report}\nfound {}\nexpected {}",
-                        describe(&found),
-                        describe(&now)
-                    );
-                    assert_ne!(report.stop.to_string(), "clean close", "byte {at}");
-                }
-                check_bytes(&found, &now);
+                self.judge_flipped(&store, &now, durable, last);
+                store
             }
             Err(OpenError::Damaged { ranges, .. }) => {
                 assert!(!ranges.is_empty());
                 let options = self.options.clone().recovery(Recovery::Salvage);
                 self.trace.push(format!("refused: {ranges:?}"));
-                let store = self.disk.open(options.clone()).expect("salvage opens");
+                let store = self.disk.open(options).expect("salvage opens");
                 self.trace.push(format!("salvaged: {}", store.report()));
                 let found = observe(&store);
-                check_bytes(&found, &now);
+                self.judge_salvaged(&found, &now, &ranges);
                 drop(store);
                 // Damage so named never refuses again.
                 let store = self
@@ -569,81 +542,128 @@ impl World {
                     .open(self.options.clone())
                     .unwrap_or_else(|e| panic!("{e}"));
                 assert_eq!(observe(&store), found);
+                store
             }
             Err(e) => panic!("bit {bit} of byte {at}: {e}"),
-        }
-    }
-}
-
-/// Stands for a message whose bytes are lost.
-const GONE: &[u8] = b"\xFFgone\xFF";
-
-/// Whatever is found has the bytes it was published with.
-fn check_bytes(found: &State, now: &State) {
-    for (sequence, payload) in &found.unsettled {
-        if let Some(expected) = now.unsettled.get(sequence) {
-            assert_eq!(payload, expected, "message {sequence}");
-        }
-    }
-    for (sequence, (payload, _)) in &found.rejected {
-        if let Some((expected, _)) = now.rejected.get(sequence)
-            && payload != GONE
-        {
-            assert_eq!(payload, expected, "refused message {sequence}");
-        }
-    }
-}
-
-fn observe(store: &Store) -> State {
-    let mut state = State::default();
-    let mut message = StoredMessage::new();
-    let mut from = 0;
-    while let Some(s) = store
-        .read_next(from, u64::MAX, &mut message)
-        .expect("intact")
-    {
-        state.unsettled.insert(s, message.payload().to_vec());
-        from = s + 1;
-    }
-    assert_eq!(store.bounds().unsettled, state.unsettled.len() as u64);
-    for rejection in store.rejections(0, usize::MAX) {
-        // Only salvage may part a refusal from its message.
-        let there = store.get(rejection.sequence, &mut message).expect("intact");
-        let payload = if there {
-            message.payload().to_vec()
-        } else {
-            GONE.to_vec()
         };
-        state
-            .rejected
-            .insert(rejection.sequence, (payload, rejection.reason));
+        self.live_on(store);
     }
-    state.tag = store
-        .resume_tag()
-        .map(|t| u64::from_le_bytes(t.try_into().expect("8 bytes")));
-    state
-}
 
-fn short(op: &Op) -> String {
-    match op {
-        Op::Publish {
-            sequence, payload, ..
-        } => format!("publish {sequence} ({})", payload.len()),
-        other => format!("{other:?}"),
+    /// Opened as if nothing had been: then all that was durable is there, and what is missing
+    /// behind it was told.
+    fn judge_flipped(&self, store: &Store, now: &State, durable: u64, last: u64) {
+        let (mut found, report) = (observe(store), store.report());
+        if !report.ignored.is_empty() {
+            // A late refusal may need a message of a segment that was about to be freed, and
+            // what no mark needs any more may be damaged: the refusal is there all the same.
+            for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| r.0 == GONE) {
+                refused.0.clone_from(&now.rejected[sequence].0);
+            }
+        }
+        if found == *now {
+            return;
+        }
+        let end = report.last_ordinal;
+        assert!(
+            end >= durable && end < last,
+            "{end} of {durable}..{last}, {report}\nfound {}\nexpected {}",
+            describe(&found),
+            describe(now)
+        );
+        let states = self.states_at(end);
+        let legal = states.iter().any(|s| self.is(&found, s));
+        assert!(legal, "{}", describe(&found));
+        let told = matches!(report.stop, Stop::Torn { .. } | Stop::Stale { .. })
+            || matches!(report.stop, Stop::Hole { .. }) && report.set_aside > 0;
+        assert!(told, "{report}");
     }
-}
 
-fn describe(state: &State) -> String {
-    format!(
-        "unsettled {:?} rejected {:?} tag {:?}",
-        state.unsettled.keys().collect::<Vec<_>>(),
-        state.rejected.keys().collect::<Vec<_>>(),
-        state.tag
-    )
+    /// Everything that is missing was named, and what is there is what was published.
+    fn judge_salvaged(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
+        for (sequence, payload) in &found.unsettled {
+            assert_eq!(Some(payload), self.payloads.get(sequence), "{sequence}");
+        }
+        for (sequence, (payload, _)) in &found.rejected {
+            let published = self.payloads.get(sequence);
+            assert!(
+                payload == GONE || Some(payload) == published,
+                "refused message {sequence}"
+            );
+        }
+        let named = |s: &u64| {
+            let covers = |(first, last): (u64, u64)| (first..=last).contains(s);
+            damaged.iter().any(|r| r.sequences.is_none_or(covers))
+        };
+        for sequence in now.unsettled.keys().filter(|s| !named(s)) {
+            assert!(
+                found.unsettled.contains_key(sequence),
+                "{sequence} is gone, and {damaged:?} do not name it"
+            );
+        }
+        // A refusal whose record is lost leaves its message unsettled.
+        for sequence in now.rejected.keys().filter(|s| !named(s)) {
+            assert!(
+                found.rejected.contains_key(sequence) || found.unsettled.contains_key(sequence),
+                "the refusal of {sequence} is gone, and {damaged:?} do not name it"
+            );
+        }
+    }
+
+    /// Takes over what an open found.
+    fn live_on(&mut self, store: Store) {
+        let next = store.bounds().next;
+        assert!(next > self.granted, "next {next}, granted {}", self.granted);
+        let numbers = store.numbers();
+        if let Some((grant, rebase)) = self.numbers {
+            assert_eq!((numbers.found_grant, numbers.rebase), (grant, rebase));
+        }
+        self.numbers = Some((numbers.grant, numbers.rebase));
+        self.base = observe(&store);
+        self.log.clear();
+        self.held.clear();
+        self.run += 1;
+        self.store = Some(store);
+    }
+
+    /// Everything moves to a fresh file, and the old store is nobody's any more.
+    fn evacuate(&mut self) {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("fresh.store");
+        let (now, old) = (self.now(), self.store().bounds());
+        let numbers = self.store().numbers();
+        self.trace.push("evacuate".into());
+        self.disk.clear_faults();
+        let fresh = self.store().evacuate(&path, Level::Os).expect("evacuates");
+        assert!(matches!(
+            self.store().append(&Envelope::publish("t"), b"x"),
+            Err(AppendError::Store(StoreError::Closed))
+        ));
+        self.store = None;
+        assert!(matches!(
+            self.disk.open(self.options.clone()),
+            Err(OpenError::Retired { .. })
+        ));
+        let check = |store: &Store| {
+            assert_eq!(observe(store), now, "evacuated");
+            assert!(store.bounds().next >= old.next, "numbers go on");
+            assert_eq!(store.numbers().rebase, numbers.rebase);
+            assert!(store.bounds().next > self.granted);
+        };
+        check(&fresh);
+        drop(fresh);
+        let fresh = Store::open_existing(&path, Options::new()).expect("opens again");
+        check(&fresh);
+        let next = fresh.bounds().next;
+        let deadline = Instant::now() + Duration::from_secs(60);
+        match fresh.append_wait(&Envelope::publish("t"), b"goes on", deadline) {
+            Ok(at) => assert_eq!(at.sequence, next),
+            Err(error) => assert!(matches!(error, AppendError::Full { .. }), "{error}"),
+        }
+    }
 }
 
 impl World {
-    fn live(&mut self, is_over: impl Fn(u64, &Rng) -> bool) {
+    pub(crate) fn live(&mut self, is_over: impl Fn(u64, &Rng) -> bool) {
         let mut done = 0;
         while !is_over(done, &self.rng) {
             let (run, len) = (self.run, self.disk.bytes().len());
@@ -661,280 +681,13 @@ impl World {
         }
     }
 
-    fn explore(&mut self) {
-        let actions = 50 + self.rng.below(600);
-        self.live(|done, _| done == actions);
-    }
-}
-
-/// A run whose choices are these bytes: what a fuzzer drives.
-pub fn play(tape: &[u8]) {
-    let mut world = World::new(0, Rng::from_tape(tape));
-    watched(&mut world, |world| {
-        world.live(|done, rng| rng.is_played() || done == 5000);
-    });
-}
-
-fn explore(seed: u64) {
-    World::new(seed, Rng::new(seed)).explore();
-}
-
-/// Runs a seed, and says how often its file became shorter.
-fn run(seed: u64) -> u64 {
-    let mut world = World::new(seed, Rng::new(seed));
-    watched(&mut world, World::explore);
-    world.cuts
-}
-
-/// Shows the end of a history that fails.
-fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
-    let seed = world.seed;
-    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(world)));
-    if let Err(panic) = outcome {
-        let from = world.trace.len().saturating_sub(
-            std::env::var("AMPS_TRACE").map_or(25, |n| n.parse().expect("a number")),
-        );
-        eprintln!(
-            "seed {seed}; the end of its history:\n{}",
-            world.trace[from..].join("\n")
-        );
-        std::panic::resume_unwind(panic);
-    }
-}
-
-#[test]
-fn the_store_is_its_model() {
-    if let Ok(seed) = std::env::var("AMPS_SEED") {
-        run(seed.parse().expect("a number"));
-        return;
-    }
-    let seeds = std::env::var("AMPS_SEEDS").map_or(300, |s| s.parse().expect("a number"));
-    let cuts: u64 = (0..seeds).map(run).sum();
-    println!("{cuts} times a file became shorter");
-    assert!(cuts > seeds / 10, "{cuts} cuts in {seeds} runs");
-}
-
-/// A ring as full as it gets of messages that are all refused (H24).
-fn every_message_is_refused() {
-    refuse_everything(None);
-}
-
-/// The same where the disk is full before the ring is: a refusal finds its room all the same.
-fn every_message_is_refused_on_a_full_disk() {
-    for grown in 0..4 {
-        refuse_everything(Some(grown * 8192));
-    }
-}
-
-/// `grows`: by how much the file can grow before its disk is full.
-fn refuse_everything(grows: Option<u64>) {
-    let disk = SimDisk::new();
-    let store = disk
-        .open(Options::new().capacity(64 << 10).client_name("model"))
-        .expect("creates");
-    disk.limit(grows.map(|by| disk.bytes().len() as u64 + by));
-    let mut sequences = Vec::new();
-    let mut tried = false;
-    loop {
-        match store.append(&Envelope::publish("t"), &[7; 64]) {
-            Ok(at) => {
-                sequences.push(at.sequence);
-                tried = false;
-            }
-            Err(AppendError::Full { .. } | AppendError::NoSpace { .. }) if !tried => {
-                while step(&store).expect("chore") {}
-                tried = true;
-            }
-            Err(AppendError::Full { .. } | AppendError::NoSpace { .. }) => break,
-            Err(e) => panic!("{e}"),
+    pub(crate) fn explore(&mut self) {
+        for _ in 0..1 + self.rng.below(2) {
+            let actions = 50 + self.rng.below(400);
+            self.live(|done, _| done == actions);
+        }
+        if self.rng.one_in(10) {
+            self.evacuate();
         }
     }
-    assert!(sequences.len() > 20, "{} messages", sequences.len());
-    for &sequence in &sequences {
-        let logged = store
-            .reject(sequence, &"long ".repeat(100), 1)
-            .expect("rejects");
-        assert!(matches!(logged, Rejected::Logged { .. }));
-    }
-    drop(store);
-    let store = disk.open(Options::new()).expect("opens");
-    assert_eq!(store.rejections(0, usize::MAX).len(), sequences.len());
-}
-
-/// The power fails twice: first the tail of a settlement is lost, then the head of the epoch
-/// written over it. The epoch's bytes happen to be those of the lost tail, and the old head
-/// is there again: the settlement of the dead run must not be.
-fn a_torn_head_meets_a_tail_by_chance() {
-    let mut met = false;
-    for pad in (0..600).step_by(8) {
-        let disk = SimDisk::new();
-        let options = Options::new().capacity(64 << 10).client_name("model");
-        let store = disk.open(options.clone()).expect("creates");
-        for len in [pad, 1, 1] {
-            store
-                .append(&Envelope::publish("t"), &vec![1; len])
-                .expect("room");
-        }
-        drop(store);
-        let store = disk.open(options.clone()).expect("opens");
-        store.settle(&[2, 3]).expect("settles");
-        drop(store);
-        // The last byte of the first segment that is not zero begins the settlement's second sequence: 3. In the
-        // epoch written over it, the highest sequence so far stands there: 3 as well.
-        let bytes = disk.bytes();
-        let border = bytes[..16 << 10]
-            .iter()
-            .rposition(|b| *b != 0)
-            .expect("a log") as u64;
-        if !border.is_multiple_of(512) {
-            continue;
-        }
-        met = true;
-        disk.cut_sectors(|at| at < border);
-        drop(disk.open(options.clone()).expect("opens"));
-        disk.cut_sectors(|at| at >= border);
-        let store = disk.open(options).expect("opens");
-        assert_eq!(
-            store.bounds().unsettled,
-            3,
-            "a dead run's settlement came back"
-        );
-    }
-    assert!(met, "no padding puts the tail on a sector's border");
-}
-
-/// Every record of the log takes as much room as a mark, so in every lap of the ring records
-/// stand at the same places, and behind each page that a power cut takes stands an intact
-/// record of the lap before (F7).
-fn an_earlier_lap_stands_behind_the_tail(seed: u64) {
-    const MARK: usize = 144;
-    let disk = SimDisk::new();
-    let options = Options::new().capacity(64 << 10).client_name("model");
-    let options = options.preallocate(true);
-    let store = disk.open(options.clone()).expect("creates");
-    let mut rng = Rng::new(seed);
-    let publish = |store: &Store| {
-        let payload = [b'x'; MARK - 40 - ENVELOPE];
-        store.append(&Envelope::publish("t"), &payload)
-    };
-    let mut stored = Vec::new();
-    let mut append = |store: &Store, count: u64| {
-        for _ in 0..count {
-            let appended = loop {
-                match publish(store) {
-                    Ok(appended) => break appended,
-                    Err(_) => while step(store).expect("chore") {},
-                }
-            };
-            stored.push(appended);
-        }
-    };
-    for _ in 0..500 + rng.below(100) {
-        append(&store, 1);
-        store
-            .settle_through(store.bounds().last - 1)
-            .expect("settles");
-    }
-    while step(&store).expect("chore") {}
-    store.sync().expect("syncs");
-    let first = store.bounds().last;
-    append(&store, 30);
-    let durable = store.durable().ordinal;
-    drop(store);
-    disk.power_cut(Cut::Pages, &mut rng);
-    let store = disk.open(options).expect("opens");
-    let end = store.report().last_ordinal;
-    assert!(end >= durable, "recovered {end} of {durable}");
-    let expected: Vec<u64> = stored
-        .iter()
-        .filter(|at| at.ordinal <= end && at.sequence >= first)
-        .map(|at| at.sequence)
-        .collect();
-    let found: Vec<u64> = observe(&store).unsettled.into_keys().collect();
-    assert_eq!(found, expected, "the log ends at {end}");
-}
-
-/// What an envelope of the topic `t` takes.
-const ENVELOPE: usize = 11;
-
-#[test]
-fn no_record_of_an_earlier_lap_follows_the_tail() {
-    let envelope = amps_store::testkit::encode_envelope(&Envelope::publish("t"));
-    assert_eq!(envelope.expect("encodes").len(), ENVELOPE);
-    (0..40).for_each(an_earlier_lap_stands_behind_the_tail);
-}
-
-#[test]
-fn a_torn_record_is_gone_before_anything_is_written_over_it() {
-    a_torn_head_meets_a_tail_by_chance();
-}
-
-#[test]
-fn h24_every_refusal_of_a_full_ring_finds_room() {
-    every_message_is_refused();
-}
-
-#[test]
-fn h24_every_refusal_finds_room_when_the_disk_is_full_before_the_ring_is() {
-    every_message_is_refused_on_a_full_disk();
-}
-
-/// Each way to break the store is caught by the tests above: the check of the checks.
-#[test]
-fn every_planted_bug_is_caught() {
-    let bugs = [
-        Bug::NoSync,
-        Bug::ShortSync,
-        Bug::SwallowedSyncError,
-        Bug::NoChecksum,
-        Bug::ChecksumSkipsHeader,
-        Bug::NoLapCheck,
-        Bug::NoEpoch,
-        Bug::EarlyReuse,
-        Bug::NoCopies,
-        Bug::SequenceReset,
-        Bug::GrantNotSynced,
-        Bug::RebaseKeepsGrant,
-        Bug::NoMark,
-        Bug::SuccessOverridesRefusal,
-        Bug::NoRewrite,
-        Bug::NoWipe,
-        Bug::SplitHeader,
-        Bug::NoCharge,
-        Bug::AdmitUnreserved,
-        Bug::CutBeforeNamed,
-    ];
-    let only = std::env::var("AMPS_BUG").ok();
-    let loud = std::panic::take_hook();
-    std::panic::set_hook(Box::new(|_| {}));
-    let mut missed = Vec::new();
-    for bug in bugs
-        .into_iter()
-        .filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}")))
-    {
-        plant(Some(bug));
-        let is_caught =
-            |run: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err();
-        let caught = is_caught(&every_message_is_refused)
-            || is_caught(&every_message_is_refused_on_a_full_disk)
-            || is_caught(&a_torn_head_meets_a_tail_by_chance)
-            || is_caught(&|| (0..40).for_each(an_earlier_lap_stands_behind_the_tail));
-        let caught = caught
-            .then_some(0)
-            .or_else(|| (0..20_000).find(|seed| is_caught(&|| explore(*seed))));
-        plant(None);
-        match caught {
-            Some(seed) => println!("{bug:?} caught by seed {seed}"),
-            None => missed.push(bug),
-        }
-    }
-    std::panic::set_hook(loud);
-    assert!(missed.is_empty(), "not caught: {missed:?}");
-}
-
-#[test]
-fn a_tape_is_a_run() {
-    let mut rng = Rng::new(7);
-    let tape: Vec<u8> = (0..3000).map(|_| rng.bits() as u8).collect();
-    play(&tape);
 }

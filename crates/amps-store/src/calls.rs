@@ -1,0 +1,88 @@
+//! The system calls made on a store's file, each of which a test can make fail. Without the
+//! feature `testkit` the question is a constant, and nothing of this is in the program.
+
+use rustix::io::Errno;
+
+/// A kind of system call that a store makes on its file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[cfg_attr(not(feature = "testkit"), allow(dead_code))]
+pub enum Call {
+    /// `open`.
+    Open,
+    /// `fstat` and `stat`.
+    Stat,
+    /// `flock`.
+    Lock,
+    /// `pread`.
+    Read,
+    /// `mmap`.
+    Map,
+    /// `fallocate`.
+    Allocate,
+    /// `pwrite` of zeros into new blocks.
+    Fill,
+    /// `ftruncate`.
+    Truncate,
+    /// `pwritev2` of a superblock copy.
+    WriteAround,
+    /// `msync` of a part of the mapping.
+    SyncRange,
+    /// `fdatasync`.
+    SyncData,
+    /// `fsync` of the directory.
+    SyncDirectory,
+}
+
+/// Which calls fail, and how.
+#[cfg(feature = "testkit")]
+#[derive(Clone, Copy, Debug)]
+pub struct FailingCalls {
+    /// The calls concerned.
+    pub call: Call,
+    /// How many of them succeed before the first that fails.
+    pub after: u64,
+    /// Whether all later ones fail as well.
+    pub for_ever: bool,
+    /// The error number of Linux, for instance 5 for `EIO`.
+    pub errno: i32,
+}
+
+#[cfg(feature = "testkit")]
+thread_local! {
+    static FAILING: std::cell::Cell<Option<FailingCalls>> = const { std::cell::Cell::new(None) };
+    static FAILED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+}
+
+/// Makes calls of this thread fail before they reach the system; `None`: no longer. Returns
+/// how many failed since the last time.
+#[cfg(feature = "testkit")]
+pub fn fail_calls(failing: Option<FailingCalls>) -> u64 {
+    FAILING.set(failing);
+    FAILED.take()
+}
+
+/// Asked before each call.
+///
+/// # Errors
+/// A test wants it to fail.
+#[cfg(feature = "testkit")]
+pub(crate) fn check<E: From<Errno>>(call: Call) -> Result<(), E> {
+    let Some(mut failing) = FAILING.get().filter(|f| f.call == call) else {
+        return Ok(());
+    };
+    if failing.after > 0 {
+        failing.after -= 1;
+        FAILING.set(Some(failing));
+        return Ok(());
+    }
+    FAILED.set(FAILED.get() + 1);
+    FAILING.set(Some(failing).filter(|f| f.for_ever));
+    Err(Errno::from_raw_os_error(failing.errno).into())
+}
+
+/// Asked before each call: none fails.
+#[cfg(not(feature = "testkit"))]
+#[inline]
+pub(crate) fn check<E: From<Errno>>(_call: Call) -> Result<(), E> {
+    Ok(())
+}

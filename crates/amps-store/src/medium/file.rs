@@ -1,0 +1,122 @@
+//! The file under a mapping: what is asked of it without touching the mapped bytes.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+
+use memmap2::{Advice, MmapRaw};
+use rustix::fs::FallocateFlags;
+use rustix::io::{Errno, ReadWriteFlags};
+
+use super::Device;
+use crate::calls::{self, Call};
+use crate::format::BLOCK;
+use crate::planted::{self, Bug};
+
+pub(super) struct MappedFile {
+    pub(super) file: File,
+    pub(super) map: MmapRaw,
+}
+
+impl Device for MappedFile {
+    fn sync(&self) -> io::Result<()> {
+        calls::check(Call::SyncData).and_then(|()| self.file.sync_data())
+    }
+
+    fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        calls::check(Call::SyncRange).and_then(|()| {
+            let (offset, len) = (offset as usize, len as usize);
+            match planted::is(Bug::AsyncSync) {
+                true => self.map.flush_async_range(offset, len),
+                false => self.map.flush_range(offset, len),
+            }
+        })
+    }
+
+    fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let rest = [io::IoSlice::new(&bytes[done..])];
+            let at = offset + done as u64;
+            let written = calls::check(Call::WriteAround)
+                .and_then(|()| rustix::io::pwritev2(&self.file, &rest, at, ReadWriteFlags::DSYNC));
+            match written {
+                Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => done += n,
+                Err(Errno::INTR) => {}
+                Err(Errno::OPNOTSUPP | Errno::NOSYS | Errno::INVAL) => {
+                    self.file.write_all_at(&bytes[done..], at)?;
+                    return self.sync();
+                }
+                Err(e) => return Err(e.into()),
+            }
+        }
+        Ok(())
+    }
+
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
+        reserve(&self.file, from, to)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        calls::check(Call::Truncate).and_then(|()| self.file.set_len(len))
+    }
+
+    fn release(&self) {
+        // The kernel does it as well once the last descriptor is gone.
+        if let Err(error) = self.file.unlock() {
+            tracing::warn!(%error, "cannot unlock a closed store");
+        }
+    }
+
+    fn prefault(&self, offset: u64, len: u64) {
+        // Kernels before 5.14 refuse; then the first store to each page takes the fault.
+        let _ = self
+            .map
+            .advise_range(Advice::PopulateWrite, offset as usize, len as usize);
+    }
+}
+
+/// Allocates and zero-fills `from..to` of a file. A failure cuts the file back to `from`.
+///
+/// Filling by single blocks keeps the page cache in small folios, so that a later small
+/// record dirties 4 KiB and not a megabyte (`performance.md` §2).
+pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let filled = || -> io::Result<()> {
+        within_file_size_limit(to)?;
+        if planted::is(Bug::SparseFile) {
+            return file.set_len(to);
+        }
+        let allocated = calls::check(Call::Allocate)
+            .and_then(|()| rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from));
+        match allocated {
+            // Not every file system can allocate ahead; writing allocates as well.
+            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
+            Err(e) => return Err(e.into()),
+        }
+        let zeros = [0; BLOCK as usize];
+        let mut at = from;
+        while at < to {
+            let n = (to - at).min(BLOCK) as usize;
+            calls::check(Call::Fill).and_then(|()| file.write_all_at(&zeros[..n], at))?;
+            at += n as u64;
+        }
+        Ok(())
+    };
+    filled().inspect_err(|_| {
+        // Best effort: what stays behind is above every length the store knows.
+        let _ = file.set_len(from);
+    })
+}
+
+/// Beyond RLIMIT_FSIZE a write raises SIGXFSZ, which kills; so the limit is asked first.
+fn within_file_size_limit(len: u64) -> io::Result<()> {
+    let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
+    match limit {
+        Some(limit) if len > limit => Err(io::Error::new(
+            io::ErrorKind::FileTooLarge,
+            format!("the file size limit of this process is {limit} bytes"),
+        )),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,150 @@
+//! The real log on a simulated disk against a reference model, under generated actions:
+//! append, settle, refuse, accept, requeue, sync, chores, process crashes, power cuts,
+//! failing syncs, a disk that fills, flipped bits.
+//!
+//! The model is a list of what was done, each with the ordinals it took. Whatever happens
+//! to the disk, what an open recovers must be the state after some prefix of that list,
+//! and never a prefix shorter than what was durable. Expected payloads follow from
+//! (seed, run, sequence), so the store is never asked what it should contain.
+//!
+//! `AMPS_SEEDS=n` runs n seeds, `AMPS_SEED=s` one.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+mod named;
+mod state;
+mod world;
+
+use amps_store::Envelope;
+use amps_store::testkit::{Bug, Rng, plant};
+
+use named::{
+    ENVELOPE, a_torn_head_meets_a_tail_by_chance, an_earlier_lap_stands_behind_the_tail,
+    every_message_is_refused, every_message_is_refused_on_a_full_disk,
+    the_power_is_cut_in_a_creation,
+};
+use world::World;
+
+/// A run whose choices are these bytes: what a fuzzer drives.
+pub fn play(tape: &[u8]) {
+    let mut world = World::new(0, Rng::from_tape(tape));
+    watched(&mut world, |world| {
+        world.live(|done, rng| rng.is_played() || done == 5000);
+    });
+}
+
+fn explore(seed: u64) {
+    World::new(seed, Rng::new(seed)).explore();
+}
+
+/// Runs a seed, and says how often its file became shorter.
+fn run(seed: u64) -> u64 {
+    let mut world = World::new(seed, Rng::new(seed));
+    watched(&mut world, World::explore);
+    world.cuts
+}
+
+/// Shows the end of a history that fails.
+fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
+    let seed = world.seed;
+    let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| live(world)));
+    if let Err(panic) = outcome {
+        let from = world.trace.len().saturating_sub(
+            std::env::var("AMPS_TRACE").map_or(25, |n| n.parse().expect("a number")),
+        );
+        eprintln!(
+            "seed {seed}; the end of its history:\n{}",
+            world.trace[from..].join("\n")
+        );
+        std::panic::resume_unwind(panic);
+    }
+}
+
+#[test]
+fn the_store_is_its_model() {
+    if let Ok(seed) = std::env::var("AMPS_SEED") {
+        run(seed.parse().expect("a number"));
+        return;
+    }
+    let seeds = std::env::var("AMPS_SEEDS").map_or(300, |s| s.parse().expect("a number"));
+    let cuts: u64 = (0..seeds).map(run).sum();
+    println!("{cuts} times a file became shorter");
+    assert!(cuts > seeds / 10, "{cuts} cuts in {seeds} runs");
+}
+
+#[test]
+fn no_record_of_an_earlier_lap_follows_the_tail() {
+    let envelope = amps_store::testkit::encode_envelope(&Envelope::publish("t"));
+    assert_eq!(envelope.expect("encodes").len(), ENVELOPE);
+    (0..40).for_each(an_earlier_lap_stands_behind_the_tail);
+}
+
+#[test]
+fn a_creation_that_the_power_cuts_stands_in_nobodys_way() {
+    the_power_is_cut_in_a_creation();
+}
+
+#[test]
+fn a_torn_record_is_gone_before_anything_is_written_over_it() {
+    a_torn_head_meets_a_tail_by_chance();
+}
+
+#[test]
+fn h24_every_refusal_of_a_full_ring_finds_room() {
+    every_message_is_refused();
+}
+
+#[test]
+fn h24_every_refusal_finds_room_when_the_disk_is_full_before_the_ring_is() {
+    every_message_is_refused_on_a_full_disk();
+}
+
+/// Each way to break the store is caught by the tests above: the check of the checks.
+#[test]
+fn every_planted_bug_is_caught() {
+    let only = std::env::var("AMPS_BUG").ok();
+    let loud = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let mut missed = Vec::new();
+    for bug in Bug::ALL
+        .iter()
+        .copied()
+        // Those of a real file are caught in `device.rs`.
+        .filter(|b| ![Bug::AsyncSync, Bug::SparseFile].contains(b))
+        .filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}")))
+    {
+        plant(Some(bug));
+        let is_caught =
+            |run: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err();
+        let named: [(&str, &dyn Fn()); 4] = [
+            ("H24", &every_message_is_refused),
+            (
+                "H24 on a full disk",
+                &every_message_is_refused_on_a_full_disk,
+            ),
+            ("a torn head", &a_torn_head_meets_a_tail_by_chance),
+            ("an earlier lap", &|| {
+                (0..40).for_each(an_earlier_lap_stands_behind_the_tail);
+            }),
+        ];
+        let by_name = named.iter().find(|(_, run)| is_caught(run));
+        let by_seed = || (0..20_000).find(|seed| is_caught(&|| explore(*seed)));
+        let caught = match by_name {
+            Some((name, _)) => Some((*name).to_owned()),
+            None => by_seed().map(|seed| format!("seed {seed}")),
+        };
+        plant(None);
+        match caught {
+            Some(by) => println!("{bug:?} is caught by {by}"),
+            None => missed.push(bug),
+        }
+    }
+    std::panic::set_hook(loud);
+    assert!(missed.is_empty(), "not caught: {missed:?}");
+}
+
+#[test]
+fn a_tape_is_a_run() {
+    let mut rng = Rng::new(7);
+    let tape: Vec<u8> = (0..3000).map(|_| rng.bits() as u8).collect();
+    play(&tape);
+}

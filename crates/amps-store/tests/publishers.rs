@@ -1,0 +1,142 @@
+//! Many publishers at once on a simulated disk, and power cuts at any moment of it: whatever
+//! anybody was told is durable is there, and nothing else than what was published.
+
+#![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use amps_store::testkit::{Bug, Cut, Rng, SimDisk, plant, step};
+use amps_store::{Durable, Envelope, Options, PublishStore, Store, StoredMessage};
+
+const PUBLISHERS: u64 = 8;
+const CUTS: u64 = 60;
+
+fn options() -> Options {
+    Options::new()
+        .capacity(256 << 10)
+        .segment_size(16 << 10)
+        .client_name("publishers")
+}
+
+/// A message that says who wrote it, and can be told to be whole.
+fn payload(publisher: u64, count: u64) -> Vec<u8> {
+    let mut rng = Rng::new(publisher << 32 | count);
+    let filling = rng.below(400);
+    let mut bytes = [publisher.to_le_bytes(), count.to_le_bytes()].concat();
+    bytes.extend((0..filling).map(|_| rng.bits() as u8));
+    bytes
+}
+
+/// What a power cut at this moment leaves: the messages in order, and the last ordinal.
+fn recovered(moment: &SimDisk, cut: Cut, rng: &mut Rng) -> (Vec<(u64, Vec<u8>)>, u64) {
+    moment.power_cut(cut, rng);
+    let store = moment.open(options()).expect("opens");
+    let mut message = StoredMessage::new();
+    let (mut found, mut from) = (Vec::new(), 0);
+    while let Some(sequence) = store
+        .read_next(from, u64::MAX, &mut message)
+        .expect("intact")
+    {
+        found.push((sequence, message.payload().to_vec()));
+        from = sequence + 1;
+    }
+    (found, store.report().last_ordinal)
+}
+
+/// The messages of each publisher come in its order, each as it was published; and up to the
+/// last settled and from there to the last, none is missing.
+fn check(found: &[(u64, Vec<u8>)]) {
+    let mut last = [None; PUBLISHERS as usize];
+    for pair in found.windows(2) {
+        assert_eq!(pair[1].0, pair[0].0 + 1, "a message is missing");
+    }
+    for (sequence, bytes) in found {
+        let word = |at: usize| {
+            let bytes = bytes[at..at + 8].try_into().expect("8 bytes");
+            u64::from_le_bytes(bytes)
+        };
+        let (publisher, count) = (word(0), word(8));
+        assert_eq!(*bytes, payload(publisher, count), "message {sequence}");
+        let before = last[publisher as usize].replace(count);
+        assert!(before.is_none_or(|b| b + 1 == count), "{before:?}, {count}");
+    }
+}
+
+fn publish(store: &Store, publisher: u64, stop: &AtomicBool) {
+    let mut count = 0;
+    while !stop.load(Ordering::Relaxed) {
+        match store.append(&Envelope::publish("t"), &payload(publisher, count)) {
+            Ok(_) => count += 1,
+            Err(error) if error.is_retryable() => std::thread::yield_now(),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// Does the chores, settles what is old, and syncs: as a helper and a link would.
+fn keep_house(store: &Store, stop: &AtomicBool) {
+    while !stop.load(Ordering::Relaxed) {
+        step(store).expect("a good disk");
+        let bounds = store.bounds();
+        if bounds.unsettled > 100 {
+            store.settle_through(bounds.last - 50).expect("settles");
+        }
+        store.sync().expect("a good disk");
+    }
+}
+
+#[test]
+fn nobody_is_told_that_anothers_unsynced_bytes_are_durable() {
+    let seed = std::env::var("AMPS_SEED").map_or(5, |s| s.parse().expect("a number"));
+    println!("seed {seed}");
+    publish_and_cut(seed, None);
+}
+
+#[test]
+fn a_sync_that_leaves_something_out_is_caught() {
+    for bug in [Bug::NoSync, Bug::ShortSync] {
+        let caught = std::panic::catch_unwind(|| publish_and_cut(1, Some(bug)));
+        assert!(caught.is_err(), "{bug:?} is not caught");
+    }
+}
+
+/// The bug is in what the one who syncs does.
+fn publish_and_cut(seed: u64, bug: Option<Bug>) {
+    let mut rng = Rng::new(seed);
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    let stop = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for publisher in 0..PUBLISHERS {
+            let (store, stop) = (&store, &stop);
+            scope.spawn(move || publish(store, publisher, stop));
+        }
+        scope.spawn(|| {
+            plant(bug);
+            keep_house(&store, &stop);
+        });
+        // However it ends, the others end too.
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            let mut before = Durable::default();
+            for n in 0..CUTS {
+                while store.durable().ordinal == before.ordinal {
+                    std::thread::yield_now();
+                }
+                let durable = store.durable();
+                assert!(durable.ordinal > before.ordinal && durable.sequence >= before.sequence);
+                before = durable;
+                let moment = disk.fork();
+                let cut = [Cut::None, Cut::Pages, Cut::Sectors, Cut::All][n as usize % 4];
+                let (found, end) = recovered(&moment, cut, &mut rng);
+                assert!(end >= durable.ordinal, "{end} of {durable:?}, {cut:?}");
+                check(&found);
+                let last = found.last().map_or(u64::MAX, |m| m.0);
+                assert!(last >= durable.sequence, "{last} of {durable:?}, {cut:?}");
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = judged {
+            std::panic::resume_unwind(panic);
+        }
+    });
+}

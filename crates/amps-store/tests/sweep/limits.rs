@@ -1,0 +1,253 @@
+//! A real file fails where a limit, a permission or a missing part can be brought about.
+
+use std::path::Path;
+use std::process::Command;
+
+use amps_store::inspect::Inspection;
+use amps_store::testkit::Rng;
+use amps_store::{AppendError, Envelope, OpenError, Options, PublishStore, Recovery, Store};
+
+use super::world::{State, observe, payload};
+
+/// Set in a child process: where its store is.
+const CHILD: &str = "AMPS_SWEEP_CHILD";
+
+fn real_options() -> Options {
+    Options::new().capacity(1 << 20).client_name("sweep")
+}
+
+/// Not a test of its own: what a process under a limit does. It says what it stored.
+#[test]
+fn child_under_a_limit() {
+    let Ok(path) = std::env::var(CHILD) else {
+        return;
+    };
+    let store = match Store::open(&path, real_options()) {
+        Ok(store) => store,
+        Err(error @ OpenError::NoSpace { .. }) => {
+            println!("\nno store: {error}");
+            return;
+        }
+        Err(error) => panic!("{error:?}"),
+    };
+    let mut full = 0;
+    let mut stored = 0;
+    while full < 3 {
+        let next = store.bounds().next;
+        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(300);
+        match store.append_wait(&Envelope::publish("t"), &payload(next), deadline) {
+            Ok(at) => stored = at.sequence,
+            Err(AppendError::NoSpace { .. } | AppendError::Full { .. }) => {
+                full += 1;
+                // The store is usable: what is settled makes room.
+                store.settle_through(stored / 2).expect("settles");
+            }
+            Err(error) => panic!("{error:?}"),
+        }
+    }
+    println!("\nstored {stored}");
+    println!("settled {}", store.bounds().floor);
+}
+
+#[test]
+fn a_file_size_limit_at_creation_is_an_error_and_no_signal() {
+    // The last one is beyond the cap.
+    assert_eq!(
+        under_limits(&[0, 1, 7, 8, 15, 16, 17, 100, 300, 400, 4096]),
+        (10, 1)
+    );
+}
+
+#[test]
+fn a_file_size_limit_while_growing_is_an_error_and_no_signal() {
+    assert_eq!(under_limits(&[528, 550, 600, 700, 1024, 1500]), (0, 6));
+}
+
+/// Runs a child under each limit, in blocks of 512 bytes: how many were refused a store, and
+/// how many stored what they said.
+fn under_limits(limits: &[u64]) -> (u32, u32) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (mut refused, mut stored) = (0, 0);
+    for blocks in limits {
+        let path = dir.path().join(format!("{blocks}.store"));
+        let child = Command::new("sh")
+            .arg("-c")
+            // Ignored, as the amps command ignores it: the write then fails with EFBIG.
+            .arg(format!(
+                "trap '' XFSZ; ulimit -f {blocks}; \"$0\" \"$@\" 2>&1 | cat"
+            ))
+            .arg(std::env::current_exe().expect("this test"))
+            .args(["--exact", "limits::child_under_a_limit", "--nocapture"])
+            .env(CHILD, &path)
+            .output()
+            .expect("sh starts");
+        let said = String::from_utf8_lossy(&child.stdout).into_owned();
+        assert!(
+            said.contains("test result: ok. 1 passed"),
+            "{blocks} blocks: {said}"
+        );
+        let number = |word: &str| -> Option<u64> {
+            said.lines()
+                .find_map(|line| line.strip_prefix(word)?.trim().parse().ok())
+        };
+        let Some(last) = number("stored ") else {
+            assert!(said.contains("no store: "), "{said}");
+            refused += 1;
+            // What is left of the attempt does not stand in the way.
+            drop(Store::open(&path, real_options()).expect("space is back"));
+            continue;
+        };
+        stored += 1;
+        let length = std::fs::metadata(&path).expect("it is there").len();
+        assert!(length <= blocks * 512, "{length} bytes in {blocks} blocks");
+        let store = Store::open(&path, real_options()).expect("opens without the limit");
+        let floor = number("settled ").expect("it says so");
+        let expected: Vec<u64> = (floor + 1..=last).collect();
+        let found = observe(&store);
+        assert_eq!(
+            found.unsettled.keys().copied().collect::<Vec<_>>(),
+            expected
+        );
+    }
+    (refused, stored)
+}
+
+/// A closed store with unsettled messages in several segments.
+fn closed(path: &Path) -> State {
+    let store = Store::open(path, real_options().preallocate(true)).expect("creates");
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    for sequence in 1..=900 {
+        let at = store
+            .append_wait(&Envelope::publish("t"), &payload(sequence), deadline)
+            .expect("room");
+        assert_eq!(at.sequence, sequence);
+    }
+    store.settle_through(10).expect("settles");
+    store.sync().expect("syncs");
+    let state = observe(&store);
+    store.close(900).expect("closes");
+    state
+}
+
+#[test]
+fn a_truncated_file_is_refused_or_salvaged_and_never_a_panic() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let original = dir.path().join("whole.store");
+    let before = closed(&original);
+    let bytes = std::fs::read(&original).expect("it is there");
+    let segment = Inspection::open(&original)
+        .expect("looks")
+        .info()
+        .segment_size as usize;
+    let mut rng = Rng::new(11);
+    let mut lengths: Vec<usize> = vec![0, 1, 511, 512, 4095, 4096, 4097, 8191];
+    for border in (8192..=bytes.len()).step_by(segment) {
+        lengths.extend([border - 1, border, border + 1, border + 64]);
+    }
+    lengths.extend((0..150).map(|_| rng.below(bytes.len() as u64) as usize));
+    lengths.retain(|len| *len < bytes.len());
+    let path = dir.path().join("cut.store");
+    for len in lengths {
+        std::fs::write(&path, &bytes[..len]).expect("writes");
+        let seen = Inspection::open(&path);
+        match Store::open(&path, real_options()) {
+            Ok(store) if store.report().created => {
+                assert_eq!(len, 0, "{len} bytes were taken for no store");
+            }
+            Ok(store) => assert_eq!(observe(&store), before, "cut to {len} bytes in silence"),
+            Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) => {
+                let after = std::fs::read(&path).expect("it is there");
+                assert!(after == bytes[..len], "a refusal changed the file");
+                let sound = seen.ok().map(|s| s.verify().expect("reads").is_sound());
+                assert_ne!(sound, Some(true), "verify calls {len} bytes sound");
+            }
+            Err(error) => panic!("{len} bytes: {error:?}"),
+        }
+        std::fs::write(&path, &bytes[..len]).expect("writes");
+        if let Ok(store) = Store::open(&path, real_options().recovery(Recovery::Salvage)) {
+            // What lost its settlement with the rest may come back, as it was.
+            let found = observe(&store);
+            assert!(
+                found
+                    .unsettled
+                    .iter()
+                    .all(|(s, origin)| s == origin && *s <= 900)
+            );
+            assert!(found.rejected.is_empty(), "{len}: nothing was refused");
+        }
+    }
+}
+
+#[test]
+fn a_hole_punched_into_the_log_is_damage() {
+    use rustix::fs::FallocateFlags;
+    let dir = tempfile::tempdir().expect("a directory");
+    let original = dir.path().join("whole.store");
+    let before = closed(&original);
+    let bytes = std::fs::read(&original).expect("it is there");
+    let path = dir.path().join("punched.store");
+    let (mut refused, mut harmless) = (0, 0);
+    // The superblocks, and every page of the log behind them.
+    for page in (0..bytes.len() as u64).step_by(4096) {
+        std::fs::write(&path, &bytes).expect("writes");
+        let file = std::fs::OpenOptions::new()
+            .write(true)
+            .open(&path)
+            .expect("it is there");
+        let punch = FallocateFlags::PUNCH_HOLE | FallocateFlags::KEEP_SIZE;
+        if let Err(error) = rustix::fs::fallocate(&file, punch, page, 4096) {
+            println!("skipped: this file system punches no holes: {error}");
+            return;
+        }
+        match Store::open(&path, real_options()) {
+            Ok(store) => {
+                assert_eq!(observe(&store), before, "page at {page} is gone in silence");
+                harmless += 1;
+            }
+            Err(OpenError::Damaged { ranges, .. }) => {
+                assert!(!ranges.is_empty());
+                refused += 1;
+            }
+            Err(error) => panic!("page at {page}: {error:?}"),
+        }
+    }
+    assert!(
+        refused > 50 && harmless > 2,
+        "{refused} refused, {harmless} harmless"
+    );
+}
+
+#[test]
+fn what_may_not_be_written_is_named() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = tempfile::tempdir().expect("a directory");
+    let path = dir.path().join("s.store");
+    closed(&path);
+    let missing = dir.path().join("new.store");
+    let mode = |path: &Path, mode| {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode)).expect("ours");
+    };
+    mode(&path, 0o444);
+    mode(dir.path(), 0o555);
+    let may_write = std::fs::OpenOptions::new().write(true).open(&path).is_ok();
+    let errors = [&path, &missing].map(|path| Store::open(path, real_options()).err());
+    let looked = Inspection::open(&path).map(|seen| seen.info().unsettled);
+    mode(dir.path(), 0o755);
+    if may_write {
+        println!("skipped: this user may write everything");
+        return;
+    }
+    for error in errors {
+        let error = error.expect("refused");
+        assert!(matches!(error, OpenError::Io { .. }), "{error:?}");
+    }
+    assert_eq!(looked.expect("reading needs no more"), 890);
+    assert!(matches!(
+        Store::open(dir.path(), real_options()),
+        Err(OpenError::Io { .. } | OpenError::NotAStore { .. })
+    ));
+    assert!(matches!(
+        Store::open("/dev/full", real_options()),
+        Err(OpenError::NotAStore { .. } | OpenError::Io { .. })
+    ));
+}
