@@ -159,7 +159,7 @@ class Reader:
                     old["state"] = "settled"
         for through, record in accepted:
             if through is not None and through >= needed:
-                self.gaps.append(self.missing_publishes(through, record))
+                self.gaps.append((self.last + 1, self.missing_publishes(through, record)))
             if record["ordinal"] >= needed:
                 self.apply(record)
             self.last, self.generation = record["ordinal"], record["generation"]
@@ -238,8 +238,8 @@ def judge_messages(log):
             waiting.remove(sequence)
             for refusal in rejections[sequence]:
                 refusal["state"] = "settled"
-            if sequence in messages:
-                messages[sequence]["state"] = "settled"
+        if sequence in messages:
+            messages[sequence]["state"] = "settled"
 
     for record in log:
         seq, kind = record["seq"], record["kind"]
@@ -256,7 +256,8 @@ def judge_messages(log):
             if old:
                 old["state"] = "superseded"
             messages[seq] = record
-            if record["quiet"] and (e := envelope(record))["accepts"] is not None:
+            if kind == "publish" and record["quiet"] and \
+                    (e := envelope(record))["accepts"] is not None:
                 accept(e["accepts"])
         elif kind == "settlement":
             for (settled,) in struct.iter_unpack("<Q", record["body"]):
@@ -277,14 +278,15 @@ def judge_messages(log):
             for message in messages.values():
                 if message["seq"] <= floor and message["state"] == "live":
                     message["state"] = "settled"
-    return floor, min(waiting, default=1 << 64)
+    return floor, [(rejections[seq][-1]["ordinal"], seq) for seq in waiting]
 
 
 def main():
     with open(sys.argv[1], "rb") as file:
         reader = Reader(file.read())
     floor, refused = judge_messages(reader.log)
-    reader.damaged |= any(last > floor or last >= refused for last in reader.gaps)
+    reader.damaged |= any(last > floor or any(at < first and seq <= last for at, seq in refused)
+                          for first, last in reader.gaps)
     for record in reader.set_aside:
         record["state"] = "set aside"
     for r in reader.log + reader.set_aside:

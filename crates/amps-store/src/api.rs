@@ -342,8 +342,9 @@ pub trait PublishStore: Send + Sync + 'static {
     /// lowers it.
     ///
     /// # Errors
-    /// `to` is 2⁶³ or more. Or the device failed: this run counts the grant as unchanged, and
-    /// the next open may find the new one.
+    /// `to` is above 2⁶³ − 2⁴⁸ − 2⁴⁷: a store whose numbers are used up is opened by nobody. Or
+    /// the device failed: this run counts the grant as unchanged, and the next open may find the
+    /// new one.
     fn raise_grant(&self, to: u64) -> Result<(), StoreError>;
 
     /// Starts a rebase above the wire number `above`: the first unsettled message, or the
@@ -351,8 +352,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// the same durable write. *Syncs.*
     ///
     /// # Errors
-    /// A number would leave its range: nothing changed. Or the device failed: this run counts
-    /// it as not done, and the next open may find it done.
+    /// `above` is as high as no grant may be: nothing changed. Or the device failed: this run
+    /// counts it as not done, and the next open may find it done.
     fn rebase(&self, above: u64) -> Result<Rebase, StoreError>;
 
     /// The level the store was opened with.

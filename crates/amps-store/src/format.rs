@@ -41,6 +41,9 @@ const NAMES: usize = 116;
 const NUMBERS_END: u64 = 1 << 63;
 /// A store is opened with numbers below this one only: no run gets from here to the end.
 pub(crate) const NUMBERS_LAST: u64 = NUMBERS_END - (1 << 48);
+/// No grant and no wire number of a rebase begins above this: more numbers than a run gives out
+/// are left to the ones that no open takes.
+pub(crate) const GRANT_LAST: u64 = NUMBERS_LAST - (1 << 47);
 
 pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
 const MARK_TAG: usize = 40;

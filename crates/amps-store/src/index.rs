@@ -4,7 +4,7 @@
 //! the records that are in the file, and a jump in the numbers costs a new chunk and no
 //! more. The words of settled messages stay until their segment is reused.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::ops::Range;
 
 const CHUNK: usize = 1024;
@@ -18,7 +18,8 @@ const MOST_SPARES: usize = 64;
 /// A jump of more numbers than this starts a new chunk instead of filling with zeros.
 const GAP: u64 = 16;
 
-/// Where a record stands: offset and stride in units of 8 bytes, and two marks.
+/// Where a record stands: offset and stride in units of 8 bytes, and two marks. Both together
+/// say that a refusal waits, the second one alone that it was accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Entry(u64);
 
@@ -46,29 +47,39 @@ impl Entry {
 
     /// Persisted or refused.
     pub(crate) fn is_settled(self) -> bool {
-        self.0 & SETTLED != 0
+        self.0 & (SETTLED | REJECTED) != 0
     }
 
     /// Refused, and the refusal waits for the application.
     pub(crate) fn is_rejected(self) -> bool {
-        self.0 & REJECTED != 0
+        self.0 & (SETTLED | REJECTED) == SETTLED | REJECTED
+    }
+
+    /// Refused, and the application took the refusal over.
+    pub(crate) fn is_accepted(self) -> bool {
+        self.0 & (SETTLED | REJECTED) == REJECTED
     }
 
     /// Must survive the reuse of its segment.
     pub(crate) fn is_needed(self) -> bool {
-        self.0 & (SETTLED | REJECTED) != SETTLED
+        !self.is_settled() || self.is_rejected()
     }
 
     pub(crate) fn settled(self) -> Self {
         Entry(self.0 | SETTLED)
     }
 
-    pub(crate) fn rejected(self, yes: bool) -> Self {
-        if yes {
-            Entry(self.0 | SETTLED | REJECTED)
-        } else {
-            Entry(self.0 & !REJECTED)
-        }
+    pub(crate) fn rejected(self) -> Self {
+        Entry(self.0 | SETTLED | REJECTED)
+    }
+
+    pub(crate) fn accepted(self) -> Self {
+        Entry((self.0 | REJECTED) & !SETTLED)
+    }
+
+    /// This place, with the marks of another one.
+    pub(crate) fn marked_as(self, other: Entry) -> Self {
+        Entry(self.0 | (other.0 & (SETTLED | REJECTED)))
     }
 }
 
@@ -101,6 +112,9 @@ pub(crate) struct Index {
     chunks: VecDeque<Chunk>,
     /// Empty, with room for a whole chunk, and their pages are there.
     spares: Vec<Vec<u64>>,
+    /// Words of sequences that came below others, and in no chunk: those of copies, while
+    /// records are read back. They get their chunks when all are there.
+    strays: BTreeMap<u64, u64>,
 }
 
 /// Makes what an index may want for the next messages; touches its memory.
@@ -137,9 +151,10 @@ impl Index {
 
     pub(crate) fn get(&self, sequence: u64) -> Option<Entry> {
         let chunk = self.chunks.get(self.chunk_at(sequence))?;
-        let word = *chunk
-            .words
-            .get(usize::try_from(sequence.checked_sub(chunk.first)?).ok()?)?;
+        let Some(place) = sequence.checked_sub(chunk.first) else {
+            return self.strays.get(&sequence).copied().map(Entry);
+        };
+        let word = *chunk.words.get(usize::try_from(place).ok()?)?;
         (word != 0).then_some(Entry(word))
     }
 
@@ -212,15 +227,25 @@ impl Index {
             chunk.present += u32::from(*word == 0);
             *word = entry.0;
         } else {
-            self.chunks.insert(
-                at,
-                Chunk {
-                    first: sequence,
-                    words: vec![entry.0],
-                    present: 1,
-                },
-            );
+            self.strays.insert(sequence, entry.0);
         }
+    }
+
+    /// Puts strays where they belong, all in one pass: until then only [`get`](Self::get),
+    /// entering and settling see them.
+    pub(crate) fn place_strays(&mut self) {
+        if self.strays.is_empty() {
+            return;
+        }
+        let strays = std::mem::take(&mut self.strays);
+        let mut chunks = std::mem::take(&mut self.chunks).into_iter().peekable();
+        for (sequence, word) in strays {
+            while let Some(chunk) = chunks.next_if(|chunk| chunk.first < sequence) {
+                self.chunks.push_back(chunk);
+            }
+            self.put(sequence, Entry(word));
+        }
+        self.chunks.extend(chunks);
     }
 
     /// Forgets, in one chunk, what stands in `place` and is not needed: the first chunk
@@ -333,7 +358,15 @@ impl Index {
                     let at = self.search(sequence);
                     match self.chunks.get_mut(at) {
                         Some(chunk) if chunk.holds(sequence) => chunk,
-                        _ => continue,
+                        _ => {
+                            if let Some(word) = self.strays.get_mut(&sequence)
+                                && !Entry(*word).is_settled()
+                            {
+                                each(sequence, Entry(*word));
+                                *word |= SETTLED;
+                            }
+                            continue;
+                        }
                     }
                 }
             };
@@ -348,6 +381,14 @@ impl Index {
 
     /// Marks everything in `from..=through` settled and shows each that was not.
     pub(crate) fn settle_range(&mut self, from: u64, through: u64, mut each: impl FnMut(Entry)) {
+        if from <= through && !self.strays.is_empty() {
+            for (_, word) in self.strays.range_mut(from..=through) {
+                if !Entry(*word).is_settled() {
+                    each(Entry(*word));
+                    *word |= SETTLED;
+                }
+            }
+        }
         let mut at = self.chunk_at(from);
         while let Some(chunk) = self.chunks.get_mut(at) {
             if chunk.first > through {
@@ -379,7 +420,6 @@ impl Index {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::collections::BTreeMap;
 
     #[test]
     fn an_entry_keeps_the_largest_place_and_length() {
@@ -389,8 +429,61 @@ mod tests {
             ((1 << 43) - 8, (1 << 25) - 8)
         );
         assert!(entry.is_needed() && !entry.settled().is_needed());
-        assert!(entry.rejected(true).is_needed() && entry.rejected(true).is_settled());
-        assert!(!entry.rejected(true).rejected(false).is_needed());
+        assert!(entry.rejected().is_needed() && entry.rejected().is_settled());
+        let accepted = entry.rejected().accepted();
+        assert!(accepted.is_settled() && accepted.is_accepted() && !accepted.is_needed());
+        assert_eq!(entry.marked_as(accepted), accepted);
+    }
+
+    /// A file made for it may hold its sequences in any order; each that came below another
+    /// moved all the chunks above it.
+    #[test]
+    fn agrees_with_a_map_in_any_order_of_arrival() {
+        let mut index = Index::default();
+        let mut model = BTreeMap::new();
+        let mut x = 11u64;
+        let mut open = 0;
+        for round in 0..20_000u64 {
+            x = x
+                .wrapping_mul(6364136223846793005)
+                .wrapping_add(1442695040888963407);
+            // Some close together, some far apart, some twice.
+            let sequence = match x >> 62 {
+                0 => x >> 33 & 0xFFFF_FFFF,
+                1 => 70_000 + (x >> 33 & 0xFFF),
+                _ => 1 + (x >> 33 & 0xFFFF),
+            };
+            let entry = Entry::new(8 + round * 8, 64);
+            assert_eq!(index.get(sequence), model.get(&sequence).copied());
+            index.put(sequence, entry);
+            model.insert(sequence, entry);
+            if x & 7 == 0 {
+                index.settle(&[sequence, sequence + 1], |s, e| {
+                    let settled = model.insert(s, e.settled());
+                    assert_eq!(settled, Some(e));
+                });
+            }
+        }
+        index.settle_range(1, 9_000, |_| open += 1);
+        for (_, entry) in model.range_mut(1..=9_000) {
+            open -= i64::from(!entry.is_settled());
+            *entry = entry.settled();
+        }
+        assert_eq!(open, 0);
+        index.place_strays();
+        for (sequence, entry) in &model {
+            assert_eq!(index.get(*sequence), Some(*entry), "sequence {sequence}");
+        }
+        let mut from = 0;
+        let present = std::iter::from_fn(|| {
+            let (sequence, entry) = index.next_present(from, u64::MAX)?;
+            from = sequence + 1;
+            Some((sequence, entry))
+        });
+        assert!(present.eq(model.iter().map(|(s, e)| (*s, *e))));
+        let ends: Vec<u64> = index.chunks.iter().map(Chunk::end).collect();
+        let firsts = index.chunks.iter().map(|c| c.first);
+        assert!(firsts.skip(1).zip(ends).all(|(first, end)| end <= first));
     }
 
     #[test]

@@ -11,8 +11,9 @@ use crate::draft::Draft;
 use crate::envelope::{Envelope, Origin};
 use crate::error::{AppendError, DamagedRange, ReadError, StoreError};
 use crate::format::{
-    ACCEPTANCE, CHARGE, Epoch, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED, Mark,
-    RECORD_HEADER, RecordHeader, RejectionBody, Superblock, UserTag, record_is_intact, stride,
+    ACCEPTANCE, CHARGE, Epoch, GRANT_LAST, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED,
+    Mark, RECORD_HEADER, RecordHeader, RejectionBody, Superblock, UserTag, record_is_intact,
+    stride,
 };
 use crate::index::Entry;
 use crate::medium::{Device, Medium};
@@ -74,13 +75,11 @@ impl Log {
             .map(|c| (c.segment, c.first_ordinal))
             .collect();
         let last: Vec<usize> = {
-            let mut held: Vec<usize> = recovered
-                .set_aside
-                .iter()
-                .map(|s| recovered.geometry.segment_of(s.offset))
-                .collect();
-            held.dedup();
-            held
+            let mut is_new = vec![true; superblock.segments as usize];
+            let held = recovered.set_aside.iter();
+            held.map(|s| recovered.geometry.segment_of(s.offset))
+                .filter(|s| std::mem::take(&mut is_new[*s]))
+                .collect()
         };
         let tail = recovered.chain.last().map(|c| (c.segment, c.end));
         // With damage that is given up, what was ignorable is named too: what proved it so
@@ -440,7 +439,7 @@ impl Log {
             return Ok(Rejected::Unknown);
         }
         let standing = self.state.standing(sequence);
-        if standing == Standing::Rejected {
+        if matches!(standing, Standing::Rejected | Standing::Accepted) {
             return Ok(Rejected::Known);
         }
         let late = standing != Standing::Unsettled;
@@ -614,7 +613,7 @@ impl Log {
         let from = self.state.first_unsettled().unwrap_or(self.next);
         let first_wire = above
             .checked_add(1)
-            .filter(|f| *f < 1 << 63)
+            .filter(|f| *f <= GRANT_LAST)
             .ok_or(StoreError::OutOfRange(above))?;
         let delta = first_wire.cast_signed() - from.cast_signed();
         let mut superblock = self.superblock.clone();

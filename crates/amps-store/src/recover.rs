@@ -5,6 +5,7 @@
 //! epoch record, named by a lost record, damage (at or below the durable mark), or what a
 //! power cut may do.
 
+use std::collections::HashMap;
 use std::io;
 
 use crate::DamagedRange;
@@ -215,6 +216,11 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Generation of the last record, and the sequence that comes next in it; `None` where
     /// no record behind the last gap says so.
     counting: Option<(u64, u64)>,
+    /// Where each segment stands in the chain.
+    in_chain: Vec<Option<usize>>,
+    /// Epochs that open a segment, by the ordinal they follow; oldest segment first. Looked for
+    /// when the first one is needed.
+    bridges: Option<HashMap<u64, Vec<(usize, Seen)>>>,
 }
 
 enum Tag {
@@ -250,6 +256,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             closed_at: superblock.closed_at,
             generation: 0,
             counting: None,
+            in_chain: vec![None; segments],
+            bridges: None,
             out: Recovered {
                 oldest_needed: 0,
                 geometry,
@@ -303,19 +311,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         // take a missing first message for a settled one.
         let floor = self.out.state.floor();
         self.out.state.replayed();
-        let rejections = self.out.state.rejections();
-        let (ignored, damaged): (Vec<Gap>, Vec<Gap>) = gaps.into_iter().partition(|gap| {
-            // A missing publish may have been a requeue, which accepts an older refusal.
-            gap.publishes.is_some_and(|(_, last)| {
-                last <= floor && rejections.range(..=last).next().is_none()
-            })
-        });
-        self.out
-            .damaged
-            .extend(damaged.into_iter().map(|g| g.range));
-        self.out
-            .ignored
-            .extend(ignored.into_iter().map(|g| g.range));
+        self.sort_out(gaps, floor)?;
         self.out.damaged.extend(self.missing.take());
         self.out.next = self.out.next.max(self.out.state.last() + 1);
         self.out.max_sequence = self.out.max_sequence.max(self.out.next - 1);
@@ -325,6 +321,38 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             Tag::Publish(seen) => self.envelope(&seen)?.map(|e| e.user_tag.into_owned()),
         };
         Ok(self.out)
+    }
+
+    /// Tells gaps in which nothing but settled publishes is missing, oldest first, from damage.
+    fn sort_out(&mut self, gaps: Vec<Gap>, floor: u64) -> Result<(), Refusal> {
+        let mut refusals = Vec::new();
+        if gaps.iter().any(|gap| gap.publishes.is_some()) {
+            for (&sequence, entry) in self.out.state.rejections() {
+                let offset = entry.offset();
+                let end = self.geometry.end_of(self.geometry.segment_of(offset));
+                let ordinal = match self.scanner.look(offset, end)? {
+                    Verdict::Intact(header) => header.ordinal,
+                    _ => 0,
+                };
+                refusals.push((ordinal, sequence));
+            }
+            refusals.sort_unstable();
+        }
+        let mut refusals = refusals.into_iter().peekable();
+        let mut lowest = u64::MAX;
+        for gap in gaps {
+            // A missing publish may have been a requeue, which accepts a refusal that was logged
+            // before it; one that was logged later waits in any case.
+            while let Some((_, sequence)) = refusals.next_if(|r| r.0 < gap.range.first_ordinal) {
+                lowest = lowest.min(sequence);
+            }
+            let publishes = gap.publishes;
+            match publishes.is_some_and(|(_, last)| last <= floor && last < lowest) {
+                true => self.out.ignored.push(gap.range),
+                false => self.out.damaged.push(gap.range),
+            }
+        }
+        Ok(())
     }
 
     /// Segments that hold records, by their first ordinal. A header that cannot be read is
@@ -396,6 +424,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             };
             self.out.bytes += position - self.geometry.segment_at(segment);
             if self.out.last_ordinal > before || at == 0 {
+                self.in_chain[segment] = Some(self.out.chain.len());
                 self.out.chain.push(ChainSegment {
                     segment,
                     first_ordinal: before + 1,
@@ -404,10 +433,11 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 });
             }
             // The log goes on in the next segment, or in a later one whose epoch says so.
-            let next = (at + 1..used.len()).find(|&i| used[i].0 == self.out.last_ordinal + 1);
-            let next = match next {
-                Some(i) => Some(i),
-                None => self.bridging_segment(used, at)?,
+            let last = self.out.last_ordinal;
+            let next = used.partition_point(|u| u.0 <= last).max(at + 1);
+            let next = match used.get(next) {
+                Some((first, _)) if *first == last + 1 => Some(next),
+                _ => self.bridging_segment(used, at)?,
             };
             match next {
                 Some(i) => at = i,
@@ -426,21 +456,39 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         used: &[(u64, usize)],
         at: usize,
     ) -> Result<Option<usize>, Refusal> {
-        for i in (at + 1..used.len()).rev() {
-            let offset = self.geometry.records_at(used[i].1);
+        if at + 1 == used.len() {
+            return Ok(None);
+        }
+        let bridges = match self.bridges.take() {
+            Some(bridges) => bridges,
+            None => self.find_bridges(used)?,
+        };
+        let last = self.out.last_ordinal;
+        let goes_on =
+            |seen: &Seen| seen.ordinal() > last && !is_of_earlier_run(seen, self.generation);
+        let mut here = bridges.get(&last).into_iter().flatten().rev();
+        let found = here.find(|(i, seen)| *i > at && goes_on(seen));
+        let found = found.map(|(i, _)| *i);
+        self.bridges = Some(bridges);
+        Ok(found)
+    }
+
+    fn find_bridges(
+        &mut self,
+        used: &[(u64, usize)],
+    ) -> Result<HashMap<u64, Vec<(usize, Seen)>>, Refusal> {
+        let mut bridges: HashMap<u64, Vec<(usize, Seen)>> = HashMap::new();
+        for (i, &(_, segment)) in used.iter().enumerate() {
+            let offset = self.geometry.records_at(segment);
             if let Verdict::Intact(header) =
-                self.scanner.look(offset, self.geometry.end_of(used[i].1))?
-                && header.kind == Kind::Epoch
-                && header.ordinal > self.out.last_ordinal
-                && self
-                    .epoch(&Seen { offset, header })?
-                    .is_some_and(|e| e.follows == self.out.last_ordinal)
-                && !is_of_earlier_run(&Seen { offset, header }, self.generation)
+                self.scanner.look(offset, self.geometry.end_of(segment))?
+                && let Some(epoch) = self.epoch(&Seen { offset, header })?
             {
-                return Ok(Some(i));
+                let seen = Seen { offset, header };
+                bridges.entry(epoch.follows).or_default().push((i, seen));
             }
         }
-        Ok(None)
+        Ok(bridges)
     }
 
     /// Whether a record is the next of the log: the next ordinal, or an epoch that names
@@ -488,12 +536,10 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             named.extend(self.lost(seen)?);
         }
         self.out.durable = durable;
-        // An epoch that skips ordinals declared them dead when it was written.
-        beyond.retain(|seen| {
-            !dead
-                .iter()
-                .any(|(a, b)| *a < seen.ordinal() && seen.ordinal() < *b)
-        });
+        drop_between(&mut beyond, dead);
+        named.sort_unstable_by_key(|l| l.first_ordinal);
+        let mut to_come = named.iter().peekable();
+        let mut named_through = 0;
 
         // What goes on, with the ordinals missing before it; then what is left is behind a
         // hole that a power cut may leave.
@@ -513,8 +559,10 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             };
             let missing = (through > last).then_some((last + 1, through));
             let known = missing.is_none_or(|(first, through)| {
-                let covers = |l: &LostBody| l.first_ordinal <= first && through <= l.last_ordinal;
-                named.iter().any(covers)
+                while let Some(lost) = to_come.next_if(|l| l.first_ordinal <= first) {
+                    named_through = lost.last_ordinal.max(named_through);
+                }
+                through <= named_through
             });
             if !known && last + 1 > durable {
                 self.out.stop = Stop::Hole { offset: hole_at };
@@ -579,6 +627,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.next = self.out.next.max(self.out.state.last() + 1);
         self.out.state = State::new(self.geometry, self.segments);
         self.out.chain.clear();
+        self.in_chain.fill(None);
         self.out.lost.clear();
         self.out.last_ordinal = first_ordinal - 1;
         self.out.stop = Stop::Unwritten;
@@ -608,7 +657,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         for segment in 0..self.segments {
             let from = if behind && self.geometry.segment_of(hole_at) == segment {
                 hole_at.max(self.geometry.records_at(segment))
-            } else if self.out.chain.iter().any(|c| c.segment == segment) {
+            } else if self.in_chain[segment].is_some() {
                 continue;
             } else {
                 self.geometry.records_at(segment)
@@ -691,18 +740,18 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let segment = self.geometry.segment_of(seen.offset);
         let end = seen.offset + seen.header.stride();
         // Only a file made for it returns to a segment; it holds its place in the ring once.
-        match self.out.chain.iter_mut().rfind(|c| c.segment == segment) {
-            Some(last) => {
-                last.last_ordinal = seen.ordinal();
-                last.end = last.end.max(end);
-            }
-            None => self.out.chain.push(ChainSegment {
-                segment,
-                first_ordinal: seen.ordinal(),
-                last_ordinal: seen.ordinal(),
-                end,
-            }),
+        if let Some(link) = self.in_chain[segment].and_then(|at| self.out.chain.get_mut(at)) {
+            link.last_ordinal = seen.ordinal();
+            link.end = link.end.max(end);
+            return;
         }
+        self.in_chain[segment] = Some(self.out.chain.len());
+        self.out.chain.push(ChainSegment {
+            segment,
+            first_ordinal: seen.ordinal(),
+            last_ordinal: seen.ordinal(),
+            end,
+        });
     }
 
     /// Takes a record of the log into account; whether it is that of a clean close.
@@ -715,14 +764,15 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         match header.kind {
             Kind::Publish | Kind::Copy => {
                 self.out.state.message(header.sequence, entry);
-                if header.quiet {
-                    if let Some(Origin::Requeue { accepts }) =
-                        self.envelope(seen)?.map(|e| e.origin)
-                    {
-                        self.accept(accepts);
-                    }
-                } else if header.kind == Kind::Publish {
+                // A copy accepts nothing: what its original accepted came before that one and is
+                // gone with it, and what came between the two still waits.
+                if header.kind == Kind::Publish && !header.quiet {
                     self.tag = Tag::Publish(*seen);
+                } else if header.kind == Kind::Publish
+                    && let Some(Origin::Requeue { accepts }) =
+                        self.envelope(seen)?.map(|e| e.origin)
+                {
+                    self.accept(accepts);
                 }
             }
             Kind::Settlement => {
@@ -780,7 +830,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     /// it was accepted.
     fn accept(&mut self, sequence: u64) {
         if !self.out.state.accept(sequence) {
-            self.out.state.settle(&[sequence], |_, _| {});
+            self.out.state.accepted_before(sequence);
         }
     }
 
@@ -817,6 +867,20 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             _ => None,
         })
     }
+}
+
+/// An epoch that skips ordinals declared those between it and the one it follows dead when it
+/// was written. `beyond` goes by ordinal.
+fn drop_between(beyond: &mut Vec<Seen>, mut dead: Vec<(u64, u64)>) {
+    dead.sort_unstable();
+    let mut to_come = dead.into_iter().peekable();
+    let mut alive_from = 0;
+    beyond.retain(|seen| {
+        while let Some((_, epoch)) = to_come.next_if(|(follows, _)| *follows < seen.ordinal()) {
+            alive_from = epoch.max(alive_from);
+        }
+        seen.ordinal() >= alive_from
+    });
 }
 
 /// Along the log generations never fall: a record with a lower one than the record before it

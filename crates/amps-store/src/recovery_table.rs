@@ -215,7 +215,7 @@ fn standings<const N: usize>(recovered: &Recovered) -> [Standing; N] {
 
 type Row = (&'static str, fn());
 
-use Standing::{Gone, Rejected, Settled, Unsettled};
+use Standing::{Accepted, Gone, Rejected, Settled, Unsettled};
 
 const FILES: [Row; 9] = [
     ("F1", || {
@@ -697,6 +697,15 @@ const GAPS: [Row; 8] = [
         let recovered = with_gap(3, Some(settled.clone())).recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
         assert_eq!(standings(&recovered), [Settled, Gone, Unsettled]);
+        // A refusal that came later: the first open took the gap, the next one refused.
+        let mut image = with_gap(3, Some(settled.clone()));
+        let end = image.recover().chain[0].end;
+        let mut refusal = Vec::new();
+        RejectionBody::new("not entitled", 1, true).encode(&mut refusal);
+        image.plain(end, Kind::Rejection, 1, 5, &refusal);
+        let recovered = image.recover();
+        assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
+        assert_eq!(standings(&recovered), [Rejected, Gone, Unsettled]);
         // A refusal, an epoch that skips two numbers, and a publish are damaged: as many
         // records as numbers are missing, and yet they were no publishes.
         let mut image = Image::new();
@@ -865,11 +874,20 @@ const MEANINGS: [Row; 6] = [
             standings(&recovered),
             [Settled, Settled, Rejected, Unsettled]
         );
-        image.message(at, Kind::Publish, 5, 9, Origin::Requeue { accepts: 3 });
+        let requeue = Origin::Requeue { accepts: 3 };
+        let at = image.message(at, Kind::Publish, 5, 9, requeue);
         let recovered = image.recover();
         assert_eq!(
             standings(&recovered),
-            [Settled, Settled, Settled, Unsettled, Unsettled]
+            [Settled, Settled, Accepted, Unsettled, Unsettled]
+        );
+        // A refusal that came behind the requeue, which is copied later.
+        let at = image.plain(at, Kind::Rejection, 3, 10, &refusal);
+        image.message(at, Kind::Copy, 5, 11, requeue);
+        let recovered = image.recover();
+        assert_eq!(
+            standings(&recovered),
+            [Settled, Settled, Rejected, Unsettled, Unsettled]
         );
     }),
     ("M2", || {
@@ -925,14 +943,14 @@ const MEANINGS: [Row; 6] = [
         let at = image.plain(at, Kind::Rejection, 1, 2, &refusal);
         image.plain(at, Kind::Acceptance, 1, 3, &[]);
         let recovered = image.recover();
-        assert_eq!(standings(&recovered), [Settled]);
+        assert_eq!(standings(&recovered), [Accepted]);
         assert_eq!(recovered.state.charged(), 0);
         // The refusal was freed after it was accepted, its message had been copied before.
         let mut image = Image::new();
         let at = image.publish(records_at(0), 1, 1);
         image.plain(at, Kind::Acceptance, 1, 2, &[]);
         let recovered = image.recover();
-        assert_eq!(standings(&recovered), [Settled]);
+        assert_eq!(standings(&recovered), [Accepted]);
         assert_eq!(recovered.state.charged(), 0);
     }),
     ("M6", || {

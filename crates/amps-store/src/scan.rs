@@ -80,6 +80,8 @@ pub(crate) struct Scanner<'a, S: Source + ?Sized> {
     geometry: Geometry,
     window: Vec<u8>,
     at: u64,
+    /// A record that does not lie in the window.
+    one: Vec<u8>,
 }
 
 impl<'a, S: Source + ?Sized> Scanner<'a, S> {
@@ -89,13 +91,17 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
             geometry,
             window: Vec::new(),
             at: 0,
+            one: Vec::new(),
         }
+    }
+
+    fn is_shown(&self, offset: u64, len: usize) -> bool {
+        offset >= self.at && offset + len as u64 <= self.at + self.window.len() as u64
     }
 
     /// `len` bytes at `offset`, which end at or before `end`.
     fn bytes(&mut self, offset: u64, len: usize, end: u64) -> io::Result<&[u8]> {
-        let inside = offset >= self.at && offset + len as u64 <= self.at + self.window.len() as u64;
-        if !inside {
+        if !self.is_shown(offset, len) {
             let size = (end - offset).min(WINDOW.max(len) as u64) as usize;
             self.window.resize(size, 0);
             self.at = offset;
@@ -132,9 +138,16 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
 
     /// The body (envelope and payload included) of an intact record.
     pub(crate) fn body(&mut self, seen: &Seen) -> io::Result<&[u8]> {
-        let end = self.geometry.end_of(self.geometry.segment_of(seen.offset));
-        let bytes = self.bytes(seen.offset, seen.header.len as usize, end)?;
-        Ok(&bytes[RECORD_HEADER..])
+        let len = seen.header.len as usize;
+        if self.is_shown(seen.offset, len) {
+            let from = (seen.offset - self.at) as usize;
+            return Ok(&self.window[from + RECORD_HEADER..from + len]);
+        }
+        // Records that are looked at in another order than they stand in must not cost a
+        // window each.
+        self.one.resize(len, 0);
+        self.source.fetch(seen.offset, &mut self.one)?;
+        Ok(&self.one[RECORD_HEADER..])
     }
 
     /// The first place from `at` on where the window shows what could be a header, or its

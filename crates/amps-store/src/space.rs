@@ -416,9 +416,11 @@ impl Space {
     /// How many of the segments at the end hold nothing, and nothing set aside either: what a
     /// repair could still save stays until the ring reuses it.
     fn returnable(&self) -> u64 {
+        let last = self.reuse_last.iter().max();
         let segments = self.status.iter().enumerate().rev();
-        let free = segments
-            .take_while(|(s, status)| **status == Status::Ready && !self.reuse_last.contains(s));
+        let free = segments.take_while(|(s, status)| {
+            **status == Status::Ready && last.is_none_or(|last| last < s)
+        });
         free.count() as u64
     }
 
@@ -457,7 +459,8 @@ impl Space {
         {
             return Some(spare);
         }
-        let plain = |s: &usize| !self.reuse_last.contains(s);
+        let last: BTreeSet<usize> = self.reuse_last.iter().copied().collect();
+        let plain = |s: &usize| !last.contains(s);
         let held = || self.reuse_last.iter().find(|s| self.ready.contains(s));
         self.ready.iter().copied().find(plain).or(held().copied())
     }

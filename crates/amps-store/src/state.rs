@@ -69,6 +69,8 @@ pub(crate) enum Standing {
     Settled,
     /// A refusal of it waits.
     Rejected,
+    /// It was refused, and the application took the refusal over.
+    Accepted,
     /// No record of it is left.
     Gone,
 }
@@ -92,6 +94,7 @@ impl State {
     /// All records are in.
     pub(crate) fn replayed(&mut self) {
         self.replaying = false;
+        self.index.place_strays();
         self.raise_floor();
     }
 
@@ -178,6 +181,7 @@ impl State {
             return Standing::Rejected;
         }
         match self.index.get(sequence) {
+            Some(e) if e.is_accepted() => Standing::Accepted,
             Some(e) if e.is_settled() => Standing::Settled,
             Some(_) => Standing::Unsettled,
             None => Standing::Gone,
@@ -207,16 +211,9 @@ impl State {
                 self.hold(entry);
             }
             // The marks stay, the place and (in a hostile file) the length are new.
-            let marked = if old.is_rejected() {
-                entry.rejected(true)
-            } else if old.is_settled() {
-                entry.settled()
-            } else {
-                entry
-            };
-            self.index.update(sequence, marked);
+            self.index.update(sequence, entry.marked_as(old));
         } else if self.rejections.contains_key(&sequence) {
-            self.index.put(sequence, entry.rejected(true));
+            self.index.put(sequence, entry.rejected());
             self.hold(entry);
         } else if sequence <= self.floor {
             // A copy of a refused message whose refusal follows, or nothing.
@@ -226,6 +223,9 @@ impl State {
             self.hold(entry);
             self.unsettled += 1;
             self.charges += CHARGE;
+        }
+        if !self.replaying {
+            self.index.place_strays();
         }
     }
 
@@ -307,7 +307,7 @@ impl State {
             } else if !entry.is_rejected() {
                 self.hold(entry);
             }
-            self.index.update(sequence, entry.rejected(true));
+            self.index.update(sequence, entry.rejected());
             if sequence == self.floor + 1 || self.unsettled == 0 {
                 self.raise_floor();
             }
@@ -323,9 +323,17 @@ impl State {
         self.charges -= ACCEPTANCE;
         if let Some(entry) = self.index.get(sequence) {
             self.release(entry);
-            self.index.update(sequence, entry.rejected(false));
+            self.index.update(sequence, entry.accepted());
         }
         true
+    }
+
+    /// The application took over a refusal whose record is not in the log any more.
+    pub(crate) fn accepted_before(&mut self, sequence: u64) {
+        self.settle(&[sequence], |_, _| {});
+        if let Some(entry) = self.index.get(sequence) {
+            self.index.update(sequence, entry.accepted());
+        }
     }
 
     /// The first needed record in `place`. Looks at every message: for what went wrong.

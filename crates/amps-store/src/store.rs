@@ -13,6 +13,7 @@ use crate::api::{
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing};
+use crate::format::GRANT_LAST;
 use crate::index::make_spares;
 use crate::log::{Log, check};
 use crate::medium::{Device, ForkGuard, Heap, Medium};
@@ -435,7 +436,7 @@ impl PublishStore for Store {
             if to <= log.superblock.grant {
                 return Ok(());
             }
-            if to >= 1 << 63 {
+            if to > GRANT_LAST {
                 return Err(StoreError::OutOfRange(to));
             }
             let mut superblock = log.superblock.clone();

@@ -164,6 +164,35 @@ fn h26_a_requeue_is_one_message_however_often_it_is_tried() {
     assert_eq!(unsettled(&store), [(6, "message 3".to_owned())]);
 }
 
+/// A failure ack that came twice reached the handler twice, when the handler had accepted the
+/// first one meanwhile; and it could vanish with the requeued message that it did not concern.
+#[test]
+fn a_refusal_that_is_repeated_after_it_was_accepted_or_requeued_is_known() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = open(&path);
+    publish_all(&store, 1..=3);
+    for sequence in [1, 2] {
+        store.reject(sequence, "not entitled", 1).unwrap();
+    }
+    assert!(store.accept(1).unwrap());
+    assert_eq!(store.requeue(2, 2).unwrap().unwrap().sequence, 4);
+    let repeat = |store: &Store| {
+        for sequence in [1, 2] {
+            let repeated = store.reject(sequence, "not entitled", 3).unwrap();
+            assert_eq!(repeated, Rejected::Known);
+        }
+        assert_eq!(store.rejections(0, 9), []);
+        assert_eq!(store.bounds().unsettled, 2);
+    };
+    repeat(&store);
+    drop(store);
+    let store = open(&path);
+    repeat(&store);
+    store.close(0).unwrap();
+    repeat(&open(&path));
+}
+
 #[test]
 fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     let dir = tempfile::tempdir().unwrap();
@@ -339,6 +368,32 @@ fn the_memory_store_keeps_the_same_rules() {
         store.settle_through(n).unwrap();
     }
     assert_eq!(store.bounds().floor, 4999);
+}
+
+/// A grant or a rebase close to the end of the numbers made a store that no open took.
+#[test]
+fn no_call_takes_a_store_to_numbers_that_no_open_takes() {
+    const LAST: u64 = (1 << 63) - (1 << 48) - (1 << 47);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = open(&path);
+    publish_all(&store, 1..=2);
+    let beyond = [
+        store.raise_grant(LAST + 1).unwrap_err(),
+        store.rebase(LAST).unwrap_err(),
+    ];
+    assert!(
+        beyond
+            .iter()
+            .all(|e| matches!(e, StoreError::OutOfRange(_)))
+    );
+    store.rebase(LAST - 1).unwrap();
+    store.raise_grant(LAST).unwrap();
+    drop(store);
+    let store = open(&path);
+    assert_eq!(publish(&store, 3), LAST + 1);
+    store.close(LAST + 1).unwrap();
+    assert_eq!(unsettled(&open(&path)).len(), 3);
 }
 
 #[test]

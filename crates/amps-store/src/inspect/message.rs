@@ -222,7 +222,7 @@ impl Messages<'_> {
             let standing = match state.standing(sequence) {
                 Standing::Rejected => MessageState::Rejected,
                 Standing::Unsettled => MessageState::Unsettled,
-                Standing::Settled | Standing::Gone => MessageState::Settled,
+                Standing::Settled | Standing::Accepted | Standing::Gone => MessageState::Settled,
             };
             if !self.filter.wants(standing) {
                 self.from = sequence + 1;

@@ -360,7 +360,9 @@ impl Records<'_> {
                 _ => match state.standing(sequence) {
                     Standing::Unsettled => RecordVerdict::Live,
                     Standing::Rejected => RecordVerdict::Rejected,
-                    Standing::Settled | Standing::Gone => RecordVerdict::Settled,
+                    Standing::Settled | Standing::Accepted | Standing::Gone => {
+                        RecordVerdict::Settled
+                    }
                 },
             },
             Kind::Rejection => match state.rejection(sequence) {
