@@ -10,8 +10,8 @@ use amps_client::session::{Credentials, Received, Session, SessionConfig};
 use amps_client::{Backoff, Via, testkit};
 use amps_store::testkit::{Cut, SimDisk, has_failed, last_ordinal, step};
 use amps_store::{
-    AppendError, Envelope, Level, MAX_REASON, OpenError, Options, PublishStore, Rebase, Store,
-    StoreError, StoredMessage,
+    AppendError, Batch, Envelope, Level, MAX_REASON, OpenError, Options, PublishStore, Rebase,
+    Store, StoreError, StoredMessage,
 };
 
 use super::Rng;
@@ -129,7 +129,6 @@ pub struct Process {
     settled_before: u64,
     decoder: FrameDecoder,
     out: Vec<u8>,
-    message: StoredMessage,
     jobs: VecDeque<Job>,
     running: Option<(Duration, Job)>,
     pub retry_at: Duration,
@@ -255,7 +254,6 @@ impl Publisher {
             settled_before: 0,
             decoder: FrameDecoder::new(),
             out: Vec::new(),
-            message: StoredMessage::new(),
             jobs: VecDeque::new(),
             running: None,
             retry_at: around.now,
@@ -388,14 +386,10 @@ impl Publisher {
         let failed = std::mem::take(&mut self.failed);
         let store = &self.process.as_ref().expect("open").store;
         let mut found = BTreeMap::new();
-        let mut buffer = StoredMessage::new();
-        let mut from = 1;
-        while let Some(sequence) = store
-            .read_next(from, u64::MAX, &mut buffer)
-            .expect("intact")
-        {
-            found.insert(sequence, buffer.payload().to_vec());
-            from = sequence + 1;
+        let mut all = Batch::new(usize::MAX, usize::MAX);
+        store.read_unsettled(1, u64::MAX, &mut all).expect("intact");
+        for message in all.iter() {
+            found.insert(message.sequence, message.payload().to_vec());
         }
         let waiting: BTreeMap<u64, String> = store
             .rejections(0, usize::MAX)
@@ -812,14 +806,14 @@ impl Publisher {
         if waiting > 16 << 10 {
             return Ok(());
         }
-        for _ in 0..most {
+        let mut batch = Batch::new(most as usize, 16 << 10);
+        let process = self.process.as_mut().expect("runs");
+        let outgoing = process
+            .delivery
+            .next_to_send(&process.store, at(around.now), &mut batch)
+            .expect("intact");
+        for next in outgoing {
             let process = self.process.as_mut().expect("runs");
-            let now = at(around.now);
-            let next = process
-                .delivery
-                .next_to_send(&process.store, now, &mut process.message)
-                .expect("intact");
-            let Some(next) = next else { break };
             if process.store.level() == Level::Disk {
                 let durable = process.store.durable().sequence;
                 assert!(
@@ -830,7 +824,7 @@ impl Publisher {
             }
             self.book.went_out(next.sequence, next.wire);
             process.reach = process.reach.max(next.sequence);
-            let body = process.message.payload();
+            let body = next.message.payload();
             assert!(
                 body == self.book.messages[&next.sequence].body,
                 "other bytes go out as {}",
@@ -841,14 +835,8 @@ impl Publisher {
                 around,
                 "p{} sends {} as {}", self.id, next.sequence, next.wire
             );
-            testkit::encode(
-                &process.message,
-                next,
-                self.settings.publish_ids,
-                &mut process.out,
-            )
-            .expect("a small frame");
-            self.outputs(around);
+            testkit::encode(&next, self.settings.publish_ids, &mut process.out)
+                .expect("a small frame");
             self.point()?;
         }
         self.outputs(around);
@@ -1110,11 +1098,9 @@ impl Publisher {
             return Ok(());
         }
         let sequence = rejection.sequence;
-        let there = process
-            .store
-            .get(sequence, &mut process.message)
-            .expect("intact");
-        let original = process.message.payload();
+        let mut original = StoredMessage::new();
+        let there = process.store.get(sequence, &mut original).expect("intact");
+        let original = original.payload();
         let message = &self.book.messages[&sequence];
         let refusal = self
             .book

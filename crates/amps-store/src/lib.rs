@@ -1,6 +1,7 @@
 //! The publish store: a bounded, memory-mapped ring log that is also the send queue.
 
 mod api;
+mod batch;
 mod calls;
 mod draft;
 mod envelope;
@@ -32,6 +33,7 @@ pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,
     Rejected, Rejection, Signal, StoredMessage,
 };
+pub use batch::{Batch, MessageRef};
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
 pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
 pub use evacuate::EvacuateError;

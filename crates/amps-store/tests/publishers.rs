@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use amps_store::testkit::{Bug, Cut, Rng, SimDisk, plant, step};
-use amps_store::{Durable, Envelope, Options, PublishStore, Store, StoredMessage};
+use amps_store::{Batch, Durable, Envelope, Options, PublishStore, Store};
 
 const PUBLISHERS: u64 = 8;
 const CUTS: u64 = 60;
@@ -31,16 +31,10 @@ fn payload(publisher: u64, count: u64) -> Vec<u8> {
 fn recovered(moment: &SimDisk, cut: Cut, rng: &mut Rng) -> (Vec<(u64, Vec<u8>)>, u64) {
     moment.power_cut(cut, rng);
     let store = moment.open(options()).expect("opens");
-    let mut message = StoredMessage::new();
-    let (mut found, mut from) = (Vec::new(), 0);
-    while let Some(sequence) = store
-        .read_next(from, u64::MAX, &mut message)
-        .expect("intact")
-    {
-        found.push((sequence, message.payload().to_vec()));
-        from = sequence + 1;
-    }
-    (found, store.report().last_ordinal)
+    let mut all = Batch::new(usize::MAX, usize::MAX);
+    store.read_unsettled(0, u64::MAX, &mut all).expect("intact");
+    let found = all.iter().map(|m| (m.sequence, m.payload().to_vec()));
+    (found.collect(), store.report().last_ordinal)
 }
 
 /// The messages of each publisher come in its order, each as it was published; and up to the
