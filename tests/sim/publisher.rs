@@ -7,7 +7,7 @@ use std::time::Duration;
 use amps_client::delivery::{Config, Delivery, Input, Note, Now, Output};
 use amps_client::protocol::{AckKind, FrameDecoder, Header, Status};
 use amps_client::session::{Credentials, Received, Session, SessionConfig};
-use amps_client::{Backoff, Via, testkit};
+use amps_client::{Backoff, DelayStrategy as _, Via, testkit};
 use amps_store::testkit::{Cut, SimDisk, has_failed, last_ordinal, step};
 use amps_store::{
     AppendError, Batch, Envelope, Level, MAX_REASON, OpenError, Options, PublishStore, Rebase,

@@ -11,7 +11,7 @@ use amps_store::PublishStore;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, DelayStrategy};
 use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
@@ -36,7 +36,7 @@ const ASKS: usize = 256;
 const EVENTS: usize = 1024;
 
 /// Time limits count no further: beyond it sums of times overflow.
-const YEAR: Duration = Duration::from_secs(365 * 86_400);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Acks kept for a slow last-chance handler.
 const UNHANDLED: usize = 1024;
@@ -53,7 +53,8 @@ pub struct Builder {
     runtime: Option<Handle>,
     /// Where handlers run, if not where everything does.
     handlers_on: Option<Handle>,
-    backoff: Option<Backoff>,
+    backoff: Option<Box<dyn DelayStrategy>>,
+    give_up_after: Option<Duration>,
     connect_timeout: Duration,
     logon_timeout: Duration,
     command_timeout: Duration,
@@ -88,6 +89,7 @@ impl Builder {
             runtime: None,
             handlers_on: None,
             backoff: None,
+            give_up_after: None,
             connect_timeout: Duration::from_secs(10),
             logon_timeout: Duration::from_secs(10),
             command_timeout: Duration::from_secs(30),
@@ -168,9 +170,9 @@ impl Builder {
         self
     }
 
-    /// Called for acks that nothing else takes, and for refusals when there is no
-    /// failed-write handler (they wait in the store all the same). Must not block, unless
-    /// the client is a blocking one.
+    /// Called for acks that nothing else takes, for commands of the server's that no client
+    /// knows, and for refusals when there is no failed-write handler (they wait in the store all
+    /// the same). Must not block, unless the client is a blocking one.
     #[must_use]
     pub fn on_last_chance(
         mut self,
@@ -236,10 +238,21 @@ impl Builder {
         self
     }
 
-    /// Waits between attempts to connect; see [`Backoff`] for the default.
+    /// Waits between attempts to connect: a [`Backoff`], which is the default, a
+    /// [`FixedDelay`](crate::FixedDelay), or a [`DelayStrategy`] of your own.
     #[must_use]
-    pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = Some(backoff);
+    pub fn backoff(mut self, strategy: impl DelayStrategy + 'static) -> Self {
+        self.backoff = Some(Box::new(strategy));
+        self
+    }
+
+    /// Gives up when no server has accepted a logon for so long: attempts, their time limits
+    /// and the waits between them all count. An attempt that has begun is finished first. For
+    /// ever unless set. [`Event::GaveUp`] tells of it;
+    /// [`Client::wait_logged_on`](crate::Client::wait_logged_on) limits the waiting alone.
+    #[must_use]
+    pub fn give_up_after(mut self, limit: Duration) -> Self {
+        self.give_up_after = Some(limit);
         self
     }
 
@@ -417,7 +430,7 @@ impl Builder {
         let handler = self
             .last_chance
             .take()
-            .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "an ack that nothing takes")));
+            .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "nothing takes it")));
         handlers_on.spawn(last_chance(&shared, unhandled_acks, handler));
         let driver = Driver {
             shared: shared.clone(),
@@ -427,13 +440,14 @@ impl Builder {
                 publish_ids: self.publish_ids,
                 has_handler,
                 max_frame: self.max_frame,
+                give_up_after: self.give_up_after,
             },
             chooser,
             connector,
             backoff: self
                 .backoff
                 .take()
-                .unwrap_or_else(|| Backoff::default().seed(seed(&self.name))),
+                .unwrap_or_else(|| Box::new(Backoff::default().seed(seed(&self.name)))),
             delivery,
             session: Session::new(self.session()),
             asks: asked,

@@ -16,7 +16,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 
-use crate::backoff::Backoff;
+use crate::backoff::DelayStrategy;
 use crate::chooser::{Server, ServerChooser};
 use crate::connector::Connector;
 use crate::delivery::{Delivery, Input, Now};
@@ -60,6 +60,7 @@ pub(crate) struct Settings {
     pub(crate) publish_ids: bool,
     pub(crate) has_handler: bool,
     pub(crate) max_frame: usize,
+    pub(crate) give_up_after: Option<Duration>,
 }
 
 pub(crate) struct Driver {
@@ -67,7 +68,7 @@ pub(crate) struct Driver {
     pub(crate) settings: Settings,
     pub(crate) chooser: Box<dyn ServerChooser>,
     pub(crate) connector: Arc<dyn Connector>,
-    pub(crate) backoff: Backoff,
+    pub(crate) backoff: Box<dyn DelayStrategy>,
     pub(crate) delivery: Option<Delivery>,
     pub(crate) session: Session,
     pub(crate) asks: mpsc::Receiver<Ask>,
@@ -227,6 +228,7 @@ struct Stopped;
 impl Driver {
     /// Connects for ever, until the client is closed or dropped.
     pub(crate) async fn run(mut self) {
+        let mut alone_since = Instant::now();
         while !self.work.stopped {
             let Some(server) = self.chooser.current() else {
                 self.give_up("the server chooser names no server").await;
@@ -245,9 +247,23 @@ impl Driver {
             if self.work.stopped {
                 break;
             }
-            let Some(delay) = self.link_ended(&server, end) else {
-                self.give_up("the back-off has waited as long as it may")
-                    .await;
+            if self.work.logged_on_at.is_some() {
+                alone_since = Instant::now();
+            }
+            self.link_lost();
+            let alone = alone_since.elapsed();
+            let limit = self.settings.give_up_after;
+            let left = limit.map(|limit| limit.saturating_sub(alone));
+            let over = left.is_some_and(|left| left.is_zero());
+            let delay = self.delay().filter(|_| !over);
+            let delay = delay.map(|delay| left.map_or(delay, |left| delay.min(left)));
+            self.link_ended(&server, end, delay);
+            let Some(delay) = delay else {
+                self.give_up(match over {
+                    true => "no server has accepted a logon for as long as it may take",
+                    false => "the back-off has waited as long as it may",
+                })
+                .await;
                 break;
             };
             let _ = self.meanwhile(tokio::time::sleep(delay)).await;
@@ -319,8 +335,17 @@ impl Driver {
         }
     }
 
-    /// Takes in the end of a link or of an attempt; how long to wait before the next.
-    fn link_ended(&mut self, server: &Server, end: LinkEnd) -> Option<Duration> {
+    /// How long to wait before the next attempt.
+    fn delay(&mut self) -> Option<Duration> {
+        let delivery = self.delivery.as_ref();
+        match delivery.is_some_and(Delivery::wants_longest_delay) {
+            true => self.backoff.longest_delay(),
+            false => self.backoff.next_delay(),
+        }
+    }
+
+    /// Takes in the end of a link or of an attempt.
+    fn link_lost(&mut self) {
         self.close_direct();
         self.work.out.clear();
         self.work.drop_link = None;
@@ -332,15 +357,11 @@ impl Driver {
         }
         self.input(Input::LinkLost);
         self.turn();
+    }
+
+    /// Tells of the end of a link or of an attempt, and whether another one follows.
+    fn link_ended(&mut self, server: &Server, end: LinkEnd, delay: Option<Duration>) {
         self.chooser.failed(server, &end);
-        let longest = self
-            .delivery
-            .as_ref()
-            .is_some_and(Delivery::wants_longest_delay);
-        let delay = match longest {
-            true => self.backoff.longest_delay(),
-            false => self.backoff.next_delay(),
-        };
         let refused = matches!(end, LinkEnd::LogonRefused(_));
         tracing::info!(server = %self.work.server, why = %end, retry_in = ?delay, "link ended");
         self.work.meter.link_lost(&self.shared.name);
@@ -362,7 +383,6 @@ impl Driver {
             why: end,
             retry_in: delay,
         });
-        delay
     }
 
     /// Runs `future` while everything that needs no link goes on. The session's times are

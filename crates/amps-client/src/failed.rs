@@ -41,10 +41,12 @@ pub struct FailedWrite {
     pub original: Option<Message>,
 }
 
-/// An ack that nothing was there to take.
+/// An ack that nothing was there to take, or a command of the server's that no client knows.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnhandledAck {
+    /// `ack`, or the first 128 bytes of the unknown command's name.
+    pub command: String,
     /// The kind of ack.
     pub kind: Option<AckKind>,
     /// What it says.

@@ -33,6 +33,14 @@
 //! # }
 //! ```
 //!
+//! # What it leaves out
+//!
+//! Until somebody asks: stores that spill from memory to a file, policies that drop messages,
+//! batching by time, zlib, acknowledging queue messages by a method of its own, builders for
+//! FIX, NVFIX and composite messages (a payload is bytes; build it as you like), Kerberos,
+//! WebSocket, weighted server choosers, automatic retry of refusals, and the headers of an HTTP
+//! preflight, which no documentation describes.
+//!
 //! # Features
 //!
 //! - `tls`, on by default: `tcps` addresses, by rustls with the ring provider and the system's
@@ -63,7 +71,7 @@ pub mod testkit;
 pub mod uri;
 mod wire;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, DelayStrategy, FixedDelay};
 pub use builder::Builder;
 pub use client::{Client, Counts, Health};
 pub use delivery::{GapPolicy, RebasePolicy, Via};
@@ -75,6 +83,7 @@ pub use event::{ConnectionState, Event, Events, LinkEnd};
 pub use failed::{Failed, FailedWrite, HandlerError, UnhandledAck};
 pub use message::{BadMessage, Message};
 pub use receipt::{Outcome, Receipt};
+pub use session::ServerInfo;
 pub use subscribe::{
     Answer, DEFAULT_BUFFER, DEFAULT_BUFFER_BYTES, Delivered, DeliveredKind, Request, Subscribe,
     Subscription, SubscriptionEnd,

@@ -18,7 +18,7 @@ use crate::delivery::Input;
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
-use crate::protocol::{FrameDecoder, Header, Reason, cut};
+use crate::protocol::{FrameDecoder, Header, Reason, Verb, cut};
 use crate::session::{Credentials, Expired, Received};
 use crate::subscribe::{Answer, SubscriptionEnd};
 use crate::wire;
@@ -71,7 +71,9 @@ impl From<Received<'_>> for Owned {
 }
 
 fn unhandled(header: &Header<'_>) -> UnhandledAck {
+    let command = header.verb.as_ref().map_or("", Verb::as_str);
     UnhandledAck {
+        command: cut(command).to_owned(),
         kind: header.ack_kind(),
         status: header.status,
         reason: header.reason(),
@@ -329,6 +331,10 @@ impl Driver {
 
     fn logged_on(&mut self, server: &Server) {
         self.work.logged_on_at = Some(Instant::now());
+        let info = self.session.server().clone();
+        self.shared
+            .status
+            .send_modify(|status| status.server_info = info);
         self.chooser.succeeded(server);
         if let Some(authenticator) = &server.authenticator {
             authenticator.completed(&server.uri);

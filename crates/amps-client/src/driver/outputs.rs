@@ -116,6 +116,7 @@ impl Driver {
         waits_in_store: bool,
     ) {
         self.unhandled(UnhandledAck {
+            command: "ack".to_owned(),
             kind: Some(AckKind::Persisted),
             status: Some(Status::Failure),
             reason,
@@ -129,7 +130,8 @@ impl Driver {
     /// Passes on an ack that belongs to nothing. Without a store, a refusal without a
     /// command id is the only word about a publish that there will ever be.
     pub(super) fn nobodys(&mut self, ack: UnhandledAck) {
-        let refused = ack.status == Some(Status::Failure) && ack.command_id.is_none();
+        let refused =
+            ack.command == "ack" && ack.status == Some(Status::Failure) && ack.command_id.is_none();
         if self.delivery.is_none() && refused {
             tracing::error!(figure = ?ack.figure, reason = %ack.reason, "a message was refused; without a store nothing says which");
             let mut totals = self.shared.totals();
@@ -140,7 +142,7 @@ impl Driver {
                 reason: ack.reason.clone(),
             });
         } else {
-            tracing::debug!(?ack, "an ack that belongs to nothing");
+            tracing::debug!(?ack, "nothing takes it");
         }
         self.unhandled(ack);
     }
