@@ -10,6 +10,7 @@ use std::time::Duration;
 use amps_store::PublishStore;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tracing::Instrument;
 
 use crate::backoff::{Backoff, DelayStrategy};
 use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
@@ -422,16 +423,19 @@ impl Builder {
             }));
             self.tell_of_refusals(store.as_ref());
         }
+        let span = tracing::info_span!("amps_client", client = %self.name);
         let has_handler = self.handler.is_some();
         let handler_task = self
             .handler
             .take()
-            .map(|handler| handlers_on.spawn(offer_refusals(shared.clone(), handler)));
+            .map(|handler| offer_refusals(shared.clone(), handler).instrument(span.clone()))
+            .map(|offering| handlers_on.spawn(offering));
         let handler = self
             .last_chance
             .take()
             .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "nothing takes it")));
-        handlers_on.spawn(last_chance(&shared, unhandled_acks, handler));
+        let last_chance = last_chance(&shared, unhandled_acks, handler);
+        handlers_on.spawn(last_chance.instrument(span.clone()));
         let driver = Driver {
             shared: shared.clone(),
             settings: Settings {
@@ -457,7 +461,7 @@ impl Builder {
             watch: DeathWatch::new(shared.clone()),
             work: Work::new(),
         };
-        runtime.spawn(driver.run());
+        runtime.spawn(driver.run().instrument(span));
         Ok(Client {
             _alive: Arc::new(Alive(shared.clone())),
             shared,

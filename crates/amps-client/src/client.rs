@@ -310,6 +310,7 @@ impl Client {
     ///
     /// # Errors
     /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         let until = Instant::now().checked_add(timeout);
         let through = self.bounds().last;
@@ -345,6 +346,7 @@ impl Client {
     /// [`LogonError::Refused`] as soon as every server refused in turn;
     /// [`LogonError::Deadline`] at the deadline. The client goes on trying, unless it was
     /// told to give up at some point, and has: [`LogonError::GaveUp`].
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
         let mut status = self.shared.status.subscribe();
         let until = Instant::now().checked_add(deadline);
@@ -410,6 +412,7 @@ impl Client {
     /// Of several calls the earliest deadline counts, and all get the same report, those that
     /// come when the client is closed included. Receipts without an outcome then say
     /// `Unknown`. Cancelling the call does not stop the closing.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         let until = Instant::now() + deadline.min(Duration::from_secs(86_400 * 365));
         let in_handler = is_handling(&self.shared);
@@ -500,6 +503,7 @@ impl Client {
     ///
     /// # Errors
     /// The server refused it or did not answer in time, or the client is closed.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, topic = %subscribe.topic))]
     pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, CommandError> {
         if subscribe.topic.is_empty() {
             return Err(CommandError::Bad("the topic is empty"));
@@ -527,6 +531,7 @@ impl Client {
     ///
     /// # Panics
     /// Outside a tokio runtime with a clock.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, command = %request.name))]
     pub async fn command(&self, mut request: Request) -> Result<Answer, CommandError> {
         if matches!(
             request.name.as_str(),

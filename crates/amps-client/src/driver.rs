@@ -15,6 +15,7 @@ use amps_store::{PublishStore, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 
 use crate::backoff::DelayStrategy;
 use crate::chooser::{Server, ServerChooser};
@@ -147,6 +148,8 @@ pub(crate) struct Work {
     stopped: bool,
     server: String,
     meter: Meter,
+    /// When gauges are read next.
+    gauges_at: Duration,
 }
 
 enum FlushReply {
@@ -189,6 +192,9 @@ const HEALTHY: Duration = Duration::from_secs(10);
 /// Longer than any client waits, and no time that overflows.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
 
+/// How often gauges are read, whether or not there is a link.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+
 /// Bytes of commands that may wait for the link; those who ask for more wait themselves.
 const COMMANDS_LIMIT: usize = 1 << 20;
 
@@ -213,6 +219,7 @@ impl Work {
             stopped: false,
             server: String::new(),
             meter: Meter::default(),
+            gauges_at: Duration::ZERO,
         }
     }
 
@@ -237,7 +244,8 @@ impl Driver {
             self.work.server = server.uri.authority();
             self.work.logged_on_at = None;
             let settled = self.settled();
-            let end = self.attempt(&server).await;
+            let span = tracing::info_span!("link", server = %self.work.server);
+            let end = self.attempt(&server).instrument(span).await;
             // Not from the start of the attempt: one that times out takes as long as a
             // good link, and must not count as one.
             let lived = self.work.logged_on_at.map(|at| at.elapsed());
@@ -461,8 +469,21 @@ impl Driver {
         self.input(Input::Tick);
         self.carry_out();
         self.start_job();
+        self.read_gauges();
         if self.closing_is_over() {
             self.work.stopped = true;
+        }
+    }
+
+    fn read_gauges(&mut self) {
+        let now = self.work.start.elapsed();
+        if !cfg!(feature = "metrics") || now < self.work.gauges_at {
+            return;
+        }
+        self.work.gauges_at = now + GAUGES_EVERY;
+        if let (Some(delivery), Some(store)) = (&self.delivery, self.shared.store()) {
+            let (name, in_flight) = (&self.shared.name, delivery.in_flight());
+            self.work.meter.gauges(name, in_flight, store.bounds());
         }
     }
 
@@ -485,7 +506,8 @@ impl Driver {
         let delivery = self.delivery.as_ref().and_then(Delivery::deadline);
         let delivery = delivery.map(|at| self.work.start + at);
         let closing = self.work.closing.as_ref().map(|closing| closing.until);
-        [delivery, closing].into_iter().flatten().min()
+        let gauges = cfg!(feature = "metrics").then(|| self.work.start + self.work.gauges_at);
+        [delivery, closing, gauges].into_iter().flatten().min()
     }
 
     fn now(&self) -> Now {

@@ -24,17 +24,7 @@ impl Driver {
             return;
         }
         let totals = delivery.totals();
-        let bounds = match cfg!(feature = "metrics") {
-            true => self
-                .shared
-                .store()
-                .map(|store| store.bounds())
-                .unwrap_or_default(),
-            false => Default::default(),
-        };
-        self.work
-            .meter
-            .totals(&self.shared.name, totals, delivery.in_flight(), bounds);
+        self.work.meter.totals(&self.shared.name, totals);
         self.shared.set_totals(totals);
         for output in outputs {
             self.output(output);
