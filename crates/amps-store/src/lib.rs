@@ -11,6 +11,8 @@ mod file;
 mod format;
 mod index;
 pub mod inspect;
+#[cfg(test)]
+mod large;
 mod log;
 mod medium;
 mod options;

@@ -195,7 +195,7 @@ fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     let store = open(&path);
     publish_all(&store, 1..=5);
     store.settle_through(4).unwrap();
-    for n in 6..=20_000u64 {
+    for n in 6..=100_000u64 {
         let payload = format!("message {n}");
         let deadline = Instant::now() + Duration::from_secs(10);
         let at = store
@@ -209,7 +209,7 @@ fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     drop(store);
     let store = open(&path);
     assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
-    assert_eq!(publish(&store, 1), 20_001);
+    assert_eq!(publish(&store, 1), 100_001);
 }
 
 #[test]
