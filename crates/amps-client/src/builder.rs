@@ -106,9 +106,13 @@ impl Builder {
         }
     }
 
-    /// Adds a server, `tcp://[user:password@]host:port/amps/json`, or `tcps` for TLS, or
-    /// `unix` with the option `path`. Several are tried in turn. They must all have what the others have: fail-over to a server that is behind
-    /// loses messages (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
+    /// Adds a server: `tcp://[user:password@]host:port/amps/json`, the same with `tcps` for
+    /// TLS, or `unix://localhost:0/amps/json?path=/run/amps.sock`; see [`Uri`] for the options.
+    /// The last part is the message type.
+    ///
+    /// Several servers are tried in turn, and the client stays with one as long as it is good.
+    /// Each must have what the others have: fail-over to a server that is behind loses messages
+    /// (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
     #[must_use]
     pub fn server(mut self, uri: impl Into<String>) -> Self {
         self.servers.push((uri.into(), None));
