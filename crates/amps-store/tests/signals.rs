@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use amps_store::testkit::{Fault, SimDisk};
 use amps_store::{
-    AppendError, Durable, Envelope, Level, Observer, OpenError, Options, PublishStore, Signal,
-    Store, StoreError,
+    AppendError, Durable, Envelope, Level, Observer, OpenError, Options, PublishStore, Rejected,
+    Signal, Store, StoreError,
 };
 
 fn small() -> Options {
@@ -74,16 +74,19 @@ fn a_sync_inside_a_settlement_is_told_too() {
     let (observer, heard) = listener();
     store.observe(observer);
     let synced = disk.syncs();
-    let mut last = 0;
+    let mut refused = 0;
     // Chores are done by nobody, so that in the end a settlement has to.
     while disk.syncs() == synced {
         match store.append(&Envelope::publish("t"), &[7; 100]) {
-            Ok(appended) => last = appended.sequence,
-            Err(AppendError::Full { .. }) => {}
+            Ok(_) => {}
+            Err(AppendError::Full { .. }) => {
+                refused += 1;
+                let logged = store.reject(refused, "no", 1).unwrap();
+                assert!(matches!(logged, Rejected::Logged { .. }), "{logged:?}");
+                store.accept(refused).unwrap();
+            }
             Err(error) => panic!("{error}"),
         }
-        store.reject(last, "no", 1).unwrap();
-        store.accept(last).unwrap();
     }
     assert!(store.durable().ordinal > 0);
     assert!(heard.lock().unwrap().contains(&Signal::Durable));

@@ -31,6 +31,8 @@ pub(crate) struct World {
     log: Vec<Done>,
     /// Refusals that came after a failed sync and are in memory only.
     held: BTreeSet<u64>,
+    /// Sequences that were ever refused.
+    refused: BTreeSet<u64>,
     run: u64,
     /// Highest sequence that may be on the wire.
     granted: u64,
@@ -68,6 +70,7 @@ impl World {
             base: State::default(),
             log: Vec::new(),
             held: BTreeSet::new(),
+            refused: BTreeSet::new(),
             run: 0,
             granted: 0,
             numbers: Some((0, None)),
@@ -234,6 +237,7 @@ impl World {
                         }
                         other => panic!("{other:?}"),
                     }
+                    self.refused.insert(s);
                     let reject = Op::Reject {
                         sequence: s,
                         reason,
@@ -340,6 +344,11 @@ impl World {
         let after = last_ordinal(self.store());
         match self.store().reject(sequence, &reason, 9) {
             Ok(Rejected::NoRoom) => return,
+            // Its first refusal was accepted, and its message still tells.
+            Ok(Rejected::Known) => {
+                assert!(there && self.refused.contains(&sequence));
+                return;
+            }
             Ok(Rejected::Logged { late: true, .. }) => {}
             Ok(Rejected::Held { late: true }) => {
                 assert!(has_failed(self.store()));
@@ -347,6 +356,7 @@ impl World {
             }
             other => panic!("{other:?}"),
         }
+        self.refused.insert(sequence);
         let refused = Op::RejectLate {
             sequence,
             payload,
