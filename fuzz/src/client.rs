@@ -11,7 +11,7 @@ use amps_client::protocol::{
 use amps_client::session::{Credentials, Received, Session, SessionConfig};
 use amps_client::uri::Uri;
 use amps_client::{DeliveredKind, Request, Subscribe};
-use amps_store::{Envelope, Options, PublishStore, Store, StoredMessage};
+use amps_store::{Batch, Envelope, Options, PublishStore, Store};
 use arbitrary::{Arbitrary, Result, Unstructured};
 use bytes::Bytes;
 
@@ -244,7 +244,7 @@ struct Machines {
     out: Vec<u8>,
     published: u64,
     handed_over: u64,
-    message: StoredMessage,
+    batch: Batch,
 }
 
 impl Machines {
@@ -283,7 +283,7 @@ impl Machines {
             out: Vec::new(),
             published: 0,
             handed_over: 0,
-            message: StoredMessage::new(),
+            batch: Batch::default(),
         })
     }
 
@@ -422,17 +422,22 @@ impl Machines {
 
     fn send(&mut self) {
         let mut last = (0, 0);
-        while let Some(next) = self
-            .delivery
-            .next_to_send(&self.store, self.now, &mut self.message)
-            .expect("whole")
-        {
-            assert!(next.wire > last.0 && next.sequence > last.1, "overtaken");
-            assert!(next.sequence <= self.published);
-            assert!(next.wire < 1 << 63);
-            assert!(next.sequence <= self.store.numbers().grant);
-            last = (next.wire, next.sequence);
-            self.handed_over = self.handed_over.max(next.sequence);
+        loop {
+            let outgoing = self
+                .delivery
+                .next_to_send(&self.store, self.now, &mut self.batch)
+                .expect("whole");
+            if outgoing.len() == 0 {
+                return;
+            }
+            for next in outgoing {
+                assert!(next.wire > last.0 && next.sequence > last.1, "overtaken");
+                assert!(next.sequence <= self.published);
+                assert!(next.wire < 1 << 63);
+                assert!(next.sequence <= self.store.numbers().grant);
+                last = (next.wire, next.sequence);
+                self.handed_over = self.handed_over.max(next.sequence);
+            }
         }
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amps_store::{
-    AppendError, Appended, Bounds, Durable, Envelope, Level, MAX_REASON, MAX_TAG, Numbers,
+    AppendError, Appended, Batch, Bounds, Durable, Envelope, Level, MAX_REASON, MAX_TAG, Numbers,
     Observer, Origin, PublishStore, ReadError, Rebase, Rejected, Rejection, Signal, StoreError,
     StoredMessage,
 };
@@ -116,12 +116,6 @@ impl OwnStore {
             self.signal(Signal::Room);
         }
     }
-
-    fn read(contents: &Contents, sequence: u64, into: &mut StoredMessage) -> bool {
-        let message = contents.messages.get(&sequence);
-        // Its tag was checked when it was stored.
-        message.is_some_and(|m| into.set(sequence, &m.envelope, &m.payload).is_ok())
-    }
 }
 
 impl PublishStore for OwnStore {
@@ -164,20 +158,28 @@ impl PublishStore for OwnStore {
         })
     }
 
-    fn read_next(
-        &self,
-        from: u64,
-        through: u64,
-        into: &mut StoredMessage,
-    ) -> Result<Option<u64>, ReadError> {
+    fn read_unsettled(&self, from: u64, through: u64, into: &mut Batch) -> Result<(), ReadError> {
+        into.clear();
         let contents = self.contents()?;
-        let next = contents.unsettled().find(|sequence| *sequence >= from);
-        let next = next.filter(|sequence| *sequence <= through);
-        Ok(next.filter(|sequence| OwnStore::read(&contents, *sequence, into)))
+        let asked = contents
+            .unsettled()
+            .filter(|s| (from..=through).contains(s));
+        for sequence in asked {
+            let message = &contents.messages[&sequence];
+            // Its tag was checked when it was stored.
+            let pushed = into.push(sequence, &message.envelope, &message.payload);
+            if !pushed.is_ok_and(|pushed| pushed) {
+                break;
+            }
+        }
+        Ok(())
     }
 
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
-        Ok(OwnStore::read(&*self.contents()?, sequence, into))
+        let contents = self.contents()?;
+        let message = contents.messages.get(&sequence);
+        // Its tag was checked when it was stored.
+        Ok(message.is_some_and(|m| into.set(sequence, &m.envelope, &m.payload).is_ok()))
     }
 
     fn bounds(&self) -> Bounds {

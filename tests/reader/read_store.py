@@ -21,7 +21,7 @@ def superblock(data):
         if zlib.crc32(b[:-4]) == struct.unpack_from("<I", b, BLOCK - 4)[0]:
             names = ("counter", "id", "key", "pid", "size", "segments", "cap", "grant",
                      "number_floor", "rebase_from", "rebase_delta", "generation", "closed_at")
-            s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)))
+            s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)), evacuated=b[888])
             best = s if best is None or s["counter"] > best["counter"] else best
     return best or sys.exit("not a publish store")
 
@@ -210,23 +210,34 @@ class Bytes:
 
     def take(self, n):
         self.at += n
+        if self.at > len(self.data):
+            raise ValueError("it ends too early")
         return self.data[self.at - n:self.at]
 
     def text(self):
         return self.take(self.number()).decode()
 
     def option(self, read):
-        return read() if self.take(1)[0] else None
+        flag = self.take(1)[0]
+        if flag > 1:
+            raise ValueError("no optional field")
+        return read() if flag else None
 
 
 def envelope(record):
+    """The fields; those of an envelope that has not this form are not told."""
     b = Bytes(record["body"][:record["env"]])
-    out = dict(operation=b.number(), topic=b.text(), correlation_id=b.option(b.text),
-               expiration=b.option(b.number), sow_key=b.option(b.text),
-               selector=b.option(b.text), options=b.option(b.text),
-               published_at=b.number(), user_tag=b.take(b.number()), origin=b.number())
-    out["accepts"] = b.number() if out["origin"] == 1 else None
-    return out
+    try:
+        out = dict(operation=b.number(), topic=b.text(), correlation_id=b.option(b.text),
+                   expiration=b.option(b.number), sow_key=b.option(b.text),
+                   selector=b.option(b.text), options=b.option(b.text),
+                   published_at=b.number(), user_tag=b.take(b.number()), origin=b.number())
+        out["accepts"] = b.number() if out["origin"] == 1 else None
+    except (ValueError, OverflowError):  # UnicodeDecodeError is a ValueError
+        return dict(topic=None, accepts=None)
+    whole = b.at == record["env"] and out["operation"] < 5 and out["origin"] < 3 \
+        and (out["expiration"] or 0) < 1 << 32 and len(out["user_tag"]) <= 64
+    return out if whole else dict(topic=None, accepts=None)
 
 
 def judge_messages(log):
@@ -284,6 +295,8 @@ def judge_messages(log):
 def main():
     with open(sys.argv[1], "rb") as file:
         reader = Reader(file.read())
+    if reader.sb["evacuated"]:
+        print("evacuated to another file", file=sys.stderr)
     floor, refused = judge_messages(reader.log)
     reader.damaged |= any(last > floor or any(at < first and seq <= last for at, seq in refused)
                           for first, last in reader.gaps)
@@ -291,8 +304,8 @@ def main():
         record["state"] = "set aside"
     for r in reader.log + reader.set_aside:
         topic, payload = "", b""
-        if r["kind"] in ("publish", "copy"):
-            topic, payload = envelope(r)["topic"], r["body"][r["env"]:]
+        if r["kind"] in ("publish", "copy") and (t := envelope(r)["topic"]) is not None:
+            topic, payload = t, r["body"][r["env"]:]
         print(r["ordinal"], r["at"], r["kind"], r["seq"], r["state"], topic, payload.hex(),
               sep="\t")
     return 3 if reader.damaged else 0

@@ -1,6 +1,33 @@
-//! How long to wait before the next attempt to connect: exponential, full jitter, pure.
+//! How long to wait before the next attempt to connect. Pure.
 
 use std::time::Duration;
+
+/// Decides how long to wait between attempts to connect. Called from the client's task: it
+/// must not block.
+pub trait DelayStrategy: Send {
+    /// The wait before the next attempt; `None` to give up.
+    fn next_delay(&mut self) -> Option<Duration>;
+
+    /// The wait when the link broke for a reason that time alone will not mend: a name that
+    /// is shared, a message that breaks every link. `None` to give up.
+    fn longest_delay(&mut self) -> Option<Duration> {
+        self.next_delay()
+    }
+
+    /// A connection was good: it lived long after its logon, or settled something.
+    fn reset(&mut self) {}
+}
+
+/// The same wait every time. Clients that lost the same server come back together; see
+/// [`Backoff`] for what avoids that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FixedDelay(pub Duration);
+
+impl DelayStrategy for FixedDelay {
+    fn next_delay(&mut self) -> Option<Duration> {
+        Some(self.0.min(YEAR))
+    }
+}
 
 /// Exponential delays with full jitter: each wait is drawn evenly from nothing up to a
 /// bound that doubles from `first` to `longest`. The whole range, because clients that
@@ -38,7 +65,9 @@ impl Backoff {
         }
     }
 
-    /// Gives up once it has waited this long in a row. The default is never.
+    /// Gives up once it has waited this long in a row, the time of the attempts apart: see
+    /// [`Builder::give_up_after`](crate::Builder::give_up_after) for that. The default is
+    /// never.
     #[must_use]
     pub fn give_up_after(mut self, total: Duration) -> Self {
         self.give_up_after = Some(total);
@@ -50,30 +79,6 @@ impl Backoff {
     pub fn seed(mut self, seed: u64) -> Self {
         self.random = seed | 1;
         self
-    }
-
-    /// The next delay; `None` to give up.
-    pub fn next_delay(&mut self) -> Option<Duration> {
-        let bound = self
-            .first
-            .checked_mul(1 << self.attempt.min(30))
-            .map_or(self.longest, |bound| bound.min(self.longest));
-        self.attempt = self.attempt.saturating_add(1);
-        let share = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
-        self.wait(bound.mul_f64(share))
-    }
-
-    /// The longest delay, for links that break for a reason which time alone will not mend.
-    /// Half of it is fixed, the rest drawn.
-    pub fn longest_delay(&mut self) -> Option<Duration> {
-        let share = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
-        self.wait(self.longest / 2 + (self.longest / 2).mul_f64(share))
-    }
-
-    /// A connection was good: starts from `first` again.
-    pub fn reset(&mut self) {
-        self.attempt = 0;
-        self.waited = Duration::ZERO;
     }
 
     fn wait(&mut self, delay: Duration) -> Option<Duration> {
@@ -90,6 +95,30 @@ impl Backoff {
         self.random ^= self.random << 25;
         self.random ^= self.random >> 27;
         self.random.wrapping_mul(0x2545_F491_4F6C_DD1D)
+    }
+}
+
+impl DelayStrategy for Backoff {
+    fn next_delay(&mut self) -> Option<Duration> {
+        let bound = self
+            .first
+            .checked_mul(1 << self.attempt.min(30))
+            .map_or(self.longest, |bound| bound.min(self.longest));
+        self.attempt = self.attempt.saturating_add(1);
+        let share = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
+        self.wait(bound.mul_f64(share))
+    }
+
+    /// Half of it is fixed, the rest drawn.
+    fn longest_delay(&mut self) -> Option<Duration> {
+        let share = (self.random() >> 11) as f64 / (1u64 << 53) as f64;
+        self.wait(self.longest / 2 + (self.longest / 2).mul_f64(share))
+    }
+
+    /// Starts from `first` again.
+    fn reset(&mut self) {
+        self.attempt = 0;
+        self.waited = Duration::ZERO;
     }
 }
 
@@ -131,6 +160,16 @@ mod tests {
             assert!(backoff.next_delay().unwrap() <= YEAR);
             assert!(backoff.longest_delay().unwrap() <= YEAR);
         }
+    }
+
+    #[test]
+    fn a_fixed_delay_is_the_same_for_ever() {
+        let mut fixed = FixedDelay(Duration::from_secs(3));
+        for _ in 0..100 {
+            assert_eq!(fixed.next_delay(), Some(Duration::from_secs(3)));
+            assert_eq!(fixed.longest_delay(), Some(Duration::from_secs(3)));
+        }
+        assert_eq!(FixedDelay(Duration::MAX).next_delay(), Some(YEAR));
     }
 
     #[test]

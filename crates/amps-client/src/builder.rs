@@ -10,8 +10,9 @@ use std::time::Duration;
 use amps_store::PublishStore;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tracing::Instrument;
 
-use crate::backoff::Backoff;
+use crate::backoff::{Backoff, DelayStrategy};
 use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
@@ -36,7 +37,7 @@ const ASKS: usize = 256;
 const EVENTS: usize = 1024;
 
 /// Time limits count no further: beyond it sums of times overflow.
-const YEAR: Duration = Duration::from_secs(365 * 86_400);
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Acks kept for a slow last-chance handler.
 const UNHANDLED: usize = 1024;
@@ -53,7 +54,8 @@ pub struct Builder {
     runtime: Option<Handle>,
     /// Where handlers run, if not where everything does.
     handlers_on: Option<Handle>,
-    backoff: Option<Backoff>,
+    backoff: Option<Box<dyn DelayStrategy>>,
+    give_up_after: Option<Duration>,
     connect_timeout: Duration,
     logon_timeout: Duration,
     command_timeout: Duration,
@@ -88,6 +90,7 @@ impl Builder {
             runtime: None,
             handlers_on: None,
             backoff: None,
+            give_up_after: None,
             connect_timeout: Duration::from_secs(10),
             logon_timeout: Duration::from_secs(10),
             command_timeout: Duration::from_secs(30),
@@ -103,9 +106,13 @@ impl Builder {
         }
     }
 
-    /// Adds a server, `tcp://[user:password@]host:port/amps/json`, or `tcps` for TLS, or
-    /// `unix` with the option `path`. Several are tried in turn. They must all have what the others have: fail-over to a server that is behind
-    /// loses messages (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
+    /// Adds a server: `tcp://[user:password@]host:port/amps/json`, the same with `tcps` for
+    /// TLS, or `unix://localhost:0/amps/json?path=/run/amps.sock`; see [`Uri`] for the options.
+    /// The last part is the message type.
+    ///
+    /// Several servers are tried in turn, and the client stays with one as long as it is good.
+    /// Each must have what the others have: fail-over to a server that is behind loses messages
+    /// (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
     #[must_use]
     pub fn server(mut self, uri: impl Into<String>) -> Self {
         self.servers.push((uri.into(), None));
@@ -168,9 +175,9 @@ impl Builder {
         self
     }
 
-    /// Called for acks that nothing else takes, and for refusals when there is no
-    /// failed-write handler (they wait in the store all the same). Must not block, unless
-    /// the client is a blocking one.
+    /// Called for acks that nothing else takes, for commands of the server's that no client
+    /// knows, and for refusals when there is no failed-write handler (they wait in the store all
+    /// the same). Must not block, unless the client is a blocking one.
     #[must_use]
     pub fn on_last_chance(
         mut self,
@@ -236,10 +243,21 @@ impl Builder {
         self
     }
 
-    /// Waits between attempts to connect; see [`Backoff`] for the default.
+    /// Waits between attempts to connect: a [`Backoff`], which is the default, a
+    /// [`FixedDelay`](crate::FixedDelay), or a [`DelayStrategy`] of your own.
     #[must_use]
-    pub fn backoff(mut self, backoff: Backoff) -> Self {
-        self.backoff = Some(backoff);
+    pub fn backoff(mut self, strategy: impl DelayStrategy + 'static) -> Self {
+        self.backoff = Some(Box::new(strategy));
+        self
+    }
+
+    /// Gives up when no server has accepted a logon for so long: attempts, their time limits
+    /// and the waits between them all count. An attempt that has begun is finished first. For
+    /// ever unless set. [`Event::GaveUp`] tells of it;
+    /// [`Client::wait_logged_on`](crate::Client::wait_logged_on) limits the waiting alone.
+    #[must_use]
+    pub fn give_up_after(mut self, limit: Duration) -> Self {
+        self.give_up_after = Some(limit);
         self
     }
 
@@ -409,16 +427,19 @@ impl Builder {
             }));
             self.tell_of_refusals(store.as_ref());
         }
+        let span = tracing::info_span!("amps_client", client = %self.name);
         let has_handler = self.handler.is_some();
         let handler_task = self
             .handler
             .take()
-            .map(|handler| handlers_on.spawn(offer_refusals(shared.clone(), handler)));
+            .map(|handler| offer_refusals(shared.clone(), handler).instrument(span.clone()))
+            .map(|offering| handlers_on.spawn(offering));
         let handler = self
             .last_chance
             .take()
-            .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "an ack that nothing takes")));
-        handlers_on.spawn(last_chance(&shared, unhandled_acks, handler));
+            .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "nothing takes it")));
+        let last_chance = last_chance(&shared, unhandled_acks, handler);
+        handlers_on.spawn(last_chance.instrument(span.clone()));
         let driver = Driver {
             shared: shared.clone(),
             settings: Settings {
@@ -427,13 +448,14 @@ impl Builder {
                 publish_ids: self.publish_ids,
                 has_handler,
                 max_frame: self.max_frame,
+                give_up_after: self.give_up_after,
             },
             chooser,
             connector,
             backoff: self
                 .backoff
                 .take()
-                .unwrap_or_else(|| Backoff::default().seed(seed(&self.name))),
+                .unwrap_or_else(|| Box::new(Backoff::default().seed(seed(&self.name)))),
             delivery,
             session: Session::new(self.session()),
             asks: asked,
@@ -443,7 +465,7 @@ impl Builder {
             watch: DeathWatch::new(shared.clone()),
             work: Work::new(),
         };
-        runtime.spawn(driver.run());
+        runtime.spawn(driver.run().instrument(span));
         Ok(Client {
             _alive: Arc::new(Alive(shared.clone())),
             shared,

@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::builder::Builder;
+use crate::builder::{Builder, YEAR};
 use crate::driver::Ask;
 use crate::error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, PublishError, PublishFailure,
@@ -19,6 +19,7 @@ use crate::event::{ConnectionState, Events, LinkEnd};
 use crate::failed::{Failed, is_handling};
 use crate::message::{Message, check_topic};
 use crate::receipt::Receipt;
+use crate::session::ServerInfo;
 use crate::shared::{CloseRequest, End, Shared, unix_micros};
 use crate::subscribe::{Answer, Request, Subscribe, Subscription};
 
@@ -83,6 +84,9 @@ pub struct Health {
     pub state: ConnectionState,
     /// The server concerned, without its credentials.
     pub server: String,
+    /// What a server said of itself at the last logon: its version, its hash of this client's
+    /// name.
+    pub server_info: ServerInfo,
     /// How the last link or attempt ended, and at which server.
     pub last_error: Option<(String, LinkEnd)>,
     /// No more attempts to connect are made, for this reason.
@@ -306,6 +310,7 @@ impl Client {
     ///
     /// # Errors
     /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         let until = Instant::now().checked_add(timeout);
         let through = self.bounds().last;
@@ -341,6 +346,7 @@ impl Client {
     /// [`LogonError::Refused`] as soon as every server refused in turn;
     /// [`LogonError::Deadline`] at the deadline. The client goes on trying, unless it was
     /// told to give up at some point, and has: [`LogonError::GaveUp`].
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
         let mut status = self.shared.status.subscribe();
         let until = Instant::now().checked_add(deadline);
@@ -406,6 +412,7 @@ impl Client {
     /// Of several calls the earliest deadline counts, and all get the same report, those that
     /// come when the client is closed included. Receipts without an outcome then say
     /// `Unknown`. Cancelling the call does not stop the closing.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         let until = Instant::now() + deadline.min(Duration::from_secs(86_400 * 365));
         let in_handler = is_handling(&self.shared);
@@ -454,6 +461,7 @@ impl Client {
         Health {
             state: status.state,
             server: status.server.clone(),
+            server_info: status.server_info.clone(),
             last_error: status.last.clone(),
             gave_up: status.gave_up,
             logons: status.logons,
@@ -495,6 +503,7 @@ impl Client {
     ///
     /// # Errors
     /// The server refused it or did not answer in time, or the client is closed.
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, topic = %subscribe.topic))]
     pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, CommandError> {
         if subscribe.topic.is_empty() {
             return Err(CommandError::Bad("the topic is empty"));
@@ -517,12 +526,13 @@ impl Client {
     /// Cancelling the call leaves open whether the command goes out.
     ///
     /// # Errors
-    /// The server refused it or did not answer in time, there is no connection, or it is
-    /// lost before the answer.
+    /// The server refused it or did not answer in time; and unless it is to be
+    /// [sent again](Request::retry), there is no connection, or it is lost before the answer.
     ///
     /// # Panics
     /// Outside a tokio runtime with a clock.
-    pub async fn command(&self, request: Request) -> Result<Answer, CommandError> {
+    #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, command = %request.name))]
+    pub async fn command(&self, mut request: Request) -> Result<Answer, CommandError> {
         if matches!(
             request.name.as_str(),
             "" | "logon" | "publish" | "p" | "delta_publish"
@@ -532,8 +542,34 @@ impl Client {
             ));
         }
         self.may_ask(request.size())?;
+        let timeout = request.timeout.unwrap_or(self.shared.command_timeout);
+        let until = Instant::now() + timeout.min(YEAR);
+        let mut status = self.shared.status.subscribe();
+        loop {
+            let logons = status.borrow_and_update().logons;
+            let again = request.retry.then(|| request.clone());
+            let answer = self.command_once(request, until).await;
+            let lost = matches!(
+                answer,
+                Err(CommandError::NotConnected | CommandError::Disconnected)
+            );
+            request = match (again, lost) {
+                (Some(again), true) => again,
+                _ => return answer,
+            };
+            // Another logon than the one that is gone, or the end of the client.
+            let ready = status
+                .wait_for(|now| now.logons > logons || now.state == ConnectionState::Shutdown);
+            match timeout_at(until, ready).await {
+                Ok(Ok(now)) if now.state != ConnectionState::Shutdown => {}
+                Ok(_) => return Err(CommandError::Closed),
+                Err(_) => return Err(CommandError::Timeout),
+            }
+        }
+    }
+
+    async fn command_once(&self, request: Request, until: Instant) -> Result<Answer, CommandError> {
         let (reply, answer) = oneshot::channel();
-        let until = Instant::now() + self.shared.command_timeout;
         let ask = Ask::Command {
             request,
             until,

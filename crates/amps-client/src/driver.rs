@@ -15,8 +15,9 @@ use amps_store::{PublishStore, StoreError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
+use tracing::Instrument;
 
-use crate::backoff::Backoff;
+use crate::backoff::DelayStrategy;
 use crate::chooser::{Server, ServerChooser};
 use crate::connector::Connector;
 use crate::delivery::{Delivery, Input, Now};
@@ -60,6 +61,7 @@ pub(crate) struct Settings {
     pub(crate) publish_ids: bool,
     pub(crate) has_handler: bool,
     pub(crate) max_frame: usize,
+    pub(crate) give_up_after: Option<Duration>,
 }
 
 pub(crate) struct Driver {
@@ -67,7 +69,7 @@ pub(crate) struct Driver {
     pub(crate) settings: Settings,
     pub(crate) chooser: Box<dyn ServerChooser>,
     pub(crate) connector: Arc<dyn Connector>,
-    pub(crate) backoff: Backoff,
+    pub(crate) backoff: Box<dyn DelayStrategy>,
     pub(crate) delivery: Option<Delivery>,
     pub(crate) session: Session,
     pub(crate) asks: mpsc::Receiver<Ask>,
@@ -146,6 +148,8 @@ pub(crate) struct Work {
     stopped: bool,
     server: String,
     meter: Meter,
+    /// When gauges are read next.
+    gauges_at: Duration,
 }
 
 enum FlushReply {
@@ -188,6 +192,9 @@ const HEALTHY: Duration = Duration::from_secs(10);
 /// Longer than any client waits, and no time that overflows.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
 
+/// How often gauges are read, whether or not there is a link.
+const GAUGES_EVERY: Duration = Duration::from_secs(1);
+
 /// Bytes of commands that may wait for the link; those who ask for more wait themselves.
 const COMMANDS_LIMIT: usize = 1 << 20;
 
@@ -212,6 +219,7 @@ impl Work {
             stopped: false,
             server: String::new(),
             meter: Meter::default(),
+            gauges_at: Duration::ZERO,
         }
     }
 
@@ -227,6 +235,7 @@ struct Stopped;
 impl Driver {
     /// Connects for ever, until the client is closed or dropped.
     pub(crate) async fn run(mut self) {
+        let mut alone_since = Instant::now();
         while !self.work.stopped {
             let Some(server) = self.chooser.current() else {
                 self.give_up("the server chooser names no server").await;
@@ -235,7 +244,8 @@ impl Driver {
             self.work.server = server.uri.authority();
             self.work.logged_on_at = None;
             let settled = self.settled();
-            let end = self.attempt(&server).await;
+            let span = tracing::info_span!("link", server = %self.work.server);
+            let end = self.attempt(&server).instrument(span).await;
             // Not from the start of the attempt: one that times out takes as long as a
             // good link, and must not count as one.
             let lived = self.work.logged_on_at.map(|at| at.elapsed());
@@ -245,9 +255,23 @@ impl Driver {
             if self.work.stopped {
                 break;
             }
-            let Some(delay) = self.link_ended(&server, end) else {
-                self.give_up("the back-off has waited as long as it may")
-                    .await;
+            if self.work.logged_on_at.is_some() {
+                alone_since = Instant::now();
+            }
+            self.link_lost();
+            let alone = alone_since.elapsed();
+            let limit = self.settings.give_up_after;
+            let left = limit.map(|limit| limit.saturating_sub(alone));
+            let over = left.is_some_and(|left| left.is_zero());
+            let delay = self.delay().filter(|_| !over);
+            let delay = delay.map(|delay| left.map_or(delay, |left| delay.min(left)));
+            self.link_ended(&server, end, delay);
+            let Some(delay) = delay else {
+                self.give_up(match over {
+                    true => "no server has accepted a logon for as long as it may take",
+                    false => "the back-off has waited as long as it may",
+                })
+                .await;
                 break;
             };
             let _ = self.meanwhile(tokio::time::sleep(delay)).await;
@@ -319,8 +343,17 @@ impl Driver {
         }
     }
 
-    /// Takes in the end of a link or of an attempt; how long to wait before the next.
-    fn link_ended(&mut self, server: &Server, end: LinkEnd) -> Option<Duration> {
+    /// How long to wait before the next attempt.
+    fn delay(&mut self) -> Option<Duration> {
+        let delivery = self.delivery.as_ref();
+        match delivery.is_some_and(Delivery::wants_longest_delay) {
+            true => self.backoff.longest_delay(),
+            false => self.backoff.next_delay(),
+        }
+    }
+
+    /// Takes in the end of a link or of an attempt.
+    fn link_lost(&mut self) {
         self.close_direct();
         self.work.out.clear();
         self.work.drop_link = None;
@@ -332,15 +365,11 @@ impl Driver {
         }
         self.input(Input::LinkLost);
         self.turn();
+    }
+
+    /// Tells of the end of a link or of an attempt, and whether another one follows.
+    fn link_ended(&mut self, server: &Server, end: LinkEnd, delay: Option<Duration>) {
         self.chooser.failed(server, &end);
-        let longest = self
-            .delivery
-            .as_ref()
-            .is_some_and(Delivery::wants_longest_delay);
-        let delay = match longest {
-            true => self.backoff.longest_delay(),
-            false => self.backoff.next_delay(),
-        };
         let refused = matches!(end, LinkEnd::LogonRefused(_));
         tracing::info!(server = %self.work.server, why = %end, retry_in = ?delay, "link ended");
         self.work.meter.link_lost(&self.shared.name);
@@ -362,7 +391,6 @@ impl Driver {
             why: end,
             retry_in: delay,
         });
-        delay
     }
 
     /// Runs `future` while everything that needs no link goes on. The session's times are
@@ -441,8 +469,21 @@ impl Driver {
         self.input(Input::Tick);
         self.carry_out();
         self.start_job();
+        self.read_gauges();
         if self.closing_is_over() {
             self.work.stopped = true;
+        }
+    }
+
+    fn read_gauges(&mut self) {
+        let now = self.work.start.elapsed();
+        if !cfg!(feature = "metrics") || now < self.work.gauges_at {
+            return;
+        }
+        self.work.gauges_at = now + GAUGES_EVERY;
+        if let (Some(delivery), Some(store)) = (&self.delivery, self.shared.store()) {
+            let (name, in_flight) = (&self.shared.name, delivery.in_flight());
+            self.work.meter.gauges(name, in_flight, store.bounds());
         }
     }
 
@@ -465,7 +506,8 @@ impl Driver {
         let delivery = self.delivery.as_ref().and_then(Delivery::deadline);
         let delivery = delivery.map(|at| self.work.start + at);
         let closing = self.work.closing.as_ref().map(|closing| closing.until);
-        [delivery, closing].into_iter().flatten().min()
+        let gauges = cfg!(feature = "metrics").then(|| self.work.start + self.work.gauges_at);
+        [delivery, closing, gauges].into_iter().flatten().min()
     }
 
     fn now(&self) -> Now {

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amps_store::{AppendError, Level, PublishStore, Rejection, StoreError, StoredMessage};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tracing::Instrument;
 
 use crate::client::Client;
 use crate::driver::Ask;
@@ -41,10 +42,12 @@ pub struct FailedWrite {
     pub original: Option<Message>,
 }
 
-/// An ack that nothing was there to take.
+/// An ack that nothing was there to take, or a command of the server's that no client knows.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnhandledAck {
+    /// `ack`, or the first 128 bytes of the unknown command's name.
+    pub command: String,
     /// The kind of ack.
     pub kind: Option<AckKind>,
     /// What it says.
@@ -105,7 +108,8 @@ where
 {
     Box::pin(async move {
         let client = HANDLING.try_with(|client| *client).unwrap_or_default();
-        let run = move || HANDLING.sync_scope(client, || handler(failed));
+        let span = tracing::Span::current();
+        let run = move || span.in_scope(|| HANDLING.sync_scope(client, || handler(failed)));
         match tokio::task::spawn_blocking(run).await {
             Ok(result) => result,
             Err(error) => Err(panicked(error)),
@@ -230,7 +234,8 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
         let failed = failed_write(&shared, watched.store.as_ref(), rejection);
         let call = handler.clone();
         let run = HANDLING.scope(identity(&shared), async move { call(failed).await });
-        let result = match tokio::spawn(run).await {
+        let span = tracing::info_span!("failed_write", sequence);
+        let result = match tokio::spawn(run.instrument(span)).await {
             Ok(result) => result,
             Err(error) => Err(panicked(error)),
         };

@@ -33,11 +33,32 @@
 //! # }
 //! ```
 //!
+//! # Tracing
+//!
+//! What the client does stands in a `tracing` span `amps_client`, with the name in `client`;
+//! inside it, every attempt to connect and the link that comes of it in `link`, with the server,
+//! and every call of the failed-write handler in `failed_write`, with the sequence. Calls that
+//! wait for a server (`publish_flush`, `wait_logged_on`, `subscribe`, `command`, `close`) are
+//! spans of their own, at level `debug`, in the caller's. A publish has none: it is one copy
+//! into memory. Payloads, passwords and bookmarks are in no span and no event.
+//!
+//! # What it leaves out
+//!
+//! Until somebody asks: stores that spill from memory to a file, policies that drop messages,
+//! batching by time, zlib, acknowledging queue messages by a method of its own, builders for
+//! FIX, NVFIX and composite messages (a payload is bytes; build it as you like), Kerberos,
+//! WebSocket, weighted server choosers, automatic retry of refusals, and the headers of an HTTP
+//! preflight, which no documentation describes.
+//!
 //! # Features
 //!
 //! - `tls`, on by default: `tcps` addresses, by rustls with the ring provider and the system's
 //!   root certificates.
-//! - `metrics`: counters and gauges for the `metrics` facade.
+//! - `metrics`: counters and gauges for the `metrics` facade, each with the label `client`.
+//!   Counters: `amps_client_sent_total`, `_resent_total`, `_persisted_total`,
+//!   `_persisted_at_logon_total`, `_rejected_total`, `_late_refusals_total`,
+//!   `_unattributed_total`, `_logons_total`, `_links_lost_total`. Gauges:
+//!   `amps_client_unsettled`, `_store_bytes`, `_in_flight`, read once a second.
 //! - `testkit`: frames of stored messages and defects on demand, for simulations.
 
 pub mod backoff;
@@ -63,7 +84,7 @@ pub mod testkit;
 pub mod uri;
 mod wire;
 
-pub use backoff::Backoff;
+pub use backoff::{Backoff, DelayStrategy, FixedDelay};
 pub use builder::Builder;
 pub use client::{Client, Counts, Health};
 pub use delivery::{GapPolicy, RebasePolicy, Via};
@@ -75,6 +96,7 @@ pub use event::{ConnectionState, Event, Events, LinkEnd};
 pub use failed::{Failed, FailedWrite, HandlerError, UnhandledAck};
 pub use message::{BadMessage, Message};
 pub use receipt::{Outcome, Receipt};
+pub use session::ServerInfo;
 pub use subscribe::{
     Answer, DEFAULT_BUFFER, DEFAULT_BUFFER_BYTES, Delivered, DeliveredKind, Request, Subscribe,
     Subscription, SubscriptionEnd,

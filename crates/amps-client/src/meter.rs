@@ -1,9 +1,5 @@
-//! Counters and gauges for the `metrics` facade; nothing without the feature of that name.
-//!
-//! Each has the label `client`. Counters: `amps_client_sent_total`, `_resent_total`,
-//! `_persisted_total`, `_persisted_at_logon_total`, `_rejected_total`,
-//! `_late_refusals_total`, `_unattributed_total`, `_logons_total`, `_links_lost_total`.
-//! Gauges: `amps_client_unsettled`, `_store_bytes`, `_in_flight`.
+//! Counters and gauges for the `metrics` facade, as the crate's page lists them; nothing
+//! without the feature of that name.
 
 use amps_store::Bounds;
 
@@ -17,7 +13,7 @@ pub(crate) struct Meter {
 
 #[cfg(feature = "metrics")]
 impl Meter {
-    pub(crate) fn totals(&mut self, name: &str, totals: Totals, in_flight: u64, bounds: Bounds) {
+    pub(crate) fn totals(&mut self, name: &str, totals: Totals) {
         let last = std::mem::replace(&mut self.last, totals);
         let count = |metric: &'static str, now: u64, before: u64| {
             if now > before {
@@ -43,6 +39,9 @@ impl Meter {
             totals.unattributed,
             last.unattributed,
         );
+    }
+
+    pub(crate) fn gauges(&self, name: &str, in_flight: u64, bounds: Bounds) {
         let gauge = |metric: &'static str, value: u64| {
             metrics::gauge!(metric, "client" => name.to_owned()).set(value as f64);
         };
@@ -62,7 +61,9 @@ impl Meter {
 
 #[cfg(not(feature = "metrics"))]
 impl Meter {
-    pub(crate) fn totals(&mut self, _: &str, _: Totals, _: u64, _: Bounds) {}
+    pub(crate) fn totals(&mut self, _: &str, _: Totals) {}
+
+    pub(crate) fn gauges(&self, _: &str, _: u64, _: Bounds) {}
 
     pub(crate) fn logged_on(&self, _: &str) {}
 

@@ -16,6 +16,7 @@ use crate::failed::Offers;
 use crate::message::{Message, size};
 use crate::protocol::Publish;
 use crate::receipt::{Receipt, Watched};
+use crate::session::ServerInfo;
 
 pub(crate) struct Shared {
     pub(crate) name: String,
@@ -57,6 +58,8 @@ pub(crate) struct Shared {
 pub(crate) struct LinkStatus {
     pub(crate) state: ConnectionState,
     pub(crate) server: String,
+    /// What the server said of itself at the last logon.
+    pub(crate) server_info: ServerInfo,
     /// How the last attempt ended, and where.
     pub(crate) last: Option<(String, LinkEnd)>,
     /// No more attempts are made, for this reason.

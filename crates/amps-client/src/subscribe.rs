@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -326,8 +327,15 @@ pub struct Request {
     pub(crate) correlation_id: Option<String>,
     pub(crate) sub_id: Option<String>,
     pub(crate) query_id: Option<String>,
+    pub(crate) order_by: Option<String>,
+    pub(crate) top_n: Option<u64>,
+    pub(crate) batch_size: Option<u64>,
+    pub(crate) expiration: Option<u32>,
+    pub(crate) sow_key: Option<String>,
     pub(crate) acks: AckKinds,
     pub(crate) body: Bytes,
+    pub(crate) timeout: Option<Duration>,
+    pub(crate) retry: bool,
 }
 
 impl Request {
@@ -396,6 +404,58 @@ impl Request {
         self
     }
 
+    /// The order of a query's answer.
+    #[must_use]
+    pub fn order_by(mut self, order: impl Into<String>) -> Self {
+        self.order_by = Some(order.into());
+        self
+    }
+
+    /// At most this many records of a query, or messages of a replay.
+    #[must_use]
+    pub fn top_n(mut self, count: u64) -> Self {
+        self.top_n = Some(count);
+        self
+    }
+
+    /// Records per frame of a query's answer.
+    #[must_use]
+    pub fn batch_size(mut self, records: u64) -> Self {
+        self.batch_size = Some(records);
+        self
+    }
+
+    /// Lifetime of a record, in seconds.
+    #[must_use]
+    pub fn expiration(mut self, seconds: u32) -> Self {
+        self.expiration = Some(seconds);
+        self
+    }
+
+    /// An explicit SOW key.
+    #[must_use]
+    pub fn sow_key(mut self, key: impl Into<String>) -> Self {
+        self.sow_key = Some(key.into());
+        self
+    }
+
+    /// Time for the answer, instead of the client's
+    /// [`command_timeout`](crate::Builder::command_timeout).
+    #[must_use]
+    pub fn timeout(mut self, timeout: Duration) -> Self {
+        self.timeout = Some(timeout);
+        self
+    }
+
+    /// When there is no connection, or it is lost before the answer: sends it after the next
+    /// logon, until its time is over. The server may then carry it out twice, so that it is off
+    /// unless set.
+    #[must_use]
+    pub fn retry(mut self, on: bool) -> Self {
+        self.retry = on;
+        self
+    }
+
     /// The acks to ask for; the command is done when all of them came. With none it is
     /// done when it was handed to the link.
     #[must_use]
@@ -422,6 +482,8 @@ impl Request {
             &self.correlation_id,
             &self.sub_id,
             &self.query_id,
+            &self.order_by,
+            &self.sow_key,
         ];
         self.name.len() + bytes_of(&texts) + self.body.len()
     }
@@ -437,6 +499,11 @@ impl Request {
         command.correlation_id = self.correlation_id.as_deref();
         command.sub_id = self.sub_id.as_deref();
         command.query_id = self.query_id.as_deref();
+        command.order_by = self.order_by.as_deref();
+        command.top_n = self.top_n;
+        command.batch_size = self.batch_size;
+        command.expiration = self.expiration;
+        command.sow_key = self.sow_key.as_deref();
         command.acks = self.acks;
         command.body = &self.body;
         command

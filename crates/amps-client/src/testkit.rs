@@ -7,8 +7,6 @@
 
 use std::cell::Cell;
 
-use amps_store::StoredMessage;
-
 use crate::delivery::ToSend;
 
 /// Appends the frame of a stored message, as the driver puts it on the wire.
@@ -17,12 +15,11 @@ use crate::delivery::ToSend;
 /// No frame can be made of it: the envelope is of another version, or the frame would be
 /// longer than its length field can say.
 pub fn encode(
-    message: &StoredMessage,
-    to_send: ToSend,
+    to_send: &ToSend<'_>,
     publish_ids: bool,
     out: &mut Vec<u8>,
 ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    Ok(crate::wire::encode(message, to_send, publish_ids, out)?)
+    Ok(crate::wire::encode(to_send, publish_ids, out)?)
 }
 
 /// A defect of the protocol that loses messages or lies about them.

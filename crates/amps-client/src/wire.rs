@@ -1,6 +1,6 @@
 //! A stored message as the frame that goes out.
 
-use amps_store::{EnvelopeError, Operation, StoredMessage};
+use amps_store::{EnvelopeError, Operation};
 
 use crate::delivery::ToSend;
 use crate::protocol::{AckKinds, Command, FrameError, Publish};
@@ -17,11 +17,11 @@ pub(crate) enum EncodeError {
 /// Appends the frame of a stored message to `out`, copying its bytes once. `persisted` is
 /// asked for on every stored command (`amps-publish-semantics.md` §3).
 pub(crate) fn encode(
-    message: &StoredMessage,
-    to_send: ToSend,
+    to_send: &ToSend<'_>,
     publish_ids: bool,
     out: &mut Vec<u8>,
 ) -> Result<(), EncodeError> {
+    let message = to_send.message;
     let envelope = message.envelope()?;
     let mut digits = [0; 20];
     let command_id = publish_ids.then(|| decimal(to_send.sequence, &mut digits));

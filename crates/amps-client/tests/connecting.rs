@@ -11,7 +11,9 @@ use amps_client::chooser::{Server, ServerChooser};
 use amps_client::connector::{ConnectError, Connecting, Connector, TcpConnector};
 use amps_client::protocol::{Ack, AckKind, Status};
 use amps_client::uri::Uri;
-use amps_client::{Backoff, Client, Event, Events, LinkEnd, LogonError, OpenError};
+use amps_client::{
+    Backoff, Client, DelayStrategy, Event, Events, FixedDelay, LinkEnd, LogonError, OpenError,
+};
 use common::{NAME, Peer, memory, pair, started};
 use tokio::time::Instant;
 
@@ -27,7 +29,7 @@ impl Connector for BlackHole {
     }
 }
 
-fn into_the_black_hole(backoff: Backoff) -> amps_client::Builder {
+fn into_the_black_hole(backoff: impl DelayStrategy + 'static) -> amps_client::Builder {
     Client::builder(NAME)
         .server("tcp://127.0.0.1:9007/amps/json")
         .connector(Arc::new(BlackHole))
@@ -91,6 +93,77 @@ async fn who_gives_up_says_so_and_keeps_what_is_published() {
     assert!(client.health().gave_up.is_some());
     client.publish("orders", "1").await.unwrap();
     assert_eq!(client.close(Duration::ZERO).await.left, 1);
+}
+
+/// Waits a second longer every time, and gives up after the fourth.
+struct Longer(u64);
+
+impl DelayStrategy for Longer {
+    fn next_delay(&mut self) -> Option<Duration> {
+        self.0 += 1;
+        (self.0 <= 4).then(|| Duration::from_secs(self.0))
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn delays_are_those_of_the_strategy_that_was_given() {
+    let client = into_the_black_hole(Longer(0)).open().await.unwrap();
+    let mut events = client.events();
+    for seconds in 1..=4 {
+        let (_, delay) = link_lost(&mut events).await;
+        assert_eq!(delay, Some(Duration::from_secs(seconds)));
+    }
+    assert_eq!(link_lost(&mut events).await.1, None);
+    let error = client.wait_logged_on(LONG).await.unwrap_err();
+    assert!(matches!(error, LogonError::GaveUp { .. }), "{error}");
+
+    let delay = Duration::from_secs(3);
+    let client = into_the_black_hole(FixedDelay(delay)).open().await.unwrap();
+    let mut events = client.events();
+    let mut ended = None;
+    for _ in 0..20 {
+        assert_eq!(link_lost(&mut events).await.1, Some(delay));
+        let now = Instant::now();
+        let before = ended.replace(now);
+        // The time limit of an attempt is 10 s.
+        assert!(before.is_none_or(|before| (now - before).as_secs() == 13));
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_time_without_a_logon_may_be_limited_with_all_it_is_spent_on() {
+    let limit = Duration::from_secs(60);
+    let gave_up = async |client: &Client, begun: Instant| {
+        let error = client.wait_logged_on(LONG).await.unwrap_err();
+        assert!(matches!(error, LogonError::GaveUp { .. }), "{error}");
+        let took = begun.elapsed();
+        // An attempt that has begun is finished.
+        assert!(limit <= took && took.as_secs() <= 70, "{took:?}");
+        let why = client.health().gave_up.unwrap();
+        assert!(why.contains("logon"), "{why}");
+    };
+    let begun = Instant::now();
+    let hole = into_the_black_hole(FixedDelay(Duration::from_millis(1)));
+    let client = hole.give_up_after(limit).open().await.unwrap();
+    gave_up(&client, begun).await;
+    // A long wait is cut short.
+    let begun = Instant::now();
+    let hole = into_the_black_hole(FixedDelay(LONG));
+    let client = hole.give_up_after(limit).open().await.unwrap();
+    gave_up(&client, begun).await;
+    // It starts anew with every logon, however long that lasted.
+    let (builder, mut listener) = pair();
+    let client = builder.give_up_after(limit).open().await.unwrap();
+    for _ in 0..3 {
+        let peer = Peer::logged_on(&mut listener, None).await;
+        client.wait_logged_on(LONG).await.unwrap();
+        tokio::time::sleep(limit * 10).await;
+        drop(peer);
+        let mut events = client.events();
+        link_lost(&mut events).await;
+    }
+    drop(listener);
+    gave_up(&client, Instant::now()).await;
 }
 
 /// Names its server so many times.

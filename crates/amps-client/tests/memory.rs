@@ -4,8 +4,9 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
+#[path = "common/heap.rs"]
+mod heap;
 
-use std::future::Future;
 use std::time::Duration;
 
 use amps_client::session::MAX_WAITING;
@@ -14,25 +15,9 @@ use amps_client::{
     Subscription, SubscriptionEnd,
 };
 use common::{Peer, memory, pair, started};
-use peak_alloc::PeakAlloc;
+use heap::{ALONE, bounded};
 
 const HOUR: Duration = Duration::from_secs(3600);
-
-#[global_allocator]
-static HEAP: PeakAlloc = PeakAlloc;
-
-/// The peak belongs to the whole process: one test at a time.
-static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
-
-/// Does something that may take so many bytes of heap at once.
-async fn bounded<T>(bytes: usize, work: impl Future<Output = T>) -> T {
-    let before = HEAP.current_usage();
-    HEAP.reset_peak_usage();
-    let done = work.await;
-    let taken = HEAP.peak_usage().saturating_sub(before);
-    assert!(taken <= bytes, "{taken} bytes of heap, {bytes} are allowed");
-    done
-}
 
 /// A client with one subscription, and the server it is placed at.
 async fn subscribed(subscribe: Subscribe) -> (Client, Peer, Subscription) {

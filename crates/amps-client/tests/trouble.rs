@@ -144,7 +144,7 @@ async fn a_message_that_cannot_be_read_ends_the_link_and_is_never_skipped() {
     let (builder, mut listener) = pair();
     let damaged = times(2);
     let store = Quirks {
-        read_next: Some(Box::new(move || {
+        read_unsettled: Some(Box::new(move || {
             let damage = ReadError::Damaged {
                 sequence: 1,
                 offset: 8192,

@@ -6,13 +6,14 @@
     reason = "a test fails by panicking"
 )]
 
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use amps_client::connector::{Connector, Stream, TcpConnector};
 use amps_client::protocol::{AckKinds, Command, FrameDecoder};
 use amps_sandbox::Sandbox;
 use amps_sandbox::proxy::{Proxy, Weather};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::time::Instant;
 
 async fn start() -> (Sandbox, Proxy) {
     let sandbox = Sandbox::builder()
@@ -41,12 +42,12 @@ async fn frame(stream: &mut Box<dyn Stream>, decoder: &mut FrameDecoder) -> Opti
     }
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn links_are_delayed_go_dead_and_come_back() {
     let (sandbox, proxy) = start().await;
     let mut stream = TcpConnector.connect(proxy.uri()).await.unwrap();
     let mut decoder = FrameDecoder::new();
-    let delay = Duration::from_millis(50);
+    let delay = Duration::from_secs(5);
     proxy.set(Weather::Delay(delay));
     let begun = Instant::now();
     send(&mut stream, Command::logon("0", "p")).await;

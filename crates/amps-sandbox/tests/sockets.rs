@@ -19,6 +19,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 /// Longer than anything here takes; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
+/// In virtual time: it passes once nobody has anything to do.
+const HOUR: Duration = Duration::from_secs(3600);
+
 struct Raw {
     stream: Box<dyn Stream>,
     decoder: FrameDecoder,
@@ -394,12 +397,12 @@ async fn lost_acks_stay_lost_and_the_next_logon_knows() {
     sandbox.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_stalled_link_says_nothing_until_the_name_comes_back() {
     let sandbox = tcp().fault(Fault::StallAfter(1)).start().await.unwrap();
     let (mut raw, _) = Raw::log_on(&sandbox, "p").await;
     raw.publish("orders", [1]).await;
-    let silence = tokio::time::timeout(Duration::from_millis(100), raw.stream.read_u8()).await;
+    let silence = tokio::time::timeout(HOUR, raw.stream.read_u8()).await;
     assert!(silence.is_err(), "no ack, no end");
     let (_, figure) = Raw::log_on(&sandbox, "p").await;
     assert_eq!(figure, 1);
@@ -407,9 +410,9 @@ async fn a_stalled_link_says_nothing_until_the_name_comes_back() {
     sandbox.stop().await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn delayed_acks_come_in_order() {
-    let delay = Duration::from_millis(80);
+    let delay = Duration::from_secs(8);
     let sandbox = tcp()
         .fault(Fault::DelayAcks(delay))
         .reject_topic("no")
@@ -417,7 +420,7 @@ async fn delayed_acks_come_in_order() {
         .await
         .unwrap();
     let (mut raw, _) = Raw::log_on(&sandbox, "p").await;
-    let begun = std::time::Instant::now();
+    let begun = tokio::time::Instant::now();
     raw.publish("orders", [1]).await;
     raw.publish("no", [2]).await;
     assert_eq!(
@@ -635,7 +638,7 @@ async fn unix_and_memory_are_the_same_server() {
     Raw::log_on(&again, "p").await;
 }
 
-#[tokio::test]
+#[tokio::test(start_paused = true)]
 async fn a_slow_subscriber_of_an_unlogged_topic_slows_the_publisher_and_loses_nothing() {
     let sandbox = tcp().unlogged_topic("ticks").start().await.unwrap();
     let (mut subscriber, _) = Raw::log_on(&sandbox, "s").await;
@@ -653,7 +656,7 @@ async fn a_slow_subscriber_of_an_unlogged_topic_slows_the_publisher_and_loses_no
         }
         writer
     });
-    let silent = tokio::time::timeout(Duration::from_millis(300), reader.read_u8()).await;
+    let silent = tokio::time::timeout(HOUR, reader.read_u8()).await;
     assert!(
         silent.is_err() && !sending.is_finished(),
         "48 MiB do not fit any buffer on the way"

@@ -4,6 +4,7 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::batch::{Batch, MessageRef};
 use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
 use crate::format::RECORD_HEADER;
@@ -82,16 +83,27 @@ impl StoredMessage {
     /// # Errors
     /// The record is intact, but its envelope is not of a version this program knows.
     pub fn envelope(&self) -> Result<Envelope<'_>, EnvelopeError> {
-        Envelope::decode(
-            self.bytes
-                .get(RECORD_HEADER..self.envelope_end)
-                .unwrap_or(&[]),
-        )
+        self.as_ref().envelope()
     }
 
     /// The payload, byte for byte as published.
     pub fn payload(&self) -> &[u8] {
-        self.bytes.get(self.envelope_end..self.len).unwrap_or(&[])
+        self.as_ref().payload()
+    }
+
+    /// The message in the buffer.
+    pub fn as_ref(&self) -> MessageRef<'_> {
+        MessageRef {
+            sequence: self.sequence,
+            envelope: self
+                .bytes
+                .get(RECORD_HEADER..self.envelope_end)
+                .unwrap_or_default(),
+            payload: self
+                .bytes
+                .get(self.envelope_end..self.len)
+                .unwrap_or_default(),
+        }
     }
 }
 
@@ -242,7 +254,7 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 ///   open the next one is above every sequence ever given out and above the grant, unless
 ///   [`close`](Self::close) lowered the grant. Ordinals count records of any kind, and rise.
 /// - **Order.** Appends happen one after the other: who sees a message in the store sees all
-///   with lower sequences. [`read_next`](Self::read_next) goes by sequence.
+///   with lower sequences. [`read_unsettled`](Self::read_unsettled) goes by sequence.
 /// - **Bytes.** Envelope and payload come back exactly as given, except that
 ///   [`requeue`](Self::requeue) sets origin and time.
 /// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. What
@@ -273,21 +285,19 @@ pub trait PublishStore: Send + Sync + 'static {
     /// tag longer than [`MAX_TAG`]. Nothing was stored, and no number was used.
     fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError>;
 
-    /// Reads the lowest unsettled message in `from..=through`, in order of sequence.
+    /// Reads the unsettled messages in `from..=through` from the lowest on, in order of
+    /// sequence and without a gap, as many as `into` takes; what was in it before is gone.
+    /// Nothing in it: there is none. What is settled later may still be in it.
     ///
     /// # Errors
-    /// The record's checksum no longer fits: damage under a live store.
-    fn read_next(
-        &self,
-        from: u64,
-        through: u64,
-        into: &mut StoredMessage,
-    ) -> Result<Option<u64>, ReadError>;
+    /// The checksum of the first record no longer fits: damage under a live store. A damaged
+    /// one behind it ends the batch, and is told when it is the first.
+    fn read_unsettled(&self, from: u64, through: u64, into: &mut Batch) -> Result<(), ReadError>;
 
     /// Reads one message, settled or not, while its bytes are still there.
     ///
     /// # Errors
-    /// As [`read_next`](Self::read_next). A message that is gone is `Ok(false)`.
+    /// The record's checksum no longer fits. A message that is gone is `Ok(false)`.
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError>;
 
     /// The current numbers, all of one moment. Never waits for the device.

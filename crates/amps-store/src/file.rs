@@ -17,7 +17,7 @@ use crate::options::{Options, Recovery, Shape};
 use crate::planted::{self, Bug};
 use crate::recover::{Header, Recovered, Refusal, read_header, recover};
 use crate::report::{RecoveryReport, Stop};
-use crate::scan::Source;
+use crate::scan::{Scanner, Source, Verdict};
 
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -442,7 +442,16 @@ fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Re
         let mut bytes = [0; SEGMENT_HEADER as usize];
         medium.read(at, &mut bytes);
         if SegmentHeader::decode(&bytes, superblock.key, at).is_none() {
-            let first_ordinal = link.first_ordinal;
+            let (first, end) = (
+                recovered.geometry.records_at(link.segment),
+                recovered.geometry.end_of(link.segment),
+            );
+            // What the segment opens with need not be of the log; the next open must take the
+            // segment for what this one took it for.
+            let first_ordinal = match Scanner::new(medium, recovered.geometry).look(first, end) {
+                Ok(Verdict::Intact(record)) => record.ordinal,
+                _ => link.first_ordinal,
+            };
             let header = SegmentHeader::Used { first_ordinal };
             medium.write(
                 at,

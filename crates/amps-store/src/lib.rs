@@ -1,6 +1,7 @@
 //! The publish store: a bounded, memory-mapped ring log that is also the send queue.
 
 mod api;
+mod batch;
 mod calls;
 mod draft;
 mod envelope;
@@ -10,6 +11,8 @@ mod file;
 mod format;
 mod index;
 pub mod inspect;
+#[cfg(test)]
+mod large;
 mod log;
 mod medium;
 mod options;
@@ -32,6 +35,7 @@ pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,
     Rejected, Rejection, Signal, StoredMessage,
 };
+pub use batch::{Batch, MessageRef};
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
 pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
 pub use evacuate::EvacuateError;

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, Rejection, StoredMessage};
+use crate::batch::Batch;
 use crate::draft::Draft;
 use crate::envelope::{Envelope, Origin};
 use crate::error::{AppendError, DamagedRange, ReadError, StoreError};
@@ -511,20 +512,6 @@ impl Log {
     /// of [`check`], without the lock.
     pub(crate) fn copy_out(&self, sequence: u64, into: &mut StoredMessage) -> Option<Place> {
         let entry = self.state.get(sequence)?;
-        self.copy_entry(sequence, entry, into)
-    }
-
-    pub(crate) fn copy_next(
-        &self,
-        from: u64,
-        through: u64,
-        into: &mut StoredMessage,
-    ) -> Option<Place> {
-        let (sequence, entry) = self.state.next_unsettled(from, through)?;
-        self.copy_entry(sequence, entry, into)
-    }
-
-    fn copy_entry(&self, sequence: u64, entry: Entry, into: &mut StoredMessage) -> Option<Place> {
         into.sequence = sequence;
         // The buffer only ever grows to the largest message read through it.
         let len = entry.stride() as usize;
@@ -538,6 +525,19 @@ impl Log {
             key: self.geometry.key,
             max: self.geometry.max_record,
         })
+    }
+
+    /// Reads unsettled messages until the batch is full. Their checksums are checked by the
+    /// caller of [`check_all`], without the lock.
+    pub(crate) fn copy_unsettled(&self, mut from: u64, through: u64, into: &mut Batch) {
+        while let Some((sequence, entry)) = self.state.next_unsettled(from, through) {
+            let (offset, len) = (entry.offset(), entry.stride() as usize);
+            let Some(room) = into.take(sequence, offset, len) else {
+                return;
+            };
+            self.medium.read(offset, room);
+            from = sequence + 1;
+        }
     }
 
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
@@ -731,14 +731,7 @@ pub(crate) struct Place {
 /// Checks a message copied out, and makes the buffer show it.
 pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), ReadError> {
     let bytes = &message.bytes[..message.len];
-    let header = RecordHeader::decode(bytes, place.max)
-        .filter(|h| {
-            h.kind.is_message()
-                && h.sequence == message.sequence
-                && h.stride() as usize == bytes.len()
-        })
-        .filter(|_| record_is_intact(bytes, place.key, place.offset));
-    let Some(header) = header else {
+    let Some(header) = intact(bytes, message.sequence, place) else {
         let sequence = std::mem::take(&mut message.sequence);
         message.len = 0;
         return Err(ReadError::Damaged {
@@ -750,4 +743,38 @@ pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), Rea
     message.envelope_end = RECORD_HEADER + header.envelope_len as usize;
     message.len = header.len as usize;
     Ok(())
+}
+
+/// Checks the messages copied out, and makes the batch show them: up to the first that is
+/// damaged, if there are any.
+pub(crate) fn check_all(geometry: &Geometry, batch: &mut Batch) -> Result<(), ReadError> {
+    let damaged = batch.keep_good(|at, bytes| {
+        let place = Place {
+            offset: at.offset,
+            key: geometry.key,
+            max: geometry.max_record,
+        };
+        let header = intact(bytes, at.sequence, place);
+        if let Some(header) = &header {
+            at.envelope_end = at.start + RECORD_HEADER + header.envelope_len as usize;
+            at.payload_end = at.start + header.len as usize;
+        }
+        header.is_some()
+    });
+    match damaged {
+        Some(at) if batch.is_empty() => Err(ReadError::Damaged {
+            sequence: at.sequence,
+            offset: at.offset,
+        }),
+        _ => Ok(()),
+    }
+}
+
+/// The header of a record that is whole, and the one that was looked for.
+fn intact(bytes: &[u8], sequence: u64, place: Place) -> Option<RecordHeader> {
+    RecordHeader::decode(bytes, place.max)
+        .filter(|h| {
+            h.kind.is_message() && h.sequence == sequence && h.stride() as usize == bytes.len()
+        })
+        .filter(|_| record_is_intact(bytes, place.key, place.offset))
 }

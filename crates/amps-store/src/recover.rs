@@ -295,7 +295,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 self.start_over(self.out.oldest_needed.max(1));
             }
             let hole = if headless { SEGMENTS_AT } else { hole };
-            let rest = self.search(&used, self.out.last_ordinal, hole, !headless)?;
+            let rest = self.search(self.out.last_ordinal, hole, !headless)?;
             self.judge(rest, hole, &mut gaps)?;
             if headless && self.out.chain.is_empty() {
                 // The mark that named that start is set aside itself. Freeing a segment
@@ -303,7 +303,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 self.out.oldest_needed = 0;
                 self.out.set_aside.clear();
                 self.start_over(1);
-                let rest = self.search(&used, 0, hole, false)?;
+                let rest = self.search(0, hole, false)?;
                 self.judge(rest, hole, &mut gaps)?;
             }
         }
@@ -638,20 +638,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
 
     /// Every intact record with an ordinal above `above`: in what lies behind `hole_at` in
     /// its segment, and in every segment that was not walked; or everywhere.
-    fn search(
-        &mut self,
-        used: &[(u64, usize)],
-        above: u64,
-        hole_at: u64,
-        behind: bool,
-    ) -> Result<Vec<Seen>, Refusal> {
+    fn search(&mut self, above: u64, hole_at: u64, behind: bool) -> Result<Vec<Seen>, Refusal> {
         let total = self.segments as u64 * self.geometry.segment_size;
-        // Ordinals run at most a few laps ahead of what is in place; anything higher is
-        // not ours, and looking at it would cost time.
-        let limit = used
-            .last()
-            .map_or(above, |u| u.0.max(above))
-            .saturating_add(total / 8 + 1);
         let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
         let mut beyond = Vec::new();
         for segment in 0..self.segments {
@@ -665,7 +653,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             let end = self.geometry.end_of(segment);
             let whole = self
                 .scanner
-                .search(from, end, above, limit, &mut budget, &mut beyond)?;
+                .search(from, end, above, &mut budget, &mut beyond)?;
             self.out.bytes += end - from;
             if !whole {
                 // Only a file made for it holds so many near-records: say so, and stop.
@@ -679,7 +667,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 break;
             }
         }
-        beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation));
+        // Of two with one ordinal the next open must take the same.
+        beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation, s.offset));
         Ok(beyond)
     }
 

@@ -1002,3 +1002,43 @@ fn every_row_of_the_page_is_walked() {
     let walked: Vec<&str> = rows().map(|row| row.0).collect();
     assert_eq!(written, walked);
 }
+
+/// Only a file made for it holds two records with one ordinal. Which of them counted was left
+/// to a sort that keeps no order, so that the next open could take the other one.
+#[test]
+fn of_two_records_with_one_ordinal_the_first_in_the_file_counts() {
+    let mut image = Image::new();
+    let hole = image.publish(records_at(0), 1, 1);
+    let mut at = image.publish(hole, 2, 2);
+    image.flip(hole + 50);
+    for i in 3..=40 {
+        at = image.publish(at, i, i);
+    }
+    image.mark(at, 41, &durable(40));
+    image.used(1, 100);
+    let mut copy = records_at(1);
+    for i in (3..=40).rev() {
+        copy = image.message(copy, Kind::Copy, i, i, Origin::Publish);
+    }
+    let recovered = image.recover();
+    for sequence in 3..=40 {
+        let entry = recovered.state.get(sequence).unwrap();
+        assert!(entry.offset() < records_at(1), "message {sequence}");
+    }
+}
+
+/// An epoch may skip any number of ordinals. The search behind a hole took one far ahead for
+/// nothing, and the next open, which saw more of the log, for an epoch that declares what had
+/// been written meanwhile dead.
+#[test]
+fn an_epoch_far_ahead_behind_a_hole_is_seen_by_the_first_open() {
+    let mut image = Image::new();
+    let at = image.publish(records_at(0), 1, 1);
+    let next = image.publish(at, 2, 2);
+    image.flip(at + 50);
+    image.epoch(next, 1 << 40, 2);
+    let recovered = image.recover();
+    assert_eq!(recovered.last_ordinal, 1);
+    assert_eq!(recovered.max_ordinal, 1 << 40);
+    assert_eq!(recovered.set_aside.len(), 1);
+}

@@ -167,15 +167,13 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         }
     }
 
-    /// Every intact record with an ordinal in `above < ordinal <= limit` between two
-    /// places, trying each 8-byte step. `budget` bounds the bytes checksummed for
+    /// Every intact record with an ordinal greater than `above` between two places, trying each 8-byte step. `budget` bounds the bytes checksummed for
     /// candidates that turn out to be none; false: it ran out.
     pub(crate) fn search(
         &mut self,
         from: u64,
         end: u64,
         above: u64,
-        limit: u64,
         budget: &mut u64,
         found: &mut Vec<Seen>,
     ) -> io::Result<bool> {
@@ -186,7 +184,7 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
             let candidate = (committed_len(head) != 0)
                 .then(|| RecordHeader::decode(head, max))
                 .flatten()
-                .filter(|h| h.ordinal > above && h.ordinal <= limit && h.generation != 0);
+                .filter(|h| h.ordinal > above && h.generation != 0);
             let Some(header) = candidate else {
                 at = self.next_possible(at + 8, end);
                 continue;

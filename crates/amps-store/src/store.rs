@@ -10,12 +10,13 @@ use crate::api::{
     Appended, Bounds, Durable, Level, Numbers, Observer, PublishStore, Rebase, Rejected, Rejection,
     Signal, StoredMessage,
 };
+use crate::batch::Batch;
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing};
 use crate::format::GRANT_LAST;
 use crate::index::make_spares;
-use crate::log::{Log, check};
+use crate::log::{Log, check, check_all};
 use crate::medium::{Device, ForkGuard, Heap, Medium};
 use crate::options::Options;
 use crate::planted::{self, Bug};
@@ -320,23 +321,6 @@ impl Store {
         self.inner.shared.after_change(core);
         result
     }
-
-    fn read(
-        &self,
-        into: &mut StoredMessage,
-        copy: impl FnOnce(&Log, &mut StoredMessage) -> Option<crate::log::Place>,
-    ) -> Result<bool, ReadError> {
-        self.inner.shared.not_forked()?;
-        let place = {
-            let core = self.inner.shared.lock();
-            core.log.usable()?;
-            copy(&core.log, into)
-        };
-        match place {
-            Some(place) => check(place, into).map(|()| true),
-            None => Ok(false),
-        }
-    }
 }
 
 impl PublishStore for Store {
@@ -368,18 +352,31 @@ impl PublishStore for Store {
         Ok(appended)
     }
 
-    fn read_next(
-        &self,
-        from: u64,
-        through: u64,
-        into: &mut StoredMessage,
-    ) -> Result<Option<u64>, ReadError> {
-        let found = self.read(into, |log, into| log.copy_next(from, through, into))?;
-        Ok(found.then_some(into.sequence))
+    fn read_unsettled(&self, from: u64, through: u64, into: &mut Batch) -> Result<(), ReadError> {
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        into.clear();
+        let geometry = {
+            let core = shared.lock();
+            core.log.usable()?;
+            core.log.copy_unsettled(from, through, into);
+            core.log.geometry
+        };
+        check_all(&geometry, into)
     }
 
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
-        self.read(into, |log, into| log.copy_out(sequence, into))
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let place = {
+            let core = shared.lock();
+            core.log.usable()?;
+            core.log.copy_out(sequence, into)
+        };
+        match place {
+            Some(place) => check(place, into).map(|()| true),
+            None => Ok(false),
+        }
     }
 
     fn bounds(&self) -> Bounds {

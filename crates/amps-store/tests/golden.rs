@@ -9,7 +9,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict, repair_to};
-use amps_store::{Envelope, OpenError, Operation, Options, Origin, PublishStore, Recovery, Store};
+use amps_store::{
+    Envelope, Level, OpenError, Operation, Options, Origin, PublishStore, Recovery, Store,
+};
 
 const NAMES: [&str; 8] = [
     "clean",
@@ -219,6 +221,52 @@ fn a_reader_written_from_the_page_agrees_on_the_golden_stores() {
             return;
         }
     }
+}
+
+#[test]
+fn a_reader_written_from_the_page_agrees_on_what_it_cannot_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s.store");
+    let bytes = std::fs::read(golden("unclean.store")).unwrap();
+    let messages = amps_store::testkit::intact_messages(&bytes);
+    // The operation, the length of the topic, and a byte of the text.
+    for (place, value) in [(0, 9), (1, 250), (2, 0xFF), (1, 0)] {
+        let mut bytes = bytes.clone();
+        for message in messages.iter().step_by(2) {
+            bytes[message.offset as usize + 40 + place] = value;
+        }
+        amps_store::testkit::resign(&mut bytes);
+        std::fs::write(&path, &bytes).unwrap();
+        let unreadable = listing(&path)
+            .0
+            .lines()
+            .filter(|l| l.ends_with("\t\t"))
+            .count();
+        assert!(unreadable > 0, "byte {place} of the envelopes");
+        if !compare(&path, &format!("envelopes with {value} at {place}")) {
+            return;
+        }
+    }
+}
+
+#[test]
+fn a_reader_written_from_the_page_says_that_a_store_was_evacuated() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("old.store");
+    std::fs::copy(golden("clean.store"), &path).unwrap();
+    let store = Store::open_existing(&path, Options::new()).unwrap();
+    store
+        .evacuate(dir.path().join("new.store"), Level::Os)
+        .unwrap();
+    let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reader/read_store.py");
+    let Ok(output) = Command::new("python3").arg(reader).arg(&path).output() else {
+        return println!("skipped: python3 cannot be run");
+    };
+    assert_eq!(
+        String::from_utf8_lossy(&output.stderr),
+        "evacuated to another file\n"
+    );
+    assert_eq!(String::from_utf8_lossy(&output.stdout), listing(&path).0);
 }
 
 /// A generator of numbers; the seed is in every message, so that a failure can be repeated.

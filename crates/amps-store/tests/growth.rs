@@ -5,7 +5,9 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use amps_store::testkit::{Fault, SimDisk, has_failed, step};
-use amps_store::{AppendError, Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
+use amps_store::{
+    AppendError, Batch, Envelope, MessageRef, Options, PublishStore, Rejected, Store, StoredMessage,
+};
 
 const SUPERBLOCKS: u64 = 8192;
 const SEGMENT: u64 = 8192;
@@ -48,15 +50,13 @@ fn fill(store: &Store) {
 }
 
 fn unsettled(store: &Store) -> Vec<u64> {
-    let mut message = StoredMessage::new();
-    let mut found = Vec::new();
-    let mut from = 0;
-    while let Some(sequence) = store.read_next(from, u64::MAX, &mut message).unwrap() {
-        assert_eq!(message.payload(), payload(sequence));
-        found.push(sequence);
-        from = sequence + 1;
-    }
-    found
+    let mut batch = Batch::new(usize::MAX, usize::MAX);
+    store.read_unsettled(0, u64::MAX, &mut batch).unwrap();
+    let whole = |message: MessageRef<'_>| {
+        assert_eq!(message.payload(), payload(message.sequence));
+        message.sequence
+    };
+    batch.iter().map(whole).collect()
 }
 
 fn chores(store: &Store) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Barrier};
 
 use amps_store::testkit::{Cut, Fault, Rng, SimDisk, step};
 use amps_store::{
-    AppendError, Envelope, OpenError, Options, PublishStore, Recovery, Stop, Store, StoredMessage,
+    AppendError, Batch, Envelope, OpenError, Options, PublishStore, Recovery, Stop, Store,
 };
 
 fn options() -> Options {
@@ -35,14 +35,12 @@ fn publish(store: &Store, len: usize) -> u64 {
 }
 
 fn unsettled(store: &Store) -> BTreeMap<u64, Vec<u8>> {
-    let mut all = BTreeMap::new();
-    let mut message = StoredMessage::new();
-    let mut from = 0;
-    while let Some(sequence) = store.read_next(from, u64::MAX, &mut message).unwrap() {
-        all.insert(sequence, message.payload().to_vec());
-        from = sequence + 1;
-    }
-    all
+    let mut batch = Batch::new(usize::MAX, usize::MAX);
+    store.read_unsettled(0, u64::MAX, &mut batch).unwrap();
+    batch
+        .iter()
+        .map(|message| (message.sequence, message.payload().to_vec()))
+        .collect()
 }
 
 fn sequences(store: &Store) -> Vec<u64> {

@@ -6,7 +6,7 @@
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use amps_store::testkit::{Bug, Cut, Rng, SimDisk, plant, step};
-use amps_store::{Durable, Envelope, Options, PublishStore, Store, StoredMessage};
+use amps_store::{Batch, Durable, Envelope, OpenError, Options, PublishStore, Store};
 
 const PUBLISHERS: u64 = 8;
 const CUTS: u64 = 60;
@@ -31,16 +31,15 @@ fn payload(publisher: u64, count: u64) -> Vec<u8> {
 fn recovered(moment: &SimDisk, cut: Cut, rng: &mut Rng) -> (Vec<(u64, Vec<u8>)>, u64) {
     moment.power_cut(cut, rng);
     let store = moment.open(options()).expect("opens");
-    let mut message = StoredMessage::new();
-    let (mut found, mut from) = (Vec::new(), 0);
-    while let Some(sequence) = store
-        .read_next(from, u64::MAX, &mut message)
-        .expect("intact")
-    {
-        found.push((sequence, message.payload().to_vec()));
-        from = sequence + 1;
-    }
-    (found, store.report().last_ordinal)
+    (unsettled(&store), store.report().last_ordinal)
+}
+
+fn unsettled(store: &Store) -> Vec<(u64, Vec<u8>)> {
+    let mut all = Batch::new(usize::MAX, usize::MAX);
+    store.read_unsettled(0, u64::MAX, &mut all).expect("intact");
+    all.iter()
+        .map(|m| (m.sequence, m.payload().to_vec()))
+        .collect()
 }
 
 /// The messages of each publisher come in its order, each as it was published; and up to the
@@ -139,4 +138,54 @@ fn publish_and_cut(seed: u64, bug: Option<Bug>) {
             std::panic::resume_unwind(panic);
         }
     });
+}
+
+/// A backup that is taken while publishers work is a legal state of some moments, or says that
+/// it is damaged; never anything that nobody published.
+#[test]
+fn a_copy_of_a_live_file_is_legal_or_says_that_it_is_damaged() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (path, copy) = (dir.path().join("live.store"), dir.path().join("copy.store"));
+    let store = Store::open(&path, options()).expect("creates");
+    let stop = AtomicBool::new(false);
+    let (mut legal, mut damaged) = (0, 0);
+    std::thread::scope(|scope| {
+        for publisher in 0..2 {
+            let (store, stop) = (&store, &stop);
+            scope.spawn(move || publish(store, publisher, stop));
+        }
+        scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                let bounds = store.bounds();
+                if bounds.unsettled > 100 {
+                    store.settle_through(bounds.last - 50).expect("settles");
+                }
+                std::thread::yield_now();
+            }
+        });
+        let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            while store.bounds().next < 1000 {
+                std::thread::yield_now();
+            }
+            for _ in 0..CUTS {
+                std::fs::copy(&path, &copy).expect("copies");
+                match Store::open(&copy, options()) {
+                    Ok(copied) => {
+                        check(&unsettled(&copied));
+                        legal += 1;
+                    }
+                    Err(OpenError::Damaged { ranges, .. }) => {
+                        assert!(!ranges.is_empty());
+                        damaged += 1;
+                    }
+                    Err(error) => panic!("{error:?}"),
+                }
+            }
+        }));
+        stop.store(true, Ordering::Relaxed);
+        if let Err(panic) = judged {
+            std::panic::resume_unwind(panic);
+        }
+    });
+    println!("{legal} copies are legal, {damaged} say that they are damaged");
 }

@@ -9,7 +9,7 @@ use std::os::unix::fs::FileExt;
 use amps_store::inspect::{Filter, Inspection, MessageState, export, import};
 use amps_store::testkit::{Cut, Rng, SimDisk, intact_messages, step};
 use amps_store::{
-    Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
+    Batch, Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
 };
 
 /// Chores a small store may have at once.
@@ -111,15 +111,21 @@ impl State {
     fn read(store: &Store) -> Self {
         let mut state = State::default();
         let mut message = StoredMessage::new();
+        let mut batch = Batch::default();
         let mut from = 0;
         loop {
-            let next = store.read_next(from, u64::MAX, &mut message);
-            let Some(sequence) = next.expect("what was recovered is whole") else {
+            store
+                .read_unsettled(from, u64::MAX, &mut batch)
+                .expect("what was recovered is whole");
+            if batch.is_empty() {
                 break;
-            };
-            assert!(sequence >= from, "messages come in order");
-            state.unsettled.insert(sequence, message.payload().to_vec());
-            from = sequence + 1;
+            }
+            for message in batch.iter() {
+                assert!(message.sequence >= from, "messages come in order");
+                let payload = message.payload().to_vec();
+                state.unsettled.insert(message.sequence, payload);
+                from = message.sequence + 1;
+            }
         }
         for rejection in store.rejections(0, usize::MAX) {
             let there = store.get(rejection.sequence, &mut message);

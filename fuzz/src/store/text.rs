@@ -89,10 +89,13 @@ fn any_messages(data: &[u8]) -> Result<()> {
         let payload = Vec::<u8>::arbitrary(&mut choices)?;
         let refused = choices.arbitrary()?;
         if let Ok(at) = from.append(&envelope, &payload) {
+            if let Origin::Requeue { accepts } = envelope.origin {
+                made.retain(|(sequence, .., refused)| *sequence != accepts || !refused);
+            }
             if refused {
                 from.reject(at.sequence, &envelope.topic, 3).expect("logs");
             }
-            made.push((envelope.into_owned(), payload, refused));
+            made.push((at.sequence, envelope.into_owned(), payload, refused));
         }
     }
     from.close(0).expect("a good disk");
@@ -101,7 +104,7 @@ fn any_messages(data: &[u8]) -> Result<()> {
     into.close(0).expect("a good disk");
     let look = looked(&into_disk.bytes()).1;
     let mut read = look.messages(Filter::all());
-    for (mut envelope, payload, refused) in made {
+    for (_, mut envelope, payload, refused) in made {
         let message = read.next().expect("as many").expect("reads");
         assert_eq!(message.payload, payload);
         assert_eq!(message.state == MessageState::Rejected, refused);

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use amps_store::{Rebase, StoreError};
+use amps_store::{Batch, MessageRef, Rebase, StoreError};
 
 /// What to do when the server's figure at logon is beyond anything this store can have
 /// sent.
@@ -305,16 +305,59 @@ pub enum Note {
     SendingResumed,
 }
 
-/// A message to put on the wire now; its bytes are in the buffer given to
-/// [`Delivery::next_to_send`](super::Delivery::next_to_send).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ToSend {
+/// A message to put on the wire now.
+#[derive(Clone, Copy, Debug)]
+pub struct ToSend<'a> {
     /// Its sequence.
     pub sequence: u64,
     /// The number to send it under.
     pub wire: u64,
     /// It may have been sent before.
     pub again: bool,
+    /// What to send.
+    pub message: MessageRef<'a>,
+}
+
+/// Messages to put on the wire now, in this order: what
+/// [`Delivery::next_to_send`](super::Delivery::next_to_send) gives.
+#[derive(Clone, Debug)]
+pub struct Outgoing<'a> {
+    pub(super) batch: &'a Batch,
+    pub(super) nth: usize,
+    pub(super) rebase: Option<Rebase>,
+    /// Sequences up to here may have been sent before.
+    pub(super) reach: u64,
+}
+
+impl<'a> Iterator for Outgoing<'a> {
+    type Item = ToSend<'a>;
+
+    fn next(&mut self) -> Option<ToSend<'a>> {
+        let message = self.batch.get(self.nth)?;
+        self.nth += 1;
+        let sequence = message.sequence;
+        Some(ToSend {
+            sequence,
+            wire: wire(self.rebase, sequence),
+            again: sequence <= self.reach,
+            message,
+        })
+    }
+
+    fn size_hint(&self) -> (usize, Option<usize>) {
+        let left = self.batch.len() - self.nth;
+        (left, Some(left))
+    }
+}
+
+impl ExactSizeIterator for Outgoing<'_> {}
+
+/// The number a message goes out under.
+pub(super) fn wire(rebase: Option<Rebase>, sequence: u64) -> u64 {
+    match rebase {
+        Some(rebase) if sequence >= rebase.from => sequence.wrapping_add_signed(rebase.delta),
+        _ => sequence,
+    }
 }
 
 /// Totals of this run.

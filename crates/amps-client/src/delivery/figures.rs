@@ -2,6 +2,8 @@
 
 use amps_store::{PublishStore, Rebase, StoredMessage};
 
+use super::api::wire;
+
 /// The highest number any publisher can reach; a figure above it is the server's error.
 pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
 
@@ -62,6 +64,10 @@ impl Figures {
         }
     }
 
+    pub(super) fn rebase(&self) -> Option<Rebase> {
+        self.rebase
+    }
+
     pub(super) fn reach(&self) -> u64 {
         self.reach
     }
@@ -71,10 +77,7 @@ impl Figures {
     }
 
     pub(super) fn wire(&self, sequence: u64) -> u64 {
-        match self.rebase {
-            Some(rebase) if sequence >= rebase.from => sequence.wrapping_add_signed(rebase.delta),
-            _ => sequence,
-        }
+        wire(self.rebase, sequence)
     }
 
     pub(super) fn at_logon(&self, figure: u64) -> Figure {

@@ -37,9 +37,22 @@ impl Flight {
         }
     }
 
-    pub(super) fn may_send(&mut self, replaying: bool, now: Duration) -> bool {
-        self.held = replaying && self.interval.is_some() && now < self.next_at;
-        !self.held && self.messages < self.max_messages && self.bytes < self.max_bytes
+    /// How many messages, and bytes but for the first of them, may be sent now.
+    pub(super) fn room(&mut self, replaying: bool, now: Duration) -> Option<(usize, usize)> {
+        let paced = replaying && self.interval.is_some();
+        self.held = paced && now < self.next_at;
+        if self.held || self.messages >= self.max_messages || self.bytes >= self.max_bytes {
+            return None;
+        }
+        // The pace is decided anew for each.
+        let messages = if paced {
+            1
+        } else {
+            self.max_messages - self.messages
+        };
+        let bytes = self.max_bytes - self.bytes;
+        let most = |room| usize::try_from(room).unwrap_or(usize::MAX);
+        Some((most(messages), most(bytes)))
     }
 
     pub(super) fn handed_over(&mut self, bytes: u64, replaying: bool, now: Duration) {

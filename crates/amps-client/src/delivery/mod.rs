@@ -19,14 +19,14 @@ mod links;
 mod tests;
 
 pub use api::{
-    Config, DropReason, GapPolicy, Input, Note, Now, Output, PublishAck, RebasePolicy, ToSend,
-    Totals, Verdict, Via,
+    Config, DropReason, GapPolicy, Input, Note, Now, Outgoing, Output, PublishAck, RebasePolicy,
+    ToSend, Totals, Verdict, Via,
 };
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::{Level, PublishStore, ReadError, Rebase, Rejected, StoreError, StoredMessage};
+use amps_store::{Batch, Level, PublishStore, ReadError, Rebase, Rejected, StoreError};
 
 use figures::{Figure, Figures};
 use flight::Flight;
@@ -193,31 +193,54 @@ impl Delivery {
             .min()
     }
 
-    /// The next message for this link, read into `into`; `None` when there is nothing to
-    /// send, or nothing may be sent now.
+    /// The next messages for this link, read into `into`, as many as it takes and the link
+    /// may have; none when there is nothing to send, or nothing may be sent now.
     ///
     /// Live sending, resending and replay are this one walk: a reconnect moves the cursor
     /// back to the first unsettled message and nothing else changes, so a higher number
-    /// can never overtake a lower one (charter §2). A returned message counts as handed to
-    /// the transport: its first byte may be written as soon as this returns, because the
-    /// grant above it is durable.
+    /// can never overtake a lower one (charter §2). Returned messages count as handed to
+    /// the transport: their first byte may be written as soon as this returns, because the
+    /// grant above them is durable. They must go out, in this order, before anything else
+    /// is handed to [`handle`](Self::handle), or the link must end: what is settled
+    /// meanwhile would go out late.
     ///
     /// # Errors
     /// A record is damaged. Nothing is sent until it is settled, accepted or repaired:
     /// skipping it would let higher numbers overtake it for ever.
-    pub fn next_to_send(
+    pub fn next_to_send<'b>(
         &mut self,
         store: &dyn PublishStore,
         now: Now,
-        into: &mut StoredMessage,
-    ) -> Result<Option<ToSend>, ReadError> {
+        into: &'b mut Batch,
+    ) -> Result<Outgoing<'b>, ReadError> {
+        into.clear();
+        self.read_ahead(store, now, into)?;
+        let outgoing = Outgoing {
+            nth: 0,
+            rebase: self.figures.rebase(),
+            reach: self.figures.reach(),
+            batch: into,
+        };
+        self.handed_all_over(now, outgoing.clone());
+        if self.figures.grant_is_low(self.config.grant_step) {
+            self.want_grant(store, now);
+        }
+        Ok(outgoing)
+    }
+
+    fn read_ahead(
+        &mut self,
+        store: &dyn PublishStore,
+        now: Now,
+        into: &mut Batch,
+    ) -> Result<(), ReadError> {
         if self.phase != Phase::Live || self.waits_for_give_up(store) {
-            return Ok(None);
+            return Ok(());
         }
         let replaying = self.replay_through.is_some();
-        if !self.flight.may_send(replaying, now.at) {
-            return Ok(None);
-        }
+        let Some((messages, bytes)) = self.flight.room(replaying, now.at) else {
+            return Ok(());
+        };
         let mut through = self.figures.grant();
         if planted!(GrantNotAwaited) {
             through = u64::MAX;
@@ -225,36 +248,34 @@ impl Delivery {
         if self.level == Level::Disk && !planted!(DurabilityNotAwaited) {
             through = through.min(store.durable().sequence);
         }
-        let found = match self.cursor <= through {
-            true => store.read_next(self.cursor, through, into)?,
-            false => None,
-        };
-        let Some(sequence) = found else {
+        if self.cursor <= through {
+            into.narrow(messages, bytes);
+            store.read_unsettled(self.cursor, through, into)?;
+        }
+        if into.is_empty() {
             self.nothing_found(store, now, through);
-            return Ok(None);
-        };
-        let again = self.figures.may_have_sent(sequence);
-        self.figures.handed_over(sequence);
-        self.links.handed_over(sequence);
-        self.flight
-            .handed_over(into.payload().len() as u64, replaying, now.at);
-        self.cursor = sequence + 1;
-        self.totals.sent += 1;
-        self.totals.resent += u64::from(again);
-        if self.replay_through.is_some_and(|last| sequence >= last) {
-            self.replayed();
         }
-        if self.figures.grant_is_low(self.config.grant_step) {
-            self.want_grant(store, now);
+        Ok(())
+    }
+
+    fn handed_all_over(&mut self, now: Now, outgoing: Outgoing<'_>) {
+        let replaying = self.replay_through.is_some();
+        for to_send in outgoing {
+            let sequence = to_send.sequence;
+            self.figures.handed_over(sequence);
+            self.links.handed_over(sequence);
+            let bytes = to_send.message.payload().len() as u64;
+            self.flight.handed_over(bytes, replaying, now.at);
+            self.cursor = sequence + 1;
+            self.totals.sent += 1;
+            self.totals.resent += u64::from(to_send.again);
+            if self.replay_through.is_some_and(|last| sequence >= last) {
+                self.replayed();
+            }
+            if planted!(DiscardBeforeAck) {
+                self.pending.through = Some(sequence);
+            }
         }
-        if planted!(DiscardBeforeAck) {
-            self.pending.through = Some(sequence);
-        }
-        Ok(Some(ToSend {
-            sequence,
-            wire: self.figures.wire(sequence),
-            again,
-        }))
     }
 
     /// Whether messages may go out on this link.

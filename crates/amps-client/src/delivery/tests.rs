@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use amps_store::testkit::{Cut, Fault, Rng, SimDisk};
-use amps_store::{Envelope, Level, Options, PublishStore, Store, StoredMessage};
+use amps_store::{Envelope, Level, Options, PublishStore, Store};
 
 use super::figures::rebase_above;
 use super::*;
@@ -16,7 +16,7 @@ struct Rig {
     now: Now,
     /// Carry out grants and rebases at once.
     carry_out: bool,
-    buffer: StoredMessage,
+    batch: Batch,
 }
 
 fn options() -> Options {
@@ -38,7 +38,7 @@ fn rig_with(store: Store, config: Config) -> Rig {
         delivery,
         now,
         carry_out: true,
-        buffer: StoredMessage::new(),
+        batch: Batch::default(),
     }
 }
 
@@ -90,13 +90,17 @@ impl Rig {
     fn send(&mut self) -> Vec<(u64, u64)> {
         let mut sent = Vec::new();
         loop {
-            let next = self
+            let outgoing = self
                 .delivery
-                .next_to_send(&self.store, self.now, &mut self.buffer)
+                .next_to_send(&self.store, self.now, &mut self.batch)
                 .unwrap();
-            let Some(next) = next else { break };
-            assert_eq!(self.buffer.sequence, next.sequence);
-            sent.push((next.sequence, next.wire));
+            if outgoing.len() == 0 {
+                break;
+            }
+            for next in outgoing {
+                assert_eq!(next.message.sequence, next.sequence);
+                sent.push((next.sequence, next.wire));
+            }
             self.drain();
         }
         assert!(
@@ -292,11 +296,10 @@ fn h4_h5_a_crash_after_the_rebase_needs_no_second_one() {
         if !rig.carry_out {
             rig.store.rebase(rebase_above(500)).unwrap();
         }
-        for _ in 0..sent_before_the_crash {
-            let next = rig
-                .delivery
-                .next_to_send(&rig.store, rig.now, &mut rig.buffer);
-            assert!(next.unwrap().is_some());
+        let mut few = Batch::new(sent_before_the_crash as usize, usize::MAX);
+        if sent_before_the_crash > 0 {
+            let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut few);
+            assert_eq!(next.unwrap().len() as u64, sent_before_the_crash);
         }
         drop(rig);
         let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
@@ -1040,9 +1043,9 @@ fn a_replay_ends_with_what_was_stored_at_logon() {
     let outputs = rig.logon(0);
     assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::Replayed)));
     let next = |rig: &mut Rig| {
-        rig.delivery
-            .next_to_send(&rig.store, rig.now, &mut rig.buffer)
-            .unwrap();
+        let mut one = Batch::new(1, usize::MAX);
+        let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut one);
+        assert_eq!(next.unwrap().len(), 1);
         rig.drain()
     };
     assert!(notes(&next(&mut rig)).is_empty());

@@ -6,7 +6,7 @@ use std::pin::{Pin, pin};
 use std::task::Poll;
 use std::time::Duration;
 
-use amps_store::{ReadError, StoredMessage};
+use amps_store::{Batch, ReadError};
 use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
@@ -18,7 +18,7 @@ use crate::delivery::Input;
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
-use crate::protocol::{FrameDecoder, Header, Reason, cut};
+use crate::protocol::{FrameDecoder, Header, Reason, Verb, cut};
 use crate::session::{Credentials, Expired, Received};
 use crate::subscribe::{Answer, SubscriptionEnd};
 use crate::wire;
@@ -71,7 +71,9 @@ impl From<Received<'_>> for Owned {
 }
 
 fn unhandled(header: &Header<'_>) -> UnhandledAck {
+    let command = header.verb.as_ref().map_or("", Verb::as_str);
     UnhandledAck {
+        command: cut(command).to_owned(),
         kind: header.ack_kind(),
         status: header.status,
         reason: header.reason(),
@@ -124,7 +126,7 @@ impl Driver {
     ) -> LinkEnd {
         let mut decoder = FrameDecoder::with_max_frame(self.settings.max_frame);
         let mut out = WriteBuffer::default();
-        let mut message = StoredMessage::new();
+        let mut batch = Batch::default();
         let now = self.now().at;
         let message_type = server.uri.message_type();
         let logon = self
@@ -134,14 +136,14 @@ impl Driver {
             return LinkEnd::Protocol(error.to_string());
         }
         loop {
-            if let Err(end) = self.serve(server, &mut message, &mut out) {
+            if let Err(end) = self.serve(server, &mut batch, &mut out) {
                 return end;
             }
             if out.pending().is_empty() {
                 // Look once more after saying that we sleep: what is appended from here on
                 // rings the bell.
                 self.shared.doorbell.arm();
-                if let Err(end) = self.serve(server, &mut message, &mut out) {
+                if let Err(end) = self.serve(server, &mut batch, &mut out) {
                     return end;
                 }
             }
@@ -175,7 +177,7 @@ impl Driver {
     fn serve(
         &mut self,
         server: &Server,
-        message: &mut StoredMessage,
+        batch: &mut Batch,
         out: &mut WriteBuffer,
     ) -> Result<(), LinkEnd> {
         let now = self.work.start.elapsed();
@@ -206,7 +208,7 @@ impl Driver {
         out.compact();
         out.bytes.append(&mut self.work.out);
         match self.delivery {
-            Some(_) => self.fill(message, out),
+            Some(_) => self.fill(batch, out),
             None => {
                 self.take_direct(out);
                 Ok(())
@@ -214,26 +216,26 @@ impl Driver {
         }
     }
 
-    fn fill(&mut self, message: &mut StoredMessage, out: &mut WriteBuffer) -> Result<(), LinkEnd> {
+    fn fill(&mut self, batch: &mut Batch, out: &mut WriteBuffer) -> Result<(), LinkEnd> {
         let now = self.now();
         let (Some(delivery), Some(store)) = (&mut self.delivery, self.shared.store()) else {
             return Ok(());
         };
         while out.has_room() {
-            match delivery.next_to_send(store.as_ref(), now, message) {
-                Ok(Some(to_send)) => {
-                    let encoded =
-                        wire::encode(message, to_send, self.settings.publish_ids, &mut out.bytes);
-                    if let Err(error) = encoded {
-                        return Err(unreadable(&self.shared, to_send.sequence, &error));
-                    }
-                }
-                Ok(None) => break,
+            let outgoing = match delivery.next_to_send(store.as_ref(), now, batch) {
+                Ok(outgoing) if outgoing.len() == 0 => break,
+                Ok(outgoing) => outgoing,
                 Err(ReadError::Damaged { sequence, offset }) => {
                     let error = ReadError::Damaged { sequence, offset };
                     return Err(unreadable(&self.shared, sequence, &error));
                 }
                 Err(error) => return Err(LinkEnd::Store(error.to_string())),
+            };
+            for to_send in outgoing {
+                let encoded = wire::encode(&to_send, self.settings.publish_ids, &mut out.bytes);
+                if let Err(error) = encoded {
+                    return Err(unreadable(&self.shared, to_send.sequence, &error));
+                }
             }
         }
         self.carry_out();
@@ -329,6 +331,10 @@ impl Driver {
 
     fn logged_on(&mut self, server: &Server) {
         self.work.logged_on_at = Some(Instant::now());
+        let info = self.session.server().clone();
+        self.shared
+            .status
+            .send_modify(|status| status.server_info = info);
         self.chooser.succeeded(server);
         if let Some(authenticator) = &server.authenticator {
             authenticator.completed(&server.uri);

@@ -24,17 +24,7 @@ impl Driver {
             return;
         }
         let totals = delivery.totals();
-        let bounds = match cfg!(feature = "metrics") {
-            true => self
-                .shared
-                .store()
-                .map(|store| store.bounds())
-                .unwrap_or_default(),
-            false => Default::default(),
-        };
-        self.work
-            .meter
-            .totals(&self.shared.name, totals, delivery.in_flight(), bounds);
+        self.work.meter.totals(&self.shared.name, totals);
         self.shared.set_totals(totals);
         for output in outputs {
             self.output(output);
@@ -116,6 +106,7 @@ impl Driver {
         waits_in_store: bool,
     ) {
         self.unhandled(UnhandledAck {
+            command: "ack".to_owned(),
             kind: Some(AckKind::Persisted),
             status: Some(Status::Failure),
             reason,
@@ -129,7 +120,8 @@ impl Driver {
     /// Passes on an ack that belongs to nothing. Without a store, a refusal without a
     /// command id is the only word about a publish that there will ever be.
     pub(super) fn nobodys(&mut self, ack: UnhandledAck) {
-        let refused = ack.status == Some(Status::Failure) && ack.command_id.is_none();
+        let refused =
+            ack.command == "ack" && ack.status == Some(Status::Failure) && ack.command_id.is_none();
         if self.delivery.is_none() && refused {
             tracing::error!(figure = ?ack.figure, reason = %ack.reason, "a message was refused; without a store nothing says which");
             let mut totals = self.shared.totals();
@@ -140,7 +132,7 @@ impl Driver {
                 reason: ack.reason.clone(),
             });
         } else {
-            tracing::debug!(?ack, "an ack that belongs to nothing");
+            tracing::debug!(?ack, "nothing takes it");
         }
         self.unhandled(ack);
     }

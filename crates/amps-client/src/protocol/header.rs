@@ -72,6 +72,29 @@ impl<'a> Verb<'a> {
             _ => Verb::Other(word),
         }
     }
+
+    /// The command as servers write it.
+    pub fn as_str(&self) -> &str {
+        match self {
+            Verb::Publish => "p",
+            Verb::Ack => "ack",
+            Verb::DeltaPublish => "delta_publish",
+            Verb::SowDelete => "sow_delete",
+            Verb::Logon => "logon",
+            Verb::Flush => "flush",
+            Verb::Heartbeat => "heartbeat",
+            Verb::Subscribe => "subscribe",
+            Verb::DeltaSubscribe => "delta_subscribe",
+            Verb::Unsubscribe => "unsubscribe",
+            Verb::Sow => "sow",
+            Verb::SowAndSubscribe => "sow_and_subscribe",
+            Verb::SowAndDeltaSubscribe => "sow_and_delta_subscribe",
+            Verb::Oof => "oof",
+            Verb::GroupBegin => "group_begin",
+            Verb::GroupEnd => "group_end",
+            Verb::Other(word) => word,
+        }
+    }
 }
 
 /// A header, read from the start of a frame. Fields are named by their long names, as in

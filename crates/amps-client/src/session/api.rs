@@ -48,6 +48,18 @@ impl fmt::Debug for Credentials {
     }
 }
 
+/// What a server says of itself, and of this client's name, when it accepts a logon
+/// (`amps-protocol.md` §5.2).
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct ServerInfo {
+    /// Its version as it wrote it, such as `5.3.3.0`, with whatever it appends to the numbers;
+    /// cut to 128 bytes.
+    pub version: Option<String>,
+    /// Its hash of the client's name: what the bookmarks of this client's messages start with.
+    pub name_hash: Option<u64>,
+}
+
 /// What came in.
 #[derive(Debug)]
 #[non_exhaustive]
@@ -89,7 +101,7 @@ pub enum Received<'a> {
         /// Why, unless it simply came to its end.
         error: Option<CommandError>,
     },
-    /// An ack that belongs to nothing.
+    /// An ack that belongs to nothing, or a command that no client knows.
     Unhandled(&'a Header<'a>),
 }
 

@@ -16,7 +16,7 @@ use crate::error::CommandError;
 use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, Verb};
 use crate::subscribe::{Answer, DeliveredKind, Request, Subscribe};
 
-pub use api::{Credentials, Expired, Received, SessionConfig};
+pub use api::{Credentials, Expired, Received, ServerInfo, SessionConfig};
 
 /// Challenges answered on one link before the logon counts as refused
 /// (`amps-protocol.md` §5.3).
@@ -35,6 +35,7 @@ pub struct Session {
     waiting: BTreeMap<u64, Waiting>,
     subscriptions: BTreeMap<u64, Placed>,
     resubscribing: usize,
+    server: ServerInfo,
     /// Frames with messages so far, to tell the first mention of a subscription in one.
     frames: u64,
     heard: Duration,
@@ -90,6 +91,7 @@ impl Session {
             waiting: BTreeMap::new(),
             subscriptions: BTreeMap::new(),
             resubscribing: 0,
+            server: ServerInfo::default(),
             frames: 0,
             heard: Duration::ZERO,
             beat_at: None,
@@ -186,9 +188,10 @@ impl Session {
                 self.deliver(DeliveredKind::OutOfFocus, &header, body, sink);
             }
             Some(Verb::Sow) => self.deliver_records(&header, body, sink)?,
-            // Heartbeats count as life, and what is not known is ignored: servers may say
-            // more than this client knows.
-            _ => {}
+            // Heartbeats count as life.
+            Some(Verb::Heartbeat | Verb::GroupBegin | Verb::GroupEnd) => {}
+            // Servers may say more than this client knows.
+            _ => sink(Received::Unhandled(&header)),
         }
         Ok(())
     }
@@ -261,6 +264,11 @@ impl Session {
         if let (Some(interval), Some(_)) = (self.config.heartbeat, self.beat_at) {
             self.beat_at = Some(now + interval);
         }
+    }
+
+    /// What the server said of itself at the last logon it accepted.
+    pub fn server(&self) -> &ServerInfo {
+        &self.server
     }
 
     /// Whether the server accepted the logon on this link.

@@ -6,11 +6,14 @@ use std::time::Duration;
 
 use bytes::Bytes;
 
-use super::{Credentials, MAX_CHALLENGES, Phase, Placed, Received, Session, What, own_id, own_sub};
+use super::{
+    Credentials, MAX_CHALLENGES, Phase, Placed, Received, ServerInfo, Session, What, own_id,
+    own_sub,
+};
 use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
 use crate::protocol::{
-    AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status,
+    AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status, cut,
 };
 use crate::subscribe::{Answer, Delivered, DeliveredKind};
 
@@ -84,6 +87,14 @@ impl Session {
         match header.status {
             Some(Status::Success) => {
                 self.phase = Phase::LoggedOn;
+                let hash = header
+                    .bookmark
+                    .as_deref()
+                    .and_then(|bm| bm.split('|').next());
+                self.server = ServerInfo {
+                    version: header.version.as_deref().map(|text| cut(text).to_owned()),
+                    name_hash: hash.and_then(|hash| hash.parse().ok()),
+                };
                 sink(Received::LoggedOn {
                     figure: header.sequence,
                 });

@@ -1,6 +1,6 @@
 //! Whatever a server sends, in any order, the machines stay sound.
 
-use amps_store::{Envelope, Options, PublishStore, Store, StoredMessage};
+use amps_store::{Batch, Envelope, Options, PublishStore, Store};
 use proptest::prelude::*;
 
 use super::*;
@@ -108,7 +108,7 @@ proptest! {
         let mut delivery = Delivery::new(&store, Config::default());
         let mut now = Now { at: Duration::from_secs(1), unix_micros: 1 };
         let mut out = Vec::new();
-        let mut message = StoredMessage::new();
+        let mut batch = Batch::default();
         let mut published = 0u64;
         for step in steps {
             let mut acks = |item: Received<'_>| match item {
@@ -177,9 +177,15 @@ proptest! {
                 }
             }
             let mut last = 0;
-            while let Some(next) = delivery.next_to_send(&store, now, &mut message).unwrap() {
-                prop_assert!(next.wire > last && next.sequence <= published);
-                last = next.wire;
+            loop {
+                let outgoing = delivery.next_to_send(&store, now, &mut batch).unwrap();
+                if outgoing.len() == 0 {
+                    break;
+                }
+                for next in outgoing {
+                    prop_assert!(next.wire > last && next.sequence <= published);
+                    last = next.wire;
+                }
             }
             // Whatever was claimed, every message is in exactly one place.
             let totals = delivery.totals();

@@ -68,6 +68,19 @@ pub struct Frame {
     pub password: Option<String>,
     pub acks: AckKinds,
     pub body: Vec<u8>,
+    pub more: More,
+}
+
+/// Fields of queries and deletes.
+#[derive(Clone, Debug, Default)]
+pub struct More {
+    pub sow_keys: Option<String>,
+    pub correlation_id: Option<String>,
+    pub order_by: Option<String>,
+    pub sow_key: Option<String>,
+    pub top_n: Option<u64>,
+    pub batch_size: Option<u64>,
+    pub expiration: Option<u64>,
 }
 
 pub struct Peer {
@@ -135,6 +148,15 @@ impl Peer {
                     password: own(&header.password),
                     acks: header.acks,
                     body: body.to_vec(),
+                    more: More {
+                        sow_keys: own(&header.sow_keys),
+                        correlation_id: own(&header.correlation_id),
+                        order_by: own(&header.order_by),
+                        sow_key: own(&header.sow_key),
+                        top_n: header.top_n,
+                        batch_size: header.batch_size,
+                        expiration: header.expiration,
+                    },
                 });
             }
             match self.stream.read_buf(self.decoder.read_buffer()).await {
@@ -183,6 +205,13 @@ impl Peer {
         message.bookmark = Some(bookmark);
         message.encode(&mut out).unwrap();
         self.raw(&out).await;
+    }
+
+    /// A frame of just this text.
+    pub async fn frame(&mut self, text: &str) {
+        let length = u32::try_from(text.len()).unwrap();
+        let frame = [&length.to_be_bytes(), text.as_bytes()].concat();
+        self.raw(&frame).await;
     }
 
     pub async fn raw(&mut self, bytes: &[u8]) {

@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use amps_store::{
-    AppendError, Appended, Bounds, Durable, Envelope, Level, Numbers, Observer, PublishStore,
-    ReadError, Rebase, Rejected, Rejection, Store, StoreError, StoredMessage,
+    AppendError, Appended, Batch, Bounds, Durable, Envelope, Level, Numbers, Observer,
+    PublishStore, ReadError, Rebase, Rejected, Rejection, Store, StoreError, StoredMessage,
 };
 
 type Hook<T> = Option<Box<dyn Fn() -> T + Send + Sync>>;
@@ -19,8 +19,8 @@ pub struct Quirks {
     pub close: Hook<()>,
     /// What becomes of raising the grant, if not what should.
     pub raise_grant: Hook<Option<StoreError>>,
-    /// What reading the next message fails with, if it does.
-    pub read_next: Hook<Option<ReadError>>,
+    /// What reading the next messages fails with, if it does.
+    pub read_unsettled: Hook<Option<ReadError>>,
     /// What becomes of a refusal, if not what should.
     pub reject: Hook<Option<Rejected>>,
     /// What to do before a sync, asked for or waited for.
@@ -36,7 +36,7 @@ impl Quirks {
             durable: None,
             close: None,
             raise_grant: None,
-            read_next: None,
+            read_unsettled: None,
             reject: None,
             before_sync: None,
             sync: None,
@@ -88,15 +88,10 @@ impl PublishStore for Quirks {
         self.store.append(envelope, payload)
     }
 
-    fn read_next(
-        &self,
-        from: u64,
-        through: u64,
-        into: &mut StoredMessage,
-    ) -> Result<Option<u64>, ReadError> {
-        match ask(&self.read_next) {
+    fn read_unsettled(&self, from: u64, through: u64, into: &mut Batch) -> Result<(), ReadError> {
+        match ask(&self.read_unsettled) {
             Some(error) => Err(error),
-            None => self.store.read_next(from, through, into),
+            None => self.store.read_unsettled(from, through, into),
         }
     }
 

@@ -144,7 +144,7 @@ impl Source for Bytes<'_> {
 mod tests {
     use super::*;
     use crate::testkit::SimDisk;
-    use crate::{OpenError, Options, PublishStore, Recovery, Store, StoredMessage};
+    use crate::{Batch, OpenError, Options, PublishStore, Recovery, Store};
 
     fn store() -> (SimDisk, Options) {
         let disk = SimDisk::new();
@@ -159,9 +159,9 @@ mod tests {
     }
 
     fn first(store: &Store) -> Vec<u8> {
-        let mut message = StoredMessage::new();
-        store.read_next(0, u64::MAX, &mut message).unwrap();
-        message.payload().to_vec()
+        let mut batch = Batch::default();
+        store.read_unsettled(0, u64::MAX, &mut batch).unwrap();
+        batch.get(0).unwrap().payload().to_vec()
     }
 
     #[test]

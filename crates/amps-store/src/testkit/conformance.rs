@@ -33,7 +33,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use crate::{
-    AppendError, Appended, Envelope, MAX_REASON, MAX_TAG, Operation, Origin, PublishStore,
+    AppendError, Appended, Batch, Envelope, MAX_REASON, MAX_TAG, Operation, Origin, PublishStore,
     Rejected, Signal, StoreError, StoredMessage,
 };
 
@@ -219,25 +219,49 @@ where
         }
         let mut walked = Vec::new();
         let mut from = 0;
-        while let Some(sequence) = store.read_next(from, u64::MAX, &mut buffer).expect("reads") {
-            assert_eq!(buffer.sequence, sequence);
-            assert_eq!(buffer.payload(), given[(sequence - first) as usize].2);
-            walked.push(sequence);
-            from = sequence + 1;
+        // One after the other, several at once, and no more bytes than one of them has: the
+        // first is always taken.
+        for (messages, bytes) in [(1, usize::MAX), (7, usize::MAX), (usize::MAX, 1)] {
+            let mut batch = Batch::new(messages, bytes);
+            loop {
+                store
+                    .read_unsettled(from, u64::MAX, &mut batch)
+                    .expect("reads");
+                if batch.is_empty() {
+                    break;
+                }
+                assert!(batch.len() <= messages && (bytes > 1 || batch.len() == 1));
+                for message in batch.iter() {
+                    let (sequence, envelope, payload) = &given[(message.sequence - first) as usize];
+                    assert_eq!(message.sequence, *sequence);
+                    assert_eq!(message.envelope().expect("whole"), *envelope);
+                    assert_eq!(message.payload(), *payload);
+                    walked.push(message.sequence);
+                    from = message.sequence + 1;
+                }
+            }
+            assert_eq!(walked, (first..=last).collect::<Vec<_>>(), "all, in order");
+            walked.clear();
+            from = 0;
         }
-        assert_eq!(walked, (first..=last).collect::<Vec<_>>(), "all, in order");
-        let mut next = |from, through| store.read_next(from, through, &mut buffer).expect("reads");
-        assert_eq!(next(first + 3, first + 3), Some(first + 3));
-        assert_eq!(next(first + 4, first + 3), None, "an empty range");
-        assert_eq!(next(last + 1, u64::MAX), None);
+        let mut batch = Batch::default();
+        let mut read = |from, through| {
+            store
+                .read_unsettled(from, through, &mut batch)
+                .expect("reads");
+            batch.iter().map(|m| m.sequence).collect::<Vec<_>>()
+        };
+        assert_eq!(read(first + 3, first + 3), [first + 3]);
+        assert!(read(first + 4, first + 3).is_empty(), "an empty range");
+        assert!(read(last + 1, u64::MAX).is_empty());
         store.settle(&[first + 3]).expect("settles");
         store.reject(first + 4, "no", 1).expect("refuses");
         assert_eq!(
-            next(first + 3, u64::MAX),
-            Some(first + 5),
+            read(first + 2, first + 6),
+            [first + 2, first + 5, first + 6],
             "only unsettled ones"
         );
-        assert_eq!(next(first + 3, first + 4), None);
+        assert!(read(first + 3, first + 4).is_empty());
     }
 
     /// A prefix or single messages, each once, and no message that comes later.
@@ -601,13 +625,17 @@ where
             self.survives,
             "a close syncs what can be synced"
         );
-        let mut buffer = StoredMessage::new();
         let closed = |error: &StoreError| matches!(error, StoreError::Closed);
         assert!(matches!(
             store.append(&Envelope::publish("t"), b"x"),
             Err(AppendError::Store(error)) if closed(&error)
         ));
-        assert!(store.read_next(0, u64::MAX, &mut buffer).is_err());
+        assert!(
+            store
+                .read_unsettled(0, u64::MAX, &mut Batch::default())
+                .is_err()
+        );
+        assert!(store.get(first + 1, &mut StoredMessage::new()).is_err());
         assert!(store.settle_through(first + 2).is_err_and(|e| closed(&e)));
         assert!(store.settle(&[first + 1]).is_err_and(|e| closed(&e)));
         assert!(store.reject(first + 1, "no", 1).is_err_and(|e| closed(&e)));
@@ -769,16 +797,11 @@ fn text(store: &impl PublishStore, sequence: u64) -> String {
 }
 
 fn unsettled(store: &impl PublishStore) -> Vec<u64> {
-    let mut message = StoredMessage::new();
-    let mut from = 0;
-    std::iter::from_fn(|| {
-        let sequence = store
-            .read_next(from, u64::MAX, &mut message)
-            .expect("reads")?;
-        from = sequence + 1;
-        Some(sequence)
-    })
-    .collect()
+    let mut batch = Batch::new(usize::MAX, usize::MAX);
+    store
+        .read_unsettled(0, u64::MAX, &mut batch)
+        .expect("reads");
+    batch.iter().map(|message| message.sequence).collect()
 }
 
 fn hear(store: &impl PublishStore) -> Receiver<Signal> {

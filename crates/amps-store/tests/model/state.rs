@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use amps_store::testkit::Rng;
-use amps_store::{PublishStore, Store, StoredMessage};
+use amps_store::{Batch, PublishStore, Store, StoredMessage};
 
 pub(crate) fn payload(seed: u64, run: u64, sequence: u64) -> Vec<u8> {
     let mut rng = Rng::new(seed ^ run.rotate_left(20) ^ sequence.rotate_left(40));
@@ -93,13 +93,19 @@ pub(crate) const GONE: &[u8] = b"\xFFgone\xFF";
 pub(crate) fn observe(store: &Store) -> State {
     let mut state = State::default();
     let mut message = StoredMessage::new();
+    // Several reads at once, and single ones behind what is large.
+    let mut batch = Batch::new(5, 4 << 10);
     let mut from = 0;
-    while let Some(s) = store
-        .read_next(from, u64::MAX, &mut message)
-        .expect("intact")
-    {
-        state.unsettled.insert(s, message.payload().to_vec());
-        from = s + 1;
+    while from == 0 || !batch.is_empty() {
+        store
+            .read_unsettled(from, u64::MAX, &mut batch)
+            .expect("intact");
+        for message in batch.iter() {
+            let body = message.payload().to_vec();
+            state.unsettled.insert(message.sequence, body);
+            from = message.sequence;
+        }
+        from += 1;
     }
     assert_eq!(store.bounds().unsettled, state.unsettled.len() as u64);
     for rejection in store.rejections(0, usize::MAX) {

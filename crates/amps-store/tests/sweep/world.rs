@@ -8,8 +8,8 @@ use amps_store::testkit::{
     Cut, Rng, SimDisk, fail_calls, has_failed, last_ordinal, open_by_steps, step,
 };
 use amps_store::{
-    AppendError, Envelope, Level, OpenError, Options, PublishStore, Store, StoreError,
-    StoredMessage,
+    AppendError, Batch, Envelope, Level, MessageRef, OpenError, Options, PublishStore, Store,
+    StoreError, StoredMessage,
 };
 
 /// Chores after which a store that still has some counts as hanging.
@@ -390,25 +390,25 @@ impl World {
 pub(crate) fn observe(store: &Store) -> State {
     let mut state = State::default();
     let mut message = StoredMessage::new();
-    let origin = |message: &StoredMessage| {
+    let origin = |message: MessageRef<'_>| {
         // Payloads differ; a requeued one is that of its original.
         (1..=message.sequence)
             .rev()
             .find(|s| payload(*s) == message.payload())
             .unwrap_or_else(|| panic!("nobody published what {} holds", message.sequence))
     };
-    let mut from = 0;
-    while let Some(sequence) = store
-        .read_next(from, u64::MAX, &mut message)
-        .expect("intact")
-    {
-        state.unsettled.insert(sequence, origin(&message));
-        from = sequence + 1;
+    let mut batch = Batch::new(usize::MAX, usize::MAX);
+    store
+        .read_unsettled(0, u64::MAX, &mut batch)
+        .expect("intact");
+    for message in batch.iter() {
+        state.unsettled.insert(message.sequence, origin(message));
     }
     for rejection in store.rejections(0, usize::MAX) {
         let there = store.get(rejection.sequence, &mut message).expect("intact");
         assert!(there, "the original of refusal {}", rejection.sequence);
-        state.rejected.insert(rejection.sequence, origin(&message));
+        let original = origin(message.as_ref());
+        state.rejected.insert(rejection.sequence, original);
     }
     state
 }

@@ -1,0 +1,220 @@
+//! Many messages read at once.
+
+use crate::api::StoredMessage;
+use crate::envelope::{Envelope, EnvelopeError};
+use crate::format::RECORD_HEADER;
+
+/// Messages as they stand in the store, one behind the other in a buffer that can be reused:
+/// what [`PublishStore::read_unsettled`](crate::PublishStore::read_unsettled) reads into.
+///
+/// It takes a bounded number of messages and of bytes, but one message always, however large
+/// that is. After a large one the buffer shrinks again.
+#[derive(Clone, Debug)]
+pub struct Batch {
+    bytes: Vec<u8>,
+    places: Vec<Place>,
+    most: Limits,
+    now: Limits,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Limits {
+    messages: usize,
+    bytes: usize,
+}
+
+/// A message in the buffer.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Place {
+    pub(crate) sequence: u64,
+    /// Where its record stands in the log.
+    pub(crate) offset: u64,
+    pub(crate) start: usize,
+    pub(crate) envelope_end: usize,
+    pub(crate) payload_end: usize,
+    pub(crate) end: usize,
+}
+
+/// One message in a buffer.
+#[derive(Clone, Copy, Debug)]
+pub struct MessageRef<'a> {
+    /// Its sequence.
+    pub sequence: u64,
+    pub(crate) envelope: &'a [u8],
+    pub(crate) payload: &'a [u8],
+}
+
+impl<'a> MessageRef<'a> {
+    /// The decoded envelope, borrowing from the buffer.
+    ///
+    /// # Errors
+    /// The record is intact, but its envelope is not of a version this program knows.
+    pub fn envelope(&self) -> Result<Envelope<'a>, EnvelopeError> {
+        Envelope::decode(self.envelope)
+    }
+
+    /// The payload, byte for byte as published.
+    pub fn payload(&self) -> &'a [u8] {
+        self.payload
+    }
+}
+
+impl Default for Batch {
+    /// Takes what one hold of a store's lock should: 64 messages, 16 KiB.
+    fn default() -> Self {
+        Batch::new(64, 16 << 10)
+    }
+}
+
+impl Batch {
+    /// An empty buffer that takes at most so many messages, and so many bytes of records.
+    pub fn new(messages: usize, bytes: usize) -> Self {
+        let most = Limits { messages, bytes };
+        Batch {
+            bytes: Vec::new(),
+            places: Vec::new(),
+            most,
+            now: most,
+        }
+    }
+
+    /// Takes no more than this from here on, nor more than it was made for.
+    pub fn narrow(&mut self, messages: usize, bytes: usize) {
+        self.now = Limits {
+            messages: messages.min(self.most.messages),
+            bytes: bytes.min(self.most.bytes),
+        };
+    }
+
+    /// How many messages are in it.
+    pub fn len(&self) -> usize {
+        self.places.len()
+    }
+
+    /// Whether there is none in it.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
+    /// The messages, in the order they were put in.
+    pub fn iter(&self) -> impl ExactSizeIterator<Item = MessageRef<'_>> {
+        self.places.iter().map(|place| self.message(place))
+    }
+
+    /// The message at this place, counted from 0.
+    pub fn get(&self, nth: usize) -> Option<MessageRef<'_>> {
+        self.places.get(nth).map(|place| self.message(place))
+    }
+
+    fn message(&self, place: &Place) -> MessageRef<'_> {
+        let envelope = place.start + RECORD_HEADER..place.envelope_end;
+        MessageRef {
+            sequence: place.sequence,
+            envelope: self.bytes.get(envelope).unwrap_or_default(),
+            payload: self
+                .bytes
+                .get(place.envelope_end..place.payload_end)
+                .unwrap_or_default(),
+        }
+    }
+
+    /// Empties it: what a store does first when it is asked to read.
+    pub fn clear(&mut self) {
+        self.places.clear();
+        if self.bytes.len() > self.most.bytes.saturating_mul(2) {
+            self.bytes = Vec::new();
+        }
+    }
+
+    /// Puts a message behind the others, as a store of one's own does that is read. `false`:
+    /// it is full, and the message is not in it.
+    ///
+    /// # Errors
+    /// A user tag longer than [`MAX_TAG`](crate::MAX_TAG): the message is not in it.
+    pub fn push(
+        &mut self,
+        sequence: u64,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<bool, EnvelopeError> {
+        let mut one = StoredMessage::new();
+        one.set(sequence, envelope, payload)?;
+        let Some(room) = self.take(sequence, 0, one.len) else {
+            return Ok(false);
+        };
+        room.copy_from_slice(&one.bytes[..one.len]);
+        if let Some(place) = self.places.last_mut() {
+            place.envelope_end = place.start + one.envelope_end;
+            place.payload_end = place.end;
+        }
+        Ok(true)
+    }
+
+    /// Room for the record of one more message of `len` bytes, if it is not full.
+    #[inline]
+    pub(crate) fn take(&mut self, sequence: u64, offset: u64, len: usize) -> Option<&mut [u8]> {
+        let start = self.places.last().map_or(0, |last| last.end);
+        let end = start + len;
+        let full = self.places.len() >= self.now.messages || end > self.now.bytes;
+        if full && !self.is_empty() {
+            return None;
+        }
+        if self.bytes.len() < end {
+            let more = (2 * self.bytes.len()).min(self.now.bytes);
+            self.bytes.resize(end.max(more), 0);
+        }
+        self.places.push(Place {
+            sequence,
+            offset,
+            start,
+            envelope_end: start,
+            payload_end: start,
+            end,
+        });
+        Some(&mut self.bytes[start..end])
+    }
+
+    /// The record at each place, to be judged; the first that is not good goes with all
+    /// behind it, and is told.
+    pub(crate) fn keep_good(
+        &mut self,
+        mut judge: impl FnMut(&mut Place, &[u8]) -> bool,
+    ) -> Option<Place> {
+        let bytes = &self.bytes;
+        let bad = self
+            .places
+            .iter_mut()
+            .position(|place| !judge(place, &bytes[place.start..place.end]))?;
+        let place = self.places[bad];
+        self.places.truncate(bad);
+        Some(place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_takes_one_message_of_any_size_and_gives_its_room_back() {
+        let envelope = Envelope::publish("t");
+        let mut batch = Batch::new(2, 1000);
+        let payloads = [&[1; 300][..], &[2; 300], &[3; 10], &[4; 5000]];
+        let push = |batch: &mut Batch, nth: usize| {
+            batch.push(nth as u64, &envelope, payloads[nth]).unwrap()
+        };
+        assert!(push(&mut batch, 0) && push(&mut batch, 1));
+        assert!(!push(&mut batch, 2), "it has two");
+        batch.clear();
+        assert!(push(&mut batch, 3), "a large one alone");
+        assert!(!push(&mut batch, 2), "and nothing behind it");
+        assert_eq!(batch.get(0).unwrap().payload(), payloads[3]);
+        batch.clear();
+        assert!(batch.bytes.is_empty());
+        assert!(push(&mut batch, 0));
+        batch.narrow(usize::MAX, 10);
+        assert!(!push(&mut batch, 2), "no more bytes from here on");
+        let all: Vec<_> = batch.iter().map(|m| (m.sequence, m.payload())).collect();
+        assert_eq!(all, [(0, payloads[0])]);
+    }
+}

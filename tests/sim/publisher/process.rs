@@ -1,0 +1,583 @@
+//! What the driver of a client does, one thing after the other: connect, read, hand over to
+//! delivery, carry out what it decides. The process may die between any two.
+
+use std::time::Duration;
+
+use amps_client::delivery::{Input, Note, Output};
+use amps_client::protocol::{AckKind, FrameDecoder, Header, Status};
+use amps_client::session::{Credentials, Received};
+use amps_client::{DelayStrategy as _, testkit};
+use amps_store::testkit::{has_failed, step};
+use amps_store::{AppendError, Batch, Envelope, Level, PublishStore, StoreError, StoredMessage};
+
+use super::super::ledger;
+use super::super::link::{Arrival, Link};
+use super::{Around, Died, Job, JobDone, Publisher, Read, at, settled, trace};
+
+impl Publisher {
+    /// A place where the process may die.
+    pub(super) fn point(&mut self) -> Result<(), Died> {
+        match &mut self.dies_in {
+            Some(0) => Err(Died),
+            Some(n) => {
+                *n -= 1;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    /// Publishes one message; `None`: the store took none.
+    pub fn publish(&mut self, around: &mut Around<'_>) -> Option<u64> {
+        let process = self.process.as_ref()?;
+        let next = process.store.bounds().next;
+        let body = ledger::body(around.seed, self.id, self.book.lineage, self.run, next);
+        self.publish_body(around, body, &[])
+    }
+
+    /// Publishes these bytes with a user tag.
+    pub fn publish_body(
+        &mut self,
+        around: &mut Around<'_>,
+        body: Vec<u8>,
+        tag: &[u8],
+    ) -> Option<u64> {
+        let process = self.process.as_mut()?;
+        let envelope = Envelope {
+            user_tag: tag.into(),
+            ..Envelope::publish("orders")
+        };
+        let mut turns = 0;
+        let appended = loop {
+            match process.store.append(&envelope, &body) {
+                Ok(appended) => break appended,
+                Err(AppendError::Full { .. }) if turns < 8 => {
+                    turns += 1;
+                    // A failure shows in has_failed.
+                    let _ = step(&process.store);
+                }
+                Err(
+                    AppendError::Full { .. }
+                    | AppendError::NoSpace { .. }
+                    | AppendError::Store(StoreError::SyncFailed(_)),
+                ) => return None,
+                Err(error) => panic!("append: {error}"),
+            }
+        };
+        trace!(around, "p{} publishes {}", self.id, appended.sequence);
+        self.book
+            .appended(appended.sequence, body, appended.ordinal);
+        Some(appended.sequence)
+    }
+
+    /// Asks for a flush.
+    pub fn flush(&mut self, around: &mut Around<'_>, until: Option<Duration>) -> Option<u64> {
+        let process = self.process.as_mut()?;
+        process.next_flush += 1;
+        let id = process.next_flush;
+        let through = process.store.bounds().last;
+        process.flushes.insert(id, (through, until));
+        self.input(around, Input::Flush { id, through, until });
+        Some(id)
+    }
+
+    /// Everything that is due, once.
+    ///
+    /// # Errors
+    /// The process died on the way.
+    pub fn pump(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+        if self.process.is_none() {
+            return Ok(());
+        }
+        self.upkeep(around);
+        self.jobs(around)?;
+        let process = self.process.as_mut().expect("runs");
+        match process.link {
+            None if around.now >= process.retry_at => self.connect(around),
+            None => {
+                self.input(around, Input::Tick);
+                Ok(())
+            }
+            Some(id) => self.serve(around, id),
+        }?;
+        self.offer(around)?;
+        self.check_flushes(around);
+        Ok(())
+    }
+
+    /// When [`pump`](Self::pump) has something to do.
+    pub fn deadline(&self) -> Option<Duration> {
+        let process = self.process.as_ref()?;
+        let job = match (&process.running, process.jobs.is_empty()) {
+            _ if process.hold_jobs => None,
+            (Some((at, _)), _) => Some(*at),
+            (None, false) => Some(Duration::ZERO),
+            (None, true) => None,
+        };
+        let retry = process.link.is_none().then_some(process.retry_at);
+        [
+            job,
+            retry,
+            process.session.deadline(),
+            process.delivery.deadline(),
+        ]
+        .into_iter()
+        .flatten()
+        .min()
+    }
+
+    pub(super) fn upkeep(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        if around.rng.one_in(2) {
+            // A failure shows in has_failed.
+            let _ = step(&process.store);
+        }
+        if process.store.level() == Level::Disk && around.rng.one_in(2) {
+            // A failure shows in has_failed.
+            let _ = process.store.request_sync();
+        }
+        if has_failed(&process.store) && !std::mem::replace(&mut process.sync_failed, true) {
+            trace!(around, "p{} cannot sync any more", self.id);
+            self.input(around, Input::SyncFailed);
+        }
+    }
+
+    pub(super) fn jobs(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+        let process = self.process.as_mut().expect("runs");
+        if process.hold_jobs {
+            return Ok(());
+        }
+        if process.running.is_none()
+            && let Some(job) = process.jobs.pop_front()
+        {
+            let due = match self.settings.slow_device && around.rng.one_in(4) {
+                true => around.now + Duration::from_millis(around.rng.below(1500)),
+                false => around.delay(),
+            };
+            process.running = Some((due, job));
+        }
+        let Some((_, job)) = process.running.take_if(|(due, _)| *due <= around.now) else {
+            return Ok(());
+        };
+        self.point()?;
+        let process = self.process.as_mut().expect("runs");
+        let done = match job {
+            Job::Raise(to) => {
+                let raised = process.store.raise_grant(to);
+                if raised.is_ok() {
+                    self.book.grant = self.book.grant.max(to);
+                }
+                trace!(around, "p{} grant {to}: {raised:?}", self.id);
+                JobDone::Raised(raised)
+            }
+            Job::Rebase(above) => {
+                let rebased = process.store.rebase(above);
+                match &rebased {
+                    Ok(rebase) => self.book.rebased(*rebase),
+                    // The write that failed may have reached the disk all the same.
+                    Err(_) => self.rebase_in_doubt = true,
+                }
+                trace!(around, "p{} rebase above {above}: {rebased:?}", self.id);
+                JobDone::Rebased(rebased)
+            }
+        };
+        self.point()?;
+        match done {
+            JobDone::Raised(result) => self.input(around, Input::GrantRaised(result)),
+            JobDone::Rebased(result) => self.input(around, Input::Rebased(result)),
+        }
+        Ok(())
+    }
+
+    pub(super) fn connect(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+        let server = self.settings.servers[self.server % self.settings.servers.len()];
+        let process = self.process.as_mut().expect("runs");
+        process.logged_on_at = None;
+        process.settled_before = settled(&process.delivery);
+        process.decoder = FrameDecoder::new();
+        process.out.clear();
+        process.read = Read::default();
+        if !around.servers[server].up {
+            self.link_ended(around, "the server is down");
+            return Ok(());
+        }
+        let at_server = around.servers[server].connect(around.now);
+        let id = *around.next_link;
+        *around.next_link += 1;
+        let link = Link {
+            publisher: self.id,
+            server,
+            at_server,
+            up: Default::default(),
+            down: Default::default(),
+        };
+        around.links.insert(id, link);
+        process.link = Some(id);
+        trace!(
+            around,
+            "p{} connects to server {server}, link {id}", self.id
+        );
+        process
+            .session
+            .connected(around.now, None, &Credentials::default(), &mut process.out)
+            .expect("a small frame");
+        self.point()?;
+        self.write(around)
+    }
+
+    pub(super) fn serve(&mut self, around: &mut Around<'_>, id: u64) -> Result<(), Died> {
+        loop {
+            let arrival = match around.links.get_mut(&id) {
+                Some(link) => link.down.next(around.now),
+                None => Some(Arrival::End),
+            };
+            match arrival {
+                Some(Arrival::Bytes(bytes)) => {
+                    // As a socket would: any piece may be read alone.
+                    let part = around.rng.below(bytes.len() as u64 + 1) as usize;
+                    for piece in [&bytes[..part], &bytes[part..]] {
+                        self.process.as_mut().expect("runs").decoder.push(piece);
+                        if let Err(why) = self.read(around)? {
+                            self.link_ended(around, why);
+                            return Ok(());
+                        }
+                    }
+                    self.point()?;
+                }
+                Some(Arrival::End) => {
+                    self.link_ended(around, "closed");
+                    return Ok(());
+                }
+                None => break,
+            }
+        }
+        let process = self.process.as_mut().expect("runs");
+        if process
+            .session
+            .deadline()
+            .is_some_and(|at| around.now >= at)
+        {
+            let ticked = process
+                .session
+                .tick(around.now, &mut process.out, &mut |_| {});
+            if let Err(expired) = ticked {
+                let why = format!("{expired:?}");
+                self.link_ended(around, &why);
+                return Ok(());
+            }
+        }
+        self.input(around, Input::Tick);
+        if std::mem::take(&mut self.process.as_mut().expect("runs").drop_link) {
+            self.link_ended(around, "dropped");
+            return Ok(());
+        }
+        self.fill(around)?;
+        self.write(around)
+    }
+
+    pub(super) fn read(
+        &mut self,
+        around: &mut Around<'_>,
+    ) -> Result<Result<(), &'static str>, Died> {
+        loop {
+            let process = self.process.as_mut().expect("runs");
+            let Some(frame) = process.decoder.next_frame().expect("servers send frames") else {
+                break;
+            };
+            process.read.take_in(&frame);
+            let now = at(around.now);
+            let mut refused = false;
+            let (delivery, store) = (&mut process.delivery, &process.store);
+            let read = &mut process.read;
+            let logged_on_at = &mut process.logged_on_at;
+            let name = self.id;
+            process
+                .session
+                .receive(
+                    around.now,
+                    &frame,
+                    &mut process.out,
+                    &mut |item| match item {
+                        Received::Ack(ack) => {
+                            trace!(around, "p{name} reads {ack:?}");
+                            delivery.handle(store, now, Input::Ack(ack));
+                        }
+                        Received::LoggedOn { figure } => {
+                            trace!(around, "p{name} is logged on, figure {figure:?}");
+                            read.logon = figure;
+                            *logged_on_at = Some(around.now);
+                            delivery.handle(store, now, Input::LoggedOn { figure });
+                        }
+                        Received::LogonRefused(_) => refused = true,
+                        _ => {}
+                    },
+                )
+                .expect("servers send headers");
+            self.outputs(around);
+            self.point()?;
+            if refused {
+                return Ok(Err("logon refused"));
+            }
+            if self.process.as_mut().expect("runs").drop_link {
+                break;
+            }
+        }
+        self.input(around, Input::AcksEnd);
+        Ok(Ok(()))
+    }
+
+    pub(super) fn fill(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+        // A socket takes so much at a time.
+        let most = 1 + around.rng.below(20);
+        let waiting = self
+            .process
+            .as_ref()
+            .and_then(|p| around.links.get(&p.link?))
+            .map_or(0, |link| link.up.waiting());
+        if waiting > 16 << 10 {
+            return Ok(());
+        }
+        let mut batch = Batch::new(most as usize, 16 << 10);
+        let process = self.process.as_mut().expect("runs");
+        let outgoing = process
+            .delivery
+            .next_to_send(&process.store, at(around.now), &mut batch)
+            .expect("intact");
+        for next in outgoing {
+            let process = self.process.as_mut().expect("runs");
+            if process.store.level() == Level::Disk {
+                let durable = process.store.durable().sequence;
+                assert!(
+                    next.sequence <= durable,
+                    "{} goes out, {durable} is durable",
+                    next.sequence
+                );
+            }
+            self.book.went_out(next.sequence, next.wire);
+            process.reach = process.reach.max(next.sequence);
+            let body = next.message.payload();
+            assert!(
+                body == self.book.messages[&next.sequence].body,
+                "other bytes go out as {}",
+                next.sequence
+            );
+            around.wires.went_out(&self.settings.name, body, next.wire);
+            trace!(
+                around,
+                "p{} sends {} as {}", self.id, next.sequence, next.wire
+            );
+            testkit::encode(&next, self.settings.publish_ids, &mut process.out)
+                .expect("a small frame");
+            self.point()?;
+        }
+        self.outputs(around);
+        Ok(())
+    }
+
+    pub(super) fn write(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+        let at = around.delay();
+        let process = self.process.as_mut().expect("runs");
+        let Some(link) = process.link.and_then(|id| around.links.get_mut(&id)) else {
+            return Ok(());
+        };
+        if !process.out.is_empty() {
+            link.up.send(at, std::mem::take(&mut process.out));
+            process.session.wrote(around.now);
+        }
+        Ok(())
+    }
+
+    pub(super) fn link_ended(&mut self, around: &mut Around<'_>, why: &str) {
+        let process = self.process.as_mut().expect("runs");
+        trace!(around, "p{} loses its link: {why}", self.id);
+        if let Some(link) = process.link.take().and_then(|id| around.links.get_mut(&id)) {
+            link.up.end(around.now);
+        }
+        process.session.disconnected(&mut |_| {});
+        process.drop_link = false;
+        process.out.clear();
+        self.input(around, Input::LinkLost);
+        let process = self.process.as_mut().expect("runs");
+        let healthy = Duration::from_secs(10);
+        if settled(&process.delivery) > process.settled_before
+            || process
+                .logged_on_at
+                .is_some_and(|at| around.now - at >= healthy)
+        {
+            process.backoff.reset();
+        }
+        self.server += 1;
+        let delay = match process.delivery.wants_longest_delay() {
+            true => process.backoff.longest_delay(),
+            false => process.backoff.next_delay(),
+        };
+        process.retry_at = around.now + delay.expect("it never gives up");
+    }
+
+    /// Hands something to delivery, and carries out what it decides.
+    pub fn input(&mut self, around: &mut Around<'_>, input: Input<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        if let Input::AllowRebase = input {
+            process.rebases_left = 1;
+        }
+        process
+            .delivery
+            .handle(&process.store, at(around.now), input);
+        self.outputs(around);
+    }
+
+    pub(super) fn outputs(&mut self, around: &mut Around<'_>) {
+        while let Some(output) = self.process.as_mut().expect("runs").delivery.poll() {
+            self.output(around, output);
+        }
+        let process = self.process.as_ref().expect("runs");
+        let totals = process.delivery.totals();
+        assert_eq!(
+            (totals.persisted, totals.persisted_at_logon, totals.rejected),
+            self.book.counts,
+            "the totals are not what the outcomes say"
+        );
+    }
+
+    pub(super) fn output(&mut self, around: &mut Around<'_>, output: Output) {
+        let process = self.process.as_mut().expect("runs");
+        match output {
+            Output::RaiseGrant { to } => process.jobs.push_back(Job::Raise(to)),
+            Output::Rebase { above } => process.jobs.push_back(Job::Rebase(above)),
+            Output::DropLink { .. } => process.drop_link = true,
+            Output::SettledThrough { through, via } => {
+                trace!(around, "p{} settles through {through} via {via:?}", self.id);
+                for sequence in self.book.unsettled_through(through) {
+                    self.persisted(around, sequence, via);
+                }
+            }
+            Output::Settled { sequence, via } => {
+                trace!(around, "p{} settles {sequence} via {via:?}", self.id);
+                self.persisted(around, sequence, via);
+            }
+            Output::Refused {
+                sequence,
+                reason,
+                late,
+                ordinal,
+                ..
+            } => {
+                self.refused(around, sequence, reason, late, ordinal);
+            }
+            Output::RefusalNotLogged { .. } => {}
+            Output::Unattributed { figure, reason } => self.unattributed.push((figure, reason)),
+            Output::Flushed { id, left } => {
+                let (target, until) = process.flushes.remove(&id).expect("it was asked for");
+                let open = self.book.unsettled_through(target).len() as u64;
+                assert_eq!(left, open, "flush through {target}");
+                let over = until.is_some_and(|until| around.now >= until);
+                assert!(left == 0 || over, "a flush ends early");
+                process.flushed.push((id, left));
+            }
+            Output::Note(note) => {
+                trace!(around, "p{} notes {note:?}", self.id);
+                if let Note::Rebased { from, .. } = note {
+                    process.reach = from - 1;
+                    let left = process.rebases_left.checked_sub(1);
+                    process.rebases_left = left.expect("a second rebase that nobody asked for");
+                }
+                self.notes.push(note);
+            }
+            other => panic!("unknown output {other:?}"),
+        }
+    }
+
+    /// Calls the failed-write handler for the lowest refusal that waits.
+    pub(super) fn offer(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+        let process = self.process.as_mut().expect("runs");
+        if self.settings.no_handler || process.hold_jobs {
+            return Ok(());
+        }
+        let open = process
+            .store
+            .rejections(0, usize::MAX)
+            .into_iter()
+            .find(|r| !process.declined.contains(&r.sequence));
+        let Some(rejection) = open else { return Ok(()) };
+        if process.store.level() == Level::Disk && process.store.sync().is_err() {
+            return Ok(());
+        }
+        let sequence = rejection.sequence;
+        let mut original = StoredMessage::new();
+        let there = process.store.get(sequence, &mut original).expect("intact");
+        let original = original.payload();
+        let message = &self.book.messages[&sequence];
+        let refusal = self
+            .book
+            .refusals
+            .get_mut(&sequence)
+            .expect("it was refused");
+        assert!(there || refusal.late, "the original of {sequence} is gone");
+        assert!(
+            !there || original == message.body,
+            "{sequence} comes back with other bytes"
+        );
+        assert!(refusal.reason.starts_with(&rejection.reason));
+        assert_eq!(refusal.late, rejection.late);
+        refusal.handled += 1;
+        let earlier = sequence < process.first_of_run;
+        self.handled.push((sequence, rejection.late, earlier));
+        trace!(around, "p{} handles the refusal of {sequence}", self.id);
+        self.point()?;
+        let process = self.process.as_mut().expect("runs");
+        if self.settings.declines > 0 && around.rng.one_in(self.settings.declines) {
+            process.declined.insert(sequence);
+            return Ok(());
+        }
+        match process.store.accept(sequence) {
+            Ok(accepted) => {
+                assert!(accepted, "it waits");
+                self.book
+                    .refusals
+                    .get_mut(&sequence)
+                    .expect("refused")
+                    .accepted = true;
+            }
+            Err(_) => drop(process.declined.insert(sequence)),
+        }
+        self.point()
+    }
+
+    /// Publishes the lowest refused message again.
+    pub fn requeue(&mut self, around: &mut Around<'_>) -> Option<u64> {
+        let process = self.process.as_mut()?;
+        let sequence = self.book.waiting().first().copied()?;
+        let appended = process.store.requeue(sequence, 1).ok().flatten()?;
+        trace!(
+            around,
+            "p{} publishes {sequence} again as {}", self.id, appended.sequence
+        );
+        let body = self.book.messages[&sequence].body.clone();
+        self.book
+            .appended(appended.sequence, body, appended.ordinal);
+        let refusal = self.book.refusals.get_mut(&sequence).expect("it waits");
+        refusal.accepted = true;
+        refusal.handled += 1;
+        Some(appended.sequence)
+    }
+}
+
+impl Read {
+    fn take_in(&mut self, frame: &[u8]) {
+        let Ok((header, _)) = Header::parse(frame) else {
+            return;
+        };
+        let id: Option<u64> = header.command_id.as_deref().and_then(|id| id.parse().ok());
+        match (header.ack_kind(), header.status) {
+            (Some(AckKind::Persisted), Some(Status::Success)) => {
+                self.acked.extend(header.sequence);
+                self.acked_ids.extend(id);
+            }
+            (Some(_), Some(Status::Failure)) => {
+                self.refused.extend(header.sequence);
+                self.refused_ids.extend(id);
+            }
+            _ => {}
+        }
+    }
+}
