@@ -12,7 +12,8 @@ use crate::options::Options;
 use crate::rebuild::{Heritage, Rebuild};
 use crate::store::Store;
 
-/// An evacuation failed; the old store is as it was, and the new file is gone.
+/// An evacuation failed; the old store is as it was, and the new file is gone, unless it says
+/// otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvacuateError {
@@ -34,9 +35,21 @@ pub enum EvacuateError {
     /// The new store cannot be written.
     #[error("cannot write the new store: {0}; free some space or choose another device")]
     Write(StoreError),
-    /// The new store cannot be opened.
+    /// The new store cannot be begun.
     #[error(transparent)]
     Open(#[from] OpenError),
+    /// The new store is whole and durable and the old one is closed for good, but opening the
+    /// new one failed.
+    #[error(
+        "everything was evacuated to {path}, and the old store is closed for good, but the new one cannot be opened: {error}; open it when that is mended"
+    )]
+    Reopen {
+        /// The new store.
+        path: PathBuf,
+        /// Why it cannot be opened.
+        #[source]
+        error: OpenError,
+    },
 }
 
 impl Store {
@@ -52,9 +65,19 @@ impl Store {
     /// drops, and new messages under numbers that the fresh store gives out too.
     ///
     /// # Errors
-    /// See [`EvacuateError`]; this store goes on as before.
+    /// See [`EvacuateError`]; this store goes on as before, but for [`EvacuateError::Reopen`].
     pub fn evacuate(&self, to: impl AsRef<Path>, level: Level) -> Result<Store, EvacuateError> {
         let to = to.as_ref();
+        self.evacuate_and(to, |to| {
+            Store::open_existing(to, Options::new().level(level))
+        })
+    }
+
+    fn evacuate_and(
+        &self,
+        to: &Path,
+        open: impl FnOnce(&Path) -> Result<Store, OpenError>,
+    ) -> Result<Store, EvacuateError> {
         let moved = self.with_log(|log| {
             log.usable().map_err(EvacuateError::Old)?;
             OpenOptions::new()
@@ -73,7 +96,10 @@ impl Store {
             Ok(())
         });
         moved.map_err(EvacuateError::Old)??;
-        Ok(Store::open_existing(to, Options::new().level(level))?)
+        open(to).map_err(|error| EvacuateError::Reopen {
+            path: to.to_owned(),
+            error,
+        })
     }
 }
 
@@ -128,4 +154,33 @@ fn retire(log: &mut Log) {
         }
     }
     device.release();
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Envelope, PublishStore};
+
+    /// It said that the old store goes on, which was closed for good by then.
+    #[test]
+    fn an_evacuation_whose_store_cannot_be_opened_says_where_everything_is() {
+        let dir = tempfile::tempdir().unwrap();
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        let store = Store::open(&old, Options::new().capacity(64 << 10)).unwrap();
+        store.append(&Envelope::publish("t"), b"x").unwrap();
+        let evacuated = store.evacuate_and(&new, |to| {
+            Err(OpenError::Busy {
+                path: to.to_owned(),
+            })
+        });
+        let Err(EvacuateError::Reopen { path, .. }) = evacuated else {
+            panic!("the open failed");
+        };
+        let append = store.append(&Envelope::publish("t"), b"y");
+        assert!(append.is_err_and(|e| e.to_string().contains("closed")));
+        let refused = Store::open_existing(&old, Options::new());
+        assert!(matches!(refused, Err(OpenError::Retired { .. })));
+        let store = Store::open_existing(path, Options::new()).unwrap();
+        assert_eq!(store.bounds().unsettled, 1);
+    }
 }
