@@ -274,7 +274,9 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 ///   call back.
 ///
 /// After [`close`](Self::close) methods that change or read fail with
-/// [`StoreError::Closed`]; those that return plain numbers go on answering.
+/// [`StoreError::Closed`], and [`rejections`](Self::rejections) gives none; those that return
+/// plain numbers go on answering. In a forked child of the process that opened the store,
+/// methods that can fail do, with [`StoreError::Forked`], and the others answer with nothing.
 pub trait PublishStore: Send + Sync + 'static {
     /// Stores a message and gives it a sequence. When this returns, a process crash loses
     /// nothing; a power cut is covered once [`durable`](Self::durable) reports the ordinal.

@@ -321,6 +321,15 @@ impl Store {
         self.inner.shared.after_change(core);
         result
     }
+
+    /// What the log says; nothing in a forked child, where the mapping is gone and the lock
+    /// may be held for ever by a thread that was not forked.
+    fn look<T: Default>(&self, at: impl FnOnce(&Log) -> T) -> T {
+        match self.inner.shared.not_forked() {
+            Ok(()) => at(&self.inner.shared.lock().log),
+            Err(_) => T::default(),
+        }
+    }
 }
 
 impl PublishStore for Store {
@@ -380,15 +389,11 @@ impl PublishStore for Store {
     }
 
     fn bounds(&self) -> Bounds {
-        self.inner.shared.lock().log.bounds()
+        self.look(Log::bounds)
     }
 
     fn is_unsettled(&self, sequence: u64) -> bool {
-        let core = self.inner.shared.lock();
-        core.log
-            .state
-            .get(sequence)
-            .is_some_and(|e| !e.is_settled())
+        self.look(|log| log.state.get(sequence).is_some_and(|e| !e.is_settled()))
     }
 
     fn settle_through(&self, sequence: u64) -> Result<u64, StoreError> {
@@ -420,11 +425,15 @@ impl PublishStore for Store {
     }
 
     fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
-        self.inner.shared.lock().log.rejections(from, limit)
+        // The bytes of a closed store may be another owner's by now.
+        self.look(|log| match log.closed {
+            true => Vec::new(),
+            false => log.rejections(from, limit),
+        })
     }
 
     fn numbers(&self) -> Numbers {
-        self.inner.shared.lock().log.numbers()
+        self.look(Log::numbers)
     }
 
     fn raise_grant(&self, to: u64) -> Result<(), StoreError> {
@@ -519,6 +528,9 @@ impl PublishStore for Store {
     }
 
     fn observe(&self, observer: Observer) {
+        if self.inner.shared.not_forked().is_err() {
+            return;
+        }
         self.inner
             .shared
             .observers
@@ -541,7 +553,7 @@ impl PublishStore for Store {
     }
 
     fn resume_tag(&self) -> Option<Vec<u8>> {
-        self.inner.shared.lock().log.resume_tag()
+        self.look(Log::resume_tag)
     }
 
     fn close(&self, handed_over: u64) -> Result<(), StoreError> {
