@@ -1,5 +1,6 @@
 //! The store as a handle: one lock around the log, one thread beside it.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -255,7 +256,13 @@ impl Store {
         let shared = self.inner.shared.clone();
         let thread = std::thread::Builder::new()
             .name("amps-store".into())
-            .spawn(move || shared.help())?;
+            .spawn(move || {
+                let helped = catch_unwind(AssertUnwindSafe(|| shared.help()));
+                if let Err(panic) = helped {
+                    shared.lost_helper();
+                    resume_unwind(panic);
+                }
+            })?;
         *self
             .inner
             .helper
@@ -875,6 +882,17 @@ impl Shared {
         }
     }
 
+    /// The helper panicked, perhaps in an observer: nobody syncs any more, and whoever waits
+    /// for that must hear of it.
+    #[cold]
+    fn lost_helper(&self) {
+        let mut core = self.lock();
+        core.log
+            .failed
+            .get_or_insert_with(|| "the store's helper thread panicked".to_owned());
+        self.tell(core);
+    }
+
     /// When the level or a caller wants the next sync; zero is now.
     fn sync_due(&self, core: &Core) -> Option<Duration> {
         if core.log.failed.is_some() || core.log.closed {
@@ -945,6 +963,20 @@ mod tests {
             assert!(store.raise_grant(7).is_err());
         });
         assert!(matches!(synced, Err(StoreError::SyncFailed(_))));
+    }
+
+    #[test]
+    fn who_waits_for_a_sync_hears_that_the_helper_is_gone() {
+        let dir = tempfile::tempdir().unwrap();
+        let options = Options::new().capacity(64 << 10);
+        let store = Store::open(dir.path().join("s"), options).unwrap();
+        store.observe(Arc::new(|_| panic!("an observer must not")));
+        store.append(&Envelope::publish("t"), b"x").unwrap();
+        // Durable before the observers are told, or told of the end of the helper.
+        let _ = store.sync();
+        store.append(&Envelope::publish("t"), b"x").unwrap();
+        assert!(matches!(store.sync(), Err(StoreError::SyncFailed(_))));
+        assert!(store.request_sync().is_err());
     }
 
     #[test]
