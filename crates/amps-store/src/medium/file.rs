@@ -24,7 +24,8 @@ impl Device for MappedFile {
     }
 
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        calls::check(Call::SyncRange).and_then(|()| {
+        uninterrupted(|| {
+            calls::check::<io::Error>(Call::SyncRange)?;
             let (offset, len) = (offset as usize, len as usize);
             match planted::is(Bug::AsyncSync) {
                 true => self.map.flush_async_range(offset, len),
@@ -87,13 +88,16 @@ pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
         if planted::is(Bug::SparseFile) {
             return file.set_len(to);
         }
-        let allocated = calls::check(Call::Allocate)
-            .and_then(|()| rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from));
-        match allocated {
-            // Not every file system can allocate ahead; writing allocates as well.
-            Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => {}
-            Err(e) => return Err(e.into()),
-        }
+        uninterrupted(|| {
+            let allocated = calls::check(Call::Allocate).and_then(|()| {
+                rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from)
+            });
+            match allocated {
+                // Not every file system can allocate ahead; writing allocates as well.
+                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
+                Err(e) => Err(e.into()),
+            }
+        })?;
         let zeros = [0; BLOCK as usize];
         let mut at = from;
         while at < to {
@@ -109,6 +113,17 @@ pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
     })
 }
 
+/// A signal may end a call before it did anything: that says nothing about the device, so the
+/// call is made again.
+fn uninterrupted(call: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    loop {
+        match call() {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            done => return done,
+        }
+    }
+}
+
 /// Beyond RLIMIT_FSIZE a write raises SIGXFSZ, which kills; so the limit is asked first.
 fn within_file_size_limit(len: u64) -> io::Result<()> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
@@ -118,5 +133,34 @@ fn within_file_size_limit(len: u64) -> io::Result<()> {
             format!("the file size limit of this process is {limit} bytes"),
         )),
         _ => Ok(()),
+    }
+}
+
+#[cfg(all(test, feature = "testkit"))]
+mod tests {
+    use super::*;
+    use crate::calls::{FailingCalls, fail_calls};
+    use crate::medium::{Mapped, Medium};
+
+    /// An interrupted `fallocate` counted as a full disk, an interrupted `msync` as a sync that
+    /// failed, for good.
+    #[test]
+    fn a_call_that_a_signal_interrupted_is_made_again() {
+        let file = tempfile::tempfile().unwrap();
+        let interrupt = |call| {
+            fail_calls(Some(FailingCalls {
+                call,
+                after: 0,
+                for_ever: false,
+                errno: Errno::INTR.raw_os_error(),
+            }))
+        };
+        interrupt(Call::Allocate);
+        reserve(&file, 0, 8192).unwrap();
+        let mut mapped = Mapped::new(file, 8192, 8192).unwrap();
+        mapped.write(4096, b"x");
+        assert_eq!(interrupt(Call::SyncRange), 1);
+        mapped.device().sync_range(4096, 4096).unwrap();
+        assert_eq!(fail_calls(None), 1);
     }
 }
