@@ -92,8 +92,16 @@ impl Failure {
             OpenError::Options(_) => Exit::Usage,
             _ => Exit::Other,
         };
-        let hint = match error {
-            OpenError::Io { .. } => "; check that the directory exists and may be written",
+        let kind = match error {
+            OpenError::Io { error, .. } => Some(error.kind()),
+            _ => None,
+        };
+        let hint = match kind {
+            Some(io::ErrorKind::NotFound) => "; check that the directory exists",
+            Some(io::ErrorKind::PermissionDenied) => "; check that it may be read and written",
+            Some(io::ErrorKind::OutOfMemory) => {
+                "; allow the process more address space (ulimit -v), or choose a smaller capacity"
+            }
             _ => "",
         };
         Failure::new(exit, format!("{error}{hint}"))

@@ -57,8 +57,17 @@ fn full(live: u64, limit: u64, needed: u64) -> String {
         );
     }
     format!(
-        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements or open it with a larger cap"
+        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements; its capacity was fixed when it was created, and a larger store needs a new file"
     )
+}
+
+fn no_space(for_good: bool) -> &'static str {
+    match for_good {
+        false => "free some and try again",
+        true => {
+            "nothing in this store can be made durable any more: free some and open it again, or evacuate it to a fresh file"
+        }
+    }
 }
 
 impl AppendError {
@@ -88,12 +97,14 @@ pub enum StoreError {
     )]
     SyncFailed(String),
     /// The disk is full, or a quota or the file size limit was reached.
-    #[error("no space to {what}: {error}; free some and try again")]
+    #[error("no space to {what}: {error}; {}", no_space(*for_good))]
     NoSpace {
         /// What the space was for.
         what: &'static str,
         /// The system's word.
         error: String,
+        /// Nothing more becomes durable in this run, even if space comes.
+        for_good: bool,
     },
     /// A record needed for the store's own upkeep is damaged.
     #[error(
@@ -120,6 +131,15 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// The same of a failure after which nothing becomes durable any more.
+    pub(crate) fn final_io(what: &'static str, error: &io::Error) -> Self {
+        let mut failed = Self::io(what, error);
+        if let StoreError::NoSpace { for_good, .. } = &mut failed {
+            *for_good = true;
+        }
+        failed
+    }
+
     /// Names a system error, telling a lack of space apart.
     pub(crate) fn io(what: &'static str, error: &io::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
@@ -127,6 +147,7 @@ impl StoreError {
             StorageFull | QuotaExceeded | FileTooLarge => StoreError::NoSpace {
                 what,
                 error: error.to_string(),
+                for_good: false,
             },
             _ => StoreError::Io {
                 what,
@@ -270,4 +291,18 @@ pub enum OpenError {
     /// An option is out of range.
     #[error("bad store option: {0}")]
     Options(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_lack_of_space_says_whether_space_helps() {
+        let error = io::ErrorKind::StorageFull.into();
+        let passing = StoreError::io("grow the store", &error).to_string();
+        assert!(passing.contains("try again"), "{passing}");
+        let last = StoreError::final_io("write the superblock", &error).to_string();
+        assert!(last.contains("evacuate it") && !last.contains("try again"));
+    }
 }

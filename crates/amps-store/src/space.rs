@@ -1042,7 +1042,7 @@ impl Log {
             if let Err(error) = device.write_around(at, &bytes) {
                 // Old or new: this run cannot know what the next one will find.
                 self.failed.get_or_insert_with(|| error.to_string());
-                return Err(StoreError::io("write the superblock", &error));
+                return Err(StoreError::final_io("write the superblock", &error));
             }
         }
         self.superblock = superblock;
