@@ -481,11 +481,10 @@ fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
 /// The head of a torn record must be gone for good before anything is written over it: its
 /// lost tail might come to stand behind it again by chance, under the same ordinal.
 fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
-    let Some(last) = recovered
-        .chain
-        .last()
-        .filter(|_| recovered.resumes_in_place())
-    else {
+    // Where no segment is free, the epoch is written at the cut as well.
+    let segments = (medium.len() - SEGMENTS_AT) / recovered.geometry.segment_size;
+    let here = recovered.resumes_in_place() || recovered.chain.len() as u64 == segments;
+    let Some(last) = recovered.chain.last().filter(|_| here) else {
         return;
     };
     if last.end + 8 <= recovered.geometry.end_of(last.segment) {

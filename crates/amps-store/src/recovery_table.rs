@@ -978,6 +978,36 @@ fn rows() -> impl Iterator<Item = &'static Row> {
     tables.into_iter().flatten()
 }
 
+/// Every segment holds some of the log, so the epoch behind a cut is written over the torn
+/// record. Its head must be gone for good before: the tail that a power cut lost could come to
+/// stand behind it again.
+#[cfg(feature = "testkit")]
+#[test]
+fn a_torn_head_is_wiped_where_the_epoch_is_written_over_it() {
+    use crate::testkit::{Cut, Rng, SimDisk};
+
+    let mut image = Image::new();
+    let mut at = 0;
+    for segment in 0..SEGMENTS {
+        image.used(segment, segment + 1);
+        at = image.publish(records_at(segment), segment + 1, segment + 1);
+    }
+    let behind = image.publish(at, SEGMENTS + 1, SEGMENTS + 1);
+    image.flip(at + 45);
+    image.publish(behind, SEGMENTS + 2, SEGMENTS + 2);
+    let recovered = image.recover();
+    assert_eq!(
+        (recovered.chain.len() as u64, recovered.set_aside.len()),
+        (SEGMENTS, 1)
+    );
+    let disk = SimDisk::new();
+    disk.restore(image.0);
+    let store = disk.open(crate::Options::new()).unwrap();
+    drop(store);
+    disk.power_cut(Cut::None, &mut Rng::new(1));
+    assert_eq!(disk.bytes()[at as usize..][..8], [0; 8]);
+}
+
 #[test]
 fn every_row_of_the_recovery_table_holds() {
     for (name, row) in rows() {
