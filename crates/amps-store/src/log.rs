@@ -26,6 +26,9 @@ use crate::state::{Standing, State};
 use crate::unsynced::Extent;
 use crate::watermark::Watermark;
 
+/// Most lost records that one open writes.
+const MAX_LOST: usize = 32;
+
 pub(crate) struct Log {
     pub(crate) medium: Box<dyn Medium>,
     pub(crate) geometry: Geometry,
@@ -90,7 +93,7 @@ impl Log {
             ..r.clone()
         });
         let gives_up = !recovered.damaged.is_empty();
-        let lost: Vec<LostBody> = recovered
+        let mut lost: Vec<LostBody> = recovered
             .damaged
             .iter()
             .cloned()
@@ -103,6 +106,9 @@ impl Log {
                 last_sequence: r.sequences.map_or(0, |s| s.1),
             })
             .collect();
+        if lost.len() > MAX_LOST {
+            lost = name_together(lost);
+        }
         let mut log = Log {
             geometry: recovered.geometry,
             space: Space::new(
@@ -698,6 +704,24 @@ impl Log {
         }
         Ok(())
     }
+}
+
+/// Names neighbours by one record: more records would not surely find room in the segments that
+/// are kept for recovery.
+fn name_together(mut lost: Vec<LostBody>) -> Vec<LostBody> {
+    lost.sort_unstable_by_key(|l| l.first_ordinal);
+    let join = |all: &[LostBody]| {
+        let known = || all.iter().filter(|l| l.first_sequence != 0);
+        LostBody {
+            first_ordinal: all.iter().map(|l| l.first_ordinal).min().unwrap_or(0),
+            last_ordinal: all.iter().map(|l| l.last_ordinal).max().unwrap_or(0),
+            first_sequence: known().map(|l| l.first_sequence).min().unwrap_or(0),
+            last_sequence: known().map(|l| l.last_sequence).max().unwrap_or(0),
+        }
+    };
+    lost.chunks(lost.len().div_ceil(MAX_LOST))
+        .map(join)
+        .collect()
 }
 
 /// After a failed sync no room comes back: what no longer fits into the log still holds in

@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use amps_store::testkit::{Fault, SimDisk, has_failed, record_places, step};
 use amps_store::{
-    AppendError, Batch, Envelope, Level, OpenError, Options, PublishStore, ReadError, Rejected,
-    Signal, Stop, Store, StoreError, StoredMessage,
+    AppendError, Batch, Envelope, Level, OpenError, Options, PublishStore, ReadError, Recovery,
+    Rejected, Signal, Stop, Store, StoreError, StoredMessage,
 };
 
 fn small() -> Options {
@@ -363,6 +363,34 @@ fn the_memory_store_keeps_the_same_rules() {
         store.settle_through(n).unwrap();
     }
     assert_eq!(store.bounds().floor, 4999);
+}
+
+/// Each damaged place left a record of its own, and many of them found no room.
+#[test]
+fn a_store_with_more_damage_than_room_to_name_it_is_salvaged() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = open(&path);
+    let until = Instant::now() + Duration::from_secs(60);
+    while store.bounds().live_bytes < store.bounds().limit_bytes - 1000 {
+        let message = Envelope::publish("t");
+        store.append_wait(&message, b"x", until).unwrap();
+    }
+    let last = store.bounds().last;
+    store.close(last).unwrap();
+    let mut bytes = std::fs::read(&path).unwrap();
+    let places = record_places(&bytes);
+    for (place, _) in places.iter().step_by(2) {
+        bytes[*place as usize + 45] ^= 1;
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = Store::open(&path, small());
+    assert!(matches!(refused, Err(OpenError::Damaged { ranges, .. }) if ranges.len() > 32));
+    let store = Store::open(&path, small().recovery(Recovery::Salvage)).unwrap();
+    let kept = store.bounds().unsettled;
+    assert!(kept > last / 3 && kept < last, "{kept} of {last}");
+    store.close(last).unwrap();
+    assert_eq!(open(&path).bounds().unsettled, kept);
 }
 
 /// A grant or a rebase close to the end of the numbers made a store that no open took.
