@@ -66,7 +66,7 @@ class Reader:
         return at, at + STAMP, at + self.sb["size"]
 
     def recover(self):
-        used = []
+        used, headers = [], False
         for segment in range(self.there):
             at, first, end = self.bounds(segment)
             if self.data[at + 4:at + 8] == b"SEG1" and self.fits(at, first):
@@ -75,7 +75,7 @@ class Reader:
             elif record := self.look(first, end):
                 used.append((record["ordinal"], segment))
             else:
-                self.damaged = True
+                headers = True
         used.sort()
         start = used[0][0] if used else 1
         self.last, self.generation, self.needed = start - 1, 0, 0
@@ -102,6 +102,9 @@ class Reader:
                 self.judge({})
         elif not self.sb["closed_at"] or self.sb["closed_at"] != self.last:
             self.judge(ends)
+        else:  # clean: the log is whole
+            headers = False
+        self.damaged |= headers
 
     def bridge(self, segment):
         _, at, end = self.bounds(segment)

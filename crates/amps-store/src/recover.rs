@@ -287,6 +287,10 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let mut gaps = Vec::new();
         let start = used.first().map_or(1, |u| u.0);
         let headless = start > self.out.oldest_needed.max(1);
+        if !headless && self.out.stop == Stop::CleanClose {
+            // The log is whole: a segment whose header is damaged holds none of it.
+            self.out.ignored.append(&mut self.out.damaged);
+        }
         // A clean close says where the log ends; nothing can stand behind it.
         if beyond && (headless || self.out.stop != Stop::CleanClose) {
             // The log must start with the oldest record that is needed. A power cut may have

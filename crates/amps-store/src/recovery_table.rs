@@ -372,6 +372,23 @@ const HEADERS: [Row; 4] = [
         image.flip(at + 50);
         let recovered = image.recover();
         assert_eq!(recovered.damaged[0].offset, SEGMENTS_AT);
+        // The closing mark stands where it should: the log is whole without that segment.
+        let closed = Superblock {
+            closed_at: 2,
+            ..superblock()
+        };
+        let mut image = Image::new();
+        image.superblocks(&closed, &closed);
+        let at = image.publish(records_at(0), 1, 1);
+        let clean = Mark {
+            clean: true,
+            ..durable(1)
+        };
+        image.mark(at, 2, &clean);
+        image.flip(SEGMENTS_AT + 3 * SIZE + 9);
+        let recovered = image.recover();
+        assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
+        assert_eq!(recovered.stop, Stop::CleanClose);
     }),
 ];
 
