@@ -2,15 +2,21 @@
 
 use std::io;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use amps_store::{AppendError, Options, PublishStore, Store};
+use amps_store::{AppendError, Appended, Options, PublishStore, Store};
 
 use crate::args::{FailedCommand, SeqFile};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
 use crate::show;
 use crate::store::{damaged_exit, look, unreadable};
+
+/// How long room may take to come that the store is making.
+const ROOM: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether it still is.
+const ROOM_SLICE: Duration = Duration::from_millis(20);
 
 /// Runs one of the subcommands.
 ///
@@ -107,9 +113,12 @@ fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
 
 fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     let store = open(&args.file)?;
-    let appended = match store.requeue(args.seq, now_micros()) {
+    let appended = match requeue_with_patience(&store, args.seq) {
         Ok(Some(appended)) => appended,
-        Ok(None) => return Err(none_waits(args)),
+        Ok(None) => {
+            close(&store, &args.file)?;
+            return Err(none_waits(args));
+        }
         Err(AppendError::Store(error)) => return Err(Failure::store(&args.file, &error)),
         Err(error) => {
             return Err(Failure::other(format!(
@@ -135,6 +144,22 @@ fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     }
     out.flush()?;
     Ok(Exit::Ok)
+}
+
+/// Waits while room is being made; nobody settles anything here, so no other room comes.
+fn requeue_with_patience(store: &Store, sequence: u64) -> Result<Option<Appended>, AppendError> {
+    let patience = Instant::now() + ROOM;
+    loop {
+        let until = (Instant::now() + ROOM_SLICE).min(patience);
+        match store.requeue_wait(sequence, now_micros(), until) {
+            Err(AppendError::Full {
+                live,
+                limit,
+                needed,
+            }) if live + needed <= limit && until < patience => {}
+            done => return done,
+        }
+    }
 }
 
 fn open(path: &Path) -> Result<Store, Failure> {

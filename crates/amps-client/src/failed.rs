@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amps_store::{AppendError, Level, PublishStore, Rejection, StoreError, StoredMessage};
 use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use crate::client::Client;
@@ -404,6 +405,38 @@ impl Failed<'_> {
         shared.offers.forget(sequence);
         shared.doorbell.ring();
         Ok(appended.map(|appended| appended.sequence))
+    }
+
+    /// As [`requeue`](Self::requeue), but waits for room until `deadline` at the latest; not
+    /// inside a handler, which must not wait for what it may itself hold up.
+    ///
+    /// Cancel safe: cancelled while it waits, nothing happened.
+    ///
+    /// # Errors
+    /// As [`requeue`](Self::requeue), with the last of them once the deadline passed.
+    ///
+    /// # Panics
+    /// When it waits outside a tokio runtime with a clock.
+    pub async fn requeue_wait(
+        &self,
+        sequence: u64,
+        deadline: Instant,
+    ) -> Result<Option<u64>, AppendError> {
+        let shared = &self.client.shared;
+        loop {
+            // Registered before the try: room that comes in between is not missed.
+            let room = shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            match self.requeue(sequence) {
+                Err(error) if error.is_retryable() && !is_handling(shared) => {
+                    if timeout_at(deadline, room).await.is_err() {
+                        return Err(error);
+                    }
+                }
+                done => return done,
+            }
+        }
     }
 
     /// Gives up on a message that no server will settle, such as one that breaks the link

@@ -287,9 +287,31 @@ impl Store {
         payload: &[u8],
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
+        self.wait_for_room(deadline, || self.append(envelope, payload))
+    }
+
+    /// As [`requeue`](PublishStore::requeue), waiting for room at most until `deadline`. For
+    /// threads that may block.
+    ///
+    /// # Errors
+    /// As `requeue`; [`AppendError::Full`] once the deadline passed.
+    pub fn requeue_wait(
+        &self,
+        sequence: u64,
+        now: u64,
+        deadline: Instant,
+    ) -> Result<Option<Appended>, AppendError> {
+        self.wait_for_room(deadline, || self.requeue(sequence, now))
+    }
+
+    fn wait_for_room<T>(
+        &self,
+        deadline: Instant,
+        store: impl Fn() -> Result<T, AppendError>,
+    ) -> Result<T, AppendError> {
         let shared = &self.inner.shared;
         loop {
-            match self.append(envelope, payload) {
+            match store() {
                 Err(error) if error.is_retryable() => {
                     let Some(left) = deadline.checked_duration_since(Instant::now()) else {
                         return Err(error);

@@ -188,6 +188,28 @@ fn a_refusal_that_is_repeated_after_it_was_accepted_or_requeued_is_known() {
     repeat(&open(&path));
 }
 
+/// A requeue tried once, and called a store full that was about to free a segment.
+#[test]
+fn every_refusal_of_a_half_full_store_is_requeued() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = Store::open(&path, Options::new().capacity(1 << 20)).unwrap();
+    let until = Instant::now() + Duration::from_secs(60);
+    for _ in 0..300 {
+        let message = Envelope::publish("t");
+        let at = store.append_wait(&message, &[7; 1000], until).unwrap();
+        store.reject(at.sequence, "not entitled", 1).unwrap();
+    }
+    for sequence in 1..=300 {
+        let until = Instant::now() + Duration::from_secs(60);
+        let requeued = store.requeue_wait(sequence, 2, until).unwrap().unwrap();
+        assert_eq!(requeued.sequence, 300 + sequence);
+    }
+    assert_eq!(store.rejections(0, 9), []);
+    assert_eq!(store.bounds().unsettled, 300);
+    assert_eq!(store.requeue_wait(1, 2, Instant::now()).unwrap(), None);
+}
+
 #[test]
 fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     let dir = tempfile::tempdir().unwrap();
