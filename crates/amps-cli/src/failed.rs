@@ -96,6 +96,8 @@ fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     let store = open(&args.file)?;
     let wrong = |e| Failure::store(&args.file, &e);
     if !store.accept(args.seq).map_err(wrong)? {
+        // Nothing was done: a store that was closed stays so.
+        close(&store, &args.file)?;
         return Err(none_waits(args));
     }
     // The acceptance must not come back after a power cut: it was told to somebody.
