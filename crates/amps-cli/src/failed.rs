@@ -67,7 +67,8 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     let unreadable = |e: io::Error| unreadable(&args.file, &e);
     let rejections = seen.rejections().map_err(unreadable)?;
     let Some(rejection) = rejections.iter().find(|r| r.sequence == args.seq) else {
-        return Err(none_waits(args));
+        let exit = damaged_exit(&seen).min(Exit::Other);
+        return Err(Failure::new(exit, none_waits(args).to_string()));
     };
     let original = seen.get(args.seq).map_err(unreadable)?;
     let mut out = Output::stdout(json)?;

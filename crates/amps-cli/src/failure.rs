@@ -79,8 +79,18 @@ impl Failure {
     pub(crate) fn output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, ""),
-            _ => Failure::other(format!("cannot write the output: {error}")),
+            _ => Failure::system(error, format!("cannot write the output: {error}")),
         }
+    }
+
+    /// What the system refused: a lack of space has a code of its own, wherever it is met.
+    pub(crate) fn system(error: &io::Error, paragraph: impl Into<String>) -> Self {
+        use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
+        let exit = match error.kind() {
+            StorageFull | QuotaExceeded | FileTooLarge => Exit::NoSpace,
+            _ => Exit::Other,
+        };
+        Failure::new(exit, paragraph)
     }
 
     /// A store that could not be opened.
@@ -111,6 +121,7 @@ impl Failure {
     pub(crate) fn store(path: &Path, error: &StoreError) -> Self {
         let exit = match error {
             StoreError::NoSpace { .. } => Exit::NoSpace,
+            StoreError::Damaged { .. } => Exit::Damaged,
             _ => Exit::Other,
         };
         Failure::new(exit, format!("store {}: {error}", path.display()))

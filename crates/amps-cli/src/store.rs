@@ -52,7 +52,9 @@ pub(crate) fn unreadable(file: &Path, error: &io::Error) -> Failure {
     Failure::other(format!("cannot read the store {}: {error}", file.display()))
 }
 
-/// The exit of a look that found damage; what was found is said on standard error.
+/// The exit of a look that found damage; what was found is said on standard error. One rule:
+/// whatever shows a damaged store ends with it, also when it shows what it was asked for. A
+/// repair shows nothing of it; what it writes is whole.
 pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     let places = seen.report().damaged.len();
     if places == 0 {
@@ -111,12 +113,13 @@ fn info(args: &StoreInfo, out: &mut Output) -> Result<Exit, Failure> {
     }
     if out.is_json() {
         out.object(facts)?;
-        return Ok(Exit::Ok);
+    } else {
+        for (name, value) in &facts {
+            out.line(&format!("{name:<20}{}", shown(value)))?;
+        }
     }
-    for (name, value) in &facts {
-        out.line(&format!("{name:<20}{}", shown(value)))?;
-    }
-    Ok(Exit::Ok)
+    out.flush()?;
+    Ok(damaged_exit(&seen))
 }
 
 /// A fact for people.
@@ -214,19 +217,24 @@ fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
     let message = seen.get(args.seq).map_err(|e| unreadable(&args.file, &e))?;
     let Some(message) = message else {
-        return Err(Failure::other(format!(
-            "message {} is not in {}: it was never stored, or it is settled and its bytes are \
+        let exit = damaged_exit(&seen).min(Exit::Other);
+        return Err(Failure::new(
+            exit,
+            format!(
+                "message {} is not in {}: it was never stored, or it is settled and its bytes are \
              gone; see what is there with: amps store list --all {}",
-            args.seq,
-            args.file.display(),
-            args.file.display()
-        )));
+                args.seq,
+                args.file.display(),
+                args.file.display()
+            ),
+        ));
     };
     match out.is_json() {
         true => out.object(show::message_object(&message))?,
         false => out.line(&show::message_text(&message))?,
     }
-    Ok(Exit::Ok)
+    out.flush()?;
+    Ok(damaged_exit(&seen))
 }
 
 fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {

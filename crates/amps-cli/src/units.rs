@@ -31,7 +31,8 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * scale).map_err(|e| e.to_string())
 }
 
-/// Reads `65536`, `64KiB`, `16MiB`, `2GiB` (also `K`, `M`, `G` for the same powers of 1024).
+/// Reads `65536`, `64KiB`, `16MiB`, `2GiB`, `1TiB` (also `K`, `M`, `G`, `T` for the same powers
+/// of 1024).
 ///
 /// # Errors
 /// What was expected.
@@ -45,9 +46,10 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         "k" | "kib" => 10,
         "m" | "mib" => 20,
         "g" | "gib" => 30,
+        "t" | "tib" => 40,
         _ => {
             return Err(format!(
-                "unknown unit {unit:?}; write bytes, or KiB, MiB, GiB"
+                "unknown unit {unit:?}; write bytes, or KiB, MiB, GiB, TiB"
             ));
         }
     };
@@ -207,6 +209,7 @@ mod tests {
         assert_eq!(size("64KiB"), Ok(65536));
         assert_eq!(size("64m"), Ok(64 << 20));
         assert_eq!(size("2GiB"), Ok(2 << 30));
+        assert_eq!(size("1TiB"), Ok(1 << 40));
         for bad in [
             "",
             "KiB",

@@ -300,6 +300,49 @@ fn repair_saves_what_is_intact_and_names_the_rest() {
     assert!(text.text().contains("not saved: ") && text.text().contains("message 5"));
 }
 
+/// Some said 3 and some 0, and what was left out or not found said 1.
+#[test]
+fn whatever_shows_a_damaged_store_ends_with_3() {
+    let dir = Dir::new();
+    let file = stocked(&dir);
+    damage(&file, HOSTILE.as_bytes());
+    for shows in ["info", "list", "dump", "verify", "map", "export"] {
+        run(&mut store(&[shows], &file)).expect(3);
+    }
+    for sequence in ["2", "5", "99"] {
+        run(&mut store(&["get", sequence], &file)).expect(3);
+    }
+    run(amps().args(["failed", "list"]).arg(&file)).expect(3);
+    for sequence in ["7", "99"] {
+        run(amps().args(["failed", "show", sequence]).arg(&file)).expect(3);
+    }
+}
+
+#[test]
+fn no_space_for_the_output_ends_with_8() {
+    let dir = Dir::new();
+    let file = stocked(&dir);
+    for shows in ["info", "list", "dump", "verify", "map", "export"] {
+        let full = fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = store(&[shows], &file);
+        let status = command.stdout(full).status().unwrap();
+        assert_eq!(status.code(), Some(8), "{shows}");
+    }
+}
+
+/// The number was looked for in an open store, which was left as if its process had died.
+#[test]
+fn an_unknown_refusal_leaves_a_closed_store_closed() {
+    let dir = Dir::new();
+    let file = stocked(&dir);
+    let state = || run(&mut json(&["info"], &file)).expect(0).objects()[0]["state"].clone();
+    let before = state();
+    for does in ["accept", "requeue"] {
+        run(amps().args(["failed", does, "77"]).arg(&file)).expect(1);
+        assert_eq!(state(), before, "{does}");
+    }
+}
+
 #[test]
 fn repair_leaves_a_store_in_use_alone() {
     let dir = Dir::new();
@@ -389,7 +432,7 @@ fn a_bad_line_leaves_no_store_behind() {
         &mut store(&["import", "--capacity", "64KiB"], &to),
         large.as_bytes(),
     )
-    .expect(8);
+    .expect(1);
     let many = format!("{{\"topic\":\"t\",\"text\":\"{}\"}}\n", "x".repeat(1000)).repeat(100);
     run_with_input(
         &mut store(&["import", "--capacity", "64KiB"], &to),

@@ -43,7 +43,7 @@ pub(super) fn write(
     let page = page(seen, facts)?;
     let mut file = new_file(to)?;
     file.write_all(page.as_bytes())
-        .map_err(|e| Failure::other(format!("cannot write {}: {e}", to.display())))
+        .map_err(|e| Failure::system(&e, format!("cannot write {}: {e}", to.display())))
 }
 
 fn page(seen: &Inspection, facts: &Map<String, Value>) -> Result<String, Failure> {

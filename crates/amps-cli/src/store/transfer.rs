@@ -89,13 +89,14 @@ fn unsaved_sentence(unsaved: &Unsaved) -> String {
     };
     match unsaved {
         Unsaved::Damaged(range) => format!(
-            "{} damaged byte(s) at offset {}, records {} to {}: {}",
+            "{} damaged byte(s) at offset {}, {}: {}",
             range.bytes,
             range.offset,
-            range.first_ordinal,
-            range
-                .last_ordinal
-                .map_or_else(|| "unknown".to_owned(), |last| last.to_string()),
+            match (range.first_ordinal, range.last_ordinal) {
+                (0, _) => "where records may have been".to_owned(),
+                (first, Some(last)) => format!("records {first} to {last}"),
+                (first, None) => format!("records from {first} on"),
+            },
             match range.sequences {
                 Some(range) => format!("at most {}", sequences(range)),
                 None => "which messages, if any, is unknown".to_owned(),
@@ -180,14 +181,18 @@ pub(super) fn export(args: &StoreExport) -> Result<Exit, Failure> {
         "{} message(s), {} of them rejected",
         done.messages, done.rejections
     );
+    let exit = damaged_exit(&seen);
     if done.unreadable > 0 {
-        return Err(Failure::other(format!(
-            "{} message(s) were left out: their envelope is not of a version this program knows; \
-             export them with the program that wrote them",
-            done.unreadable
-        )));
+        return Err(Failure::new(
+            exit.min(Exit::Other),
+            format!(
+                "{} message(s) were left out: their envelope is not of a version this program \
+                 knows; export them with the program that wrote them",
+                done.unreadable
+            ),
+        ));
     }
-    Ok(damaged_exit(&seen))
+    Ok(exit)
 }
 
 /// Makes a new store of the lines of an export.
@@ -257,8 +262,10 @@ fn fill(args: &StoreImport, from: Box<dyn Read>, name: &str) -> Result<inspect::
 fn not_imported(file: &Path, name: &str, error: &ImportError) -> Failure {
     let (exit, advice) = match error {
         ImportError::Append { error, .. } => match error {
-            AppendError::Full { .. } | AppendError::TooLarge { .. } => {
-                (Exit::NoSpace, "; give the new store a larger --capacity")
+            AppendError::Full { .. } => (Exit::NoSpace, "; give the new store a larger --capacity"),
+            // It fits no store of this shape, whatever the space: as for `publish`.
+            AppendError::TooLarge { .. } => {
+                (Exit::Other, "; give the new store a larger --capacity")
             }
             AppendError::NoSpace { .. } => (Exit::NoSpace, ""),
             AppendError::Store(error) => return Failure::store(file, error),
