@@ -112,6 +112,19 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         }
         verdicts.push(Superblock::decode(&bytes));
     }
+    // Whole by its own checksum: whatever the other copy says, a newer program was here, and
+    // what it wrote must not be written over.
+    for verdict in &verdicts {
+        match verdict {
+            SuperblockVerdict::Version(v) => return Err(Refusal::Version(*v)),
+            SuperblockVerdict::Features(f) => {
+                return Err(Refusal::NotAStore(format!(
+                    "it needs unknown features {f:#x}"
+                )));
+            }
+            _ => {}
+        }
+    }
     let newest = verdicts
         .iter()
         .filter_map(|v| {
@@ -134,17 +147,6 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
                 false => SUPERBLOCKS,
             },
         });
-    }
-    for verdict in &verdicts {
-        match verdict {
-            SuperblockVerdict::Version(v) => return Err(Refusal::Version(*v)),
-            SuperblockVerdict::Features(f) => {
-                return Err(Refusal::NotAStore(format!(
-                    "it needs unknown features {f:#x}"
-                )));
-            }
-            _ => {}
-        }
     }
     if verdicts[1] == SuperblockVerdict::Blank && is_unfinished(source, len)? {
         return Err(Refusal::NotCreated);
