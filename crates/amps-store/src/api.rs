@@ -403,8 +403,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// The name of the client this store belongs to.
     fn client_name(&self) -> String;
 
-    /// User tag of the highest message recovered or settled, moved only by publishes; the
-    /// application resumes behind it.
+    /// User tag of the highest message recovered or settled that has one, moved only by
+    /// publishes; the application resumes behind it.
     fn resume_tag(&self) -> Option<Vec<u8>>;
 
     /// Syncs, lowers the grant to `handed_over` (the highest sequence handed to a

@@ -45,7 +45,7 @@ pub(crate) struct Log {
     next: u64,
     first_of_run: u64,
     found_grant: u64,
-    /// User tag of the newest publish.
+    /// User tag of the newest publish that had one.
     tag: Option<UserTag>,
     pub(crate) durable: Durable,
     /// The first failed sync, for good.
@@ -263,7 +263,7 @@ impl Log {
                 self.unlogged.remove(&accepts);
                 self.state.accept(accepts);
             }
-        } else {
+        } else if !envelope.user_tag.is_empty() {
             match &mut self.tag {
                 Some(tag) => tag.set(&envelope.user_tag),
                 none => *none = Some(UserTag::new(&envelope.user_tag)),

@@ -11,8 +11,9 @@ use std::io;
 use crate::DamagedRange;
 use crate::envelope::{Envelope, Origin};
 use crate::format::{
-    BLOCK, Epoch, Kind, LostBody, MAGIC, Mark, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS,
-    SegmentHeader, Superblock, SuperblockVerdict, max_record, settled_sequences,
+    BLOCK, Epoch, Kind, LostBody, MAGIC, Mark, RECORD_HEADER, RecordHeader, SEGMENT_HEADER,
+    SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict, max_record,
+    settled_sequences,
 };
 use crate::index::Entry;
 use crate::planted::{self, Bug};
@@ -210,8 +211,10 @@ struct Recovery<'a, S: Source + ?Sized> {
     segments: usize,
     missing: Option<DamagedRange>,
     out: Recovered,
-    /// Where the resume tag comes from.
-    tag: Tag,
+    /// The resume tag of the last mark that had one.
+    tag: Option<Vec<u8>>,
+    /// Where the publishes behind the last mark stand that may have moved it.
+    tagged: Vec<u64>,
     closed_at: u64,
     /// That of the last record: along the log it never falls.
     generation: u64,
@@ -223,12 +226,6 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Epochs that open a segment, by the ordinal they follow; oldest segment first. Looked for
     /// when the first one is needed.
     bridges: Option<HashMap<u64, Vec<(usize, Seen)>>>,
-}
-
-enum Tag {
-    None,
-    Mark(Vec<u8>),
-    Publish(Seen),
 }
 
 impl<'a, S: Source + ?Sized> Recovery<'a, S> {
@@ -254,7 +251,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             geometry,
             segments,
             missing,
-            tag: Tag::None,
+            tag: None,
+            tagged: Vec::new(),
             closed_at: superblock.closed_at,
             generation: 0,
             counting: None,
@@ -321,12 +319,25 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.damaged.extend(self.missing.take());
         self.out.next = self.out.next.max(self.out.state.last() + 1);
         self.out.max_sequence = self.out.max_sequence.max(self.out.next - 1);
-        self.out.tag = match std::mem::replace(&mut self.tag, Tag::None) {
-            Tag::None => None,
-            Tag::Mark(tag) => Some(tag),
-            Tag::Publish(seen) => self.envelope(&seen)?.map(|e| e.user_tag.into_owned()),
-        };
+        self.out.tag = self.resume_tag()?;
         Ok(self.out)
+    }
+
+    /// That of the newest publish that has one: a message without a tag does not move it.
+    fn resume_tag(&mut self) -> Result<Option<Vec<u8>>, Refusal> {
+        for offset in std::mem::take(&mut self.tagged).into_iter().rev() {
+            let mut head = [0; RECORD_HEADER];
+            self.source.fetch(offset, &mut head)?;
+            let Some(header) = RecordHeader::decode(&head, self.geometry.max_record) else {
+                // Over a live file: it was reused since.
+                continue;
+            };
+            let tag = self.envelope(&Seen { offset, header })?.map(|e| e.user_tag);
+            if let Some(tag) = tag.filter(|tag| !tag.is_empty()) {
+                return Ok(Some(tag.into_owned()));
+            }
+        }
+        Ok(self.tag.take())
     }
 
     /// Tells gaps in which nothing but settled publishes is missing, oldest first, from damage.
@@ -637,7 +648,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.lost.clear();
         self.out.last_ordinal = first_ordinal - 1;
         self.out.stop = Stop::Unwritten;
-        self.tag = Tag::None;
+        self.tag = None;
+        self.tagged.clear();
         self.generation = 0;
         self.counting = None;
     }
@@ -762,7 +774,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 // A copy accepts nothing: what its original accepted came before that one and is
                 // gone with it, and what came between the two still waits.
                 if header.kind == Kind::Publish && !header.quiet {
-                    self.tag = Tag::Publish(*seen);
+                    self.tagged.push(seen.offset);
                 } else if header.kind == Kind::Publish
                     && let Some(Origin::Requeue { accepts }) =
                         self.envelope(seen)?.map(|e| e.origin)
@@ -790,8 +802,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                     self.out.durable = self.out.durable.max(mark.durable);
                     self.out.oldest_needed = self.out.oldest_needed.max(mark.oldest_needed);
                     self.out.next = self.out.next.max(mark.next);
+                    self.tagged.clear();
                     if let Some(tag) = mark.tag {
-                        self.tag = Tag::Mark(tag.as_bytes().to_vec());
+                        self.tag = Some(tag.as_bytes().to_vec());
                     }
                     return Ok(mark.clean);
                 }

@@ -210,6 +210,30 @@ fn every_refusal_of_a_half_full_store_is_requeued() {
     assert_eq!(store.requeue_wait(1, 2, Instant::now()).unwrap(), None);
 }
 
+/// A line published by hand between two runs that resume sent the second one back to the
+/// first line.
+#[test]
+fn a_message_without_a_tag_leaves_the_resume_point_where_it_is() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = open(&path);
+    let mut tagged = Envelope::publish("t");
+    tagged.user_tag = (&b"line 5"[..]).into();
+    assert_eq!(publish(&store, 1), 1);
+    assert_eq!(store.resume_tag(), None);
+    store.append(&tagged, b"5").unwrap();
+    publish_all(&store, 3..=4);
+    assert_eq!(store.resume_tag().unwrap(), b"line 5");
+    drop(store);
+    let store = open(&path);
+    assert_eq!(store.resume_tag().unwrap(), b"line 5");
+    publish(&store, 5);
+    store.settle_through(5).unwrap();
+    publish(&store, 6);
+    store.close(6).unwrap();
+    assert_eq!(open(&path).resume_tag().unwrap(), b"line 5");
+}
+
 #[test]
 fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     let dir = tempfile::tempdir().unwrap();
