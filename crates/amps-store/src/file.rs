@@ -371,6 +371,7 @@ fn start_on(
     let begun = Instant::now();
     let mut report = report(&recovered);
     report.created = created;
+    report.generation = superblock.generation.max(recovered.max_generation) + 1;
     report.scan = scan;
     report.superblock_repaired = header.repair;
 
@@ -510,6 +511,8 @@ pub(crate) fn report(recovered: &Recovered) -> RecoveryReport {
         last: state.last_unsettled(),
         next: recovered.next.max(recovered.max_sequence + 1),
         rejections: state.rejections().len() as u64,
+        generation: recovered.max_generation,
+        torn_bytes: recovered.torn_bytes,
         stop: recovered.stop.clone(),
         durable_ordinal: recovered.durable,
         last_ordinal: recovered.last_ordinal,

@@ -89,6 +89,8 @@ pub(crate) struct Recovered {
     pub(crate) ignored: Vec<DamagedRange>,
     /// Ranges named by lost records.
     pub(crate) lost: Vec<LostBody>,
+    /// Bytes of the record that stands unfinished at the end.
+    pub(crate) torn_bytes: u64,
     /// Records are missing at the end, and no later one is known.
     pub(crate) tail_damaged: bool,
     pub(crate) bytes: u64,
@@ -275,6 +277,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 damaged: Vec::new(),
                 ignored: Vec::new(),
                 lost: Vec::new(),
+                torn_bytes: 0,
                 tail_damaged: false,
                 bytes: 0,
             },
@@ -460,6 +463,9 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 Some(i) => at = i,
                 None => {
                     clean &= self.out.last_ordinal == self.closed_at;
+                    if let Verdict::Torn(header) = verdict {
+                        self.out.torn_bytes = header.stride();
+                    }
                     self.out.stop = stop_reason(verdict, position, clean);
                     return Ok(position);
                 }
@@ -626,6 +632,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         if went_on {
             // The log ends behind its last record, not at the gap before it.
             self.out.stop = Stop::Unwritten;
+            self.out.torn_bytes = 0;
         }
         if self.out.last_ordinal < durable {
             let known = named.iter().any(|l| l.last_ordinal >= durable);
@@ -648,6 +655,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.lost.clear();
         self.out.last_ordinal = first_ordinal - 1;
         self.out.stop = Stop::Unwritten;
+        self.out.torn_bytes = 0;
         self.tag = None;
         self.tagged.clear();
         self.generation = 0;

@@ -66,6 +66,10 @@ pub struct RecoveryReport {
     pub durable_ordinal: u64,
     /// The last record of the log.
     pub last_ordinal: u64,
+    /// Generation of the run that this open began; in a look, that of the last run.
+    pub generation: u64,
+    /// Bytes of the record that stood unfinished where the log ends, 0 for none.
+    pub torn_bytes: u64,
     /// Intact records behind the hole: not delivered, their numbers never reused.
     pub set_aside: u64,
     /// Sequences of the messages among them: lowest and highest.
@@ -104,7 +108,14 @@ impl fmt::Display for RecoveryReport {
         if let (Some(first), Some(last)) = (self.first, self.last) {
             write!(f, " {first}..{last}")?;
         }
-        write!(f, ", next {}, stopped at {}", self.next, self.stop)?;
+        write!(
+            f,
+            ", next {}, generation {}, stopped at {}",
+            self.next, self.generation, self.stop
+        )?;
+        if self.torn_bytes > 0 {
+            write!(f, ", {} byte(s) cut as torn", self.torn_bytes)?;
+        }
         if self.rejections > 0 {
             write!(f, ", {} refusal(s) waiting", self.rejections)?;
         }
@@ -114,13 +125,49 @@ impl fmt::Display for RecoveryReport {
                 write!(f, " (messages {a}..{b})")?;
             }
         }
-        for range in &self.damaged {
-            write!(
-                f,
-                ", DAMAGED at offset {} ({} bytes)",
-                range.offset, range.bytes
-            )?;
+        for (what, ranges) in [("ignored", &self.ignored), ("DAMAGED", &self.damaged)] {
+            for range in ranges {
+                let (offset, bytes) = (range.offset, range.bytes);
+                write!(f, ", {what} at offset {offset} ({bytes} bytes)")?;
+            }
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_says_what_an_operator_needs() {
+        let range = |offset| DamagedRange {
+            offset,
+            bytes: 64,
+            first_ordinal: 1,
+            last_ordinal: Some(1),
+            sequences: None,
+        };
+        let report = RecoveryReport {
+            recovered: 3,
+            first: Some(4),
+            last: Some(9),
+            next: 11,
+            generation: 7,
+            rejections: 1,
+            stop: Stop::Torn { offset: 9000 },
+            torn_bytes: 120,
+            set_aside: 2,
+            set_aside_sequences: Some((12, 13)),
+            ignored: vec![range(8256)],
+            damaged: vec![range(8512)],
+            ..RecoveryReport::default()
+        };
+        assert_eq!(
+            report.to_string(),
+            "recovered 3 message(s) 4..9, next 11, generation 7, stopped at torn record at offset \
+             9000, 120 byte(s) cut as torn, 1 refusal(s) waiting, 2 record(s) set aside (messages \
+             12..13), ignored at offset 8256 (64 bytes), DAMAGED at offset 8512 (64 bytes)"
+        );
     }
 }
