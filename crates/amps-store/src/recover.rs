@@ -682,7 +682,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 .search(from, end, above, &mut budget, &mut beyond)?;
             self.out.bytes += end - from;
             if !whole {
-                // Only a file made for it holds so many near-records: say so, and stop.
+                // Only a file made for it holds so many near-records: say so, of every segment
+                // in which one is met from here on.
                 self.out.damaged.push(DamagedRange {
                     offset: from,
                     bytes: end - from,
@@ -690,7 +691,6 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                     last_ordinal: None,
                     sequences: None,
                 });
-                break;
             }
         }
         // Of two with one ordinal the next open must take the same.
