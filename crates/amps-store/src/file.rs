@@ -45,6 +45,14 @@ pub(crate) fn open(
             error,
         }
     };
+    let network = crate::volume::network(&file);
+    if let Some(name) = network {
+        tracing::warn!(
+            path = %path.display(),
+            "the store is on {name}, where neither its lock nor what it syncs can be relied on; \
+             put it on a local disk"
+        );
+    }
     let len = stat(|| file.metadata()).map_err(io("look at"))?.len();
     let header = match read_header(&FileSource(&file), len) {
         Ok(header) => header,
@@ -52,23 +60,21 @@ pub(crate) fn open(
             let shape = options.shape().map_err(OpenError::Options)?;
             let superblock = create(path, &file, &shape, options)?;
             let len = SEGMENTS_AT + shape.segments * shape.segment_size;
-            return start(
-                path,
-                file,
-                len,
-                Header {
-                    superblock,
-                    repair: false,
-                    order: SUPERBLOCKS,
-                },
-                options,
-                true,
-            );
+            let header = Header {
+                superblock,
+                repair: false,
+                order: SUPERBLOCKS,
+            };
+            let (log, mut report) = start(path, file, len, header, options, true)?;
+            report.network = network;
+            return Ok((log, report));
         }
         Err(refusal) => return Err(refused(path, refusal)),
     };
     check_owner(path, &header.superblock, options)?;
-    start(path, file, len, header, options, false)
+    let (log, mut report) = start(path, file, len, header, options, false)?;
+    report.network = network;
+    Ok((log, report))
 }
 
 /// Opens the log on a medium that is ours alone already.

@@ -29,6 +29,7 @@ mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 mod unsynced;
+mod volume;
 mod watermark;
 
 pub use api::{

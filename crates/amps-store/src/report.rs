@@ -84,6 +84,9 @@ pub struct RecoveryReport {
     pub lost: Vec<(u64, u64)>,
     /// One superblock copy was damaged or behind; both are whole again.
     pub superblock_repaired: bool,
+    /// The network file system the store is on, `NFS` for instance: neither its lock nor its
+    /// syncs can be relied on there. A warning is logged.
+    pub network: Option<&'static str>,
     /// Bytes of log read.
     pub bytes: u64,
     /// Time taken by the scan.
@@ -101,6 +104,9 @@ impl RecoveryReport {
 
 impl fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if let Some(name) = self.network {
+            write!(f, "on {name}, which is no place for a store: ")?;
+        }
         if self.created {
             return write!(f, "created, next {}", self.next);
         }
