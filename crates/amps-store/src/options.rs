@@ -58,8 +58,8 @@ impl Options {
     }
 
     /// Bytes of one segment: a multiple of 4096, at least 8192, at most a sixth of the
-    /// capacity and 128 MiB. The largest record is a quarter of it. Default: the largest
-    /// power of two up to a sixteenth of the capacity. Used at creation.
+    /// capacity and 128 MiB. The largest record is a quarter of it. Default: a sixteenth of the
+    /// capacity without the superblocks, at most 64 MiB. Used at creation.
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
         self
@@ -122,8 +122,9 @@ impl Options {
         let size = match self.segment_size {
             Some(size) => size,
             None => {
-                let sixteenth = (self.capacity / 16).max(2 * BLOCK);
-                (1 << sixteenth.ilog2()).min(64 << 20)
+                // The superblocks count towards the cap, and must not cost a segment.
+                let sixteenth = room / 16 / BLOCK * BLOCK;
+                sixteenth.clamp(2 * BLOCK, 64 << 20)
             }
         };
         if size == 0 || !size.is_multiple_of(BLOCK) {
@@ -164,4 +165,22 @@ pub(crate) struct Shape {
     pub(crate) segment_size: u64,
     pub(crate) cap_segments: u64,
     pub(crate) segments: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_default_shape_wastes_less_than_a_segment_and_has_sixteen_of_them() {
+        for capacity in [64 << 10, 1 << 20, 5 << 20, 256 << 20, 1 << 30, 10 << 30] {
+            let shape = Options::new().capacity(capacity).shape().unwrap();
+            let used = SEGMENTS_AT + shape.cap_segments * shape.segment_size;
+            assert!(used <= capacity && capacity - used < shape.segment_size);
+            let segments = if capacity == 64 << 10 { 7 } else { 16 };
+            assert!(shape.cap_segments >= segments, "{capacity}: {shape:?}");
+        }
+        let small = Options::new().capacity(64 << 10).shape().unwrap();
+        assert_eq!(small.segment_size, 8 << 10);
+    }
 }
