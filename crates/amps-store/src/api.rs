@@ -237,7 +237,10 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 /// A durable, bounded, ordered send queue (charter §2, §4).
 ///
 /// Every method is short and callable from any thread. Those marked *syncs* wait for the
-/// device and must stay off async workers; no other may. Nothing here knows a server: wire
+/// device and must stay off async workers; no other may. In [`Store`](crate::Store) there is one
+/// exception: a settlement, refusal or acceptance that finds one free segment left, because the
+/// background is a whole segment behind, frees one itself, with at most one copy of each segment
+/// and its syncs. Nothing here knows a server: wire
 /// numbers, acknowledgements and the rules between them live in the client's `Delivery`.
 ///
 /// # A store of one's own

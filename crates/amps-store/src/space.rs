@@ -104,6 +104,8 @@ pub(crate) struct Space {
     retry_growth: bool,
     /// The file's length is being changed by somebody who does not hold the lock.
     resizing: bool,
+    /// The superblock is being written by somebody who does not hold the lock.
+    writing: bool,
     /// Where the file ends: behind the medium while segments that were given up are cut off.
     file_end: u64,
     /// Pages of the segment that is written are ready for stores up to here.
@@ -124,6 +126,9 @@ pub(crate) enum Chore {
     Idle,
     /// A bounded piece of work on the log itself: [`Log::work`].
     Work,
+    /// The superblock names more segments, or fewer: [`Log::begin_due_write`], the write, then
+    /// [`Log::finish_write`].
+    Superblock,
     /// A sync of everything appended.
     Sync,
     /// Growth of the file: [`Device::reserve`], then [`Log::reserved`].
@@ -181,6 +186,7 @@ impl Space {
             growth_error: None,
             retry_growth: false,
             resizing: false,
+            writing: false,
             file_end: geometry.end_of(segments.count - 1),
             prefaulted: 0,
             spare: None,
@@ -382,6 +388,12 @@ impl Space {
         self.retry_growth = self.growth_error.is_some();
     }
 
+    /// Whether the superblock is being written without the lock: nobody else may write it, and
+    /// the file's length stays as it is.
+    pub(crate) fn is_being_written(&self) -> bool {
+        self.writing
+    }
+
     /// The file's length is about to be changed without the lock.
     pub(crate) fn begin_resize(&mut self) {
         self.resizing = true;
@@ -576,6 +588,12 @@ impl Log {
                 self.prefaulted(from + len);
             }
             Chore::Work => self.work()?,
+            Chore::Superblock => {
+                if let Some(write) = self.begin_due_write()? {
+                    let result = write.make(&**device);
+                    self.finish_write(write, result)?;
+                }
+            }
             Chore::Sync => {
                 let ticket = self.begin_sync();
                 let result = ticket.extent.sync(&**device);
@@ -609,10 +627,14 @@ impl Log {
             None => {}
         }
         if let Some(&segment) = space.pending.first() {
-            return match space.status[segment] {
-                Status::Grown(sync) if sync <= space.syncs_finished => Chore::Work,
-                _ => Chore::Sync,
-            };
+            match space.status[segment] {
+                Status::Grown(sync) if sync <= space.syncs_finished => {
+                    if !space.writing {
+                        return Chore::Superblock;
+                    }
+                }
+                _ => return Chore::Sync,
+            }
         }
         if self.is_growth_wanted() {
             let from = self.medium.len();
@@ -621,10 +643,13 @@ impl Log {
         if let Some(to) = self.piece_to_cut() {
             return Chore::Truncate(to);
         }
-        if self.is_collection_wanted() || self.next_return().is_some() {
-            Chore::Work
-        } else {
-            prefault
+        if self.is_collection_wanted() {
+            return Chore::Work;
+        }
+        match self.next_return() {
+            Some(Return::Name(_)) => Chore::Superblock,
+            Some(_) => Chore::Work,
+            None => prefault,
         }
     }
 
@@ -639,6 +664,7 @@ impl Log {
         let segments = space.status.len() as u64;
         let may_grow = segments < self.superblock.cap_segments
             && !space.resizing
+            && !space.writing
             && (space.growth_error.is_none() || space.retry_growth);
         let ahead = self.state.charged() + space.usable();
         may_grow
@@ -686,16 +712,12 @@ impl Log {
     fn work_on(&mut self) -> Result<(), StoreError> {
         match self.space.collecting {
             None => {
-                if self.announce_growth()? {
-                    return Ok(());
-                }
                 match self.next_return().filter(|_| !self.is_collection_wanted()) {
-                    None | Some(Return::Collect) => self.collect(),
                     Some(Return::Rotate) => {
                         self.space.spare = None;
                         self.rotate()?;
                     }
-                    Some(Return::Name(segments)) => self.give_up(segments)?,
+                    _ => self.collect(),
                 }
                 Ok(())
             }
@@ -739,7 +761,8 @@ impl Log {
                 return Some(Return::Rotate);
             }
         }
-        self.surplus(keep).map(Return::Name)
+        let is_busy = space.writing || space.resizing;
+        self.surplus(keep).filter(|_| !is_busy).map(Return::Name)
     }
 
     /// The segments that are left when those that are free at the end go.
@@ -775,8 +798,9 @@ impl Log {
             .unwrap_or(self.superblock.segments)
     }
 
-    /// Gives the segments from this one on back: out of reach, named no more, then cut off.
-    fn give_up(&mut self, segments: u64) -> Result<(), StoreError> {
+    /// Gives the segments from this one on back: out of reach, named no more by the superblock
+    /// that this returns, then cut off.
+    fn give_up(&mut self, segments: u64) -> Superblock {
         if planted::is(Bug::CutBeforeNamed) {
             let end = self.geometry.segment_at(segments as usize);
             self.truncated(end, self.medium.device().truncate(end));
@@ -785,7 +809,7 @@ impl Log {
         // A write that fails may have put it into force all the same: this run goes on without
         // these segments in any case.
         self.superblock.segments = segments;
-        self.write_superblock(self.superblock.clone())
+        self.superblock.clone()
     }
 
     /// Puts the segments from this one on, which hold nothing, out of reach.
@@ -809,7 +833,8 @@ impl Log {
     fn piece_to_cut(&self) -> Option<u64> {
         let (end, size) = (self.medium.len(), self.geometry.segment_size);
         let space = &self.space;
-        (space.file_end > end && !space.resizing).then(|| end.max(space.file_end - size))
+        (space.file_end > end && !space.resizing && !space.writing)
+            .then(|| end.max(space.file_end - size))
     }
 
     /// The file was cut to this length, or could not be.
@@ -976,21 +1001,21 @@ impl Log {
         None
     }
 
-    /// Names grown segments in the superblock once their bytes are durable.
-    fn announce_growth(&mut self) -> Result<bool, StoreError> {
+    /// Begins the write that [`chore`](Self::chore) found due: grown segments are named once
+    /// their bytes are durable, and segments that are given up no more.
+    pub(crate) fn begin_due_write(&mut self) -> Result<Option<Write>, StoreError> {
         let space = &self.space;
         let is_grown = |s: &usize| matches!(space.status[*s], Status::Grown(sync) if sync <= space.syncs_finished);
-        let grown: Vec<usize> = space.pending.iter().copied().filter(is_grown).collect();
-        let Some(last) = grown.last() else {
-            return Ok(false);
+        let last_grown = space.pending.iter().copied().filter(is_grown).max();
+        let superblock = match (last_grown, self.next_return()) {
+            (Some(last), _) => Superblock {
+                segments: last as u64 + 1,
+                ..self.superblock.clone()
+            },
+            (None, Some(Return::Name(segments))) => self.give_up(segments),
+            _ => return Ok(None),
         };
-        let mut superblock = self.superblock.clone();
-        superblock.segments = *last as u64 + 1;
-        self.write_superblock(superblock)?;
-        for segment in grown {
-            self.space.set(segment, Status::Ready);
-        }
-        Ok(true)
+        self.begin_write(superblock).map(Some)
     }
 
     /// The file was extended, or could not be.
@@ -1026,27 +1051,69 @@ impl Log {
         self.space.prefaulted(through);
     }
 
-    /// Puts a superblock into force: both copies, one after the other, so that one damaged
-    /// copy never takes a number back.
-    pub(crate) fn write_superblock(
-        &mut self,
-        mut superblock: Superblock,
-    ) -> Result<(), StoreError> {
+    /// Puts a superblock into force, here and now.
+    pub(crate) fn write_superblock(&mut self, superblock: Superblock) -> Result<(), StoreError> {
+        let write = self.begin_write(superblock)?;
+        let result = write.make(&*self.medium.device());
+        self.finish_write(write, result)
+    }
+
+    /// What is to be written so that a superblock comes into force. Until
+    /// [`finish_write`](Self::finish_write) no other one may begin.
+    pub(crate) fn begin_write(&mut self, mut superblock: Superblock) -> Result<Write, StoreError> {
         if let Some(why) = &self.failed {
             return Err(StoreError::SyncFailed(why.clone()));
         }
+        debug_assert!(!self.space.writing, "one write at a time");
+        self.space.writing = true;
         superblock.counter += 1;
-        let bytes = superblock.encode();
-        let device = self.medium.device();
-        for at in SUPERBLOCKS {
-            if let Err(error) = device.write_around(at, &bytes) {
-                // Old or new: this run cannot know what the next one will find.
-                self.failed.get_or_insert_with(|| error.to_string());
-                return Err(StoreError::final_io("write the superblock", &error));
-            }
+        Ok(Write(superblock))
+    }
+
+    /// A superblock was written, or could not be.
+    pub(crate) fn finish_write(
+        &mut self,
+        write: Write,
+        result: std::io::Result<()>,
+    ) -> Result<(), StoreError> {
+        self.space.writing = false;
+        if let Err(error) = result {
+            // Old or new: this run cannot know what the next one will find.
+            self.failed.get_or_insert_with(|| error.to_string());
+            return Err(StoreError::final_io("write the superblock", &error));
         }
-        self.superblock = superblock;
+        self.superblock = write.0;
+        let named = self.superblock.segments;
+        let is_named =
+            |s: &usize| (*s as u64) < named && matches!(self.space.status[*s], Status::Grown(_));
+        let grown: Vec<usize> = self
+            .space
+            .pending
+            .iter()
+            .copied()
+            .filter(is_named)
+            .collect();
+        for segment in grown {
+            self.space.set(segment, Status::Ready);
+        }
         Ok(())
+    }
+}
+
+/// A superblock on its way into force.
+pub(crate) struct Write(Superblock);
+
+impl Write {
+    /// Writes both copies, one after the other, so that one damaged copy never takes a number
+    /// back.
+    ///
+    /// # Errors
+    /// As [`Device::write_around`].
+    pub(crate) fn make(&self, device: &dyn Device) -> std::io::Result<()> {
+        let bytes = self.0.encode();
+        SUPERBLOCKS
+            .into_iter()
+            .try_for_each(|at| device.write_around(at, &bytes))
     }
 }
 

@@ -15,7 +15,7 @@ use crate::batch::Batch;
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing};
-use crate::format::GRANT_LAST;
+use crate::format::{GRANT_LAST, Superblock};
 use crate::index::make_spares;
 use crate::log::{Log, check, check_all};
 use crate::medium::{Device, ForkGuard, Heap, Medium};
@@ -334,10 +334,34 @@ impl Store {
     /// Does something to the log as a whole, with publishers waiting.
     pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
         self.inner.shared.not_forked()?;
-        let mut core = self.inner.shared.lock();
+        let mut core = self.inner.shared.lock_alone();
         let done = work(&mut core.log);
         self.inner.shared.after_change(core);
         Ok(done)
+    }
+
+    /// Puts a superblock into force, without holding the lock while the device works:
+    /// publishers go on meanwhile. `plan` says nothing when nothing is to be written.
+    fn write_superblock<T>(
+        &self,
+        plan: impl FnOnce(&Log) -> Result<(T, Option<Superblock>), StoreError>,
+    ) -> Result<T, StoreError> {
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let mut core = shared.lock_alone();
+        let (done, superblock) = plan(&core.log)?;
+        let Some(superblock) = superblock else {
+            return Ok(done);
+        };
+        let write = core.log.begin_write(superblock)?;
+        drop(core);
+        let result = write.make(&*shared.device);
+        let mut core = shared.lock();
+        let written = core.log.finish_write(write, result);
+        // The next one may write.
+        shared.progress.notify_all();
+        shared.after_change(core);
+        written.map(|()| done)
     }
 
     fn change<T>(
@@ -466,29 +490,30 @@ impl PublishStore for Store {
     }
 
     fn raise_grant(&self, to: u64) -> Result<(), StoreError> {
-        self.change(|log| {
+        if planted::is(Bug::GrantNotSynced) {
+            return self.change(|log| {
+                log.superblock.grant = log.superblock.grant.max(to);
+                Ok(())
+            });
+        }
+        self.write_superblock(|log| {
             log.usable()?;
             if to <= log.superblock.grant {
-                return Ok(());
+                return Ok(((), None));
             }
             if to > GRANT_LAST {
                 return Err(StoreError::OutOfRange(to));
             }
             let mut superblock = log.superblock.clone();
             superblock.grant = to;
-            if planted::is(Bug::GrantNotSynced) {
-                log.superblock = superblock;
-                return Ok(());
-            }
-            log.write_superblock(superblock)
+            Ok(((), Some(superblock)))
         })
     }
 
     fn rebase(&self, above: u64) -> Result<Rebase, StoreError> {
-        self.change(|log| {
+        self.write_superblock(|log| {
             let (rebase, superblock) = log.plan_rebase(above)?;
-            log.write_superblock(superblock)?;
-            Ok(rebase)
+            Ok((rebase, Some(superblock)))
         })
     }
 
@@ -589,7 +614,7 @@ impl PublishStore for Store {
         let shared = &self.inner.shared;
         shared.not_forked()?;
         self.inner.stop_helper();
-        let mut core = shared.lock();
+        let mut core = shared.lock_alone();
         let closed = core.log.close(&shared.device, handed_over);
         // Whatever failed: this run is over, and the next open sees an unclean stop.
         core.log.closed = true;
@@ -662,6 +687,18 @@ impl Shared {
                 .get_or_insert_with(|| "a panic under the store's lock".to_owned());
             core
         })
+    }
+
+    /// The lock, while nobody writes the superblock without it.
+    fn lock_alone(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.lock();
+        while core.log.space.is_being_written() {
+            core = self
+                .progress
+                .wait(core)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        core
     }
 
     fn not_forked(&self) -> Result<(), StoreError> {
@@ -872,6 +909,21 @@ impl Shared {
                     self.tell(core);
                     self.lock()
                 }
+                Chore::Superblock => match core.log.begin_due_write() {
+                    Ok(Some(write)) => {
+                        drop(core);
+                        let result = write.make(&*self.device);
+                        let mut core = self.lock();
+                        if let Err(error) = core.log.finish_write(write, result) {
+                            tracing::error!(%error, "the store's upkeep failed");
+                        }
+                        self.progress.notify_all();
+                        self.tell(core);
+                        self.lock()
+                    }
+                    // A store that failed has nothing to do any more.
+                    Ok(None) | Err(_) => core,
+                },
                 Chore::Reserve(from, to) => {
                     core.log.space.begin_resize();
                     drop(core);
@@ -973,6 +1025,43 @@ mod tests {
             work();
             waiting.join().unwrap()
         })
+    }
+
+    /// A raise of the grant held the lock over two writes to the device; whoever published,
+    /// or asked how full the store is, waited for them.
+    #[test]
+    fn publishers_go_on_while_a_superblock_is_written() {
+        let disk = SimDisk::new();
+        let store = without_helper(&disk);
+        let shared = &store.inner.shared;
+        // As another thread that raises the grant, which is in the middle of it.
+        let write = {
+            let mut core = shared.lock();
+            let mut superblock = core.log.superblock.clone();
+            superblock.grant = 7;
+            core.log.begin_write(superblock).unwrap()
+        };
+        let first = store
+            .append(&Envelope::publish("t"), b"x")
+            .unwrap()
+            .sequence;
+        assert_eq!(store.bounds().unsettled, 1);
+        store.settle_through(first).unwrap();
+        assert_eq!(store.numbers().grant, 0, "not before it is durable");
+        std::thread::scope(|scope| {
+            // One at a time: this one builds on what the other one writes.
+            let rebased = scope.spawn(|| store.rebase(100));
+            let result = write.make(&*shared.device);
+            shared.lock().log.finish_write(write, result).unwrap();
+            shared.progress.notify_all();
+            let rebase = rebased.join().unwrap().unwrap();
+            assert_eq!((rebase.from, rebase.delta), (2, 99));
+        });
+        let superblock = shared.lock().log.superblock.clone();
+        assert_eq!((superblock.grant, superblock.number_floor), (1, 7));
+        drop(store);
+        let found = without_helper(&disk).numbers();
+        assert_eq!((found.grant, found.rebase.unwrap().from), (1, 2));
     }
 
     #[test]
