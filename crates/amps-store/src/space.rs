@@ -32,6 +32,8 @@ const BATCH: usize = 64;
 const SLACK: u64 = 3 * MAX_OPENING;
 /// A file is not cut for less than this many segments: it would grow again soon.
 const WORTH_RETURNING: u64 = 2;
+/// The file grows by pieces of this size: who waits for a sync waits for one of them at most.
+const PIECE: u64 = 4 << 20;
 /// Pages made ready ahead of the writer.
 const AHEAD: u64 = 1 << 20;
 
@@ -104,6 +106,8 @@ pub(crate) struct Space {
     retry_growth: bool,
     /// The file's length is being changed by somebody who does not hold the lock.
     resizing: bool,
+    /// The file grows: up to here it is filled.
+    growing: Option<u64>,
     /// The superblock is being written by somebody who does not hold the lock.
     writing: bool,
     /// Where the file ends: behind the medium while segments that were given up are cut off.
@@ -186,6 +190,7 @@ impl Space {
             growth_error: None,
             retry_growth: false,
             resizing: false,
+            growing: None,
             writing: false,
             file_end: geometry.end_of(segments.count - 1),
             prefaulted: 0,
@@ -636,9 +641,10 @@ impl Log {
                 _ => return Chore::Sync,
             }
         }
-        if self.is_growth_wanted() {
-            let from = self.medium.len();
-            return Chore::Reserve(from, from + self.geometry.segment_size);
+        if (space.growing.is_some() && !space.resizing) || self.is_growth_wanted() {
+            let whole = self.medium.len() + self.geometry.segment_size;
+            let from = space.growing.unwrap_or(self.medium.len());
+            return Chore::Reserve(from, whole.min(from + PIECE));
         }
         if let Some(to) = self.piece_to_cut() {
             return Chore::Truncate(to);
@@ -663,6 +669,7 @@ impl Log {
         let space = &self.space;
         let segments = space.status.len() as u64;
         let may_grow = segments < self.superblock.cap_segments
+            && space.growing.is_none()
             && !space.resizing
             && !space.writing
             && (space.growth_error.is_none() || space.retry_growth);
@@ -761,7 +768,7 @@ impl Log {
                 return Some(Return::Rotate);
             }
         }
-        let is_busy = space.writing || space.resizing;
+        let is_busy = space.writing || space.resizing || space.growing.is_some();
         self.surplus(keep).filter(|_| !is_busy).map(Return::Name)
     }
 
@@ -833,8 +840,8 @@ impl Log {
     fn piece_to_cut(&self) -> Option<u64> {
         let (end, size) = (self.medium.len(), self.geometry.segment_size);
         let space = &self.space;
-        (space.file_end > end && !space.resizing && !space.writing)
-            .then(|| end.max(space.file_end - size))
+        let is_busy = space.writing || space.resizing || space.growing.is_some();
+        (space.file_end > end && !is_busy).then(|| end.max(space.file_end - size))
     }
 
     /// The file was cut to this length, or could not be.
@@ -1022,16 +1029,22 @@ impl Log {
     pub(crate) fn reserved(&mut self, to: u64, result: std::io::Result<()>) {
         self.space.retry_growth = false;
         self.space.resizing = false;
+        let grown_to = self.space.growing.take();
         if let Err(error) = result {
-            self.space.file_end = self.medium.len();
+            // What was filled before is cut off like any end that is not named.
+            self.space.file_end = grown_to.unwrap_or(self.medium.len());
             self.space.growth_error = Some(StoreError::io("grow the store", &error));
             self.watermark.limit(self.limit());
+            return;
+        }
+        self.space.file_end = self.space.file_end.max(to);
+        if to < self.medium.len() + self.geometry.segment_size {
+            self.space.growing = Some(to);
             return;
         }
         self.space.growth_error = None;
         self.watermark.limit(self.limit());
         self.medium.adopt(to);
-        self.space.file_end = self.space.file_end.max(to);
         // A sync of everything would take the readiness of every page.
         self.space
             .unsynced
@@ -1129,6 +1142,44 @@ mod tests {
     /// A thread that settles frees a segment itself when there is no other way. While the
     /// helper extends the file it must not do that too: the stamp that the first one wrote
     /// was filled with zeros by the second.
+    /// A publisher that waited for durability waited for the zeros of a whole segment.
+    #[test]
+    fn a_large_segment_grows_in_pieces_and_a_sync_may_come_between_them() {
+        let options = Options::new().capacity(64 << 20).segment_size(9 << 20);
+        let medium = Box::new(Heap::new());
+        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        let device = log.medium.device();
+        while log.append(&Envelope::publish("t"), &[7; 1 << 20]).is_ok() {}
+        let (mut pieces, mut from) = (Vec::new(), log.medium.len());
+        let segments = log.space.status.len();
+        while log.space.status.len() == segments {
+            match log.chore() {
+                Chore::Reserve(at, to) => {
+                    assert_eq!(at, from);
+                    pieces.push(to - at);
+                    from = to;
+                    log.reserved(to, device.reserve(at, to));
+                    let ticket = log.begin_sync();
+                    log.finish_sync(ticket, Ok(())).unwrap();
+                }
+                _ => assert!(log.do_chore(&device).unwrap()),
+            }
+        }
+        assert_eq!(pieces, [4 << 20, 4 << 20, 1 << 20]);
+        // A piece that finds no space leaves the pieces before it to be cut off.
+        while !matches!(log.chore(), Chore::Reserve(..)) {
+            while log.append(&Envelope::publish("t"), &[7; 1 << 20]).is_ok() {}
+            assert!(log.do_chore(&device).unwrap());
+        }
+        let named = log.medium.len();
+        log.reserved(named + PIECE, Ok(()));
+        log.reserved(
+            named + 2 * PIECE,
+            Err(std::io::ErrorKind::StorageFull.into()),
+        );
+        assert_eq!(log.chore(), Chore::Truncate(named));
+    }
+
     #[test]
     fn one_thread_at_a_time_changes_the_length_of_the_file() {
         let options = Options::new().capacity(64 << 10);
