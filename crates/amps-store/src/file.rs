@@ -243,7 +243,7 @@ fn create(
         .map_err(failed)?;
     reserve(file, 0, len).map_err(failed)?;
     let clone = file.try_clone().map_err(failed)?;
-    let mut medium = Mapped::new(clone, len, len).map_err(failed)?;
+    let mut medium = Mapped::new(clone, SEGMENTS_AT, len, len).map_err(failed)?;
     sync_directory_of(path).map_err(failed)?;
     create_on(path, &mut medium, shape, options)
 }
@@ -319,7 +319,7 @@ fn start(
     let cap = SEGMENTS_AT + superblock.cap_segments * superblock.segment_size;
     let whole = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
     let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
-    let medium = Mapped::new(file, mapped, cap).map_err(|error| OpenError::Io {
+    let medium = Mapped::new(file, SEGMENTS_AT, mapped, cap).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "map",
         error,

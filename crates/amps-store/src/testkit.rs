@@ -71,7 +71,7 @@ impl Mapping {
             .truncate(true)
             .open(path)?;
         reserve(&file, 0, len)?;
-        let mapping = Mapping(Mapped::new(file, len, len)?);
+        let mapping = Mapping(Mapped::new(file, 0, len, len)?);
         mapping.0.device().prefault(0, len);
         Ok(mapping)
     }
@@ -85,7 +85,7 @@ impl Mapping {
         if file.metadata()?.len() < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Mapping(Mapped::new(file, len, len)?))
+        Ok(Mapping(Mapped::new(file, 0, len, len)?))
     }
 
     /// Copies bytes out.

@@ -15,6 +15,8 @@ use crate::planted::{self, Bug};
 
 pub(super) struct MappedFile {
     pub(super) file: File,
+    /// Of the file from here on.
+    pub(super) base: u64,
     pub(super) map: MmapRaw,
 }
 
@@ -26,7 +28,7 @@ impl Device for MappedFile {
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
         uninterrupted(|| {
             calls::check::<io::Error>(Call::SyncRange)?;
-            let (offset, len) = (offset as usize, len as usize);
+            let (offset, len) = ((offset - self.base) as usize, len as usize);
             match planted::is(Bug::AsyncSync) {
                 true => self.map.flush_async_range(offset, len),
                 false => self.map.flush_range(offset, len),
@@ -72,9 +74,10 @@ impl Device for MappedFile {
 
     fn prefault(&self, offset: u64, len: u64) {
         // Kernels before 5.14 refuse; then the first store to each page takes the fault.
+        let from = (offset - self.base) as usize;
         let _ = self
             .map
-            .advise_range(Advice::PopulateWrite, offset as usize, len as usize);
+            .advise_range(Advice::PopulateWrite, from, len as usize);
     }
 }
 
@@ -157,10 +160,27 @@ mod tests {
         };
         interrupt(Call::Allocate);
         reserve(&file, 0, 8192).unwrap();
-        let mut mapped = Mapped::new(file, 8192, 8192).unwrap();
+        let mut mapped = Mapped::new(file, 4096, 8192, 8192).unwrap();
         mapped.write(4096, b"x");
         assert_eq!(interrupt(Call::SyncRange), 1);
         mapped.device().sync_range(4096, 4096).unwrap();
         assert_eq!(fail_calls(None), 1);
+    }
+
+    /// What is written around the mapping must have no second place in memory.
+    #[test]
+    #[should_panic(expected = "outside of 8192 to 16384")]
+    fn what_is_written_around_the_mapping_is_not_in_it() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(16384).unwrap();
+        let reader = file.try_clone().unwrap();
+        let mut mapped = Mapped::new(file, 8192, 16384, 32768).unwrap();
+        mapped.write(8192, b"first");
+        mapped.write(16379, b"last.");
+        let mut read = [0; 5];
+        reader.read_exact_at(&mut read, 8192).unwrap();
+        assert_eq!(&read, b"first");
+        mapped.device().sync_range(8192, 8192).unwrap();
+        mapped.read(8191, &mut read);
     }
 }

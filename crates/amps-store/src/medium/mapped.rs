@@ -1,12 +1,13 @@
 //! The mapped file: the only file of the workspace with `unsafe` in it.
 //!
-//! Contract. The file is mapped once, shared, over the whole length its cap allows; the
-//! mapping never moves and is never resized. Only bytes below `len` are touched, and `len`
-//! covers only blocks that were allocated and written, so a store cannot meet a hole (no
-//! SIGBUS from a full disk). A file that is cut is cut behind `len`, which fell before. No reference into the mapping exists: bytes are copied in and
-//! out through raw pointers, so another process that scribbles over the file can spoil
-//! data, which the checksums notice, but never a Rust reference. What remains is a file
-//! cut short by somebody else while mapped: the kernel ends the process then.
+//! Contract. The file is mapped once, shared, from behind the superblocks over the whole
+//! length its cap allows; the mapping never moves and is never resized. Only bytes from its
+//! base to `len` are touched, and `len` covers only blocks that were allocated and written, so
+//! a store cannot meet a hole (no SIGBUS from a full disk). A file that is cut is cut behind
+//! `len`, which fell before. No reference into the mapping exists: bytes are copied in and out
+//! through raw pointers, so another process that scribbles over the file can spoil data, which
+//! the checksums notice, but never a Rust reference. What remains is a file cut short by
+//! somebody else while mapped: the kernel ends the process then.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -28,16 +29,16 @@ pub(crate) struct Mapped {
 }
 
 impl Mapped {
-    /// Maps `cap` bytes of `file`, of which `len` exist.
-    pub(crate) fn new(file: File, len: u64, cap: u64) -> io::Result<Self> {
-        let cap = usize::try_from(cap).map_err(io::Error::other)?;
+    /// Maps `file` from `base` to `cap`; it exists up to `len`.
+    pub(crate) fn new(file: File, base: u64, len: u64, cap: u64) -> io::Result<Self> {
+        let size = usize::try_from(cap.saturating_sub(base)).map_err(io::Error::other)?;
         calls::check::<io::Error>(Call::Map)?;
-        let map = MmapOptions::new().len(cap).map_raw(&file)?;
+        let map = MmapOptions::new().offset(base).len(size).map_raw(&file)?;
         // A child of fork() shall not inherit pages it must never write.
         map.advise(Advice::DontFork)?;
         Ok(Mapped {
             len,
-            shared: Arc::new(MappedFile { file, map }),
+            shared: Arc::new(MappedFile { file, base, map }),
         })
     }
 
@@ -47,16 +48,16 @@ impl Mapped {
     /// The range leaves what exists: a defect of the log, stopped before it does harm.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> *mut u8 {
+        let base = self.shared.base;
+        let end = offset.checked_add(len as u64);
         assert!(
-            offset
-                .checked_add(len as u64)
-                .is_some_and(|end| end <= self.len),
-            "access to {len} bytes at {offset} beyond {}",
+            offset >= base && end.is_some_and(|end| end <= self.len),
+            "access to {len} bytes at {offset} outside of {base} to {}",
             self.len
         );
-        // SAFETY: `offset + len <= self.len <= map.len()`, so the result stays within the
-        // mapping, which lives as long as `self.shared`.
-        unsafe { self.shared.map.as_mut_ptr().add(offset as usize) }
+        // SAFETY: `base <= offset` and `offset + len <= self.len <= base + map.len()`, so the
+        // result stays within the mapping, which lives as long as `self.shared`.
+        unsafe { self.shared.map.as_mut_ptr().add((offset - base) as usize) }
     }
 }
 
@@ -108,7 +109,7 @@ impl Medium for Mapped {
     }
 
     fn adopt(&mut self, len: u64) {
-        self.len = len.min(self.shared.map.len() as u64);
+        self.len = len.min(self.shared.base + self.shared.map.len() as u64);
     }
 
     fn leave(&mut self, len: u64) {
