@@ -14,10 +14,11 @@ use amps_client::{
     Backoff, Client, Event, FailedWrite, FlushError, GapPolicy, LinkEnd, LogonError, Message,
     Outcome, PublishFailure, Via,
 };
-use amps_store::{AppendError, Level, PublishStore, Store, StoreError};
+use amps_store::{AppendError, Envelope, Level, PublishStore, Store, StoreError};
 use common::quirks::Quirks;
 use common::{NAME, Peer, builder, memory, options, pair, started};
 use tokio::sync::mpsc;
+use tokio::time::Instant;
 
 const LONG: Duration = Duration::from_secs(30);
 
@@ -648,6 +649,29 @@ async fn refusals_can_be_accepted_and_requeued_by_hand() {
     assert_eq!((frame.sequence, &frame.body[..]), (Some(4), &b"2"[..]));
     let waiting: Vec<u64> = client.failed().list().iter().map(|r| r.sequence).collect();
     assert_eq!(waiting, [3]);
+}
+
+/// A requeue tried once, and called a store full that was about to free a segment.
+#[tokio::test]
+async fn every_refusal_of_a_half_full_store_is_requeued() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("s"), options().capacity(1 << 20)).unwrap();
+    let until = std::time::Instant::now() + LONG;
+    for _ in 0..300 {
+        let message = Envelope::publish("t");
+        let at = store.append_wait(&message, &[7; 1000], until).unwrap();
+        store.reject(at.sequence, "no", 1).unwrap();
+    }
+    let (builder, _listener) = pair();
+    let client = builder.store(store).open().await.unwrap();
+    for sequence in 1..=300 {
+        let until = Instant::now() + LONG;
+        let requeued = client.failed().requeue_wait(sequence, until).await;
+        assert_eq!(requeued.unwrap(), Some(300 + sequence));
+    }
+    assert!(client.failed().list().is_empty());
+    let gone = client.failed().requeue_wait(1, Instant::now()).await;
+    assert_eq!(gone.unwrap(), None);
 }
 
 #[tokio::test]
