@@ -139,13 +139,16 @@ impl View {
         if head == after {
             return Ok(Some(self));
         }
-        let now = read_header(
-            &Head {
-                head: &after,
-                file: &self.file,
-            },
-            self.len,
-        )?;
+        let behind = Head {
+            head: &after,
+            file: &self.file,
+        };
+        let now = match read_header(&behind, self.len) {
+            Ok(now) => now,
+            Err(Refusal::Io(error)) => return Err(error.into()),
+            // Both copies were read while they were written.
+            Err(_) => return Ok(None),
+        };
         let before = &self.header.superblock;
         let same = Superblock {
             counter: before.counter,
