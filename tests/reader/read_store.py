@@ -16,9 +16,11 @@ def superblock(data):
     best = None
     for at in (0, BLOCK):
         b = data[at:at + BLOCK]
-        if len(b) < BLOCK or b[:8] != b"\x89AMPSTO\n" or struct.unpack_from("<I", b, 8)[0] != 1:
+        if len(b) < BLOCK or b[:8] != b"\x89AMPSTO\n":
             continue
         if zlib.crc32(b[:-4]) == struct.unpack_from("<I", b, BLOCK - 4)[0]:
+            if struct.unpack_from("<II", b, 8) != (1, 0):
+                sys.exit("a store of another version")
             names = ("counter", "id", "key", "pid", "size", "segments", "cap", "grant",
                      "number_floor", "rebase_from", "rebase_delta", "generation", "closed_at")
             s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)), evacuated=b[888])
@@ -196,10 +198,13 @@ class Reader:
 
 
 def mark(record):
+    """What a mark says, or the one in an epoch, if it has the form of one."""
     at = {"mark": 0, "epoch": 24}.get(record["kind"])
-    if at is not None:
-        return dict(zip(("floor", "durable", "next", "needed"),
-                        struct.unpack_from("<4Q", record["body"], at)))
+    if at is not None and len(record["body"]) == at + 104:
+        m = dict(zip(("floor", "durable", "next", "needed"),
+                     struct.unpack_from("<4Q", record["body"], at)))
+        if max(m["durable"], m["needed"]) <= record["ordinal"]:
+            return m
 
 
 class Bytes:
