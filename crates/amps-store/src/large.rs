@@ -9,7 +9,7 @@ use crate::format::{
     SegmentHeader, Superblock, commit_word, record_crc,
 };
 use crate::inspect::{Filter, Inspection};
-use crate::{Envelope, Options, PublishStore, Store, StoredMessage};
+use crate::{Batch, Envelope, Options, PublishStore, Store};
 
 const KEY: u32 = 0x5EED_0008;
 const SIZE: u64 = 1 << 27;
@@ -110,12 +110,12 @@ fn a_log_beyond_four_gigabytes_is_written_found_and_looked_at() {
         .collect();
     assert!(offsets.len() >= 40 && offsets.iter().all(|o| *o > 6 << 30));
     let store = open();
-    let mut message = StoredMessage::new();
-    let mut from = 0;
-    for n in (11..=50u64).filter(|n| *n != 30) {
-        let found = store.read_next(from, u64::MAX, &mut message).unwrap();
-        assert_eq!((found, message.payload()), (Some(n), &[n as u8; 5000][..]));
-        from = n + 1;
-    }
+    let mut all = Batch::new(usize::MAX, usize::MAX);
+    store.read_unsettled(0, u64::MAX, &mut all).unwrap();
+    let found: Vec<_> = all.iter().map(|m| (m.sequence, m.payload())).collect();
+    let bodies: Vec<_> = (0..=50u8).map(|n| [n; 5000]).collect();
+    let expected = (11..=50u64).filter(|n| *n != 30);
+    let expected: Vec<_> = expected.map(|n| (n, &bodies[n as usize][..])).collect();
+    assert_eq!(found, expected);
     assert_eq!(store.rejections(0, 9).len(), 1);
 }

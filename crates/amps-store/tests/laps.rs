@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use amps_store::testkit::{Rng, SimDisk, encode_envelope, record_places, step};
-use amps_store::{AppendError, Envelope, Options, PublishStore, Store, StoredMessage};
+use amps_store::{AppendError, Batch, Envelope, Options, PublishStore, Store};
 
 const SEGMENT: u64 = 8 << 10;
 /// Where the first segment begins.
@@ -22,16 +22,11 @@ fn payload(sequence: u64, len: usize) -> Vec<u8> {
 }
 
 fn unsettled(store: &Store) -> VecDeque<(u64, Vec<u8>)> {
-    let mut message = StoredMessage::new();
-    let (mut found, mut from) = (VecDeque::new(), 0);
-    while let Some(sequence) = store
-        .read_next(from, u64::MAX, &mut message)
-        .expect("intact")
-    {
-        found.push_back((sequence, message.payload().to_vec()));
-        from = sequence + 1;
-    }
-    found
+    let mut all = Batch::new(usize::MAX, usize::MAX);
+    store.read_unsettled(0, u64::MAX, &mut all).expect("intact");
+    all.iter()
+        .map(|m| (m.sequence, m.payload().to_vec()))
+        .collect()
 }
 
 fn append(store: &Store, body: &[u8]) -> u64 {
