@@ -297,6 +297,36 @@ fn what_a_cut_file_may_have_lost_is_counted() {
     }
 }
 
+/// The header of a segment whose first record is damaged was taken for a sign that the store
+/// was just being written.
+#[test]
+fn a_damaged_first_record_of_a_segment_is_told_and_is_not_busy() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = Store::open(&path, options()).unwrap();
+    for _ in 0..30 {
+        publish(&store, "t", &[7; 500]);
+    }
+    store.sync().unwrap();
+    publish(&store, "t", b"behind a mark that says what is durable");
+    drop(store);
+    let bytes = std::fs::read(&path).unwrap();
+    let mut used = 0;
+    for header in (8192..bytes.len()).step_by(8192) {
+        if bytes[header + 24] == 0 {
+            continue;
+        }
+        used += 1;
+        let mut damaged = bytes.clone();
+        damaged[header + 64 + 50] ^= 1;
+        std::fs::write(&path, damaged).unwrap();
+        let seen = Inspection::open(&path).unwrap();
+        assert!(!seen.is_moving());
+        assert_eq!(seen.info().damaged.len(), 1, "{:?}", seen.info());
+    }
+    assert!(used >= 3, "{used} segments");
+}
+
 #[test]
 fn damage_is_told_and_is_not_busy() {
     let dir = tempfile::tempdir().unwrap();

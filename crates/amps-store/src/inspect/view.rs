@@ -381,13 +381,19 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
         return Ok(None);
     }
     let next = recovered.last_ordinal + 1;
+    // Beyond the hole, and beyond all that was seen before: or what follows stands there now,
+    // behind the last record or at the beginning of a segment.
     let opens = SegmentHeader::Used {
         first_ordinal: next,
     };
-    // Beyond the hole, and beyond all that was seen before: or what follows stands there now.
-    let goes_on = (next > missing && next > view.recovered.max_ordinal)
-        || now.contains(&Some(opens))
-        || goes_on(&view.file, recovered.geometry, last.end, next)?;
+    let opened = (0..now.len()).filter(|segment| now[*segment] == Some(opens));
+    let mut places = opened.map(|segment| recovered.geometry.records_at(segment));
+    let beyond = next > missing && next > view.recovered.max_ordinal;
+    let goes_on = beyond
+        || goes_on(&view.file, recovered.geometry, last.end, next)?
+        || places.try_fold(false, |found, place| {
+            Ok::<_, io::Error>(found || goes_on(&view.file, recovered.geometry, place, next)?)
+        })?;
     Ok(goes_on.then_some(prefix))
 }
 
