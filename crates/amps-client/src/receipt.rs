@@ -193,15 +193,7 @@ impl Book {
     pub(crate) fn register<E>(&self, append: impl FnOnce() -> Result<u64, E>) -> Result<u64, E> {
         let mut state = self.lock();
         let sequence = append()?;
-        let chunk = sequence / CHUNK;
-        if state.held.is_empty() {
-            state.first_chunk = chunk;
-        }
-        let index = (chunk - state.first_chunk) as usize;
-        if index >= state.held.len() {
-            state.held.resize(index + 1, 0);
-        }
-        state.held[index] += 1;
+        state.hold(sequence);
         Ok(sequence)
     }
 
@@ -263,8 +255,9 @@ impl Book {
         if let Some(count) = index.and_then(|index| state.held.get_mut(index as usize)) {
             *count = count.saturating_sub(1);
         }
-        if state.held.front() == Some(&0) {
-            while state.held.front() == Some(&0) {
+        // The last one stays: the next receipt is most likely counted there.
+        if state.held.len() > 1 && state.held.front() == Some(&0) {
+            while state.held.len() > 1 && state.held.front() == Some(&0) {
                 state.held.pop_front();
                 state.first_chunk += 1;
             }
@@ -278,6 +271,24 @@ impl Book {
 }
 
 impl State {
+    #[inline]
+    fn hold(&mut self, sequence: u64) {
+        let chunk = sequence / CHUNK;
+        if let Some(count) = self.held.get_mut((chunk - self.first_chunk) as usize) {
+            *count += 1;
+            return;
+        }
+        if self.held.iter().all(|count| *count == 0) {
+            // Nobody asks for anything before.
+            self.held.clear();
+            self.first_chunk = chunk;
+            self.forget();
+        }
+        let index = (chunk - self.first_chunk) as usize;
+        self.held.resize(index + 1, 0);
+        self.held[index] += 1;
+    }
+
     fn outcome(&self, sequence: u64) -> Option<Outcome> {
         if let Some(outcome) = self.exceptions.get(&sequence) {
             return Some(outcome.clone());

@@ -326,6 +326,7 @@ impl Doorbell {
 pub(crate) fn unix_micros() -> u64 {
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
     since.map_or(0, |since| {
-        u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
+        let micros = since.as_secs().saturating_mul(1_000_000);
+        micros.saturating_add(since.subsec_micros().into())
     })
 }

@@ -106,6 +106,12 @@ impl Batch {
         self.places.get(nth).map(|place| self.message(place))
     }
 
+    /// Bytes of all payloads together.
+    pub fn payload_bytes(&self) -> u64 {
+        let len = |place: &Place| place.payload_end - place.envelope_end;
+        self.places.iter().map(len).sum::<usize>() as u64
+    }
+
     fn message(&self, place: &Place) -> MessageRef<'_> {
         let envelope = place.start + RECORD_HEADER..place.envelope_end;
         MessageRef {

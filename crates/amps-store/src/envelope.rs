@@ -211,6 +211,44 @@ impl<'a> Envelope<'a> {
     /// # Errors
     /// The bytes are not an envelope of this format version, or bytes are left over.
     pub fn decode(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
+        match Self::decode_plain(bytes) {
+            Some(envelope) => Ok(envelope),
+            None => Self::decode_any(bytes),
+        }
+    }
+
+    /// What most envelopes are, as [`encode_plain`](Self::encode_plain) writes them; `None`:
+    /// another one, or none.
+    fn decode_plain(bytes: &'a [u8]) -> Option<Self> {
+        let (&[operation, len], rest) = bytes.split_first_chunk()?;
+        let operation = match operation {
+            0 => Operation::Publish,
+            1 => Operation::DeltaPublish,
+            2 => Operation::SowDeleteByFilter,
+            3 => Operation::SowDeleteByKeys,
+            4 => Operation::SowDeleteByData,
+            _ => return None,
+        };
+        if len >= ONE_BYTE {
+            return None;
+        }
+        let (topic, rest) = rest.split_at_checked(len.into())?;
+        let published_at = match *rest {
+            [0, 0, 0, 0, 0, EIGHT_BYTES, a, b, c, d, e, f, g, h, 0, 0] => {
+                u64::from_le_bytes([a, b, c, d, e, f, g, h])
+            }
+            [0, 0, 0, 0, 0, small, 0, 0] if small < ONE_BYTE => small.into(),
+            _ => return None,
+        };
+        Some(Envelope {
+            operation,
+            topic: Cow::Borrowed(std::str::from_utf8(topic).ok()?),
+            published_at,
+            ..Envelope::default()
+        })
+    }
+
+    fn decode_any(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
         let (envelope, used) = bincode::borrow_decode_from_slice(bytes, standard())
             .map_err(|e| EnvelopeError(e.to_string()))?;
         if used != bytes.len() {
@@ -412,6 +450,27 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_plain_envelope_is_read_as_any_other_is(
+            topic in "\\PC{0,90}",
+            published_at in prop_oneof![0..251u64, (1 << 32)..u64::MAX],
+            at: proptest::sample::Index,
+            byte: u8,
+        ) {
+            let envelope = Envelope { published_at, ..Envelope::publish(topic) };
+            let mut room = vec![0; 512];
+            let len = envelope.encode_into(&mut room).expect("there is room");
+            let bytes = &mut room[..len];
+            // Not all are plain: the topic may be long.
+            let plain = Envelope::decode_plain(bytes);
+            prop_assert!(plain.is_none_or(|plain| plain == envelope));
+            prop_assert_eq!(Envelope::decode_any(bytes).unwrap(), envelope);
+            bytes[at.index(len)] = byte;
+            if let Some(plain) = Envelope::decode_plain(bytes) {
+                prop_assert_eq!(Envelope::decode_any(bytes).unwrap(), plain);
+            }
+        }
+
         #[test]
         fn the_bytes_are_those_of_bincode(
             operation in 0..5usize,

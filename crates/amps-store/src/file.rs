@@ -4,7 +4,7 @@ use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::calls::{self, Call};
 use crate::error::{OpenError, StoreError};
@@ -95,13 +95,15 @@ pub(crate) fn open_medium(
                 order: SUPERBLOCKS,
             };
             let len = medium.len();
-            return start_on(path, medium, len, header, options, true);
+            let found = Found::by(path, &*medium, len, &header.superblock)?;
+            return start_on(path, medium, len, header, found, options, true);
         }
         Err(refusal) => return Err(refused(path, refusal)),
     };
     check_owner(path, &header.superblock, options)?;
     let len = medium.len();
-    start_on(path, medium, len, header, options, false)
+    let found = Found::by(path, &*medium, len, &header.superblock)?;
+    start_on(path, medium, len, header, found, options, false)
 }
 
 pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
@@ -319,12 +321,35 @@ fn start(
     let cap = SEGMENTS_AT + superblock.cap_segments * superblock.segment_size;
     let whole = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
     let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
+    // Before it is mapped: reading it costs less than a page fault for each piece, and where
+    // the device cannot read, there is an error and no signal.
+    let found = Found::by(path, &FileSource(&file), mapped, superblock)?;
     let medium = Mapped::new(file, SEGMENTS_AT, mapped, cap).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "map",
         error,
     })?;
-    start_on(path, Box::new(medium), len, header, options, created)
+    start_on(path, Box::new(medium), len, header, found, options, created)
+}
+
+/// What recovery found, and how long that took.
+struct Found {
+    recovered: Recovered,
+    scan: Duration,
+}
+
+impl Found {
+    fn by<S: Source + ?Sized>(
+        path: &Path,
+        source: &S,
+        len: u64,
+        superblock: &Superblock,
+    ) -> Result<Found, OpenError> {
+        let begun = Instant::now();
+        let recovered = recover(source, len, superblock).map_err(|r| refused(path, r))?;
+        let scan = begun.elapsed();
+        Ok(Found { recovered, scan })
+    }
 }
 
 fn start_on(
@@ -332,6 +357,7 @@ fn start_on(
     mut medium: Box<dyn Medium>,
     file_len: u64,
     header: Header,
+    found: Found,
     options: &Options,
     created: bool,
 ) -> Result<(Log, RecoveryReport), OpenError> {
@@ -342,11 +368,11 @@ fn start_on(
             error,
         }
     };
-    let begun = Instant::now();
     let mut superblock = header.superblock;
-    let mut recovered =
-        recover(&*medium, medium.len(), &superblock).map_err(|r| refused(path, r))?;
-    let scan = begun.elapsed();
+    let Found {
+        mut recovered,
+        scan,
+    } = found;
     if options.recovery == Recovery::Strict && !recovered.damaged.is_empty() {
         return Err(OpenError::Damaged {
             path: path.to_owned(),

@@ -4,6 +4,7 @@ mod api;
 mod batch;
 mod calls;
 mod draft;
+mod durable_mark;
 mod envelope;
 mod error;
 mod evacuate;

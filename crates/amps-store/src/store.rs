@@ -2,7 +2,6 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -12,6 +11,7 @@ use crate::api::{
     Signal, StoredMessage,
 };
 use crate::batch::Batch;
+use crate::durable_mark::DurableMark;
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing};
@@ -47,8 +47,7 @@ struct Shared {
     progress: Condvar,
     device: Arc<dyn Device>,
     level: Level,
-    durable_ordinal: AtomicU64,
-    durable_sequence: AtomicU64,
+    durable: DurableMark,
     observers: Mutex<Vec<Observer>>,
     client_name: String,
     fork_guard: Option<ForkGuard>,
@@ -215,8 +214,13 @@ impl Store {
         let shared = Shared {
             device: log.medium.device(),
             level: options.level,
-            durable_ordinal: AtomicU64::new(durable.ordinal),
-            durable_sequence: AtomicU64::new(log.bounds().next - 1),
+            durable: DurableMark::new(match upkeep {
+                Upkeep::Inline => Durable::default(),
+                Upkeep::Thread | Upkeep::Steps => Durable {
+                    ordinal: durable.ordinal,
+                    sequence: log.bounds().next - 1,
+                },
+            }),
             observers: Mutex::new(Vec::new()),
             client_name: log.superblock.client_name.clone(),
             upkeep,
@@ -238,10 +242,6 @@ impl Store {
                 untold: Vec::new(),
             }),
         };
-        if upkeep == Upkeep::Inline {
-            shared.durable_ordinal.store(0, Ordering::Relaxed);
-            shared.durable_sequence.store(0, Ordering::Relaxed);
-        }
         let inner = Inner {
             shared: Arc::new(shared),
             report,
@@ -522,11 +522,7 @@ impl PublishStore for Store {
     }
 
     fn durable(&self) -> Durable {
-        let shared = &self.inner.shared;
-        Durable {
-            ordinal: shared.durable_ordinal.load(Ordering::Acquire),
-            sequence: shared.durable_sequence.load(Ordering::Acquire),
-        }
+        self.inner.shared.durable.get()
     }
 
     fn request_sync(&self) -> Result<(), StoreError> {
@@ -776,10 +772,7 @@ impl Shared {
         };
         let durable = core.told.durable > told.durable && self.upkeep != Upkeep::Inline;
         if durable {
-            self.durable_sequence
-                .fetch_max(log.durable.sequence, Ordering::Release);
-            self.durable_ordinal
-                .fetch_max(log.durable.ordinal, Ordering::Release);
+            self.durable.raise(log.durable);
         }
         News {
             room: log.space.demanded(),

@@ -55,8 +55,9 @@ impl Flight {
         Some((most(messages), most(bytes)))
     }
 
-    pub(super) fn handed_over(&mut self, bytes: u64, replaying: bool, now: Duration) {
-        self.messages += 1;
+    /// So many messages were sent: one, if there is a pace.
+    pub(super) fn handed_over(&mut self, count: u64, bytes: u64, replaying: bool, now: Duration) {
+        self.messages += count;
         self.bytes += bytes;
         if let (true, Some(interval)) = (replaying, self.interval) {
             self.next_at = self.next_at.max(now.saturating_sub(BURST)) + interval;

@@ -26,7 +26,7 @@ pub use api::{
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::{Batch, Level, PublishStore, ReadError, Rebase, Rejected, StoreError};
+use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError, Rebase, Rejected, StoreError};
 
 use figures::{Figure, Figures};
 use flight::Flight;
@@ -215,17 +215,17 @@ impl Delivery {
     ) -> Result<Outgoing<'b>, ReadError> {
         into.clear();
         self.read_ahead(store, now, into)?;
-        let outgoing = Outgoing {
-            nth: 0,
-            rebase: self.figures.rebase(),
-            reach: self.figures.reach(),
-            batch: into,
-        };
-        self.handed_all_over(now, outgoing.clone());
+        let reach = self.figures.reach();
+        self.take_out(now, into);
         if self.figures.grant_is_low(self.config.grant_step) {
             self.want_grant(store, now);
         }
-        Ok(outgoing)
+        Ok(Outgoing {
+            nth: 0,
+            rebase: self.figures.rebase(),
+            reach,
+            batch: into,
+        })
     }
 
     fn read_ahead(
@@ -258,23 +258,28 @@ impl Delivery {
         Ok(())
     }
 
-    fn handed_all_over(&mut self, now: Now, outgoing: Outgoing<'_>) {
+    fn take_out(&mut self, now: Now, batch: &Batch) {
+        let (Some(first), Some(last)) = (batch.get(0), batch.get(batch.len().wrapping_sub(1)))
+        else {
+            return;
+        };
+        let (first, last, count) = (first.sequence, last.sequence, batch.len() as u64);
+        if self.figures.may_have_sent(first) {
+            let again = |message: &MessageRef<'_>| self.figures.may_have_sent(message.sequence);
+            self.totals.resent += batch.iter().filter(again).count() as u64;
+        }
+        self.totals.sent += count;
+        self.figures.handed_over(last);
+        self.links.handed_over(last);
         let replaying = self.replay_through.is_some();
-        for to_send in outgoing {
-            let sequence = to_send.sequence;
-            self.figures.handed_over(sequence);
-            self.links.handed_over(sequence);
-            let bytes = to_send.message.payload().len() as u64;
-            self.flight.handed_over(bytes, replaying, now.at);
-            self.cursor = sequence + 1;
-            self.totals.sent += 1;
-            self.totals.resent += u64::from(to_send.again);
-            if self.replay_through.is_some_and(|last| sequence >= last) {
-                self.replayed();
-            }
-            if planted!(DiscardBeforeAck) {
-                self.pending.through = Some(sequence);
-            }
+        self.flight
+            .handed_over(count, batch.payload_bytes(), replaying, now.at);
+        self.cursor = last + 1;
+        if self.replay_through.is_some_and(|through| last >= through) {
+            self.replayed();
+        }
+        if planted!(DiscardBeforeAck) {
+            self.pending.through = Some(last);
         }
     }
 

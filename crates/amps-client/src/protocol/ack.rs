@@ -99,7 +99,12 @@ impl AckKinds {
         })
     }
 
+    #[inline]
     pub(super) fn write(self, out: &mut Vec<u8>) {
+        if self == AckKinds::PERSISTED {
+            // Every publish of a stored message asks for this.
+            return out.extend_from_slice(b"persisted");
+        }
         for (i, kind) in self.iter().enumerate() {
             if i > 0 {
                 out.push(b',');

@@ -9,6 +9,7 @@ pub(super) struct HeaderWriter<'b> {
 }
 
 impl HeaderWriter<'_> {
+    #[inline(always)]
     pub(super) fn text(&mut self, key: &str, value: &str) {
         self.key(key);
         write_string(self.out, value);
@@ -20,6 +21,7 @@ impl HeaderWriter<'_> {
         }
     }
 
+    #[inline(always)]
     pub(super) fn number(&mut self, key: &str, value: u64) {
         self.key(key);
         write_number(self.out, value);
@@ -40,6 +42,8 @@ impl HeaderWriter<'_> {
         }
     }
 
+    /// Inlined, the parts have lengths that are known.
+    #[inline(always)]
     fn key(&mut self, key: &str) {
         self.out
             .extend_from_slice(if self.first { b"\"".as_slice() } else { b",\"" });
@@ -79,16 +83,23 @@ pub(super) fn record(out: &mut Vec<u8>, fields: impl FnOnce(&mut HeaderWriter<'_
 fn write_string(out: &mut Vec<u8>, value: &str) {
     out.push(b'"');
     let mut rest = value.as_bytes();
-    while let Some(at) = rest
+    // Most are written as they are, and finding that out without a way out in between takes
+    // a few steps for many bytes.
+    let clean = rest
         .iter()
-        .position(|byte| *byte < 0x20 || matches!(byte, b'"' | b'\\'))
-    {
+        .fold(true, |clean, byte| clean & !is_escaped(*byte));
+    while !clean && let Some(at) = rest.iter().position(|byte| is_escaped(*byte)) {
         out.extend_from_slice(&rest[..at]);
         write_escape(out, rest[at]);
         rest = &rest[at + 1..];
     }
     out.extend_from_slice(rest);
     out.push(b'"');
+}
+
+#[inline]
+fn is_escaped(byte: u8) -> bool {
+    (byte < 0x20) | (byte == b'"') | (byte == b'\\')
 }
 
 fn write_escape(out: &mut Vec<u8>, byte: u8) {
