@@ -148,7 +148,7 @@ pub enum LogonError {
         /// The server tried last and how that ended.
         last: Option<(String, LinkEnd)>,
     },
-    /// No more attempts are made: the back-off or the server chooser gave up.
+    /// No more attempts are made; see [`Event::GaveUp`](crate::Event::GaveUp).
     #[error("no more attempts to log on are made: {why}{}", last_attempt(.last))]
     GaveUp {
         /// Who gave up.

@@ -153,8 +153,8 @@ pub enum Event {
         /// How long the client waits before the next attempt; `None`: it makes no more.
         retry_in: Option<Duration>,
     },
-    /// No more attempts to connect are made: the back-off or the server chooser was told to
-    /// give up. Publishes are accepted into the store all the same; close the client and open
+    /// No more attempts to connect are made: the delay strategy or the server chooser gave up,
+    /// or [`Builder::give_up_after`](crate::Builder::give_up_after) is over. Publishes are accepted into the store all the same; close the client and open
     /// it anew to go on.
     GaveUp {
         /// Who gave up.

@@ -6,7 +6,7 @@ macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// A way to break the store.
         #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-        #[cfg_attr(not(feature = "testkit"), allow(dead_code))]
+        #[cfg_attr(not(feature = "testkit"), allow(dead_code, unreachable_pub))]
         pub enum Bug {
             $($(#[doc = $doc])+ $name,)+
         }
