@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use amps_client::Client;
 use amps_client::protocol::{Command, FrameDecoder, Header, LogonAck, Publish, Verb};
 use amps_sandbox::Sandbox;
-use amps_store::{Envelope, Options, Store};
+use amps_store::{Envelope, Options, PublishStore, Store};
 use tokio::io::AsyncWriteExt;
 use tokio::runtime::{Builder, Runtime};
 
@@ -19,6 +19,7 @@ use crate::{Failure, Goal, Place, Plan, Row, TOPIC};
 
 const PAYLOAD: [u8; 256] = [b'x'; 256];
 const SERVER_THREAD: &str = "bench-server";
+const CLIENT_THREAD: &str = "bench-client";
 const PATIENCE: Duration = Duration::from_secs(120);
 
 fn runtime(name: &str) -> Result<Runtime, Failure> {
@@ -62,8 +63,19 @@ impl Server {
 }
 
 fn store(path: &Path, capacity: u64) -> Result<Store, Failure> {
-    let options = Options::new().capacity(capacity).client_name("bench");
-    Ok(Store::open(path, options)?)
+    // As large as it gets: a file grows once, and then serves for long.
+    let options = Options::new().capacity(capacity).preallocate(true);
+    Ok(Store::open(path, options.client_name("bench"))?)
+}
+
+/// Lets a store that was just opened make its first pages ready: what is measured is how a
+/// publisher runs, and not how it starts.
+async fn rested(store: &Store) -> Result<(), Failure> {
+    for _ in 0..3 {
+        store.sync()?;
+        tokio::time::sleep(Duration::from_millis(30)).await;
+    }
+    Ok(())
 }
 
 /// Frames encoded in advance, and a thread that reads the acks; messages per second.
@@ -125,15 +137,16 @@ async fn flushed(client: &Client) -> Result<(), Failure> {
 
 /// One publisher with a store, from the first publish to the last ack.
 fn live_rate(server: &Server, path: &Path, count: u64) -> Result<f64, Failure> {
-    let runtime = runtime("bench-client")?;
+    let runtime = runtime(CLIENT_THREAD)?;
     let store = store(path, 512 << 20)?;
     runtime.block_on(async {
         let client = Client::builder("bench")
             .server(server.uri())
-            .store(store)
+            .store(store.clone())
             .open()
             .await?;
         logged_on(&client).await?;
+        rested(&store).await?;
         let begun = Instant::now();
         for _ in 0..count {
             drop(client.publish(TOPIC, &PAYLOAD[..]).await?);
@@ -154,7 +167,7 @@ fn resend_rate(server: &Server, path: &Path, count: u64) -> Result<f64, Failure>
         filled.append_wait(&Envelope::publish(TOPIC), &PAYLOAD, deadline)?;
     }
     drop(filled);
-    let runtime = runtime("bench-client")?;
+    let runtime = runtime(CLIENT_THREAD)?;
     let store = store(path, capacity)?;
     runtime.block_on(async {
         let begun = Instant::now();
@@ -217,38 +230,64 @@ pub(crate) fn resend(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
     Ok(())
 }
 
-/// Nanoseconds on a processor of all threads but the server's.
-fn client_cpu() -> Result<u64, Failure> {
-    let mut total = 0;
-    for task in std::fs::read_dir("/proc/self/task")? {
-        let path = task?.path();
-        if std::fs::read_to_string(path.join("comm"))?.trim() == SERVER_THREAD {
-            continue;
-        }
-        let stat = std::fs::read_to_string(path.join("schedstat"))?;
-        let on_cpu = stat.split_whitespace().next();
-        total += on_cpu.ok_or("empty schedstat")?.parse::<u64>()?;
-    }
-    Ok(total)
+/// Nanoseconds on a processor.
+#[derive(Clone, Copy, Debug, Default)]
+struct Spent {
+    publisher: u64,
+    sender: u64,
+    upkeep: u64,
 }
 
-fn cpu_per_message(server: &Server, store: Option<Store>, count: u64) -> Result<f64, Failure> {
-    let runtime = runtime("bench-client")?;
+impl Spent {
+    /// Until now, by all threads but the server's.
+    fn now() -> Result<Self, Failure> {
+        let mut spent = Spent::default();
+        for task in std::fs::read_dir("/proc/self/task")? {
+            let path = task?.path();
+            let of = match std::fs::read_to_string(path.join("comm"))?.trim() {
+                SERVER_THREAD => continue,
+                CLIENT_THREAD => &mut spent.sender,
+                "amps-store" => &mut spent.upkeep,
+                _ => &mut spent.publisher,
+            };
+            let stat = std::fs::read_to_string(path.join("schedstat"))?;
+            let on_cpu = stat.split_whitespace().next();
+            *of += on_cpu.ok_or("empty schedstat")?.parse::<u64>()?;
+        }
+        Ok(spent)
+    }
+
+    /// Since then, for each message: publisher, sender, upkeep.
+    fn each(self, before: Spent, count: u64) -> [f64; 3] {
+        let of = |now: u64, before: u64| now.saturating_sub(before) as f64 / count as f64;
+        [
+            of(self.publisher, before.publisher),
+            of(self.sender, before.sender),
+            of(self.upkeep, before.upkeep),
+        ]
+    }
+}
+
+fn cpu_per_message(server: &Server, store: Option<Store>, count: u64) -> Result<[f64; 3], Failure> {
+    let runtime = runtime(CLIENT_THREAD)?;
     runtime.block_on(async {
         let mut builder = Client::builder("bench").server(server.uri());
-        if let Some(store) = store {
-            builder = builder.store(store);
+        if let Some(store) = &store {
+            builder = builder.store(store.clone());
         }
         let client = builder.open().await?;
         logged_on(&client).await?;
-        let before = client_cpu()?;
+        if let Some(store) = &store {
+            rested(store).await?;
+        }
+        let before = Spent::now()?;
         for _ in 0..count {
             drop(client.publish(TOPIC, &PAYLOAD[..]).await?);
         }
         flushed(&client).await?;
-        let spent = client_cpu()?.saturating_sub(before);
+        let spent = Spent::now()?.each(before, count);
         client.close(PATIENCE).await;
-        Ok(spent as f64 / count as f64)
+        Ok(spent)
     })
 }
 
@@ -268,14 +307,27 @@ pub(crate) fn processor(
         floor.push(cpu_per_message(&server, None, count)?);
         server.stop();
     }
+    let all = |rounds: &[[f64; 3]]| median(rounds.iter().map(|r| r.iter().sum()).collect());
+    let one = |rounds: &[[f64; 3]], part: usize| median(rounds.iter().map(|r| r[part]).collect());
     tell(Row {
         target: "T12",
         what: "processor per message, against no store".to_owned(),
         unit: "ns",
-        ours: median(ours),
-        floor: Some(median(floor)),
+        ours: all(&ours),
+        floor: Some(all(&floor)),
         goal: Goal::Times(1.2),
     });
+    let parts = ["who publishes", "the client's task", "the store's upkeep"];
+    for (part, name) in parts.into_iter().enumerate() {
+        tell(Row {
+            target: "T12",
+            what: format!("of that, {name}"),
+            unit: "ns",
+            ours: one(&ours, part),
+            floor: (part < 2).then(|| one(&floor, part)),
+            goal: Goal::Told,
+        });
+    }
     Ok(())
 }
 
@@ -333,7 +385,7 @@ pub(crate) fn latency(
 ) -> Result<(), Failure> {
     let count = plan.count(3000);
     let (address, arrivals) = listen()?;
-    let runtime = runtime("bench-client")?;
+    let runtime = runtime(CLIENT_THREAD)?;
     let store = store(&place.file("store")?, 256 << 20)?;
     let (mut ours, mut floor) = (Histogram::new(), Histogram::new());
 
