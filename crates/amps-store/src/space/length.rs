@@ -1,0 +1,324 @@
+//! How long the file is: growth ahead of need, the return of its end, and the superblock that
+//! names what counts.
+
+use std::sync::Arc;
+
+use super::{KEPT, Link, Return, Status, WANTED, WORTH_RETURNING, limit};
+use crate::error::StoreError;
+use crate::format::{SUPERBLOCKS, SegmentHeader, Superblock};
+use crate::log::Log;
+use crate::medium::Device;
+use crate::options::FIRST_SEGMENTS;
+use crate::planted::{self, Bug};
+
+impl Log {
+    /// The file grows one spare ahead of the writer and, since room that is charged must be
+    /// there, one segment ahead of the charges.
+    pub(super) fn is_growth_wanted(&self) -> bool {
+        let space = &self.space;
+        let segments = space.status.len() as u64;
+        let may_grow = segments < self.superblock.cap_segments
+            && space.growing.is_none()
+            && !space.resizing
+            && !space.writing
+            && (space.growth_error.is_none() || space.retry_growth);
+        let ahead = self.state.charged() + space.usable();
+        may_grow
+            && (ahead > limit(&self.geometry, segments)
+                || (space.free() < WANTED && !self.is_collection_cheap()))
+    }
+
+    /// What brings the file nearer to the length it should have; `None`: it has it, or what
+    /// is needed stands in the way.
+    pub(super) fn next_return(&self) -> Option<Return> {
+        let (space, keep) = (&self.space, self.length_to_keep()?);
+        let is_beyond = |link: &Link| link.segment as u64 >= keep;
+        if space.chain.iter().any(is_beyond) || (space.chain.len() + WANTED) as u64 > keep {
+            if space.chain.len() > 1 && self.is_collection_cheap() {
+                return Some(Return::Collect);
+            }
+            if space.chain.len() == 1 && space.ready() > KEPT && is_beyond(&space.chain[0]) {
+                return Some(Return::Rotate);
+            }
+        }
+        let is_busy = space.writing || space.resizing || space.growing.is_some();
+        self.surplus(keep).filter(|_| !is_busy).map(Return::Name)
+    }
+
+    /// The segments that are left when those that are free at the end go.
+    pub(super) fn surplus(&self, keep: u64) -> Option<u64> {
+        let segments = self.space.status.len() as u64;
+        let spare = self.space.ready().saturating_sub(WANTED) as u64;
+        let returned = self.space.returnable().min(spare).min(segments - keep);
+        (returned > 0).then_some(segments - returned)
+    }
+
+    /// The length in segments that the file should be cut to: what admission needs and one
+    /// more, so that growth is not wanted again at once. `None`: it keeps its length, or is
+    /// not by half longer than that, so that a backlog that comes and goes moves it rarely.
+    pub(super) fn length_to_keep(&self) -> Option<u64> {
+        let (charged, usable) = (self.state.charged(), self.space.usable());
+        let segments = self.space.status.len() as u64;
+        // Asked after every settlement, so without a division.
+        let most = (segments.saturating_sub(WORTH_RETURNING)).min((2 * segments + 1) / 3);
+        if self.superblock.preallocated
+            || most < FIRST_SEGMENTS
+            || charged + 2 * usable > limit(&self.geometry, most)
+        {
+            return None;
+        }
+        let needed = (charged + usable).div_ceil(usable) + KEPT as u64;
+        Some((needed + 1).max(FIRST_SEGMENTS))
+    }
+
+    /// At the end of a run: how many segments its last superblock should name.
+    pub(crate) fn segments_at_close(&self) -> u64 {
+        let keep = self.length_to_keep();
+        keep.and_then(|keep| self.surplus(keep))
+            .unwrap_or(self.superblock.segments)
+    }
+
+    /// Gives the segments from this one on back: out of reach, named no more by the superblock
+    /// that this returns, then cut off.
+    pub(super) fn give_up(&mut self, segments: u64) -> Superblock {
+        if planted::is(Bug::CutBeforeNamed) {
+            let end = self.geometry.segment_at(segments as usize);
+            self.truncated(end, self.medium.device().truncate(end));
+        }
+        self.leave(segments);
+        // A write that fails may have put it into force all the same: this run goes on without
+        // these segments in any case.
+        self.superblock.segments = segments;
+        self.superblock.clone()
+    }
+
+    /// Puts the segments from this one on, which hold nothing, out of reach.
+    pub(super) fn leave(&mut self, segments: u64) {
+        self.space.give_up(segments as usize);
+        self.state.resize(segments as usize);
+        self.medium
+            .leave(self.geometry.segment_at(segments as usize));
+    }
+
+    /// Cuts off all at once what the superblock names no more: the run is over.
+    pub(crate) fn cut_to_named(&mut self, device: &Arc<dyn Device>) {
+        self.leave(self.superblock.segments);
+        let end = self.medium.len();
+        if self.space.file_end > end && !self.space.resizing {
+            self.truncated(end, device.truncate(end));
+        }
+    }
+
+    /// One segment of what was given up at a time: cutting off much holds up who uses the file.
+    pub(super) fn piece_to_cut(&self) -> Option<u64> {
+        let (end, size) = (self.medium.len(), self.geometry.segment_size);
+        let space = &self.space;
+        let is_busy = space.writing || space.resizing || space.growing.is_some();
+        (space.file_end > end && !is_busy).then(|| end.max(space.file_end - size))
+    }
+
+    /// The file was cut to this length, or could not be.
+    pub(crate) fn truncated(&mut self, to: u64, result: std::io::Result<()>) {
+        self.space.resizing = false;
+        self.space.file_end = match result {
+            Ok(()) => to,
+            Err(error) => {
+                // What is left lies behind everything the superblock names: the next growth
+                // fills it again, the next open cuts it off.
+                tracing::warn!(%error, "the end of the store's file cannot be given back");
+                self.medium.len()
+            }
+        };
+    }
+
+    /// Begins the write that [`chore`](Self::chore) found due: grown segments are named once
+    /// their bytes are durable, and segments that are given up no more.
+    pub(crate) fn begin_due_write(&mut self) -> Result<Option<Write>, StoreError> {
+        let space = &self.space;
+        let is_grown = |s: &usize| matches!(space.status[*s], Status::Grown(sync) if sync <= space.syncs_finished);
+        let last_grown = space.pending.iter().copied().filter(is_grown).max();
+        let superblock = match (last_grown, self.next_return()) {
+            (Some(last), _) => Superblock {
+                segments: last as u64 + 1,
+                ..self.superblock.clone()
+            },
+            (None, Some(Return::Name(segments))) => self.give_up(segments),
+            _ => return Ok(None),
+        };
+        self.begin_write(superblock).map(Some)
+    }
+
+    /// The file was extended, or could not be.
+    pub(crate) fn reserved(&mut self, to: u64, result: std::io::Result<()>) {
+        self.space.retry_growth = false;
+        self.space.resizing = false;
+        let grown_to = self.space.growing.take();
+        if let Err(error) = result {
+            // What was filled before is cut off like any end that is not named.
+            self.space.file_end = grown_to.unwrap_or(self.medium.len());
+            self.space.growth_error = Some(StoreError::io("grow the store", &error));
+            self.watermark.limit(self.limit());
+            return;
+        }
+        self.space.file_end = self.space.file_end.max(to);
+        if to < self.medium.len() + self.geometry.segment_size {
+            self.space.growing = Some(to);
+            return;
+        }
+        self.space.growth_error = None;
+        self.watermark.limit(self.limit());
+        self.medium.adopt(to);
+        // A sync of everything would take the readiness of every page.
+        self.space
+            .unsynced
+            .touch(to - self.geometry.segment_size, to);
+        let segment = self.space.status.len();
+        let at = self.geometry.segment_at(segment);
+        let header = SegmentHeader::Free.encode(self.geometry.key, at, self.superblock.generation);
+        self.medium.write(at, &header);
+        self.space.status.push(Status::Used);
+        let grown = Status::Grown(self.space.syncs_started + 1);
+        self.space.set(segment, grown);
+        self.state.resize(self.space.status.len());
+    }
+
+    /// Puts a superblock into force, here and now.
+    pub(crate) fn write_superblock(&mut self, superblock: Superblock) -> Result<(), StoreError> {
+        let write = self.begin_write(superblock)?;
+        let result = write.make(&*self.medium.device());
+        self.finish_write(write, result)
+    }
+
+    /// What is to be written so that a superblock comes into force. Until
+    /// [`finish_write`](Self::finish_write) no other one may begin.
+    pub(crate) fn begin_write(&mut self, mut superblock: Superblock) -> Result<Write, StoreError> {
+        if let Some(why) = &self.failed {
+            return Err(StoreError::SyncFailed(why.clone()));
+        }
+        debug_assert!(!self.space.writing, "one write at a time");
+        self.space.writing = true;
+        superblock.counter += 1;
+        Ok(Write(superblock))
+    }
+
+    /// A superblock was written, or could not be.
+    pub(crate) fn finish_write(
+        &mut self,
+        write: Write,
+        result: std::io::Result<()>,
+    ) -> Result<(), StoreError> {
+        self.space.writing = false;
+        if let Err(error) = result {
+            // Old or new: this run cannot know what the next one will find.
+            self.failed.get_or_insert_with(|| error.to_string());
+            return Err(StoreError::final_io("write the superblock", &error));
+        }
+        self.superblock = write.0;
+        let named = self.superblock.segments;
+        let is_named =
+            |s: &usize| (*s as u64) < named && matches!(self.space.status[*s], Status::Grown(_));
+        let grown: Vec<usize> = self
+            .space
+            .pending
+            .iter()
+            .copied()
+            .filter(is_named)
+            .collect();
+        for segment in grown {
+            self.space.set(segment, Status::Ready);
+        }
+        Ok(())
+    }
+}
+
+/// A superblock on its way into force.
+pub(crate) struct Write(Superblock);
+
+impl Write {
+    /// Writes both copies, one after the other, so that one damaged copy never takes a number
+    /// back.
+    ///
+    /// # Errors
+    /// As [`Device::write_around`].
+    pub(crate) fn make(&self, device: &dyn Device) -> std::io::Result<()> {
+        let bytes = self.0.encode();
+        SUPERBLOCKS
+            .into_iter()
+            .try_for_each(|at| device.write_around(at, &bytes))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use crate::Options;
+    use crate::envelope::Envelope;
+    use crate::medium::Heap;
+    use crate::space::{Chore, PIECE};
+
+    /// A publisher that waited for durability waited for the zeros of a whole segment.
+    #[test]
+    fn a_large_segment_grows_in_pieces_and_a_sync_may_come_between_them() {
+        let options = Options::new().capacity(64 << 20).segment_size(9 << 20);
+        let medium = Box::new(Heap::new());
+        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        let device = log.medium.device();
+        while log.append(&Envelope::publish("t"), &[7; 1 << 20]).is_ok() {}
+        let (mut pieces, mut from) = (Vec::new(), log.medium.len());
+        let segments = log.space.status.len();
+        while log.space.status.len() == segments {
+            match log.chore() {
+                Chore::Reserve(at, to) => {
+                    assert_eq!(at, from);
+                    pieces.push(to - at);
+                    from = to;
+                    log.reserved(to, device.reserve(at, to));
+                    let ticket = log.begin_sync();
+                    log.finish_sync(ticket, Ok(())).unwrap();
+                }
+                _ => assert!(log.do_chore(&device).unwrap()),
+            }
+        }
+        assert_eq!(pieces, [4 << 20, 4 << 20, 1 << 20]);
+        // A piece that finds no space leaves the pieces before it to be cut off.
+        while !matches!(log.chore(), Chore::Reserve(..)) {
+            while log.append(&Envelope::publish("t"), &[7; 1 << 20]).is_ok() {}
+            assert!(log.do_chore(&device).unwrap());
+        }
+        let named = log.medium.len();
+        log.reserved(named + PIECE, Ok(()));
+        log.reserved(
+            named + 2 * PIECE,
+            Err(std::io::ErrorKind::StorageFull.into()),
+        );
+        assert_eq!(log.chore(), Chore::Truncate(named));
+    }
+
+    /// A thread that settles frees a segment itself when there is no other way. While the
+    /// helper extends the file it must not do that too: the stamp that the first one wrote
+    /// was filled with zeros by the second.
+    #[test]
+    fn one_thread_at_a_time_changes_the_length_of_the_file() {
+        let options = Options::new().capacity(64 << 10);
+        let medium = Box::new(Heap::new());
+        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        while log.append(&Envelope::publish("t"), &[7; 100]).is_ok() {}
+        let device = log.medium.device();
+        let (from, to) = loop {
+            match log.chore() {
+                Chore::Reserve(from, to) => break (from, to),
+                Chore::Idle => panic!("a full store wants to grow"),
+                _ => assert!(log.do_chore(&device).unwrap()),
+            }
+        };
+        let segments = log.space.status.len();
+        log.space.begin_resize();
+        while log.do_chore(&device).unwrap() {}
+        assert_eq!(log.space.status.len(), segments);
+        log.reserved(to, device.reserve(from, to));
+        while log.do_chore(&device).unwrap() {}
+        assert!(log.space.status.len() > segments);
+        log.append(&Envelope::publish("t"), &[7; 100]).unwrap();
+    }
+}
