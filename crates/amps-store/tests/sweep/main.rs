@@ -5,7 +5,6 @@
 
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
-mod limits;
 mod world;
 
 use std::fmt::Debug;

@@ -1,4 +1,13 @@
 //! A real file fails where a limit, a permission or a missing part can be brought about.
+//!
+//! Apart from the sweep, since this starts processes: one that is just being started holds
+//! every lock its parent held, and the sweep opens again what it has just closed.
+
+#![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
+
+#[path = "sweep/world.rs"]
+#[allow(dead_code, reason = "the sweep uses the rest")]
+mod world;
 
 use std::path::Path;
 use std::process::Command;
@@ -7,7 +16,7 @@ use amps_store::inspect::Inspection;
 use amps_store::testkit::Rng;
 use amps_store::{AppendError, Envelope, OpenError, Options, PublishStore, Recovery, Store};
 
-use super::world::{State, observe, payload};
+use world::{State, observe, payload};
 
 /// Set in a child process: where its store is.
 const CHILD: &str = "AMPS_SWEEP_CHILD";
@@ -77,7 +86,7 @@ fn under_limits(limits: &[u64]) -> (u32, u32) {
                 "trap '' XFSZ; ulimit -f {blocks}; \"$0\" \"$@\" 2>&1 | cat"
             ))
             .arg(std::env::current_exe().expect("this test"))
-            .args(["--exact", "limits::child_under_a_limit", "--nocapture"])
+            .args(["--exact", "child_under_a_limit", "--nocapture"])
             .env(CHILD, &path)
             .output()
             .expect("sh starts");
