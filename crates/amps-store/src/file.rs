@@ -427,17 +427,19 @@ fn start_on(
             wipe_torn(&mut *medium, &recovered);
         }
     }
-    mend_headers(&mut *medium, &superblock, &recovered);
+    let mut mended = mend_headers(&mut *medium, &superblock, &recovered);
     let mut is_used = vec![false; superblock.segments as usize];
     for link in &recovered.chain {
         is_used[link.segment] = true;
     }
     for segment in (0..superblock.segments as usize).filter(|s| !is_used[*s]) {
         let at = recovered.geometry.segment_at(segment);
+        mended |= !has_header(&*medium, &superblock, at);
         let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
         medium.write(at, &stamp);
     }
-    if recovered.stop != Stop::CleanClose && !created {
+    // A clean close excuses a damaged header, and is forgotten with the superblock below.
+    if (recovered.stop != Stop::CleanClose || mended) && !created {
         device.sync().map_err(io("sync"))?;
     }
     let bytes = superblock.encode();
@@ -468,13 +470,13 @@ fn start_on(
 }
 
 /// Writes the header of a segment of the log again where it cannot be read: its damage is
-/// told by this open, and is over.
-fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Recovered) {
+/// told by this open, and is over. Whether there was one.
+fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Recovered) -> bool {
+    let mut mended = false;
     for link in &recovered.chain {
         let at = recovered.geometry.segment_at(link.segment);
-        let mut bytes = [0; SEGMENT_HEADER as usize];
-        medium.read(at, &mut bytes);
-        if SegmentHeader::decode(&bytes, superblock.key, at).is_none() {
+        if !has_header(medium, superblock, at) {
+            mended = true;
             let (first, end) = (
                 recovered.geometry.records_at(link.segment),
                 recovered.geometry.end_of(link.segment),
@@ -492,6 +494,13 @@ fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Re
             );
         }
     }
+    mended
+}
+
+fn has_header(medium: &dyn Medium, superblock: &Superblock, at: u64) -> bool {
+    let mut bytes = [0; SEGMENT_HEADER as usize];
+    medium.read(at, &mut bytes);
+    SegmentHeader::decode(&bytes, superblock.key, at).is_some()
 }
 
 fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {

@@ -249,8 +249,8 @@ fn look(bytes: &[u8], strict: &Result<Store, OpenError>, found: Option<&State>) 
     let looked = Inspection::open(&path);
     match (&looked, strict) {
         (Ok(_), Ok(_) | Err(OpenError::Damaged { .. } | OpenError::Io { .. })) => {}
-        // One may look at what has no room, or no numbers, to go on.
-        (Ok(_), Err(OpenError::NotAStore { .. })) => {}
+        // One may look at what has no room, or no numbers, to go on, or was evacuated.
+        (Ok(_), Err(OpenError::NotAStore { .. } | OpenError::Retired { .. })) => {}
         // An open makes a store of nothing.
         (Err(OpenError::Missing { .. }), Ok(store)) => assert!(store.report().created),
         (Err(a), Err(b)) if std::mem::discriminant(a) == std::mem::discriminant(b) => {}

@@ -389,10 +389,13 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     let opened = (0..now.len()).filter(|segment| now[*segment] == Some(opens));
     let mut places = opened.map(|segment| recovered.geometry.records_at(segment));
     let beyond = next > missing && next > view.recovered.max_ordinal;
+    // What is being written is of the run that owns the store.
+    let expected = (superblock.generation, next);
+    let is_written = |place| goes_on(&view.file, recovered.geometry, place, expected);
     let goes_on = beyond
-        || goes_on(&view.file, recovered.geometry, last.end, next)?
+        || is_written(last.end)?
         || places.try_fold(false, |found, place| {
-            Ok::<_, io::Error>(found || goes_on(&view.file, recovered.geometry, place, next)?)
+            Ok::<_, io::Error>(found || is_written(place)?)
         })?;
     Ok(goes_on.then_some(prefix))
 }
@@ -414,15 +417,15 @@ fn first_hole(recovered: &Recovered) -> Option<(u64, u64)> {
     damaged.chain(stop).min_by_key(|(_, ordinal)| *ordinal)
 }
 
-/// Whether the missing record has been written by now.
-fn goes_on(file: &File, geometry: Geometry, offset: u64, ordinal: u64) -> io::Result<bool> {
+/// Whether the missing record, of this generation and ordinal, has been written by now.
+fn goes_on(file: &File, geometry: Geometry, offset: u64, expected: (u64, u64)) -> io::Result<bool> {
     if offset < SEGMENTS_AT {
         return Ok(false);
     }
     let source = FileSource(file);
     let end = geometry.end_of(geometry.segment_of(offset));
     let verdict = Scanner::new(&source, geometry).look(offset, end)?;
-    Ok(matches!(verdict, Verdict::Intact(h) if h.ordinal == ordinal))
+    Ok(matches!(verdict, Verdict::Intact(h) if (h.generation, h.ordinal) == expected))
 }
 
 #[cfg(test)]
