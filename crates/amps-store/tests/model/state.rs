@@ -42,7 +42,7 @@ pub(crate) enum Op {
     },
 }
 
-#[derive(Clone, Debug, Default, PartialEq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct State {
     pub(crate) unsettled: BTreeMap<u64, Vec<u8>>,
     pub(crate) rejected: BTreeMap<u64, (Vec<u8>, String)>,

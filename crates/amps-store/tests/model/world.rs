@@ -11,6 +11,9 @@ use amps_store::{
 
 use super::state::{GONE, Op, State, describe, observe, payload, short};
 
+/// Settlements in one record at most (`store-format.md`).
+const MAX_SETTLED: usize = 64;
+
 struct Done {
     /// Ordinals it may have used: more than `after`, at most `through`.
     after: u64,
@@ -99,7 +102,28 @@ impl World {
         self.trace
             .push(format!("{after}..{through} {}", short(&op)));
         let failed = has_failed(self.store());
-        let settles = matches!(op, Op::Settle(_) | Op::SettleThrough(_));
+        if let (true, Op::Settle(list)) = (failed, &op) {
+            // A long list is recorded in pieces; and where there was no room for a record, what
+            // a mark covers is settled and the rest is not.
+            let floor = self.store().bounds().floor;
+            for piece in list.chunks(MAX_SETTLED) {
+                let (marked, single) = piece.iter().partition(|s| **s <= floor);
+                for part in [marked, single]
+                    .into_iter()
+                    .filter(|p: &Vec<u64>| !p.is_empty())
+                {
+                    self.log.push(Done {
+                        after,
+                        through,
+                        found: Some(Op::Settle(part)),
+                        op: op.clone(),
+                        optional: true,
+                    });
+                }
+            }
+            return;
+        }
+        let settles = matches!(op, Op::SettleThrough(_));
         let mut done = Done {
             after,
             through,
@@ -500,6 +524,7 @@ impl World {
             let before = if sure { Vec::new() } else { states.clone() };
             states.iter_mut().for_each(|s| s.apply(op));
             states.extend(before);
+            states.sort();
             states.dedup();
         }
         states
