@@ -392,6 +392,21 @@ fn start_on(
             why: "its numbers are used up, which takes more than a lifetime".into(),
         });
     }
+    // A choice between two places would not be the same at every open.
+    let twice = recovered
+        .chain
+        .windows(2)
+        .find(|pair| pair[1].first_ordinal <= pair[0].last_ordinal);
+    if let Some(pair) = twice {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: format!(
+                "segments {} and {} both hold record {}, which no store writes; `amps store \
+                 repair --to FILE` saves what is intact",
+                pair[0].segment, pair[1].segment, pair[1].first_ordinal
+            ),
+        });
+    }
     let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
     if there == 0 {
         return Err(OpenError::NotAStore {

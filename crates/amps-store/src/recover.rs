@@ -101,9 +101,7 @@ impl Recovered {
     pub(crate) fn resumes_in_place(&self) -> bool {
         (self.set_aside.is_empty() || planted::is(Bug::NoEpoch))
             && !self.tail_damaged
-            // Where records have two places, the last segment need not hold the last of them,
-            // and what stands behind its end may be of the log.
-            && self.chain.last().is_some_and(|last| last.last_ordinal == self.last_ordinal)
+            && !self.chain.is_empty()
     }
 }
 
