@@ -287,7 +287,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// # Errors
     /// [`AppendError::Full`] when there is no room (wait for [`Signal::Room`]),
     /// [`AppendError::TooLarge`] when there never will be, [`AppendError::Envelope`] for a user
-    /// tag longer than [`MAX_TAG`]. Nothing was stored, and no number was used.
+    /// tag longer than [`MAX_TAG`], or a requeued message that accepts itself or a later one.
+    /// Nothing was stored, and no number was used.
     fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError>;
 
     /// Reads the unsettled messages in `from..=through` from the lowest on, in order of

@@ -73,10 +73,21 @@ pub struct Envelope<'a> {
     pub origin: Origin,
 }
 
-/// An envelope could not be read: the bytes are not one, or not one of this version.
+/// An envelope could not be read: the bytes are not one, or not one of this version. Or it
+/// cannot be stored.
 #[derive(Debug, thiserror::Error)]
-#[error("the envelope cannot be decoded: {0}")]
+#[error("the envelope cannot be used: {0}")]
 pub struct EnvelopeError(String);
+
+impl EnvelopeError {
+    #[cold]
+    pub(crate) fn accepts(accepts: u64, next: u64) -> Self {
+        EnvelopeError(format!(
+            "it accepts the refusal of message {accepts}, and is itself {next}; only an earlier \
+             one can have been refused"
+        ))
+    }
+}
 
 impl<'a> Envelope<'a> {
     /// A publish to `topic`, everything else empty.

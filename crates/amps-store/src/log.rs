@@ -9,7 +9,7 @@ use std::sync::Arc;
 use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, Rejection, StoredMessage};
 use crate::batch::Batch;
 use crate::draft::Draft;
-use crate::envelope::{Envelope, Origin};
+use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, DamagedRange, ReadError, StoreError};
 use crate::format::{
     ACCEPTANCE, CHARGE, Epoch, GRANT_LAST, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED,
@@ -228,6 +228,12 @@ impl Log {
         payload: &[u8],
     ) -> Result<Appended, AppendError> {
         self.usable()?;
+        if let Origin::Requeue { accepts } = envelope.origin
+            && accepts >= self.next
+        {
+            // It would settle itself.
+            return Err(EnvelopeError::accepts(accepts, self.next).into());
+        }
         let envelope_len = self.draft.envelope(envelope)?;
         let len = RECORD_HEADER + envelope_len + payload.len();
         let stride = stride(len);

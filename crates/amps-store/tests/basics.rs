@@ -7,8 +7,8 @@ use std::time::{Duration, Instant};
 
 use amps_store::testkit::{Fault, SimDisk, has_failed, record_places, step};
 use amps_store::{
-    AppendError, Batch, Envelope, Level, OpenError, Options, PublishStore, ReadError, Recovery,
-    Rejected, Signal, Stop, Store, StoreError, StoredMessage,
+    AppendError, Batch, Envelope, Level, OpenError, Options, Origin, PublishStore, ReadError,
+    Recovery, Rejected, Signal, Stop, Store, StoreError, StoredMessage,
 };
 
 fn small() -> Options {
@@ -141,6 +141,22 @@ fn a_refusal_keeps_its_message_over_restarts_until_it_is_accepted() {
     assert!(!store.accept(3).unwrap());
     drop(store);
     assert!(open(&path).rejections(0, 10).is_empty());
+}
+
+/// Said to accept the refusal of itself, a message settled itself and was gone.
+#[test]
+fn a_message_cannot_accept_a_refusal_of_itself_or_of_a_later_one() {
+    let store = Store::memory(Options::new().capacity(1 << 20)).unwrap();
+    for accepts in [1, 2, u64::MAX] {
+        let mut envelope = Envelope::publish("t");
+        envelope.origin = Origin::Requeue { accepts };
+        let refused = store.append(&envelope, b"x");
+        assert!(
+            matches!(refused, Err(AppendError::Envelope(_))),
+            "{refused:?}"
+        );
+    }
+    assert_eq!((store.bounds().next, store.bounds().unsettled), (1, 0));
 }
 
 #[test]
