@@ -267,7 +267,9 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 /// - **Crashes.** What a call that returned has changed is there after the process died. What
 ///   [`durable`](Self::durable) covers is there after a power cut, and so are the grant and the
 ///   rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase) returned. After
-///   a sync failed, nothing more may be called durable in this run. A store that keeps nothing
+///   a sync failed, nothing more may be called durable in this run, and what is settled or
+///   refused may be kept in memory only, since no segment is freed any more: the next open finds
+///   such a message unsettled. A store that keeps nothing
 ///   beyond the process is one that always opens empty: the client is told of no more than
 ///   the server's own figures then. It calls nothing durable, and answers
 ///   [`StoreError::InMemory`] to who asks for it.
@@ -321,10 +323,10 @@ pub trait PublishStore: Send + Sync + 'static {
     fn settle_through(&self, sequence: u64) -> Result<u64, StoreError>;
 
     /// Settles single messages as successes, in any order, each once. Returns how many were
-    /// unsettled; the others are left as they are.
+    /// unsettled; the others are left as they are. A long list may be recorded in pieces.
     ///
     /// # Errors
-    /// As [`settle_through`](Self::settle_through).
+    /// The log cannot take a record; what pieces before it settled stays settled.
     fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError>;
 
     /// Logs a refusal; the record is the message's settlement. `late` rejections (of a

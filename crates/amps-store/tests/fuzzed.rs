@@ -2,6 +2,7 @@
 //! the fuzz crate.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use amps_store::inspect::Inspection;
 use amps_store::testkit::{Cut, Fault, Rng, SimDisk, record_places, resign, step};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};
 
@@ -152,4 +153,69 @@ fn an_envelope_reserves_nothing_for_what_it_announces() {
     let mut bytes = vec![0, 1, b'A', 1];
     bytes.extend_from_slice(&[0xFD, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF, 0xFF]);
     assert!(Envelope::decode(&bytes).is_err());
+}
+
+/// A store was closed, and the header of a segment went bad. The open after that knew the log
+/// to be whole and wrote the header again, without a sync; then it took back that the store
+/// was closed. A power cut left the damage, and nothing to excuse it.
+#[test]
+fn a_header_that_is_mended_after_a_clean_close_stays_mended() {
+    let options = options().segment_size(8 << 10);
+    for segment in 0..4 {
+        let disk = SimDisk::new();
+        let store = disk.open(options.clone()).expect("creates");
+        publish(&store, 20);
+        store.close(20).expect("closes");
+        drop(store);
+        disk.power_cut(Cut::None, &mut Rng::new(0));
+        disk.scribble(8192 + (segment << 13), |header| header[0] ^= 1);
+        let opened = disk.open(options.clone());
+        let store = opened.unwrap_or_else(|e| panic!("segment {segment}: {e}"));
+        assert_eq!(store.bounds().unsettled, 20);
+        drop(store);
+        disk.power_cut(Cut::None, &mut Rng::new(0));
+        let opened = disk.open(options.clone());
+        let store = opened.unwrap_or_else(|e| panic!("segment {segment}, after the cut: {e}"));
+        assert_eq!(store.bounds().unsettled, 20);
+    }
+}
+
+/// A record of a run that the superblock does not know of ends the log. A look took it for
+/// what the owner was just writing, though nobody had the file open.
+#[test]
+fn a_record_of_an_unknown_run_is_not_being_written() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 5);
+    let mut bytes = disk.bytes();
+    let (third, _) = record_places(&bytes)[3];
+    // Its generation.
+    bytes[third as usize + 32] = 9;
+    resign(&mut bytes);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), &bytes).expect("writes");
+    let look = Inspection::open(file.path()).expect("a store");
+    assert!(!look.is_moving());
+}
+
+/// The records of one segment stood in a second one too, each copy with a hole of its own.
+/// A salvage took some from here and some from there, went on in the middle of one of them,
+/// and was refused at the next open.
+#[test]
+fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
+    let options = options().segment_size(8 << 10);
+    let disk = SimDisk::new();
+    publish(&disk.open(options.clone()).expect("creates"), 20);
+    let mut bytes = disk.bytes();
+    let places = record_places(&bytes);
+    bytes.copy_within(8192..16384, 24576);
+    resign(&mut bytes);
+    bytes[places[6].0 as usize + 20] ^= 1;
+    bytes[places[9].0 as usize + 16384 + 20] ^= 1;
+    disk.restore(bytes.clone());
+    let salvaged = disk.open(options.recovery(Recovery::Salvage)).map(drop);
+    assert!(
+        matches!(&salvaged, Err(OpenError::NotAStore { why, .. }) if why.contains("both hold")),
+        "{salvaged:?}"
+    );
+    assert!(disk.bytes() == bytes);
 }

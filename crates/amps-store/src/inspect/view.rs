@@ -362,6 +362,10 @@ impl Suspicion {
 /// now. It is walked in the order in which it was written, so what stands before that place is
 /// all there was at some moment, provided that no segment of it was reused meanwhile.
 fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
+    // A store that lives holds nothing of a run after the one that owns it.
+    if view.recovered.max_generation > view.header.superblock.generation {
+        return Ok(None);
+    }
     let Some((_, missing)) = first_hole(&view.recovered) else {
         return Ok(None);
     };
@@ -389,9 +393,7 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     let opened = (0..now.len()).filter(|segment| now[*segment] == Some(opens));
     let mut places = opened.map(|segment| recovered.geometry.records_at(segment));
     let beyond = next > missing && next > view.recovered.max_ordinal;
-    // What is being written is of the run that owns the store.
-    let expected = (superblock.generation, next);
-    let is_written = |place| goes_on(&view.file, recovered.geometry, place, expected);
+    let is_written = |place| goes_on(&view.file, recovered.geometry, place, next);
     let goes_on = beyond
         || is_written(last.end)?
         || places.try_fold(false, |found, place| {
@@ -417,15 +419,15 @@ fn first_hole(recovered: &Recovered) -> Option<(u64, u64)> {
     damaged.chain(stop).min_by_key(|(_, ordinal)| *ordinal)
 }
 
-/// Whether the missing record, of this generation and ordinal, has been written by now.
-fn goes_on(file: &File, geometry: Geometry, offset: u64, expected: (u64, u64)) -> io::Result<bool> {
+/// Whether the missing record has been written by now.
+fn goes_on(file: &File, geometry: Geometry, offset: u64, ordinal: u64) -> io::Result<bool> {
     if offset < SEGMENTS_AT {
         return Ok(false);
     }
     let source = FileSource(file);
     let end = geometry.end_of(geometry.segment_of(offset));
     let verdict = Scanner::new(&source, geometry).look(offset, end)?;
-    Ok(matches!(verdict, Verdict::Intact(h) if (h.generation, h.ordinal) == expected))
+    Ok(matches!(verdict, Verdict::Intact(h) if h.ordinal == ordinal))
 }
 
 #[cfg(test)]
