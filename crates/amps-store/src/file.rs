@@ -228,18 +228,7 @@ fn create(
     options: &Options,
 ) -> Result<Superblock, OpenError> {
     let len = SEGMENTS_AT + shape.segments * shape.segment_size;
-    let failed = |error: io::Error| match StoreError::io("create", &error) {
-        StoreError::NoSpace { error, .. } => OpenError::NoSpace {
-            path: path.to_owned(),
-            needed: len,
-            error,
-        },
-        _ => OpenError::Io {
-            path: path.to_owned(),
-            what: "create",
-            error,
-        },
-    };
+    let failed = |error| no_space(path, "create", len, error);
     calls::check(Call::Truncate)
         .and_then(|()| file.set_len(0))
         .map_err(failed)?;
@@ -248,6 +237,19 @@ fn create(
     let mut medium = Mapped::new(clone, SEGMENTS_AT, len, len).map_err(failed)?;
     sync_directory_of(path).map_err(failed)?;
     create_on(path, &mut medium, shape, options)
+}
+
+/// A full disk tells how much room is needed.
+fn no_space(path: &Path, what: &'static str, needed: u64, error: io::Error) -> OpenError {
+    let path = path.to_owned();
+    match StoreError::io(what, &error) {
+        StoreError::NoSpace { error, .. } => OpenError::NoSpace {
+            path,
+            needed,
+            error,
+        },
+        _ => OpenError::Io { path, what, error },
+    }
 }
 
 fn sync_directory_of(path: &Path) -> io::Result<()> {
@@ -355,7 +357,7 @@ impl Found {
 fn start_on(
     path: &Path,
     mut medium: Box<dyn Medium>,
-    file_len: u64,
+    mut file_len: u64,
     header: Header,
     found: Found,
     options: &Options,
@@ -407,7 +409,7 @@ fn start_on(
             ),
         });
     }
-    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
+    let mut there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
     if there == 0 {
         return Err(OpenError::NotAStore {
             path: path.to_owned(),
@@ -416,6 +418,16 @@ fn start_on(
         });
     }
     let begun = Instant::now();
+    // Of a file that was cut short every segment may be full: what the epoch takes and what the
+    // first collection takes is put back.
+    let needed = superblock.segments.min(recovered.chain.len() as u64 + 2);
+    if needed > there {
+        let to = SEGMENTS_AT + needed * superblock.segment_size;
+        let reserved = medium.device().reserve(file_len, to);
+        reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
+        medium.adopt(to);
+        (there, file_len) = (needed, to);
+    }
     let mut report = report(&recovered);
     report.created = created;
     report.generation = superblock.generation.max(recovered.max_generation) + 1;

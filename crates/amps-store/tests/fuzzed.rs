@@ -197,6 +197,62 @@ fn a_record_of_an_unknown_run_is_not_being_written() {
     assert!(!look.is_moving());
 }
 
+/// The only header of a segment in use names an ordinal far above its records. A look took the
+/// empty log before that ordinal for what the store was before it was written to just now.
+#[test]
+fn a_header_of_the_future_is_not_being_written() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 5);
+    let mut bytes = disk.bytes();
+    // The ordinal of its first record, and its third byte.
+    bytes[8192 + 8 + 2] = 0x5B;
+    resign(&mut bytes);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), &bytes).expect("writes");
+    let look = Inspection::open(file.path()).expect("a store");
+    assert!(!look.is_moving());
+    assert_eq!(look.bounds().unsettled, 5);
+}
+
+/// A copy of a store was cut short behind segments that are all full. Salvage found no room for
+/// its own records there, asked for a report, and had written to the file.
+#[test]
+fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
+    let options = options().capacity(128 << 10).segment_size(8 << 10);
+    let options = options.preallocate(true);
+    let disk = SimDisk::new();
+    publish(&disk.open(options.clone()).expect("creates"), 120);
+    let whole = disk.bytes();
+    let full = 8192 + 2 * 8192;
+    let kept = record_places(&whole[..full]).len() as u64;
+    assert!(kept < 120, "the third segment is in use");
+    let cut = whole[..full + 3000].to_vec();
+    disk.restore(cut.clone());
+    let refused = disk.open(options.clone()).map(drop);
+    assert!(matches!(refused, Err(OpenError::Damaged { .. })));
+
+    // Without room to lengthen it, it stays as it was.
+    let salvage = options.clone().recovery(Recovery::Salvage);
+    disk.limit(Some(cut.len() as u64));
+    let refused = disk.open(salvage.clone()).map(drop);
+    assert!(
+        matches!(refused, Err(OpenError::NoSpace { .. })),
+        "{refused:?}"
+    );
+    assert!(disk.bytes() == cut);
+
+    disk.limit(None);
+    let store = disk.open(salvage).expect("salvages");
+    let saved = store.bounds().unsettled;
+    assert!(saved > 80 && saved <= kept, "{saved} of {kept}");
+    store.settle_through(50).expect("settles");
+    while step(&store).expect("upkeep") {}
+    publish(&store, 5);
+    drop(store);
+    let store = disk.open(options).expect("damage so named is over");
+    assert_eq!(store.bounds().unsettled, saved - 50 + 5);
+}
+
 /// The records of one segment stood in a second one too, each copy with a hole of its own.
 /// A salvage took some from here and some from there, went on in the middle of one of them,
 /// and was refused at the next open.

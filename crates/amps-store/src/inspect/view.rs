@@ -362,10 +362,6 @@ impl Suspicion {
 /// now. It is walked in the order in which it was written, so what stands before that place is
 /// all there was at some moment, provided that no segment of it was reused meanwhile.
 fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
-    // A store that lives holds nothing of a run after the one that owns it.
-    if view.recovered.max_generation > view.header.superblock.generation {
-        return Ok(None);
-    }
     let Some((_, missing)) = first_hole(&view.recovered) else {
         return Ok(None);
     };
@@ -392,8 +388,15 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     };
     let opened = (0..now.len()).filter(|segment| now[*segment] == Some(opens));
     let mut places = opened.map(|segment| recovered.geometry.records_at(segment));
-    let beyond = next > missing && next > view.recovered.max_ordinal;
-    let is_written = |place| goes_on(&view.file, recovered.geometry, place, next);
+    // A header alone says nothing of records: the last one was seen.
+    let is_seen = recovered.max_ordinal == recovered.last_ordinal;
+    let beyond = is_seen && next > missing && next > view.recovered.max_ordinal;
+    let is_written = |place| -> io::Result<bool> {
+        // What the image holds already was written before it, and is no part of the log.
+        let geometry = recovered.geometry;
+        let was_there = view.image.is_some() && goes_on(view, geometry, place, next)?;
+        Ok(!was_there && goes_on(&FileSource(&view.file), geometry, place, next)?)
+    };
     let goes_on = beyond
         || is_written(last.end)?
         || places.try_fold(false, |found, place| {
@@ -420,13 +423,17 @@ fn first_hole(recovered: &Recovered) -> Option<(u64, u64)> {
 }
 
 /// Whether the missing record has been written by now.
-fn goes_on(file: &File, geometry: Geometry, offset: u64, ordinal: u64) -> io::Result<bool> {
+fn goes_on<S: Source + ?Sized>(
+    source: &S,
+    geometry: Geometry,
+    offset: u64,
+    ordinal: u64,
+) -> io::Result<bool> {
     if offset < SEGMENTS_AT {
         return Ok(false);
     }
-    let source = FileSource(file);
     let end = geometry.end_of(geometry.segment_of(offset));
-    let verdict = Scanner::new(&source, geometry).look(offset, end)?;
+    let verdict = Scanner::new(source, geometry).look(offset, end)?;
     Ok(matches!(verdict, Verdict::Intact(h) if h.ordinal == ordinal))
 }
 
