@@ -426,6 +426,11 @@ fn start_on(
         let reserved = medium.device().reserve(file_len, to);
         reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
         medium.adopt(to);
+        // What is left of the segment that was cut is given up, and must not speak at the next
+        // open.
+        let cut = SEGMENTS_AT + there * superblock.segment_size;
+        let left = file_len.saturating_sub(cut) as usize;
+        medium.write(cut, &vec![0; left]);
         (there, file_len) = (needed, to);
     }
     let mut report = report(&recovered);
