@@ -9,8 +9,10 @@
 #[allow(dead_code, reason = "the sweep uses the rest")]
 mod world;
 
+use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use amps_store::inspect::Inspection;
 use amps_store::testkit::Rng;
@@ -43,7 +45,7 @@ fn child_under_a_limit() {
     let mut stored = 0;
     while full < 3 {
         let next = store.bounds().next;
-        let deadline = std::time::Instant::now() + std::time::Duration::from_millis(300);
+        let deadline = Instant::now() + Duration::from_millis(300);
         match store.append_wait(&Envelope::publish("t"), &payload(next), deadline) {
             Ok(at) => stored = at.sequence,
             Err(AppendError::NoSpace { .. } | AppendError::Full { .. }) => {
@@ -121,10 +123,107 @@ fn under_limits(limits: &[u64]) -> (u32, u32) {
     (refused, stored)
 }
 
+/// Set in a child process: an empty file system of its own, of a few MiB.
+const MOUNT: &str = "AMPS_SWEEP_MOUNT";
+
+/// Not a test of its own: what a process does that can fill the file system it is on.
+#[test]
+fn child_on_a_full_file_system() {
+    let Ok(mount) = std::env::var(MOUNT) else {
+        return;
+    };
+    let mount = Path::new(&mount);
+    let ahead =
+        Store::open(mount.join("ahead.store"), real_options().preallocate(true)).expect("creates");
+    let grows = Store::open(mount.join("grows.store"), real_options()).expect("creates");
+    let filling = mount.join("filling");
+    let fill = || {
+        let mut file = std::fs::File::create(&filling).expect("a file");
+        loop {
+            if let Err(error) = file.write_all(&[1; 512]) {
+                assert_eq!(error.kind(), std::io::ErrorKind::StorageFull);
+                return;
+            }
+        }
+    };
+    fill();
+
+    // Every block is there: nothing of its life needs another one.
+    let soon = || Instant::now() + Duration::from_secs(60);
+    for n in 1..=20_000u64 {
+        let at = ahead
+            .append_wait(&Envelope::publish("t"), &payload(n), soon())
+            .expect("its blocks are its own");
+        assert_eq!(at.sequence, n);
+        if n % 97 == 0 {
+            ahead.reject(n, "no", 1).expect("is logged");
+            ahead.accept(n).expect("is logged");
+        }
+        ahead
+            .settle_through(n.saturating_sub(500))
+            .expect("settles");
+    }
+    ahead.sync().expect("syncs");
+    let kept = observe(&ahead);
+    drop(ahead);
+    let ahead = Store::open(mount.join("ahead.store"), real_options()).expect("opens");
+    assert_eq!(observe(&ahead), kept);
+
+    // This one says that it cannot grow, loses nothing, and grows once there is room.
+    let mut last = 0;
+    let error = loop {
+        let next = grows.bounds().next;
+        let deadline = Instant::now() + Duration::from_millis(300);
+        match grows.append_wait(&Envelope::publish("t"), &payload(next), deadline) {
+            Ok(at) => last = at.sequence,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, AppendError::NoSpace { .. }), "{error:?}");
+    assert_eq!(observe(&grows).unsettled.len() as u64, last);
+    let fresh = Store::open(mount.join("fresh.store"), real_options()).map(drop);
+    assert!(matches!(fresh, Err(OpenError::NoSpace { .. })), "{fresh:?}");
+    std::fs::remove_file(&filling).expect("removed");
+    for _ in 0..last {
+        let next = grows.bounds().next;
+        grows
+            .append_wait(&Envelope::publish("t"), &payload(next), soon())
+            .expect("there is room again");
+    }
+    assert_eq!(observe(&grows).unsettled.len() as u64, 2 * last);
+    println!("\nthe file system was full");
+}
+
+/// The file system is one in memory, in a mount namespace of its own. Where those may not be
+/// made, this says so and proves nothing.
+#[test]
+fn a_full_file_system_stops_no_store_that_has_its_blocks() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let mounted = Command::new("unshare")
+        .args(["-rm", "sh", "-c"])
+        .arg("mount -t tmpfs -o size=3m amps \"$AMPS_SWEEP_MOUNT\" && echo mounted && exec \"$0\" \"$@\"")
+        .arg(std::env::current_exe().expect("this test"))
+        .args(["--exact", "child_on_a_full_file_system", "--nocapture"])
+        .env(MOUNT, dir.path())
+        .output();
+    let (said, errors) = match &mounted {
+        Ok(child) => (
+            String::from_utf8_lossy(&child.stdout),
+            String::from_utf8_lossy(&child.stderr),
+        ),
+        Err(error) => ("".into(), error.to_string().into()),
+    };
+    if !said.contains("mounted") {
+        println!("skipped: no file system can be mounted here: {errors}");
+        return;
+    }
+    assert!(said.contains("the file system was full"), "{said}{errors}");
+}
+
 /// A closed store with unsettled messages in several segments.
 fn closed(path: &Path) -> State {
     let store = Store::open(path, real_options().preallocate(true)).expect("creates");
-    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+    let deadline = Instant::now() + Duration::from_secs(60);
     for sequence in 1..=900 {
         let at = store
             .append_wait(&Envelope::publish("t"), &payload(sequence), deadline)
