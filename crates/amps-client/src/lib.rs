@@ -68,6 +68,7 @@ pub mod chooser;
 mod client;
 pub mod connector;
 pub mod delivery;
+mod doorbell;
 mod driver;
 mod error;
 mod event;

@@ -1,6 +1,6 @@
 //! What the client's handles, its driver and its receipts have in common.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::delivery::Totals;
+use crate::doorbell::Doorbell;
 use crate::driver::Ask;
 use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
@@ -280,45 +281,6 @@ impl Shared {
 
     pub(crate) fn set_totals(&self, totals: Totals) {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
-    }
-}
-
-/// Wakes the driver only when it sleeps: while it is busy, a publish costs one load.
-#[derive(Debug, Default)]
-pub(crate) struct Doorbell {
-    asleep: AtomicBool,
-    notify: Notify,
-}
-
-impl Doorbell {
-    /// There is something to send.
-    pub(crate) fn ring(&self) {
-        // Pairs with the fence in `arm`: either this sees the driver asleep, or the driver's
-        // last look at the store sees what was appended before this call.
-        fence(Ordering::SeqCst);
-        if self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed) {
-            self.notify.notify_one();
-        }
-    }
-
-    /// Something happened that must not wait for the driver's next look.
-    pub(crate) fn ring_always(&self) {
-        self.notify.notify_one();
-    }
-
-    /// The driver is about to sleep; it must look for work once more afterwards.
-    pub(crate) fn arm(&self) {
-        self.asleep.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
-    }
-
-    /// The driver is awake.
-    pub(crate) fn disarm(&self) {
-        self.asleep.store(false, Ordering::Relaxed);
-    }
-
-    pub(crate) async fn rung(&self) {
-        self.notify.notified().await;
     }
 }
 

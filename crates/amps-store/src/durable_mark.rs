@@ -1,9 +1,9 @@
 //! What is durable, for readers without the store's lock.
 
-#[cfg(not(all(loom, test)))]
+#[cfg(not(all(amps_loom, test)))]
 use std::sync::atomic::{AtomicU64, Ordering};
 
-#[cfg(all(loom, test))]
+#[cfg(all(amps_loom, test))]
 use loom::sync::atomic::{AtomicU64, Ordering};
 
 use crate::api::Durable;
@@ -35,9 +35,9 @@ impl DurableMark {
     }
 }
 
-/// `RUSTFLAGS="--cfg loom" cargo test --release -p amps-store --lib durable_mark`: every
+/// `RUSTFLAGS="--cfg amps_loom" cargo test --release -p amps-store --lib durable_mark`: every
 /// order that the memory model allows.
-#[cfg(all(loom, test))]
+#[cfg(all(amps_loom, test))]
 mod tests {
     use loom::sync::Arc;
     use loom::thread;
