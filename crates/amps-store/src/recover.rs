@@ -734,7 +734,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             let counts = seen.header.generation == generation
                 && next > known
                 && Some(next - known) == missing;
-            counts.then_some((known, next - 1))
+            counts.then(|| (known, next - 1))
         });
         let sequences = next_sequence
             .filter(|n| *n > known_next)

@@ -253,6 +253,31 @@ fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
     assert_eq!(store.bounds().unsettled, saved - 50 + 5);
 }
 
+/// The message behind a damaged one said that it was number 0. Where programs check their sums,
+/// the open ended in a panic.
+#[test]
+fn a_message_numbered_zero_behind_a_gap_is_damage() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    publish(&store, 20);
+    store.sync().expect("syncs");
+    publish(&store, 1);
+    drop(store);
+    let mut bytes = disk.bytes();
+    let places = record_places(&bytes);
+    // Its sequence.
+    let at = places[11].0 as usize + 16;
+    bytes[at..at + 8].fill(0);
+    resign(&mut bytes);
+    bytes[places[10].0 as usize + 20] ^= 1;
+    disk.restore(bytes);
+    let refused = disk.open(options()).map(drop);
+    assert!(
+        matches!(refused, Err(OpenError::Damaged { .. })),
+        "{refused:?}"
+    );
+}
+
 /// The records of one segment stood in a second one too, each copy with a hole of its own.
 /// A salvage took some from here and some from there, went on in the middle of one of them,
 /// and was refused at the next open.
