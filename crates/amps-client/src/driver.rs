@@ -1,6 +1,8 @@
 //! The client's one task: carries out what [`Delivery`] and [`Session`] decide. It decides
 //! nothing about acks itself.
 
+mod asks;
+mod end;
 mod link;
 mod outputs;
 mod readers;
@@ -8,11 +10,11 @@ mod readers;
 use std::collections::{BTreeMap, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use amps_store::{PublishStore, StoreError};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
@@ -21,39 +23,16 @@ use crate::backoff::DelayStrategy;
 use crate::chooser::{Server, ServerChooser};
 use crate::connector::Connector;
 use crate::delivery::{Delivery, Input, Now};
-use crate::error::{CloseReport, CommandError, FlushError, FlushReport};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::meter::Meter;
-use crate::session::{Credentials, MAX_WAITING, Session};
-use crate::shared::{CloseRequest, End, Shared, unix_micros};
-use crate::subscribe::{Answer, Request, Subscribe, Subscription};
+use crate::session::{Credentials, Session};
+use crate::shared::{CloseRequest, Shared, unix_micros};
 
-use readers::{Entry, Readers};
-
-/// What a handle asks the driver for.
-pub(crate) enum Ask {
-    Flush {
-        /// The last sequence it covers.
-        through: u64,
-        until: Option<Instant>,
-        reply: oneshot::Sender<Result<FlushReport, FlushError>>,
-    },
-    Command {
-        request: Request,
-        until: Instant,
-        reply: oneshot::Sender<Result<Answer, CommandError>>,
-    },
-    Subscribe {
-        spec: Subscribe,
-        reply: oneshot::Sender<Result<Subscription, CommandError>>,
-    },
-    AllowRebase,
-    GiveUp {
-        sequence: u64,
-        done: oneshot::Sender<bool>,
-    },
-}
+pub(crate) use asks::Ask;
+use asks::{CommandReply, FlushReply};
+pub(crate) use end::DeathWatch;
+use readers::Readers;
 
 pub(crate) struct Settings {
     pub(crate) connect_timeout: Duration,
@@ -81,55 +60,6 @@ pub(crate) struct Driver {
     pub(crate) work: Work,
 }
 
-/// Notices that the driver ended without an end: it panicked in code of the user's, or its
-/// runtime was shut down. Nobody must wait then for what cannot come any more.
-pub(crate) struct DeathWatch {
-    shared: Arc<Shared>,
-    armed: bool,
-}
-
-impl DeathWatch {
-    pub(crate) fn new(shared: Arc<Shared>) -> Self {
-        DeathWatch {
-            shared,
-            armed: true,
-        }
-    }
-}
-
-impl Drop for DeathWatch {
-    fn drop(&mut self) {
-        if !self.armed {
-            return;
-        }
-        let why = match std::thread::panicking() {
-            true => {
-                "the client's task panicked, most likely in a connector, an authenticator, a server chooser or a store of your own"
-            }
-            false => "the client's runtime was shut down",
-        };
-        tracing::error!(client = %self.shared.name, why, "the client ended without being closed");
-        self.shared.closed.store(true, Ordering::Release);
-        self.shared.direct().open = false;
-        self.shared.offers.stop();
-        if let Some(watched) = &self.shared.watched {
-            watched.close();
-        }
-        self.shared.room.notify_waiters();
-        self.shared.status.send_modify(|status| {
-            status.state = ConnectionState::Shutdown;
-            let end = LinkEnd::ClientFailed(why.to_owned());
-            status.last = Some((status.server.clone(), end));
-        });
-        self.shared.end.send_replace(End::Failed);
-        self.shared.event(Event::ClientFailed { why });
-        self.shared.event(Event::State {
-            state: ConnectionState::Shutdown,
-            server: self.shared.status.borrow().server.clone(),
-        });
-    }
-}
-
 /// What is under way.
 pub(crate) struct Work {
     start: Instant,
@@ -152,27 +82,6 @@ pub(crate) struct Work {
     gauges_at: Duration,
 }
 
-enum FlushReply {
-    Caller(oneshot::Sender<Result<FlushReport, FlushError>>),
-    Close,
-}
-
-enum CommandReply {
-    Answer(oneshot::Sender<Result<Answer, CommandError>>),
-    Flush(oneshot::Sender<Result<FlushReport, FlushError>>),
-    Close,
-}
-
-impl CommandReply {
-    fn is_waited_for(&self) -> bool {
-        match self {
-            CommandReply::Answer(reply) => !reply.is_closed(),
-            CommandReply::Flush(reply) => !reply.is_closed(),
-            CommandReply::Close => true,
-        }
-    }
-}
-
 /// A store call that waits for the device; one at a time, in order.
 #[derive(Debug)]
 enum Job {
@@ -189,17 +98,11 @@ enum Done {
 /// starts anew.
 const HEALTHY: Duration = Duration::from_secs(10);
 
-/// Longer than any client waits, and no time that overflows.
-const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
-
 /// How often gauges are read, whether or not there is a link.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
 
 /// Bytes of commands that may wait for the link; those who ask for more wait themselves.
 const COMMANDS_LIMIT: usize = 1 << 20;
-
-/// How long the end of a client may take beyond its deadline, for a last sync.
-const GRACE: Duration = Duration::from_secs(1);
 
 impl Work {
     pub(crate) fn new() -> Self {
@@ -538,199 +441,6 @@ impl Driver {
         }));
     }
 
-    fn ask(&mut self, ask: Ask) {
-        match ask {
-            Ask::Flush {
-                through,
-                until,
-                reply,
-            } => match self.delivery {
-                Some(_) => self.flush(through, until, FlushReply::Caller(reply)),
-                None => self.server_flush(until, CommandReply::Flush(reply)),
-            },
-            Ask::Command {
-                request,
-                until,
-                reply,
-            } => {
-                let reply = CommandReply::Answer(reply);
-                match Instant::now() < until {
-                    true => self.command(&request, until, reply),
-                    // It waited for the link; now it would come as a surprise.
-                    false => self.command_done(reply, Err(CommandError::Timeout)),
-                }
-            }
-            Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
-            Ask::AllowRebase => self.input(Input::AllowRebase),
-            Ask::GiveUp { sequence, done } => {
-                let reason = "given up by the application; the server may have it";
-                self.input(Input::GiveUp { sequence, reason });
-                self.carry_out();
-                let store = self.shared.store();
-                let waits = store.is_some_and(|store| {
-                    store
-                        .rejections(sequence, 1)
-                        .first()
-                        .is_some_and(|r| r.sequence == sequence)
-                });
-                // The caller may have stopped waiting.
-                let _ = done.send(waits);
-            }
-        }
-    }
-
-    fn flush(&mut self, through: u64, until: Option<Instant>, reply: FlushReply) {
-        self.forget_cancelled_flushes();
-        self.work.next_id += 1;
-        let id = self.work.next_id;
-        self.work.flushes.insert(id, reply);
-        let until = self.since_start(until);
-        self.input(Input::Flush { id, through, until });
-    }
-
-    /// Drops flushes that nobody waits for any more: at most as many are kept as were
-    /// waited for at once.
-    fn forget_cancelled_flushes(&mut self) {
-        let cancelled: Vec<u64> = self
-            .work
-            .flushes
-            .iter()
-            .filter(|(_, reply)| matches!(reply, FlushReply::Caller(to) if to.is_closed()))
-            .map(|(id, _)| *id)
-            .collect();
-        for id in cancelled {
-            self.work.flushes.remove(&id);
-            self.input(Input::FlushCancelled { id });
-        }
-    }
-
-    fn flushed(&mut self, id: u64, left: u64) {
-        let totals = self.shared.totals();
-        let report = FlushReport {
-            persisted: totals.persisted,
-            persisted_at_logon: totals.persisted_at_logon,
-            rejected: totals.rejected,
-            left,
-        };
-        let result = match left {
-            0 => Ok(report),
-            _ => Err(FlushError::Timeout(report)),
-        };
-        match self.work.flushes.remove(&id) {
-            // The caller may have stopped waiting.
-            Some(FlushReply::Caller(reply)) => drop(reply.send(result)),
-            Some(FlushReply::Close) => self.work.stopped = true,
-            None => {}
-        }
-    }
-
-    fn server_flush(&mut self, until: Option<Instant>, reply: CommandReply) {
-        let now = self.work.start.elapsed();
-        // Without a limit, none; not that of other commands.
-        let until = self.since_start(until).or(Some(now + NO_LIMIT));
-        let request = Request::new("flush");
-        self.forget_cancelled_commands();
-        // Behind what was accepted before, and like that only behind a logon.
-        let given = {
-            let mut direct = self.shared.direct();
-            match direct.flushes < MAX_WAITING {
-                true => {
-                    direct.flushes += 1;
-                    self.session
-                        .command(now, &request, until, &mut direct.bytes)
-                }
-                false => Err(CommandError::TooMany),
-            }
-        };
-        self.commanded(given, reply);
-    }
-
-    fn command(&mut self, request: &Request, until: Instant, reply: CommandReply) {
-        self.forget_cancelled_commands();
-        let (now, until) = (self.work.start.elapsed(), self.since_start(Some(until)));
-        let given = self
-            .session
-            .command(now, request, until, &mut self.work.out);
-        self.commanded(given, reply);
-    }
-
-    /// When all places for answers are taken, those that nobody waits for any more are given
-    /// up; answers that come all the same belong to nothing.
-    fn forget_cancelled_commands(&mut self) {
-        if self.session.waiting() < MAX_WAITING {
-            return;
-        }
-        let session = &mut self.session;
-        self.work.commands.retain(|id, reply| {
-            let waits = reply.is_waited_for();
-            if !waits {
-                session.forget(*id);
-            }
-            waits
-        });
-    }
-
-    fn commanded(&mut self, given: Result<Option<u64>, CommandError>, reply: CommandReply) {
-        match given {
-            Ok(Some(id)) => drop(self.work.commands.insert(id, reply)),
-            Ok(None) => self.command_done(reply, Ok(Answer::default())),
-            Err(error) => self.command_done(reply, Err(error)),
-        }
-    }
-
-    fn since_start(&self, until: Option<Instant>) -> Option<Duration> {
-        until.map(|until| until.saturating_duration_since(self.work.start))
-    }
-
-    fn command_done(&mut self, reply: CommandReply, result: Result<Answer, CommandError>) {
-        // A caller may have stopped waiting.
-        match reply {
-            CommandReply::Answer(reply) => drop(reply.send(result)),
-            CommandReply::Flush(reply) => {
-                let report = FlushReport::default();
-                let result = match result {
-                    Ok(_) => Ok(report),
-                    Err(CommandError::Timeout) => Err(FlushError::Timeout(report)),
-                    Err(error) => Err(FlushError::Command(error)),
-                };
-                drop(reply.send(result));
-            }
-            CommandReply::Close => self.work.stopped = true,
-        }
-    }
-
-    fn subscribe(
-        &mut self,
-        spec: Subscribe,
-        reply: oneshot::Sender<Result<Subscription, CommandError>>,
-    ) {
-        let (messages, receiver) = mpsc::channel(spec.buffer);
-        let (end, ended) = oneshot::channel();
-        let (held, limit) = (Arc::<AtomicUsize>::default(), spec.buffer_bytes);
-        let query = spec.is_query();
-        let now = self.work.start.elapsed();
-        let id = self.session.subscribe(now, spec, &mut self.work.out);
-        let subscription = Subscription {
-            id,
-            messages: receiver,
-            held: held.clone(),
-            end: ended,
-            ended: false,
-            query,
-            client: Arc::downgrade(&self.shared),
-        };
-        let placing = Some((reply, subscription));
-        let entry = Entry {
-            messages,
-            held,
-            limit,
-            topic: "".into(),
-            end,
-            placing,
-        };
-        self.work.readers.insert(id, entry);
-    }
-
     pub(crate) fn state(&mut self, state: ConnectionState) {
         if state == ConnectionState::LoggedOn {
             self.work.meter.logged_on(&self.shared.name);
@@ -746,115 +456,6 @@ impl Driver {
             }
         });
         self.shared.event(Event::State { state, server });
-    }
-
-    /// Without a store: takes no more messages for this link, and says how many of them it
-    /// never took.
-    fn close_direct(&mut self) -> u64 {
-        let mut direct = self.shared.direct();
-        direct.open = false;
-        direct.bytes.clear();
-        direct.flushes = 0;
-        let unsent = std::mem::take(&mut direct.messages);
-        drop(direct);
-        // Who waits for room in it learns that there is no link.
-        self.shared.room.notify_waiters();
-        if unsent > 0 {
-            tracing::warn!(messages = unsent, "accepted without a store, and not sent");
-            self.shared.unsent.fetch_add(unsent, Ordering::Relaxed);
-            self.shared.event(Event::Unsent { messages: unsent });
-        }
-        unsent
-    }
-
-    async fn finish(mut self) {
-        self.shared.closed.store(true, Ordering::Release);
-        let unsent = self.close_direct();
-        self.input(Input::LinkLost);
-        self.carry_out();
-        self.asks.close();
-        self.commands.close();
-        // Who asks from here on either finds this said, or is found by `take_requests`.
-        self.shared.finishing.store(true, Ordering::SeqCst);
-        let late = self.shared.requests().close.take();
-        let closing = match (self.work.closing.take(), late) {
-            (Some(closing), late) => Some(closing.and(late)),
-            (None, late) => late,
-        };
-        let now = Instant::now();
-        let until = closing.map_or(now, |closing| closing.until);
-        let wait = closing.is_some_and(|closing| closing.wait_for_handler);
-        if let (true, Some(task)) = (wait, self.handler_task.take()) {
-            // Refusals that came last still reach their handler. One that is busy at the
-            // deadline finishes on its own; what is left is offered at the next open.
-            self.shared.offers.finish();
-            let _ = tokio::time::timeout_at(until, task).await;
-        }
-        self.shared.offers.stop();
-        let last = until.max(now) + GRACE;
-        if let Some(job) = self.work.running.take() {
-            let _ = tokio::time::timeout_at(last, job).await;
-        }
-        let mut report = self.close_store(last).await;
-        report.left += unsent;
-        if let Some(error) = &report.error {
-            tracing::warn!(%error, "the store was not closed cleanly");
-        }
-        let totals = self.shared.totals();
-        for (_, reply) in std::mem::take(&mut self.work.flushes) {
-            if let FlushReply::Caller(reply) = reply {
-                let report = FlushReport {
-                    persisted: totals.persisted,
-                    persisted_at_logon: totals.persisted_at_logon,
-                    rejected: totals.rejected,
-                    left: report.left,
-                };
-                drop(reply.send(Err(FlushError::Closed(report))));
-            }
-        }
-        self.work.readers.close();
-        if let Some(watched) = &self.shared.watched {
-            watched.close();
-        }
-        self.shared.room.notify_waiters();
-        self.state(ConnectionState::Shutdown);
-        self.watch.armed = false;
-        let end = self.shared.end.clone();
-        // The store's lock goes with its last handle: whoever gets the report may open the
-        // store again at once.
-        drop(self);
-        end.send_replace(End::Closed(report));
-    }
-
-    async fn close_store(&mut self, last: Instant) -> CloseReport {
-        let Some(store) = self.shared.store().cloned() else {
-            return CloseReport {
-                clean: true,
-                ..CloseReport::default()
-            };
-        };
-        let left = store.bounds().unsettled;
-        let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
-        let close = tokio::task::spawn_blocking(move || {
-            let closed = store.close(handed_over);
-            // Behind the close: a publish may have come in just before it.
-            (closed, store.bounds().unsettled)
-        });
-        let failed = |error: &str| StoreError::Io {
-            what: "close the store",
-            error: error.to_owned(),
-        };
-        let (closed, left) = match tokio::time::timeout_at(last, close).await {
-            Ok(Ok((closed, left))) => (closed, left),
-            Ok(Err(_)) => (Err(failed("it panicked")), left),
-            Err(_) => (Err(failed("the device did not answer in time")), left),
-        };
-        CloseReport {
-            left,
-            clean: closed.is_ok(),
-            pending: false,
-            error: closed.err(),
-        }
     }
 }
 

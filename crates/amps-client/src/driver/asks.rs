@@ -1,0 +1,262 @@
+//! What a handle asks for, and the answers that are under way.
+
+use std::sync::Arc;
+use std::sync::atomic::AtomicUsize;
+use std::time::Duration;
+
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::Driver;
+use super::readers::Entry;
+use crate::delivery::Input;
+use crate::error::{CommandError, FlushError, FlushReport};
+use crate::session::MAX_WAITING;
+use crate::subscribe::{Answer, Request, Subscribe, Subscription};
+
+/// What a handle asks the driver for.
+pub(crate) enum Ask {
+    Flush {
+        /// The last sequence it covers.
+        through: u64,
+        until: Option<Instant>,
+        reply: oneshot::Sender<Result<FlushReport, FlushError>>,
+    },
+    Command {
+        request: Request,
+        until: Instant,
+        reply: oneshot::Sender<Result<Answer, CommandError>>,
+    },
+    Subscribe {
+        spec: Subscribe,
+        reply: oneshot::Sender<Result<Subscription, CommandError>>,
+    },
+    AllowRebase,
+    GiveUp {
+        sequence: u64,
+        done: oneshot::Sender<bool>,
+    },
+}
+
+pub(super) enum FlushReply {
+    Caller(oneshot::Sender<Result<FlushReport, FlushError>>),
+    Close,
+}
+
+pub(super) enum CommandReply {
+    Answer(oneshot::Sender<Result<Answer, CommandError>>),
+    Flush(oneshot::Sender<Result<FlushReport, FlushError>>),
+    Close,
+}
+
+impl CommandReply {
+    fn is_waited_for(&self) -> bool {
+        match self {
+            CommandReply::Answer(reply) => !reply.is_closed(),
+            CommandReply::Flush(reply) => !reply.is_closed(),
+            CommandReply::Close => true,
+        }
+    }
+}
+
+/// Longer than any client waits, and no time that overflows.
+const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
+impl Driver {
+    pub(super) fn ask(&mut self, ask: Ask) {
+        match ask {
+            Ask::Flush {
+                through,
+                until,
+                reply,
+            } => match self.delivery {
+                Some(_) => self.flush(through, until, FlushReply::Caller(reply)),
+                None => self.server_flush(until, CommandReply::Flush(reply)),
+            },
+            Ask::Command {
+                request,
+                until,
+                reply,
+            } => {
+                let reply = CommandReply::Answer(reply);
+                match Instant::now() < until {
+                    true => self.command(&request, until, reply),
+                    // It waited for the link; now it would come as a surprise.
+                    false => self.command_done(reply, Err(CommandError::Timeout)),
+                }
+            }
+            Ask::Subscribe { spec, reply } => self.subscribe(spec, reply),
+            Ask::AllowRebase => self.input(Input::AllowRebase),
+            Ask::GiveUp { sequence, done } => {
+                let reason = "given up by the application; the server may have it";
+                self.input(Input::GiveUp { sequence, reason });
+                self.carry_out();
+                let store = self.shared.store();
+                let waits = store.is_some_and(|store| {
+                    store
+                        .rejections(sequence, 1)
+                        .first()
+                        .is_some_and(|r| r.sequence == sequence)
+                });
+                // The caller may have stopped waiting.
+                let _ = done.send(waits);
+            }
+        }
+    }
+
+    pub(super) fn flush(&mut self, through: u64, until: Option<Instant>, reply: FlushReply) {
+        self.forget_cancelled_flushes();
+        self.work.next_id += 1;
+        let id = self.work.next_id;
+        self.work.flushes.insert(id, reply);
+        let until = self.since_start(until);
+        self.input(Input::Flush { id, through, until });
+    }
+
+    /// Drops flushes that nobody waits for any more: at most as many are kept as were
+    /// waited for at once.
+    fn forget_cancelled_flushes(&mut self) {
+        let cancelled: Vec<u64> = self
+            .work
+            .flushes
+            .iter()
+            .filter(|(_, reply)| matches!(reply, FlushReply::Caller(to) if to.is_closed()))
+            .map(|(id, _)| *id)
+            .collect();
+        for id in cancelled {
+            self.work.flushes.remove(&id);
+            self.input(Input::FlushCancelled { id });
+        }
+    }
+
+    pub(super) fn flushed(&mut self, id: u64, left: u64) {
+        let totals = self.shared.totals();
+        let report = FlushReport {
+            persisted: totals.persisted,
+            persisted_at_logon: totals.persisted_at_logon,
+            rejected: totals.rejected,
+            left,
+        };
+        let result = match left {
+            0 => Ok(report),
+            _ => Err(FlushError::Timeout(report)),
+        };
+        match self.work.flushes.remove(&id) {
+            // The caller may have stopped waiting.
+            Some(FlushReply::Caller(reply)) => drop(reply.send(result)),
+            Some(FlushReply::Close) => self.work.stopped = true,
+            None => {}
+        }
+    }
+
+    pub(super) fn server_flush(&mut self, until: Option<Instant>, reply: CommandReply) {
+        let now = self.work.start.elapsed();
+        // Without a limit, none; not that of other commands.
+        let until = self.since_start(until).or(Some(now + NO_LIMIT));
+        let request = Request::new("flush");
+        self.forget_cancelled_commands();
+        // Behind what was accepted before, and like that only behind a logon.
+        let given = {
+            let mut direct = self.shared.direct();
+            match direct.flushes < MAX_WAITING {
+                true => {
+                    direct.flushes += 1;
+                    self.session
+                        .command(now, &request, until, &mut direct.bytes)
+                }
+                false => Err(CommandError::TooMany),
+            }
+        };
+        self.commanded(given, reply);
+    }
+
+    pub(super) fn command(&mut self, request: &Request, until: Instant, reply: CommandReply) {
+        self.forget_cancelled_commands();
+        let (now, until) = (self.work.start.elapsed(), self.since_start(Some(until)));
+        let given = self
+            .session
+            .command(now, request, until, &mut self.work.out);
+        self.commanded(given, reply);
+    }
+
+    /// When all places for answers are taken, those that nobody waits for any more are given
+    /// up; answers that come all the same belong to nothing.
+    fn forget_cancelled_commands(&mut self) {
+        if self.session.waiting() < MAX_WAITING {
+            return;
+        }
+        let session = &mut self.session;
+        self.work.commands.retain(|id, reply| {
+            let waits = reply.is_waited_for();
+            if !waits {
+                session.forget(*id);
+            }
+            waits
+        });
+    }
+
+    fn commanded(&mut self, given: Result<Option<u64>, CommandError>, reply: CommandReply) {
+        match given {
+            Ok(Some(id)) => drop(self.work.commands.insert(id, reply)),
+            Ok(None) => self.command_done(reply, Ok(Answer::default())),
+            Err(error) => self.command_done(reply, Err(error)),
+        }
+    }
+
+    pub(super) fn since_start(&self, until: Option<Instant>) -> Option<Duration> {
+        until.map(|until| until.saturating_duration_since(self.work.start))
+    }
+
+    pub(super) fn command_done(
+        &mut self,
+        reply: CommandReply,
+        result: Result<Answer, CommandError>,
+    ) {
+        // A caller may have stopped waiting.
+        match reply {
+            CommandReply::Answer(reply) => drop(reply.send(result)),
+            CommandReply::Flush(reply) => {
+                let report = FlushReport::default();
+                let result = match result {
+                    Ok(_) => Ok(report),
+                    Err(CommandError::Timeout) => Err(FlushError::Timeout(report)),
+                    Err(error) => Err(FlushError::Command(error)),
+                };
+                drop(reply.send(result));
+            }
+            CommandReply::Close => self.work.stopped = true,
+        }
+    }
+
+    fn subscribe(
+        &mut self,
+        spec: Subscribe,
+        reply: oneshot::Sender<Result<Subscription, CommandError>>,
+    ) {
+        let (messages, receiver) = mpsc::channel(spec.buffer);
+        let (end, ended) = oneshot::channel();
+        let (held, limit) = (Arc::<AtomicUsize>::default(), spec.buffer_bytes);
+        let query = spec.is_query();
+        let now = self.work.start.elapsed();
+        let id = self.session.subscribe(now, spec, &mut self.work.out);
+        let subscription = Subscription {
+            id,
+            messages: receiver,
+            held: held.clone(),
+            end: ended,
+            ended: false,
+            query,
+            client: Arc::downgrade(&self.shared),
+        };
+        let placing = Some((reply, subscription));
+        let entry = Entry {
+            messages,
+            held,
+            limit,
+            topic: "".into(),
+            end,
+            placing,
+        };
+        self.work.readers.insert(id, entry);
+    }
+}

@@ -1,0 +1,178 @@
+//! How the driver ends: closed in order, or by a panic or with its runtime.
+
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use amps_store::StoreError;
+use tokio::time::Instant;
+
+use super::Driver;
+use super::asks::FlushReply;
+use crate::delivery::{Delivery, Input};
+use crate::error::{CloseReport, FlushError, FlushReport};
+use crate::event::{ConnectionState, Event, LinkEnd};
+use crate::shared::{End, Shared};
+
+/// Notices that the driver ended without an end: it panicked in code of the user's, or its
+/// runtime was shut down. Nobody must wait then for what cannot come any more.
+pub(crate) struct DeathWatch {
+    shared: Arc<Shared>,
+    armed: bool,
+}
+
+impl DeathWatch {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        DeathWatch {
+            shared,
+            armed: true,
+        }
+    }
+}
+
+impl Drop for DeathWatch {
+    fn drop(&mut self) {
+        if !self.armed {
+            return;
+        }
+        let why = match std::thread::panicking() {
+            true => {
+                "the client's task panicked, most likely in a connector, an authenticator, a server chooser or a store of your own"
+            }
+            false => "the client's runtime was shut down",
+        };
+        tracing::error!(client = %self.shared.name, why, "the client ended without being closed");
+        self.shared.closed.store(true, Ordering::Release);
+        self.shared.direct().open = false;
+        self.shared.offers.stop();
+        if let Some(watched) = &self.shared.watched {
+            watched.close();
+        }
+        self.shared.room.notify_waiters();
+        self.shared.status.send_modify(|status| {
+            status.state = ConnectionState::Shutdown;
+            let end = LinkEnd::ClientFailed(why.to_owned());
+            status.last = Some((status.server.clone(), end));
+        });
+        self.shared.end.send_replace(End::Failed);
+        self.shared.event(Event::ClientFailed { why });
+        self.shared.event(Event::State {
+            state: ConnectionState::Shutdown,
+            server: self.shared.status.borrow().server.clone(),
+        });
+    }
+}
+
+/// How long the end of a client may take beyond its deadline, for a last sync.
+const GRACE: Duration = Duration::from_secs(1);
+
+impl Driver {
+    /// Without a store: takes no more messages for this link, and says how many of them it
+    /// never took.
+    pub(super) fn close_direct(&mut self) -> u64 {
+        let mut direct = self.shared.direct();
+        direct.open = false;
+        direct.bytes.clear();
+        direct.flushes = 0;
+        let unsent = std::mem::take(&mut direct.messages);
+        drop(direct);
+        // Who waits for room in it learns that there is no link.
+        self.shared.room.notify_waiters();
+        if unsent > 0 {
+            tracing::warn!(messages = unsent, "accepted without a store, and not sent");
+            self.shared.unsent.fetch_add(unsent, Ordering::Relaxed);
+            self.shared.event(Event::Unsent { messages: unsent });
+        }
+        unsent
+    }
+
+    pub(super) async fn finish(mut self) {
+        self.shared.closed.store(true, Ordering::Release);
+        let unsent = self.close_direct();
+        self.input(Input::LinkLost);
+        self.carry_out();
+        self.asks.close();
+        self.commands.close();
+        // Who asks from here on either finds this said, or is found by `take_requests`.
+        self.shared.finishing.store(true, Ordering::SeqCst);
+        let late = self.shared.requests().close.take();
+        let closing = match (self.work.closing.take(), late) {
+            (Some(closing), late) => Some(closing.and(late)),
+            (None, late) => late,
+        };
+        let now = Instant::now();
+        let until = closing.map_or(now, |closing| closing.until);
+        let wait = closing.is_some_and(|closing| closing.wait_for_handler);
+        if let (true, Some(task)) = (wait, self.handler_task.take()) {
+            // Refusals that came last still reach their handler. One that is busy at the
+            // deadline finishes on its own; what is left is offered at the next open.
+            self.shared.offers.finish();
+            let _ = tokio::time::timeout_at(until, task).await;
+        }
+        self.shared.offers.stop();
+        let last = until.max(now) + GRACE;
+        if let Some(job) = self.work.running.take() {
+            let _ = tokio::time::timeout_at(last, job).await;
+        }
+        let mut report = self.close_store(last).await;
+        report.left += unsent;
+        if let Some(error) = &report.error {
+            tracing::warn!(%error, "the store was not closed cleanly");
+        }
+        let totals = self.shared.totals();
+        for (_, reply) in std::mem::take(&mut self.work.flushes) {
+            if let FlushReply::Caller(reply) = reply {
+                let report = FlushReport {
+                    persisted: totals.persisted,
+                    persisted_at_logon: totals.persisted_at_logon,
+                    rejected: totals.rejected,
+                    left: report.left,
+                };
+                drop(reply.send(Err(FlushError::Closed(report))));
+            }
+        }
+        self.work.readers.close();
+        if let Some(watched) = &self.shared.watched {
+            watched.close();
+        }
+        self.shared.room.notify_waiters();
+        self.state(ConnectionState::Shutdown);
+        self.watch.armed = false;
+        let end = self.shared.end.clone();
+        // The store's lock goes with its last handle: whoever gets the report may open the
+        // store again at once.
+        drop(self);
+        end.send_replace(End::Closed(report));
+    }
+
+    async fn close_store(&mut self, last: Instant) -> CloseReport {
+        let Some(store) = self.shared.store().cloned() else {
+            return CloseReport {
+                clean: true,
+                ..CloseReport::default()
+            };
+        };
+        let left = store.bounds().unsettled;
+        let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
+        let close = tokio::task::spawn_blocking(move || {
+            let closed = store.close(handed_over);
+            // Behind the close: a publish may have come in just before it.
+            (closed, store.bounds().unsettled)
+        });
+        let failed = |error: &str| StoreError::Io {
+            what: "close the store",
+            error: error.to_owned(),
+        };
+        let (closed, left) = match tokio::time::timeout_at(last, close).await {
+            Ok(Ok((closed, left))) => (closed, left),
+            Ok(Err(_)) => (Err(failed("it panicked")), left),
+            Err(_) => (Err(failed("the device did not answer in time")), left),
+        };
+        CloseReport {
+            left,
+            clean: closed.is_ok(),
+            pending: false,
+            error: closed.err(),
+        }
+    }
+}
