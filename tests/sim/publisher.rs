@@ -11,6 +11,7 @@ use amps_client::Backoff;
 use amps_client::delivery::{Config, Delivery, Note, Now};
 use amps_client::protocol::FrameDecoder;
 use amps_client::session::{Session, SessionConfig};
+use amps_client::testkit::Encoder;
 use amps_store::testkit::{Cut, SimDisk, has_failed, last_ordinal};
 use amps_store::{OpenError, Options, PublishStore, Rebase, Store, StoreError};
 
@@ -128,6 +129,7 @@ pub struct Process {
     logged_on_at: Option<Duration>,
     settled_before: u64,
     decoder: FrameDecoder,
+    encoder: Encoder,
     out: Vec<u8>,
     jobs: VecDeque<Job>,
     running: Option<(Duration, Job)>,
@@ -253,6 +255,7 @@ impl Publisher {
             logged_on_at: None,
             settled_before: 0,
             decoder: FrameDecoder::new(),
+            encoder: Encoder::new(self.settings.publish_ids),
             out: Vec::new(),
             jobs: VecDeque::new(),
             running: None,

@@ -9,17 +9,28 @@ use std::cell::Cell;
 
 use crate::delivery::ToSend;
 
-/// Appends the frame of a stored message, as the driver puts it on the wire.
-///
-/// # Errors
-/// No frame can be made of it: the envelope is of another version, or the frame would be
-/// longer than its length field can say.
-pub fn encode(
-    to_send: &ToSend<'_>,
-    publish_ids: bool,
-    out: &mut Vec<u8>,
-) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
-    Ok(crate::wire::encode(to_send, publish_ids, out)?)
+/// Makes the frames of stored messages, as the driver puts them on the wire.
+#[derive(Debug)]
+pub struct Encoder(crate::wire::Encoder);
+
+impl Encoder {
+    /// As the builder's `publish_ids` says.
+    pub fn new(publish_ids: bool) -> Self {
+        Encoder(crate::wire::Encoder::new(publish_ids))
+    }
+
+    /// Appends the frame of a message.
+    ///
+    /// # Errors
+    /// No frame can be made of it: the envelope is of another version, or the frame would be
+    /// longer than its length field can say.
+    pub fn encode(
+        &mut self,
+        to_send: &ToSend<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+        Ok(self.0.encode(to_send, out)?)
+    }
 }
 
 /// A defect of the protocol that loses messages or lies about them.

@@ -1,9 +1,11 @@
 //! A stored message as the frame that goes out.
 
-use amps_store::{EnvelopeError, Operation};
+use std::ops::Range;
+
+use amps_store::{Envelope, EnvelopeError, Operation};
 
 use crate::delivery::ToSend;
-use crate::protocol::{AckKinds, Command, FrameError, Publish};
+use crate::protocol::{AckKinds, Command, FrameError, LENGTH_BYTES, Publish};
 
 /// A stored message that no frame can be made of.
 #[derive(Debug, thiserror::Error)]
@@ -14,9 +16,101 @@ pub(crate) enum EncodeError {
     Frame(#[from] FrameError),
 }
 
-/// Appends the frame of a stored message to `out`, copying its bytes once. `persisted` is
-/// asked for on every stored command (`amps-publish-semantics.md` §3).
-pub(crate) fn encode(
+/// Makes the frames of stored messages. Those that follow each other mostly differ in number
+/// and payload alone: then the header of the last one serves again.
+#[derive(Debug, Default)]
+pub(crate) struct Encoder {
+    publish_ids: bool,
+    last: Header,
+}
+
+/// A header that only operation and topic decide, but for its number.
+#[derive(Debug, Default)]
+struct Header {
+    /// Of the envelopes that it fits; empty: there is none.
+    subject: Vec<u8>,
+    /// From the length in front of the frame to where its body begins.
+    bytes: Vec<u8>,
+    number: Range<usize>,
+}
+
+impl Encoder {
+    /// `publish_ids`: every frame carries its sequence as command id.
+    pub(crate) fn new(publish_ids: bool) -> Self {
+        Encoder {
+            publish_ids,
+            last: Header::default(),
+        }
+    }
+
+    /// Appends the frame of a stored message to `out`, copying its bytes once. `persisted`
+    /// is asked for on every stored command (`amps-publish-semantics.md` §3).
+    #[inline]
+    pub(crate) fn encode(
+        &mut self,
+        to_send: &ToSend<'_>,
+        out: &mut Vec<u8>,
+    ) -> Result<(), EncodeError> {
+        let message = to_send.message;
+        let subject = match self.publish_ids {
+            true => None,
+            false => message.subject(),
+        };
+        if let Some(subject) = subject
+            && (self.last.subject == subject || self.last.set(subject, &message.envelope()?)?)
+        {
+            return Ok(self.last.write(to_send.wire, message.payload(), out)?);
+        }
+        encode_any(to_send, self.publish_ids, out)
+    }
+}
+
+impl Header {
+    /// Whether there can be one for such messages.
+    fn set(&mut self, subject: &[u8], envelope: &Envelope<'_>) -> Result<bool, FrameError> {
+        let delta = match envelope.operation {
+            Operation::Publish => false,
+            Operation::DeltaPublish => true,
+            _ => return Ok(false),
+        };
+        self.subject.clear();
+        self.bytes.clear();
+        // One digit, until a message says how many it needs.
+        let end = Publish {
+            delta,
+            ..Publish::stored(&envelope.topic, 0, &[])
+        }
+        .encode_marked(&mut self.bytes)?;
+        self.number = end - 1..end;
+        self.subject.extend_from_slice(subject);
+        Ok(true)
+    }
+
+    #[inline]
+    fn write(&mut self, wire: u64, body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
+        let mut digits = [0; 20];
+        let digits = decimal(wire, &mut digits);
+        if digits.len() != self.number.len() {
+            drop(
+                self.bytes
+                    .splice(self.number.clone(), digits.iter().copied()),
+            );
+            self.number.end = self.number.start + digits.len();
+        }
+        let length = self.bytes.len() - LENGTH_BYTES + body.len();
+        let Ok(field) = u32::try_from(length) else {
+            return Err(FrameError::Unsendable { length });
+        };
+        self.bytes[..LENGTH_BYTES].copy_from_slice(&field.to_be_bytes());
+        self.bytes[self.number.clone()].copy_from_slice(digits);
+        out.reserve(self.bytes.len() + body.len());
+        out.extend_from_slice(&self.bytes);
+        out.extend_from_slice(body);
+        Ok(())
+    }
+}
+
+fn encode_any(
     to_send: &ToSend<'_>,
     publish_ids: bool,
     out: &mut Vec<u8>,
@@ -24,7 +118,9 @@ pub(crate) fn encode(
     let message = to_send.message;
     let envelope = message.envelope()?;
     let mut digits = [0; 20];
-    let command_id = publish_ids.then(|| decimal(to_send.sequence, &mut digits));
+    // Digits are always UTF-8.
+    let command_id = publish_ids
+        .then(|| std::str::from_utf8(decimal(to_send.sequence, &mut digits)).unwrap_or_default());
     match envelope.operation {
         Operation::Publish | Operation::DeltaPublish => Publish {
             delta: envelope.operation == Operation::DeltaPublish,
@@ -70,7 +166,7 @@ pub(crate) fn delete<'a>(
     Command { options, ..command }
 }
 
-fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &str {
+fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
     let mut at = digits.len();
     loop {
         at -= 1;
@@ -80,18 +176,96 @@ fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &str {
             break;
         }
     }
-    // Digits are always UTF-8.
-    std::str::from_utf8(&digits[at..]).unwrap_or_default()
+    &digits[at..]
 }
 
 #[cfg(test)]
 mod tests {
+    use amps_store::Batch;
+
     use super::*;
+
+    /// Messages whose frames differ in everything that a frame can differ in.
+    fn envelopes(long: &str) -> Vec<Envelope<'_>> {
+        let to = |topic| Envelope {
+            published_at: 1 << 50,
+            ..Envelope::publish(topic)
+        };
+        let plain = Envelope::publish("orders");
+        let with = |change: fn(&mut Envelope<'_>)| {
+            let mut envelope = plain.clone();
+            change(&mut envelope);
+            envelope
+        };
+        vec![
+            plain.clone(),
+            with(|e| e.published_at = 1 << 40),
+            with(|e| {
+                e.published_at = 1 << 41;
+                e.user_tag = b"tag"[..].into();
+            }),
+            with(|e| {
+                e.published_at = 1 << 42;
+                e.operation = Operation::DeltaPublish;
+            }),
+            with(|e| e.expiration = Some(7)),
+            with(|e| e.expiration = Some(8)),
+            with(|e| e.options = Some("o".into())),
+            with(|e| e.correlation_id = Some("x".into())),
+            with(|e| e.sow_key = Some("k".into())),
+            with(|e| {
+                e.published_at = 1 << 43;
+                e.operation = Operation::SowDeleteByData;
+            }),
+            with(|e| {
+                e.operation = Operation::SowDeleteByFilter;
+                e.selector = Some("/id > 1".into());
+            }),
+            to("order"),
+            to(""),
+            to("a \"topic\",\"s\":1"),
+            to(&long[..250]),
+            to(long),
+        ]
+    }
+
+    #[test]
+    fn a_frame_is_the_same_whatever_went_out_before_it() {
+        let long = "l".repeat(300);
+        let envelopes = envelopes(&long);
+        let numbers = [0, 1, 9, 10, 11, 99, 100, 12_345, 9, u64::MAX, 1];
+        let mut batch = Batch::new(2, usize::MAX);
+        for publish_ids in [false, true] {
+            let mut encoder = Encoder::new(publish_ids);
+            for (first, second) in envelopes
+                .iter()
+                .flat_map(|first| envelopes.iter().map(move |second| (first, second)))
+            {
+                batch.clear();
+                assert!(batch.push(3, first, b"first").unwrap());
+                assert!(batch.push(4, second, b"").unwrap());
+                for wire in numbers {
+                    for message in batch.iter() {
+                        let to_send = ToSend {
+                            sequence: message.sequence,
+                            wire,
+                            again: false,
+                            message,
+                        };
+                        let (mut frame, mut expected) = (b"before".to_vec(), b"before".to_vec());
+                        encoder.encode(&to_send, &mut frame).unwrap();
+                        encode_any(&to_send, publish_ids, &mut expected).unwrap();
+                        assert_eq!(frame, expected);
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn decimal_covers_the_whole_range() {
         for number in [0, 7, 10, 12_345, u64::MAX] {
-            assert_eq!(decimal(number, &mut [0; 20]), number.to_string());
+            assert_eq!(decimal(number, &mut [0; 20]), number.to_string().as_bytes());
         }
     }
 }

@@ -53,6 +53,14 @@ impl<'a> MessageRef<'a> {
         Envelope::decode(self.envelope)
     }
 
+    /// Bytes that stand for operation and topic, if that is all that the envelope says beside
+    /// when the message was published and its tag. Where two messages have the same ones, what
+    /// is made of those serves both.
+    #[inline]
+    pub fn subject(&self) -> Option<&'a [u8]> {
+        Envelope::subject(self.envelope)
+    }
+
     /// The payload, byte for byte as published.
     pub fn payload(&self) -> &'a [u8] {
         self.payload

@@ -3,10 +3,10 @@
 
 use std::time::Duration;
 
+use amps_client::DelayStrategy as _;
 use amps_client::delivery::{Input, Note, Output};
 use amps_client::protocol::{AckKind, FrameDecoder, Header, Status};
 use amps_client::session::{Credentials, Received};
-use amps_client::{DelayStrategy as _, testkit};
 use amps_store::testkit::{has_failed, step};
 use amps_store::{AppendError, Batch, Envelope, Level, PublishStore, StoreError, StoredMessage};
 
@@ -366,8 +366,8 @@ impl Publisher {
                 around,
                 "p{} sends {} as {}", self.id, next.sequence, next.wire
             );
-            testkit::encode(&next, self.settings.publish_ids, &mut process.out)
-                .expect("a small frame");
+            let encoded = process.encoder.encode(&next, &mut process.out);
+            encoded.expect("a small frame");
             self.point()?;
         }
         self.outputs(around);

@@ -21,7 +21,7 @@ use crate::failed::UnhandledAck;
 use crate::protocol::{FrameDecoder, Header, Reason, Verb, cut};
 use crate::session::{Credentials, Expired, Received};
 use crate::subscribe::{Answer, SubscriptionEnd};
-use crate::wire;
+use crate::wire::Encoder;
 
 /// Bytes gathered for one write; beyond it larger writes gain nothing.
 const WRITE_BATCH: usize = 64 * 1024;
@@ -85,14 +85,23 @@ fn unhandled(header: &Header<'_>) -> UnhandledAck {
 }
 
 /// Bytes on their way out.
-#[derive(Default)]
 struct WriteBuffer {
+    encoder: Encoder,
     bytes: Vec<u8>,
     written: usize,
     unflushed: bool,
 }
 
 impl WriteBuffer {
+    fn new(encoder: Encoder) -> Self {
+        WriteBuffer {
+            encoder,
+            bytes: Vec::new(),
+            written: 0,
+            unflushed: false,
+        }
+    }
+
     fn pending(&self) -> &[u8] {
         &self.bytes[self.written..]
     }
@@ -125,7 +134,7 @@ impl Driver {
         credentials: &Credentials,
     ) -> LinkEnd {
         let mut decoder = FrameDecoder::with_max_frame(self.settings.max_frame);
-        let mut out = WriteBuffer::default();
+        let mut out = WriteBuffer::new(Encoder::new(self.settings.publish_ids));
         let mut batch = Batch::default();
         let now = self.now().at;
         let message_type = server.uri.message_type();
@@ -232,8 +241,7 @@ impl Driver {
                 Err(error) => return Err(LinkEnd::Store(error.to_string())),
             };
             for to_send in outgoing {
-                let encoded = wire::encode(&to_send, self.settings.publish_ids, &mut out.bytes);
-                if let Err(error) = encoded {
+                if let Err(error) = out.encoder.encode(&to_send, &mut out.bytes) {
                     return Err(unreadable(&self.shared, to_send.sequence, &error));
                 }
             }

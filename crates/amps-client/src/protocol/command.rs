@@ -66,12 +66,18 @@ impl<'a> Publish<'a> {
     /// # Errors
     /// [`FrameError::Unsendable`] above 4 GiB; `out` is then as it was.
     pub fn encode(&self, out: &mut Vec<u8>) -> Result<(), FrameError> {
+        self.encode_marked(out).map(drop)
+    }
+
+    /// As [`encode`](Self::encode); tells where in `out` the sequence ends, if there is one.
+    pub(crate) fn encode_marked(&self, out: &mut Vec<u8>) -> Result<usize, FrameError> {
         let command = match (self.delta, self.long_name) {
             (true, _) => "delta_publish",
             (false, true) => "publish",
             (false, false) => "p",
         };
         out.reserve(96 + self.topic.len() + self.body.len());
+        let mut end = 0;
         writer::frame(out, command, self.body, |header| {
             header.text_if("cid", self.command_id);
             header.text("t", self.topic);
@@ -79,9 +85,11 @@ impl<'a> Publish<'a> {
             header.text_if("o", self.options);
             header.text_if("x", self.correlation_id);
             header.number_if("s", self.sequence);
+            end = header.end();
             header.acks(self.acks);
             header.text_if("k", self.sow_key);
-        })
+        })?;
+        Ok(end)
     }
 }
 

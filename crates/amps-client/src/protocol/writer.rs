@@ -42,6 +42,11 @@ impl HeaderWriter<'_> {
         }
     }
 
+    /// Where the next field goes.
+    pub(super) fn end(&self) -> usize {
+        self.out.len()
+    }
+
     /// Inlined, the parts have lengths that are known.
     #[inline(always)]
     fn key(&mut self, key: &str) {
