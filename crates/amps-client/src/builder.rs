@@ -409,7 +409,6 @@ impl Builder {
             closed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
-            published: AtomicU64::new(0),
             unsent: AtomicU64::new(0),
             totals: Default::default(),
             direct: Direct::default().into(),

@@ -132,23 +132,26 @@ impl Client {
         payload: impl Into<Bytes>,
     ) -> Result<Receipt, PublishError> {
         let payload = payload.into();
-        let failure = match &self.shared.watched {
+        let failure = match self.publish_now(topic, &payload) {
             None => return self.send(Message::publish(topic.to_owned(), payload)).await,
-            Some(watched) => match check_topic(topic) {
-                Err(bad) => PublishFailure::Message(bad),
-                Ok(()) => {
-                    let mut envelope = Envelope::publish(topic);
-                    envelope.published_at = unix_micros();
-                    match self.shared.append(watched, &envelope, &payload) {
-                        Ok(receipt) => return Ok(receipt),
-                        Err(failure) => failure,
-                    }
-                }
-            },
+            Some(Ok(receipt)) => return Ok(receipt),
+            Some(Err(failure)) => failure,
         };
         let message = Message::publish(topic.to_owned(), payload);
         self.wait_for_room(PublishError::new(failure, message), None)
             .await
+    }
+
+    /// Stores a message if there is a store. A function of its own: in the future of its
+    /// caller, what it puts together would have its place for as long as that lasts.
+    fn publish_now(&self, topic: &str, payload: &[u8]) -> Option<Result<Receipt, PublishFailure>> {
+        let watched = self.shared.watched.as_ref()?;
+        if let Err(bad) = check_topic(topic) {
+            return Some(Err(PublishFailure::Message(bad)));
+        }
+        let mut envelope = Envelope::publish(topic);
+        envelope.published_at = unix_micros();
+        Some(self.shared.append(watched, &envelope, payload))
     }
 
     /// As [`publish`](Self::publish), but never waits.
@@ -472,7 +475,7 @@ impl Client {
             limit_bytes: bounds.limit_bytes,
             sync_failed: self.shared.sync_failed.load(Ordering::Acquire),
             counts: Counts {
-                published: self.shared.published.load(Ordering::Relaxed),
+                published: self.shared.doorbell.messages(),
                 persisted: totals.persisted,
                 persisted_at_logon: totals.persisted_at_logon,
                 rejected: totals.rejected,

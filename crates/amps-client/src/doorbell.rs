@@ -1,10 +1,10 @@
-//! Waking the driver, at the cost of one load while it is awake.
+//! Waking the driver when it sleeps; while it is busy, a publish costs the count of it.
 
 #[cfg(not(all(amps_loom, test)))]
-use std::sync::atomic::{AtomicBool, Ordering, fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 #[cfg(all(amps_loom, test))]
-use loom::sync::atomic::{AtomicBool, Ordering, fence};
+use loom::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use tokio::sync::Notify;
 
@@ -15,12 +15,27 @@ pub(crate) struct Doorbell {
 }
 
 impl Doorbell {
-    /// There is something to send.
+    /// A message was accepted.
     #[inline]
+    pub(crate) fn ring_for_message(&self) {
+        self.ring_and_count(1);
+    }
+
+    /// There is something to send.
     pub(crate) fn ring(&self) {
-        if self.sleep.ends() {
+        self.ring_and_count(0);
+    }
+
+    #[inline]
+    fn ring_and_count(&self, messages: u64) {
+        if self.sleep.ends(messages) {
             self.notify.notify_one();
         }
+    }
+
+    /// The messages accepted.
+    pub(crate) fn messages(&self) -> u64 {
+        self.sleep.messages.load(Ordering::Relaxed)
     }
 
     /// Something happened that must not wait for the driver's next look.
@@ -43,32 +58,39 @@ impl Doorbell {
     }
 }
 
-/// Whether the driver sleeps.
-struct Sleep(AtomicBool);
+/// Whether the driver sleeps, beside the count of messages that were left for it.
+struct Sleep {
+    asleep: AtomicBool,
+    messages: AtomicU64,
+}
 
 impl Default for Sleep {
     fn default() -> Self {
-        Sleep(AtomicBool::new(false))
+        Sleep {
+            asleep: AtomicBool::new(false),
+            messages: AtomicU64::new(0),
+        }
     }
 }
 
 impl Sleep {
     fn begins(&self) {
-        self.0.store(true, Ordering::Relaxed);
-        fence(Ordering::SeqCst);
+        self.asleep.store(true, Ordering::Relaxed);
+        self.messages.fetch_add(0, Ordering::AcqRel);
     }
 
     fn is_over(&self) {
-        self.0.store(false, Ordering::Relaxed);
+        self.asleep.store(false, Ordering::Relaxed);
     }
 
     /// After something was left for the driver: whether it has to be woken. One caller is told.
     #[inline]
-    fn ends(&self) -> bool {
-        // Pairs with the fence in `begins`: either this sees the driver asleep, or the driver's
-        // last look sees what was left before this call.
-        fence(Ordering::SeqCst);
-        self.0.load(Ordering::Relaxed) && self.0.swap(false, Ordering::Relaxed)
+    fn ends(&self, messages: u64) -> bool {
+        // Each change of the count sees the one before it, and what came before that. So either
+        // this sees the driver asleep, or the driver's last look, which follows a change in
+        // `begins`, sees what was left before this call.
+        self.messages.fetch_add(messages, Ordering::AcqRel);
+        self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -93,7 +115,7 @@ mod tests {
                     thread::spawn(move || {
                         // The store's lock orders more than this.
                         left.fetch_add(1, Ordering::Relaxed);
-                        sleep.ends()
+                        sleep.ends(1)
                     })
                 })
                 .collect();

@@ -45,7 +45,6 @@ pub(crate) struct Shared {
     pub(crate) closed: AtomicBool,
     pub(crate) dropped: AtomicBool,
     pub(crate) sync_failed: AtomicBool,
-    pub(crate) published: AtomicU64,
     /// Without a store: accepted, and never handed to a link.
     pub(crate) unsent: AtomicU64,
     pub(crate) totals: Mutex<Totals>,
@@ -151,8 +150,7 @@ impl Shared {
                 .map(|appended| appended.sequence)
         };
         let sequence = watched.book.register(append)?;
-        self.published.fetch_add(1, Ordering::Relaxed);
-        self.doorbell.ring();
+        self.doorbell.ring_for_message();
         Ok(Receipt::new(sequence, watched.clone()))
     }
 
@@ -194,8 +192,7 @@ impl Shared {
                 max: u32::MAX as usize,
             });
         }
-        self.published.fetch_add(1, Ordering::Relaxed);
-        self.doorbell.ring();
+        self.doorbell.ring_for_message();
         Ok(Receipt::unknown())
     }
 
