@@ -158,7 +158,9 @@ fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
     disk.power_cut(Cut::None, &mut Rng::new(1));
     for (what, bytes) in [("a crash", crashed), ("a power cut", disk.bytes())] {
         disk.restore(bytes);
-        let store = again(disk, options, what);
+        let Some(store) = again(disk, options, what) else {
+            return;
+        };
         assert_eq!(State::read(&store), found, "after {what}");
         assert!(what != "a crash" || store.bounds().next >= next);
         if what == "a power cut" {
@@ -168,9 +170,12 @@ fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
     }
 }
 
-fn again(disk: &SimDisk, options: &Options, what: &str) -> Store {
+/// `None`: behind a clean close stands a record, made for it, whose numbers leave none to go on
+/// with. The first open had no reason to look there, and this one refuses.
+fn again(disk: &SimDisk, options: &Options, what: &str) -> Option<Store> {
     match disk.open(options.clone()) {
-        Ok(store) => store,
+        Ok(store) => Some(store),
+        Err(OpenError::NotAStore { why, .. }) if why.contains("numbers are used up") => None,
         Err(error) => panic!("it opened once, and not after {what}: {error} {error:?}"),
     }
 }
@@ -221,14 +226,18 @@ fn use_it(disk: &SimDisk, store: Store, options: &Options, mut state: State) {
     upkeep(&store);
     assert_eq!(State::read(&store), state, "live");
     drop(store);
-    let store = again(disk, options, "use");
+    let Some(store) = again(disk, options, "use") else {
+        return;
+    };
     assert_eq!(State::read(&store), state, "after use");
     let closed = store.close(0);
     drop(store);
     if closed.is_ok() {
         disk.power_cut(Cut::None, &mut Rng::new(2));
     }
-    let store = again(disk, options, "close");
+    let Some(store) = again(disk, options, "close") else {
+        return;
+    };
     assert_eq!(State::read(&store), state, "after close");
     assert!(sent.iter().all(|s| *s < store.bounds().next));
 }
