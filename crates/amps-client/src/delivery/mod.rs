@@ -10,11 +10,13 @@
 //! a wire number that it sent: it is translated first and judged second, and it settles
 //! nothing unless it lies within what this store may have sent.
 
+mod acks;
 mod api;
 mod figures;
 mod flight;
 mod flush;
 mod links;
+mod numbers;
 #[cfg(test)]
 mod tests;
 
@@ -26,14 +28,12 @@ pub use api::{
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError, Rebase, Rejected, StoreError};
+use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError};
 
-use figures::{Figure, Figures};
+use figures::Figures;
 use flight::Flight;
 use flush::Flushes;
 use links::Links;
-
-use crate::protocol::cut;
 
 /// Whether a test planted this defect (feature `testkit`; always false without it).
 macro_rules! planted {
@@ -45,6 +45,7 @@ macro_rules! planted {
         planted
     }};
 }
+use planted;
 
 /// Where a link stands for the purpose of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -310,146 +311,6 @@ impl Delivery {
         self.flight.messages()
     }
 
-    fn logged_on(&mut self, store: &dyn PublishStore, now: Now, figure: Option<u64>) {
-        if self.phase != Phase::Offline {
-            return;
-        }
-        if self.rebasing && !planted!(RebaseForgotten) {
-            self.phase = Phase::Rebasing(Logon::Behind { figure });
-            return;
-        }
-        self.flight.reset();
-        self.raise_again_at = None;
-        let figure = figure.filter(|_| !planted!(FigureIgnored));
-        let Some(figure) = figure else {
-            // Unknown is not zero: nothing is settled and no gap can be seen (C2).
-            self.links.logged_on(now.at);
-            return self.go_live(store);
-        };
-        let judged = match self.figures.at_logon(figure) {
-            Figure::Foreign if planted!(ForeignBelieved) => Figure::Within(store.bounds().last),
-            judged => judged,
-        };
-        match judged {
-            Figure::Impossible => {
-                self.links.suspect();
-                self.drop_link(DropReason::BadFigure);
-            }
-            Figure::Foreign => self.foreign_at_logon(store, figure),
-            // A figure below the rebase was moved up to it.
-            Figure::Below => self.go_live(store),
-            Figure::Within(through) => {
-                if self.figures.runs_ahead(through) && self.links.last_was_short() {
-                    self.links.suspect();
-                    self.note(Note::NameShared {
-                        figure,
-                        stopped: false,
-                    });
-                }
-                self.links.logged_on(now.at);
-                self.figures.judged(through);
-                let settled = self.figures.settled_floor(store);
-                let via = match planted!(LogonTakenForAck) {
-                    true => Via::Ack,
-                    false => Via::Logon,
-                };
-                self.settle_through(store, through, via);
-                if through < settled {
-                    self.note(Note::PublishGap {
-                        server: through,
-                        settled,
-                        unknown_publisher: figure == 0,
-                    });
-                    if self.config.gap == GapPolicy::NextServer {
-                        return self.drop_link(DropReason::PublishGap);
-                    }
-                }
-                self.go_live(store);
-            }
-        }
-    }
-
-    fn foreign_at_logon(&mut self, store: &dyn PublishStore, figure: u64) {
-        self.note(Note::ForeignFigure {
-            figure,
-            may_have_sent: self.figures.reach(),
-        });
-        if self.config.rebase == RebasePolicy::Stop {
-            self.links.suspect();
-            return self.drop_link(DropReason::ForeignFigure);
-        }
-        if !self.figures.may_rebase() {
-            // Two publishers that rebase above each other would never end.
-            self.links.suspect();
-            self.note(Note::NameShared {
-                figure,
-                stopped: true,
-            });
-            return self.drop_link(DropReason::ForeignFigure);
-        }
-        self.phase = Phase::Rebasing(Logon::Asked);
-        self.rebasing = true;
-        let above = match planted!(NoHeadroom) {
-            true => figure,
-            false => figures::rebase_above(figure),
-        };
-        self.outputs.push_back(Output::Rebase { above });
-        if planted!(RebaseNotAwaited) {
-            self.go_live(store);
-        }
-    }
-
-    fn rebased(&mut self, store: &dyn PublishStore, now: Now, result: Result<Rebase, StoreError>) {
-        self.rebasing = false;
-        let done = match result {
-            Ok(rebase) => {
-                let reach = self.figures.reach();
-                let possible_duplicates = match reach >= rebase.from {
-                    true => store.bounds().unsettled.min(reach - rebase.from + 1),
-                    false => 0,
-                };
-                self.figures.rebased(store, rebase);
-                self.note(Note::Rebased {
-                    from: rebase.from,
-                    first_wire: self.figures.wire(rebase.from),
-                    possible_duplicates,
-                });
-                true
-            }
-            Err(error) => {
-                self.note(Note::StoreFailed {
-                    doing: "rebase above the server's figure",
-                    error,
-                });
-                false
-            }
-        };
-        match self.phase {
-            Phase::Rebasing(Logon::Asked) if done => self.go_live(store),
-            Phase::Rebasing(Logon::Asked) => self.drop_link(DropReason::StoreFailed),
-            Phase::Rebasing(Logon::Behind { figure }) => {
-                self.phase = Phase::Offline;
-                self.logged_on(store, now, figure);
-            }
-            // The link went while the device was writing.
-            Phase::Offline | Phase::Live | Phase::Dropping => {}
-        }
-    }
-
-    fn go_live(&mut self, store: &dyn PublishStore) {
-        let bounds = store.bounds();
-        self.phase = Phase::Live;
-        self.cursor = bounds.first_unsettled.unwrap_or(bounds.next);
-        if planted!(Overtaking) {
-            self.cursor = self.cursor.max(bounds.last);
-        }
-        self.links.started(self.cursor);
-        self.replay_through = Some(bounds.last);
-        if bounds.first_unsettled.is_none() {
-            self.replayed();
-        }
-    }
-
     fn link_lost(&mut self, store: &dyn PublishStore, now: Now) {
         let live = self.phase == Phase::Live;
         self.phase = Phase::Offline;
@@ -458,224 +319,6 @@ impl Delivery {
         let first = store.bounds().first_unsettled;
         if let Some((sequence, links)) = self.links.lost(now.at, live, first) {
             self.note(Note::Stalled { sequence, links });
-        }
-    }
-
-    fn ack(&mut self, store: &dyn PublishStore, now: Now, ack: PublishAck<'_>) {
-        if self.phase != Phase::Live {
-            // Nothing was sent on this link yet, or it must not be trusted any more: what an
-            // ack covers here is not known to be ours, and a refusal is told all the same.
-            if let Verdict::Refused(reason) = ack.verdict {
-                self.unattributed(ack.figure, reason);
-            }
-            return;
-        }
-        let judged = match ack.figure {
-            Some(figure) => match self.figures.on_ack(figure) {
-                Figure::Within(sequence) => Some(sequence),
-                Figure::Below => None,
-                Figure::Impossible => {
-                    self.links.suspect();
-                    return self.drop_link(DropReason::BadFigure);
-                }
-                Figure::Foreign if planted!(AckBeyondSentBelieved) => Some(self.figures.reach()),
-                Figure::Foreign => {
-                    self.note(Note::NameShared {
-                        figure,
-                        stopped: false,
-                    });
-                    return self.drop_link(DropReason::ForeignFigure);
-                }
-            },
-            None => None,
-        };
-        match (ack.verdict, judged) {
-            (Verdict::Persisted, Some(through)) => {
-                let so_far = self.pending.through.get_or_insert(through);
-                *so_far = through.max(*so_far);
-            }
-            (Verdict::Persisted, None) => {
-                if let (None, Some(sequence)) = (ack.figure, ack.sequence) {
-                    self.single(store, sequence);
-                }
-            }
-            (Verdict::Refused(reason), judged) => {
-                // A number below the rebase is another numbering's; the command id, if
-                // there is one, is still ours.
-                match judged.or(ack.sequence.filter(|s| self.figures.may_have_sent(*s))) {
-                    Some(sequence) => {
-                        self.refuse(store, now, sequence, reason, ack.figure);
-                        self.figures.settled(sequence);
-                    }
-                    None if planted!(FailureGuessed) => {
-                        let first = store.bounds().first_unsettled.unwrap_or(0);
-                        self.refuse(store, now, first, reason, None);
-                    }
-                    None => self.unattributed(ack.figure, reason),
-                }
-            }
-        }
-    }
-
-    fn single(&mut self, store: &dyn PublishStore, sequence: u64) {
-        if !self.figures.may_have_sent(sequence) || !store.is_unsettled(sequence) {
-            return;
-        }
-        if !self.pending.single.contains(&sequence) {
-            self.pending.single.push(sequence);
-        }
-        if self.pending.single.len() == SINGLES {
-            self.apply_pending(store);
-        }
-    }
-
-    fn give_up(&mut self, store: &dyn PublishStore, now: Now, sequence: u64, reason: &str) {
-        if self.sync_failed {
-            let error = "nothing can be made durable, and a give-up must be".to_owned();
-            return self.note(Note::StoreFailed {
-                doing: "give up on a message",
-                error: StoreError::SyncFailed(error),
-            });
-        }
-        let ordinal = self.refuse(store, now, sequence, reason, None);
-        if planted!(GiveUpNotAwaited) || store.is_unsettled(sequence) {
-            return;
-        }
-        // What does not outlive the process cannot come back unsettled.
-        if !matches!(store.request_sync(), Err(StoreError::InMemory)) {
-            self.wait_for = Some(ordinal.unwrap_or(u64::MAX));
-        }
-    }
-
-    /// A device that fails now stops sending for good, the level notwithstanding: rather
-    /// that than to call persisted what was given up.
-    fn waits_for_give_up(&mut self, store: &dyn PublishStore) -> bool {
-        self.wait_for = self.wait_for.filter(|at| *at > store.durable().ordinal);
-        if self.wait_for.is_some() && self.sync_failed && !self.stop_told {
-            self.stop_told = true;
-            let through = self.cursor - 1;
-            self.note(Note::SendingStopped { through });
-        }
-        self.wait_for.is_some()
-    }
-
-    /// Where the refusal is in the log, if it is there now.
-    fn refuse(
-        &mut self,
-        store: &dyn PublishStore,
-        now: Now,
-        sequence: u64,
-        reason: &str,
-        figure: Option<u64>,
-    ) -> Option<u64> {
-        // The server acks what came before a refusal first; keeping its order decides
-        // which refusals are late.
-        if planted!(CumulativeFailure) {
-            self.pending.through = Some(sequence - 1);
-        }
-        self.apply_pending(store);
-        let attempts = self.links.attempts(sequence);
-        let rejected = store.reject(sequence, reason, now.unix_micros);
-        let ordinal = match &rejected {
-            Ok(Rejected::Logged { ordinal, .. }) => Some(*ordinal),
-            _ => None,
-        };
-        match rejected {
-            Ok(Rejected::Logged { late, .. } | Rejected::Held { late }) => {
-                if late {
-                    self.totals.late += 1;
-                } else {
-                    self.totals.rejected += 1;
-                    if sequence < self.cursor {
-                        self.flight.settled(1);
-                    }
-                    self.flushes.settled_one(sequence);
-                }
-                self.outputs.push_back(Output::Refused {
-                    sequence,
-                    reason: cut(reason).to_owned(),
-                    late,
-                    attempts,
-                    ordinal,
-                });
-                self.report_flushes(store, now);
-            }
-            Ok(Rejected::Known) => {}
-            Ok(Rejected::NoRoom) => {
-                self.totals.late += 1;
-                self.outputs.push_back(Output::RefusalNotLogged {
-                    sequence,
-                    reason: cut(reason).to_owned(),
-                    attempts,
-                });
-            }
-            Ok(Rejected::Unknown) => self.unattributed(figure, reason),
-            Err(error) => self.note(Note::StoreFailed {
-                doing: "log a refusal",
-                error,
-            }),
-        }
-        ordinal
-    }
-
-    fn unattributed(&mut self, figure: Option<u64>, reason: &str) {
-        self.totals.unattributed += 1;
-        self.outputs.push_back(Output::Unattributed {
-            figure,
-            reason: cut(reason).to_owned(),
-        });
-    }
-
-    fn apply_pending(&mut self, store: &dyn PublishStore) {
-        if let Some(through) = self.pending.through.take() {
-            self.settle_through(store, through, Via::Ack);
-        }
-        if self.pending.single.is_empty() {
-            return;
-        }
-        let singles = std::mem::take(&mut self.pending.single);
-        let open: Vec<u64> = singles
-            .into_iter()
-            .filter(|s| store.is_unsettled(*s))
-            .collect();
-        match store.settle(&open) {
-            Ok(count) => {
-                self.totals.persisted += count;
-                self.flight.settled(count);
-                for sequence in open {
-                    self.figures.settled(sequence);
-                    self.flushes.settled_one(sequence);
-                    self.outputs.push_back(Output::Settled {
-                        sequence,
-                        via: Via::Ack,
-                    });
-                }
-            }
-            Err(error) => self.note(Note::StoreFailed {
-                doing: "settle messages",
-                error,
-            }),
-        }
-    }
-
-    fn settle_through(&mut self, store: &dyn PublishStore, through: u64, via: Via) {
-        match store.settle_through(through) {
-            Ok(0) => {}
-            Ok(count) => {
-                match via {
-                    Via::Ack => self.totals.persisted += count,
-                    Via::Logon => self.totals.persisted_at_logon += count,
-                }
-                self.figures.settled(through);
-                self.flight.settled(count);
-                self.flushes.settled_through(through, count);
-                self.outputs
-                    .push_back(Output::SettledThrough { through, via });
-            }
-            Err(error) => self.note(Note::StoreFailed {
-                doing: "settle messages",
-                error,
-            }),
         }
     }
 
@@ -696,55 +339,6 @@ impl Delivery {
     fn replayed(&mut self) {
         self.replay_through = None;
         self.note(Note::Replayed);
-    }
-
-    /// Asks for a higher grant ahead of need, and only while logged on with the figure
-    /// judged: a grant above a foreign figure would make it look like our own at the next
-    /// open (charter §5.3).
-    fn want_grant(&mut self, store: &dyn PublishStore, now: Now) {
-        let ask = self.phase == Phase::Live
-            && !self.raising
-            && self.raise_again_at.is_none_or(|at| now.at >= at)
-            && !self.sync_failed
-            // Messages may lie above the grant although little of it is used: numbers are
-            // skipped, and an operator can settle what was never sent.
-            && (self.figures.grant_is_low(self.config.grant_step)
-                || store.bounds().last > self.figures.grant());
-        if ask {
-            self.raising = true;
-            // Numbers may be skipped right below the next one (set aside after a power
-            // cut): a grant that ends among them would cover no message, ever.
-            let base = self.figures.grant().max(store.bounds().next - 1);
-            let to = base
-                .saturating_add(self.config.grant_step)
-                .min(figures::MAX_FIGURE);
-            self.outputs.push_back(Output::RaiseGrant { to });
-        }
-    }
-
-    fn grant_raised(&mut self, store: &dyn PublishStore, now: Now, result: Result<(), StoreError>) {
-        self.raising = false;
-        match result {
-            Ok(()) => {
-                self.raise_again_at = None;
-                self.figures.reload_grant(store);
-                if std::mem::take(&mut self.grant_stop_told) {
-                    self.note(Note::SendingResumed);
-                }
-            }
-            Err(error) => {
-                self.raise_again_at = Some(now.at + RAISE_AGAIN);
-                if !std::mem::replace(&mut self.grant_stop_told, true) {
-                    self.note(Note::StoreFailed {
-                        doing: "raise the send grant",
-                        error,
-                    });
-                    self.note(Note::SendingStopped {
-                        through: self.figures.grant(),
-                    });
-                }
-            }
-        }
     }
 
     fn report_flushes(&mut self, store: &dyn PublishStore, now: Now) {

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use amps_store::testkit::{Cut, Fault, Rng, SimDisk};
-use amps_store::{Envelope, Level, Options, PublishStore, Store};
+use amps_store::{Envelope, Level, Options, PublishStore, Store, StoreError};
 
 use super::figures::rebase_above;
 use super::*;

@@ -1,0 +1,235 @@
+//! What an ack settles or refuses, and what the application gives up (charter C2–C5).
+
+use amps_store::{PublishStore, Rejected, StoreError};
+
+use super::figures::Figure;
+use super::{
+    Delivery, DropReason, Note, Now, Output, Phase, PublishAck, SINGLES, Verdict, Via, planted,
+};
+use crate::protocol::cut;
+
+impl Delivery {
+    pub(super) fn ack(&mut self, store: &dyn PublishStore, now: Now, ack: PublishAck<'_>) {
+        if self.phase != Phase::Live {
+            // Nothing was sent on this link yet, or it must not be trusted any more: what an
+            // ack covers here is not known to be ours, and a refusal is told all the same.
+            if let Verdict::Refused(reason) = ack.verdict {
+                self.unattributed(ack.figure, reason);
+            }
+            return;
+        }
+        let judged = match ack.figure {
+            Some(figure) => match self.figures.on_ack(figure) {
+                Figure::Within(sequence) => Some(sequence),
+                Figure::Below => None,
+                Figure::Impossible => {
+                    self.links.suspect();
+                    return self.drop_link(DropReason::BadFigure);
+                }
+                Figure::Foreign if planted!(AckBeyondSentBelieved) => Some(self.figures.reach()),
+                Figure::Foreign => {
+                    self.note(Note::NameShared {
+                        figure,
+                        stopped: false,
+                    });
+                    return self.drop_link(DropReason::ForeignFigure);
+                }
+            },
+            None => None,
+        };
+        match (ack.verdict, judged) {
+            (Verdict::Persisted, Some(through)) => {
+                let so_far = self.pending.through.get_or_insert(through);
+                *so_far = through.max(*so_far);
+            }
+            (Verdict::Persisted, None) => {
+                if let (None, Some(sequence)) = (ack.figure, ack.sequence) {
+                    self.single(store, sequence);
+                }
+            }
+            (Verdict::Refused(reason), judged) => {
+                // A number below the rebase is another numbering's; the command id, if
+                // there is one, is still ours.
+                match judged.or(ack.sequence.filter(|s| self.figures.may_have_sent(*s))) {
+                    Some(sequence) => {
+                        self.refuse(store, now, sequence, reason, ack.figure);
+                        self.figures.settled(sequence);
+                    }
+                    None if planted!(FailureGuessed) => {
+                        let first = store.bounds().first_unsettled.unwrap_or(0);
+                        self.refuse(store, now, first, reason, None);
+                    }
+                    None => self.unattributed(ack.figure, reason),
+                }
+            }
+        }
+    }
+
+    fn single(&mut self, store: &dyn PublishStore, sequence: u64) {
+        if !self.figures.may_have_sent(sequence) || !store.is_unsettled(sequence) {
+            return;
+        }
+        if !self.pending.single.contains(&sequence) {
+            self.pending.single.push(sequence);
+        }
+        if self.pending.single.len() == SINGLES {
+            self.apply_pending(store);
+        }
+    }
+
+    pub(super) fn give_up(
+        &mut self,
+        store: &dyn PublishStore,
+        now: Now,
+        sequence: u64,
+        reason: &str,
+    ) {
+        if self.sync_failed {
+            let error = "nothing can be made durable, and a give-up must be".to_owned();
+            return self.note(Note::StoreFailed {
+                doing: "give up on a message",
+                error: StoreError::SyncFailed(error),
+            });
+        }
+        let ordinal = self.refuse(store, now, sequence, reason, None);
+        if planted!(GiveUpNotAwaited) || store.is_unsettled(sequence) {
+            return;
+        }
+        // What does not outlive the process cannot come back unsettled.
+        if !matches!(store.request_sync(), Err(StoreError::InMemory)) {
+            self.wait_for = Some(ordinal.unwrap_or(u64::MAX));
+        }
+    }
+
+    /// A device that fails now stops sending for good, the level notwithstanding: rather
+    /// that than to call persisted what was given up.
+    pub(super) fn waits_for_give_up(&mut self, store: &dyn PublishStore) -> bool {
+        self.wait_for = self.wait_for.filter(|at| *at > store.durable().ordinal);
+        if self.wait_for.is_some() && self.sync_failed && !self.stop_told {
+            self.stop_told = true;
+            let through = self.cursor - 1;
+            self.note(Note::SendingStopped { through });
+        }
+        self.wait_for.is_some()
+    }
+
+    /// Where the refusal is in the log, if it is there now.
+    fn refuse(
+        &mut self,
+        store: &dyn PublishStore,
+        now: Now,
+        sequence: u64,
+        reason: &str,
+        figure: Option<u64>,
+    ) -> Option<u64> {
+        // The server acks what came before a refusal first; keeping its order decides
+        // which refusals are late.
+        if planted!(CumulativeFailure) {
+            self.pending.through = Some(sequence - 1);
+        }
+        self.apply_pending(store);
+        let attempts = self.links.attempts(sequence);
+        let rejected = store.reject(sequence, reason, now.unix_micros);
+        let ordinal = match &rejected {
+            Ok(Rejected::Logged { ordinal, .. }) => Some(*ordinal),
+            _ => None,
+        };
+        match rejected {
+            Ok(Rejected::Logged { late, .. } | Rejected::Held { late }) => {
+                if late {
+                    self.totals.late += 1;
+                } else {
+                    self.totals.rejected += 1;
+                    if sequence < self.cursor {
+                        self.flight.settled(1);
+                    }
+                    self.flushes.settled_one(sequence);
+                }
+                self.outputs.push_back(Output::Refused {
+                    sequence,
+                    reason: cut(reason).to_owned(),
+                    late,
+                    attempts,
+                    ordinal,
+                });
+                self.report_flushes(store, now);
+            }
+            Ok(Rejected::Known) => {}
+            Ok(Rejected::NoRoom) => {
+                self.totals.late += 1;
+                self.outputs.push_back(Output::RefusalNotLogged {
+                    sequence,
+                    reason: cut(reason).to_owned(),
+                    attempts,
+                });
+            }
+            Ok(Rejected::Unknown) => self.unattributed(figure, reason),
+            Err(error) => self.note(Note::StoreFailed {
+                doing: "log a refusal",
+                error,
+            }),
+        }
+        ordinal
+    }
+
+    fn unattributed(&mut self, figure: Option<u64>, reason: &str) {
+        self.totals.unattributed += 1;
+        self.outputs.push_back(Output::Unattributed {
+            figure,
+            reason: cut(reason).to_owned(),
+        });
+    }
+
+    pub(super) fn apply_pending(&mut self, store: &dyn PublishStore) {
+        if let Some(through) = self.pending.through.take() {
+            self.settle_through(store, through, Via::Ack);
+        }
+        if self.pending.single.is_empty() {
+            return;
+        }
+        let singles = std::mem::take(&mut self.pending.single);
+        let open: Vec<u64> = singles
+            .into_iter()
+            .filter(|s| store.is_unsettled(*s))
+            .collect();
+        match store.settle(&open) {
+            Ok(count) => {
+                self.totals.persisted += count;
+                self.flight.settled(count);
+                for sequence in open {
+                    self.figures.settled(sequence);
+                    self.flushes.settled_one(sequence);
+                    self.outputs.push_back(Output::Settled {
+                        sequence,
+                        via: Via::Ack,
+                    });
+                }
+            }
+            Err(error) => self.note(Note::StoreFailed {
+                doing: "settle messages",
+                error,
+            }),
+        }
+    }
+
+    pub(super) fn settle_through(&mut self, store: &dyn PublishStore, through: u64, via: Via) {
+        match store.settle_through(through) {
+            Ok(0) => {}
+            Ok(count) => {
+                match via {
+                    Via::Ack => self.totals.persisted += count,
+                    Via::Logon => self.totals.persisted_at_logon += count,
+                }
+                self.figures.settled(through);
+                self.flight.settled(count);
+                self.flushes.settled_through(through, count);
+                self.outputs
+                    .push_back(Output::SettledThrough { through, via });
+            }
+            Err(error) => self.note(Note::StoreFailed {
+                doing: "settle messages",
+                error,
+            }),
+        }
+    }
+}

@@ -1,0 +1,210 @@
+//! A logon and what it says of numbers: the figure, the grant, the rebase (charter §5.3).
+
+use amps_store::{PublishStore, Rebase, StoreError};
+
+use super::figures::{self, Figure};
+use super::{
+    Delivery, DropReason, GapPolicy, Logon, Note, Now, Output, Phase, RAISE_AGAIN, RebasePolicy,
+    Via, planted,
+};
+
+impl Delivery {
+    pub(super) fn logged_on(&mut self, store: &dyn PublishStore, now: Now, figure: Option<u64>) {
+        if self.phase != Phase::Offline {
+            return;
+        }
+        if self.rebasing && !planted!(RebaseForgotten) {
+            self.phase = Phase::Rebasing(Logon::Behind { figure });
+            return;
+        }
+        self.flight.reset();
+        self.raise_again_at = None;
+        let figure = figure.filter(|_| !planted!(FigureIgnored));
+        let Some(figure) = figure else {
+            // Unknown is not zero: nothing is settled and no gap can be seen (C2).
+            self.links.logged_on(now.at);
+            return self.go_live(store);
+        };
+        let judged = match self.figures.at_logon(figure) {
+            Figure::Foreign if planted!(ForeignBelieved) => Figure::Within(store.bounds().last),
+            judged => judged,
+        };
+        match judged {
+            Figure::Impossible => {
+                self.links.suspect();
+                self.drop_link(DropReason::BadFigure);
+            }
+            Figure::Foreign => self.foreign_at_logon(store, figure),
+            // A figure below the rebase was moved up to it.
+            Figure::Below => self.go_live(store),
+            Figure::Within(through) => {
+                if self.figures.runs_ahead(through) && self.links.last_was_short() {
+                    self.links.suspect();
+                    self.note(Note::NameShared {
+                        figure,
+                        stopped: false,
+                    });
+                }
+                self.links.logged_on(now.at);
+                self.figures.judged(through);
+                let settled = self.figures.settled_floor(store);
+                let via = match planted!(LogonTakenForAck) {
+                    true => Via::Ack,
+                    false => Via::Logon,
+                };
+                self.settle_through(store, through, via);
+                if through < settled {
+                    self.note(Note::PublishGap {
+                        server: through,
+                        settled,
+                        unknown_publisher: figure == 0,
+                    });
+                    if self.config.gap == GapPolicy::NextServer {
+                        return self.drop_link(DropReason::PublishGap);
+                    }
+                }
+                self.go_live(store);
+            }
+        }
+    }
+
+    fn foreign_at_logon(&mut self, store: &dyn PublishStore, figure: u64) {
+        self.note(Note::ForeignFigure {
+            figure,
+            may_have_sent: self.figures.reach(),
+        });
+        if self.config.rebase == RebasePolicy::Stop {
+            self.links.suspect();
+            return self.drop_link(DropReason::ForeignFigure);
+        }
+        if !self.figures.may_rebase() {
+            // Two publishers that rebase above each other would never end.
+            self.links.suspect();
+            self.note(Note::NameShared {
+                figure,
+                stopped: true,
+            });
+            return self.drop_link(DropReason::ForeignFigure);
+        }
+        self.phase = Phase::Rebasing(Logon::Asked);
+        self.rebasing = true;
+        let above = match planted!(NoHeadroom) {
+            true => figure,
+            false => figures::rebase_above(figure),
+        };
+        self.outputs.push_back(Output::Rebase { above });
+        if planted!(RebaseNotAwaited) {
+            self.go_live(store);
+        }
+    }
+
+    pub(super) fn rebased(
+        &mut self,
+        store: &dyn PublishStore,
+        now: Now,
+        result: Result<Rebase, StoreError>,
+    ) {
+        self.rebasing = false;
+        let done = match result {
+            Ok(rebase) => {
+                let reach = self.figures.reach();
+                let possible_duplicates = match reach >= rebase.from {
+                    true => store.bounds().unsettled.min(reach - rebase.from + 1),
+                    false => 0,
+                };
+                self.figures.rebased(store, rebase);
+                self.note(Note::Rebased {
+                    from: rebase.from,
+                    first_wire: self.figures.wire(rebase.from),
+                    possible_duplicates,
+                });
+                true
+            }
+            Err(error) => {
+                self.note(Note::StoreFailed {
+                    doing: "rebase above the server's figure",
+                    error,
+                });
+                false
+            }
+        };
+        match self.phase {
+            Phase::Rebasing(Logon::Asked) if done => self.go_live(store),
+            Phase::Rebasing(Logon::Asked) => self.drop_link(DropReason::StoreFailed),
+            Phase::Rebasing(Logon::Behind { figure }) => {
+                self.phase = Phase::Offline;
+                self.logged_on(store, now, figure);
+            }
+            // The link went while the device was writing.
+            Phase::Offline | Phase::Live | Phase::Dropping => {}
+        }
+    }
+
+    fn go_live(&mut self, store: &dyn PublishStore) {
+        let bounds = store.bounds();
+        self.phase = Phase::Live;
+        self.cursor = bounds.first_unsettled.unwrap_or(bounds.next);
+        if planted!(Overtaking) {
+            self.cursor = self.cursor.max(bounds.last);
+        }
+        self.links.started(self.cursor);
+        self.replay_through = Some(bounds.last);
+        if bounds.first_unsettled.is_none() {
+            self.replayed();
+        }
+    }
+
+    /// Asks for a higher grant ahead of need, and only while logged on with the figure
+    /// judged: a grant above a foreign figure would make it look like our own at the next
+    /// open (charter §5.3).
+    pub(super) fn want_grant(&mut self, store: &dyn PublishStore, now: Now) {
+        let ask = self.phase == Phase::Live
+            && !self.raising
+            && self.raise_again_at.is_none_or(|at| now.at >= at)
+            && !self.sync_failed
+            // Messages may lie above the grant although little of it is used: numbers are
+            // skipped, and an operator can settle what was never sent.
+            && (self.figures.grant_is_low(self.config.grant_step)
+                || store.bounds().last > self.figures.grant());
+        if ask {
+            self.raising = true;
+            // Numbers may be skipped right below the next one (set aside after a power
+            // cut): a grant that ends among them would cover no message, ever.
+            let base = self.figures.grant().max(store.bounds().next - 1);
+            let to = base
+                .saturating_add(self.config.grant_step)
+                .min(figures::MAX_FIGURE);
+            self.outputs.push_back(Output::RaiseGrant { to });
+        }
+    }
+
+    pub(super) fn grant_raised(
+        &mut self,
+        store: &dyn PublishStore,
+        now: Now,
+        result: Result<(), StoreError>,
+    ) {
+        self.raising = false;
+        match result {
+            Ok(()) => {
+                self.raise_again_at = None;
+                self.figures.reload_grant(store);
+                if std::mem::take(&mut self.grant_stop_told) {
+                    self.note(Note::SendingResumed);
+                }
+            }
+            Err(error) => {
+                self.raise_again_at = Some(now.at + RAISE_AGAIN);
+                if !std::mem::replace(&mut self.grant_stop_told, true) {
+                    self.note(Note::StoreFailed {
+                        doing: "raise the send grant",
+                        error,
+                    });
+                    self.note(Note::SendingStopped {
+                        through: self.figures.grant(),
+                    });
+                }
+            }
+        }
+    }
+}
