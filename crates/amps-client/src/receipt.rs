@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use amps_store::{PublishStore, StoreError};
@@ -37,7 +37,16 @@ pub enum Outcome {
 /// dropped costs nothing, and says nothing about the message, which stays on its way.
 pub struct Receipt {
     sequence: u64,
-    watched: Option<Arc<Watched>>,
+    held: Option<Arc<Held>>,
+    /// Its waker is in the book.
+    waits: bool,
+}
+
+/// Counts the receipts of a chunk of numbers that are held, in that they hold it; so that one
+/// more or less of them costs no lock.
+struct Held {
+    chunk: u64,
+    watched: Arc<Watched>,
 }
 
 /// What receipts share with the client: one counter each, and nothing per message.
@@ -83,18 +92,12 @@ impl Watched {
 }
 
 impl Receipt {
-    pub(crate) fn new(sequence: u64, watched: Arc<Watched>) -> Self {
-        Receipt {
-            sequence,
-            watched: Some(watched),
-        }
-    }
-
     /// For a message that went out without a store.
     pub(crate) fn unknown() -> Self {
         Receipt {
             sequence: 0,
-            watched: None,
+            held: None,
+            waits: false,
         }
     }
 
@@ -114,9 +117,10 @@ impl Receipt {
     /// message undurable, or the message went out without a store, which makes nothing
     /// durable ([`StoreError::Closed`]).
     pub async fn durable(&self) -> Result<(), StoreError> {
-        let Some(watched) = &self.watched else {
+        let Some(held) = &self.held else {
             return Err(StoreError::Closed);
         };
+        let watched = &held.watched;
         let mut moved = watched.durable.subscribe();
         loop {
             moved.borrow_and_update();
@@ -140,18 +144,20 @@ impl Receipt {
 impl Future for Receipt {
     type Output = Outcome;
 
-    fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        match &self.watched {
-            Some(watched) => watched.book.poll(self.sequence, cx.waker()),
-            None => Poll::Ready(Outcome::Unknown),
-        }
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
+        let Some(held) = &self.held else {
+            return Poll::Ready(Outcome::Unknown);
+        };
+        let polled = held.watched.book.poll(self.sequence, cx.waker());
+        self.waits |= polled.is_pending();
+        polled
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if let Some(watched) = &self.watched {
-            watched.book.released(self.sequence);
+        if let (true, Some(held)) = (self.waits, &self.held) {
+            held.watched.book.waits_no_more(self.sequence);
         }
     }
 }
@@ -169,15 +175,17 @@ impl fmt::Debug for Receipt {
 /// Memory: successes are a few ranges, since acks are cumulative; exceptions (refusals,
 /// single settlements) and wakers are kept only for numbers from the oldest held receipt
 /// on. Held receipts are counted in chunks of [`CHUNK`] numbers.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(crate) struct Book {
     state: Mutex<State>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Default)]
 struct State {
-    held: VecDeque<u32>,
-    first_chunk: u64,
+    /// Where the next receipt is most likely counted.
+    current: Option<Arc<Held>>,
+    /// The chunks that receipts may hold, by number.
+    held: VecDeque<(u64, Weak<Held>)>,
     /// Ends of ranges settled with the same evidence, rising.
     ranges: VecDeque<(u64, Via)>,
     exceptions: BTreeMap<u64, Outcome>,
@@ -187,16 +195,25 @@ struct State {
 
 const CHUNK: u64 = 256;
 
-impl Book {
+impl Watched {
     /// Appends with `append` and counts the receipt in one step, so that no outcome can
     /// come in between.
-    pub(crate) fn register<E>(&self, append: impl FnOnce() -> Result<u64, E>) -> Result<u64, E> {
-        let mut state = self.lock();
+    pub(crate) fn register<E>(
+        self: &Arc<Self>,
+        append: impl FnOnce() -> Result<u64, E>,
+    ) -> Result<Receipt, E> {
+        let mut state = self.book.lock();
         let sequence = append()?;
-        state.hold(sequence);
-        Ok(sequence)
+        let held = Some(state.hold(sequence, self));
+        Ok(Receipt {
+            sequence,
+            held,
+            waits: false,
+        })
     }
+}
 
+impl Book {
     pub(crate) fn settled_through(&self, through: u64, via: Via) {
         let mut state = self.lock();
         match state.ranges.back_mut() {
@@ -216,6 +233,7 @@ impl Book {
         if state.is_held(sequence) {
             state.exceptions.insert(sequence, outcome);
         }
+        state.forget();
         let woken = state.waiting.remove(&sequence);
         drop(state);
         if let Some(waker) = woken {
@@ -227,6 +245,8 @@ impl Book {
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
+        // It holds what this book is a part of.
+        state.current = None;
         let woken = std::mem::take(&mut state.waiting);
         drop(state);
         woken.into_values().for_each(Waker::wake);
@@ -248,21 +268,8 @@ impl Book {
         Poll::Pending
     }
 
-    fn released(&self, sequence: u64) {
-        let mut state = self.lock();
-        state.waiting.remove(&sequence);
-        let index = (sequence / CHUNK).checked_sub(state.first_chunk);
-        if let Some(count) = index.and_then(|index| state.held.get_mut(index as usize)) {
-            *count = count.saturating_sub(1);
-        }
-        // The last one stays: the next receipt is most likely counted there.
-        if state.held.len() > 1 && state.held.front() == Some(&0) {
-            while state.held.len() > 1 && state.held.front() == Some(&0) {
-                state.held.pop_front();
-                state.first_chunk += 1;
-            }
-            state.forget();
-        }
+    fn waits_no_more(&self, sequence: u64) {
+        self.lock().waiting.remove(&sequence);
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
@@ -272,21 +279,23 @@ impl Book {
 
 impl State {
     #[inline]
-    fn hold(&mut self, sequence: u64) {
+    fn hold(&mut self, sequence: u64, watched: &Arc<Watched>) -> Arc<Held> {
         let chunk = sequence / CHUNK;
-        if let Some(count) = self.held.get_mut((chunk - self.first_chunk) as usize) {
-            *count += 1;
-            return;
+        match &self.current {
+            Some(held) if held.chunk == chunk => held.clone(),
+            _ => self.begin(chunk, watched),
         }
-        if self.held.iter().all(|count| *count == 0) {
-            // Nobody asks for anything before.
-            self.held.clear();
-            self.first_chunk = chunk;
-            self.forget();
-        }
-        let index = (chunk - self.first_chunk) as usize;
-        self.held.resize(index + 1, 0);
-        self.held[index] += 1;
+    }
+
+    #[cold]
+    fn begin(&mut self, chunk: u64, watched: &Arc<Watched>) -> Arc<Held> {
+        let watched = watched.clone();
+        let held = Arc::new(Held { chunk, watched });
+        self.held.push_back((chunk, Arc::downgrade(&held)));
+        // A closed client is to go with its last receipt.
+        self.current = (!self.closed).then(|| held.clone());
+        self.forget();
+        held
     }
 
     fn outcome(&self, sequence: u64) -> Option<Outcome> {
@@ -298,19 +307,30 @@ impl State {
     }
 
     fn is_held(&self, sequence: u64) -> bool {
-        let index = (sequence / CHUNK).checked_sub(self.first_chunk);
-        index
-            .and_then(|index| self.held.get(index as usize))
-            .is_some_and(|count| *count > 0)
+        let chunk = sequence / CHUNK;
+        // The book's own hold on the current one counts for nobody.
+        let nobody = match &self.current {
+            Some(current) if current.chunk == chunk => 1,
+            _ => 0,
+        };
+        let at = self.held.binary_search_by_key(&chunk, |(chunk, _)| *chunk);
+        at.is_ok_and(|at| self.held[at].1.strong_count() > nobody)
     }
 
     /// Drops what no held receipt can ask for. Of the ranges the last one stays: it says
     /// where the next begins.
     fn forget(&mut self) {
-        let oldest = match self.held.is_empty() {
-            true => u64::MAX,
-            false => self.first_chunk * CHUNK,
-        };
+        while self
+            .held
+            .front()
+            .is_some_and(|(_, held)| held.strong_count() == 0)
+        {
+            self.held.pop_front();
+        }
+        let oldest = self
+            .held
+            .front()
+            .map_or(u64::MAX, |(chunk, _)| chunk * CHUNK);
         while self.ranges.len() > 1 && self.ranges.front().is_some_and(|(end, _)| *end < oldest) {
             self.ranges.pop_front();
         }
@@ -330,8 +350,15 @@ impl State {
 mod tests {
     use super::*;
 
-    fn hold(book: &Book, sequence: u64) {
-        let _ = book.register(|| Ok::<_, ()>(sequence));
+    fn watched() -> Arc<Watched> {
+        let options = amps_store::Options::new().client_name("t");
+        Arc::new(Watched::new(Arc::new(
+            amps_store::Store::memory(options).unwrap(),
+        )))
+    }
+
+    fn hold(watched: &Arc<Watched>, sequence: u64) -> Receipt {
+        watched.register(|| Ok::<_, ()>(sequence)).unwrap()
     }
 
     fn look(book: &Book, sequence: u64) -> Poll<Outcome> {
@@ -340,8 +367,9 @@ mod tests {
 
     #[test]
     fn each_outcome_keeps_its_evidence() {
-        let book = Book::default();
-        (1..=6).for_each(|sequence| hold(&book, sequence));
+        let watched = watched();
+        let book = &watched.book;
+        let _held: Vec<_> = (1..=6).map(|sequence| hold(&watched, sequence)).collect();
         book.settled_through(2, Via::Ack);
         book.settled_one(
             3,
@@ -351,29 +379,30 @@ mod tests {
         );
         book.settled_through(5, Via::Logon);
         assert_eq!(
-            look(&book, 1),
+            look(book, 1),
             Poll::Ready(Outcome::Persisted { via: Via::Ack })
         );
         assert_eq!(
-            look(&book, 3),
+            look(book, 3),
             Poll::Ready(Outcome::Rejected {
                 reason: Reason::new("no")
             })
         );
         assert_eq!(
-            look(&book, 4),
+            look(book, 4),
             Poll::Ready(Outcome::Persisted { via: Via::Logon })
         );
-        assert_eq!(look(&book, 6), Poll::Pending);
+        assert_eq!(look(book, 6), Poll::Pending);
         book.close();
-        assert_eq!(look(&book, 6), Poll::Ready(Outcome::Unknown));
+        assert_eq!(look(book, 6), Poll::Ready(Outcome::Unknown));
     }
 
     #[test]
     fn memory_follows_the_receipts_held_and_not_the_messages_sent() {
-        let book = Book::default();
+        let watched = watched();
+        let book = &watched.book;
         for sequence in 1..100_000 {
-            hold(&book, sequence);
+            let receipt = hold(&watched, sequence);
             book.settled_one(sequence, Outcome::Persisted { via: Via::Ack });
             book.settled_through(
                 sequence,
@@ -383,7 +412,7 @@ mod tests {
                     Via::Logon
                 },
             );
-            book.released(sequence);
+            drop(receipt);
         }
         let state = book.lock();
         assert!(state.held.len() <= 1);
@@ -394,5 +423,54 @@ mod tests {
         );
         assert!(state.exceptions.len() <= CHUNK as usize);
         assert!(state.waiting.is_empty());
+    }
+
+    #[test]
+    fn what_receipts_may_ask_for_stays_as_long_as_they_are_held() {
+        let watched = watched();
+        let book = &watched.book;
+        let first = hold(&watched, 1);
+        let later: Vec<_> = (2..5000).map(|sequence| hold(&watched, sequence)).collect();
+        let single = Outcome::Persisted { via: Via::Logon };
+        for sequence in 1..5000 {
+            book.settled_one(sequence, single.clone());
+        }
+        drop(later);
+        book.settled_through(5000, Via::Ack);
+        let state = book.lock();
+        assert_eq!(state.exceptions.len(), 4999);
+        drop(state);
+        assert_eq!(look(book, 1), Poll::Ready(single));
+        drop(first);
+        // What nobody can ask for any more goes with the next that happens.
+        book.settled_through(5001, Via::Ack);
+        let state = book.lock();
+        assert_eq!(state.held.len(), 1, "the one where the next is counted");
+        assert!(state.exceptions.len() <= CHUNK as usize);
+    }
+
+    #[test]
+    fn a_receipt_that_is_dropped_leaves_no_waker() {
+        let watched = watched();
+        let mut receipt = hold(&watched, 1);
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(Pin::new(&mut receipt).poll(&mut context).is_pending());
+        assert_eq!(watched.book.lock().waiting.len(), 1);
+        drop(receipt);
+        assert!(watched.book.lock().waiting.is_empty());
+    }
+
+    #[test]
+    fn a_closed_client_goes_with_its_last_receipt() {
+        let watched = watched();
+        let gone = Arc::downgrade(&watched);
+        let before = hold(&watched, 1);
+        watched.close();
+        let after = hold(&watched, 2);
+        drop(watched);
+        drop(before);
+        assert!(gone.upgrade().is_some());
+        drop(after);
+        assert!(gone.upgrade().is_none());
     }
 }

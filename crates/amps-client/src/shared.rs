@@ -149,9 +149,9 @@ impl Shared {
                 .append(envelope, payload)
                 .map(|appended| appended.sequence)
         };
-        let sequence = watched.book.register(append)?;
+        let receipt = watched.register(append)?;
         self.doorbell.ring_for_message();
-        Ok(Receipt::new(sequence, watched.clone()))
+        Ok(receipt)
     }
 
     fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
