@@ -13,6 +13,10 @@ use crate::calls::{self, Call};
 use crate::format::BLOCK;
 use crate::planted::{self, Bug};
 
+/// A stretch from this length on leaves the page tables before it is synced: whoever reads it then
+/// takes a page fault for each 64 KiB.
+const UNMAPPED: u64 = 64 << 10;
+
 pub(super) struct MappedFile {
     pub(super) file: File,
     /// Of the file from here on.
@@ -26,6 +30,16 @@ impl Device for MappedFile {
     }
 
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        // A page that is mapped for stores is write-protected before it is written back, and each
+        // time all processors that run this program are interrupted, who appends among them: 15 µs.
+        // Out of the page tables are thousands at a time.
+        let (from, to) = (
+            offset.next_multiple_of(BLOCK),
+            (offset + len) / BLOCK * BLOCK,
+        );
+        if from + UNMAPPED <= to {
+            self.unmap(from, to - from);
+        }
         uninterrupted(|| {
             calls::check::<io::Error>(Call::SyncRange)?;
             let (offset, len) = ((offset - self.base) as usize, len as usize);
@@ -165,6 +179,27 @@ mod tests {
         assert_eq!(interrupt(Call::SyncRange), 1);
         mapped.device().sync_range(4096, 4096).unwrap();
         assert_eq!(fail_calls(None), 1);
+    }
+
+    /// A stretch that leaves the page tables for its sync loses no byte of it, stored before or
+    /// behind, and takes stores as ever.
+    #[test]
+    fn what_was_unmapped_for_a_sync_is_there() {
+        let file = tempfile::tempfile().unwrap();
+        let len = 4 * UNMAPPED;
+        reserve(&file, 0, len).unwrap();
+        let reader = file.try_clone().unwrap();
+        let mut mapped = Mapped::new(file, 0, len, len).unwrap();
+        let mut bytes: Vec<u8> = (0..len).map(|n| (n / 7) as u8).collect();
+        mapped.write(0, &bytes);
+        mapped.device().sync_range(100, len - 200).unwrap();
+        mapped.write(UNMAPPED, b"again");
+        bytes[UNMAPPED as usize..][..5].copy_from_slice(b"again");
+        let mut read = vec![0; len as usize];
+        mapped.read(0, &mut read);
+        assert!(read == bytes);
+        reader.read_exact_at(&mut read, 0).unwrap();
+        assert!(read == bytes);
     }
 
     /// What is written around the mapping must have no second place in memory.

@@ -16,7 +16,7 @@ use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use memmap2::{Advice, MmapMut, MmapOptions};
+use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 
 use super::file::MappedFile;
 use super::{Device, Medium};
@@ -118,6 +118,23 @@ impl Medium for Mapped {
 
     fn device(&self) -> Arc<dyn Device> {
         self.shared.clone()
+    }
+}
+
+impl MappedFile {
+    /// Takes whole pages out of the page tables. The next access brings each back from the page
+    /// cache, where what was stored in it is.
+    pub(super) fn unmap(&self, offset: u64, len: u64) {
+        let (from, len) = ((offset - self.base) as usize, len as usize);
+        assert!(from + len <= self.map.len(), "beyond the mapping");
+        // SAFETY: the range lies in the mapping, and that is shared, of a file: the advice drops
+        // page table entries and no byte of it.
+        let advised = unsafe {
+            self.map
+                .unchecked_advise_range(UncheckedAdvice::DontNeed, from, len)
+        };
+        // Where it is refused (locked memory), a sync is dearer and nothing else.
+        drop(advised);
     }
 }
 
