@@ -632,6 +632,10 @@ impl Source for FileSource<'_> {
         }
         Ok(())
     }
+
+    fn shared(&self) -> Option<&(dyn Source + Sync)> {
+        Some(self)
+    }
 }
 
 pub(crate) fn host() -> String {

@@ -1,6 +1,7 @@
 //! The publish store: a bounded, memory-mapped ring log that is also the send queue.
 
 mod api;
+mod bare;
 mod batch;
 mod calls;
 mod draft;

@@ -9,6 +9,7 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::DamagedRange;
+use crate::bare::Bare;
 use crate::envelope::{Envelope, Origin};
 use crate::format::{
     BLOCK, Epoch, Kind, LostBody, MAGIC, Mark, RECORD_HEADER, RecordHeader, SEGMENT_HEADER,
@@ -228,6 +229,10 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Epochs that open a segment, by the ordinal they follow; oldest segment first. Looked for
     /// when the first one is needed.
     bridges: Option<HashMap<u64, Vec<(usize, Seen)>>>,
+    /// Segments whose header says that they hold nothing.
+    free: Vec<usize>,
+    /// Which of them really do, where somebody looked.
+    bare: Option<Bare>,
 }
 
 impl<'a, S: Source + ?Sized> Recovery<'a, S> {
@@ -260,6 +265,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             counting: None,
             in_chain: vec![None; segments],
             bridges: None,
+            free: Vec::new(),
+            bare: None,
             out: Recovered {
                 oldest_needed: 0,
                 geometry,
@@ -286,7 +293,11 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
 
     fn run(mut self, beyond: bool) -> Result<Recovered, Refusal> {
         let used = self.used_segments()?;
-        let hole = self.walk(&used)?;
+        let hole = match beyond && self.closed_at == 0 {
+            true => self.walk_and_look(&used)?,
+            // Nothing will be searched, but for damage.
+            false => self.walk(&used)?,
+        };
         let mut gaps = Vec::new();
         let start = used.first().map_or(1, |u| u.0);
         let headless = start > self.out.oldest_needed.max(1);
@@ -384,7 +395,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             let mut bytes = [0; SEGMENT_HEADER as usize];
             self.source.fetch(at, &mut bytes)?;
             match SegmentHeader::decode(&bytes, self.geometry.key, at) {
-                Some(SegmentHeader::Free) => {}
+                Some(SegmentHeader::Free) => self.free.push(segment),
                 Some(SegmentHeader::Used { first_ordinal }) => used.push((first_ordinal, segment)),
                 None => {
                     let range = DamagedRange {
@@ -410,6 +421,28 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         }
         used.sort_unstable();
         Ok(used)
+    }
+
+    /// Walks, while another thread finds out which free segments are bare.
+    fn walk_and_look(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
+        let bare = Bare::new(&self.geometry, self.segments, &self.free);
+        let (source, geometry) = (self.source, self.geometry);
+        let Some(shared) = source.shared().filter(|_| bare.is_much()) else {
+            return self.walk(used);
+        };
+        let hole = std::thread::scope(|scope| {
+            let looking = std::thread::Builder::new()
+                .name("amps-recovery".into())
+                .spawn_scoped(scope, || bare.look(&mut Scanner::new(shared, geometry)));
+            if let Err(error) = looking {
+                tracing::debug!(%error, "recovery goes on without a second thread");
+            }
+            let hole = self.walk(used).inspect_err(|_| bare.stop())?;
+            bare.look(&mut self.scanner);
+            Ok(hole)
+        });
+        self.bare = Some(bare);
+        hole
     }
 
     /// Follows the log as far as it goes, and returns where that is.
@@ -677,10 +710,13 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 self.geometry.records_at(segment)
             };
             let end = self.geometry.end_of(segment);
+            self.out.bytes += end - from;
+            if self.bare.as_ref().is_some_and(|bare| bare.is_bare(segment)) {
+                continue;
+            }
             let whole = self
                 .scanner
                 .search(from, end, above, &mut budget, &mut beyond)?;
-            self.out.bytes += end - from;
             if !whole {
                 // Only a file made for it holds so many near-records: say so, of every segment
                 // in which one is met from here on.

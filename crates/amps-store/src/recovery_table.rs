@@ -27,6 +27,10 @@ impl Source for Image {
         }
         Ok(())
     }
+
+    fn shared(&self) -> Option<&(dyn Source + Sync)> {
+        Some(self)
+    }
 }
 
 fn superblock() -> Superblock {

@@ -1,6 +1,7 @@
 //! Looking at bytes: is there a record here, and is it the one that should follow?
 
 use std::io;
+use std::ops::Range;
 
 use crate::format::{
     Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, committed_len, record_is_intact,
@@ -10,6 +11,11 @@ use crate::format::{
 pub(crate) trait Source {
     /// Copies bytes out; what lies beyond the end reads as zeros.
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
+
+    /// The same bytes for another thread, if two may read at once.
+    fn shared(&self) -> Option<&(dyn Source + Sync)> {
+        None
+    }
 }
 
 impl Source for dyn crate::medium::Medium + '_ {
@@ -170,6 +176,19 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
             }
         }
         (shown.saturating_sub(8) / 8 * 8).max(at)
+    }
+
+    /// Whether nothing in a range could begin a record: a [`search`](Self::search) goes to the same
+    /// places, and leaves each at once.
+    pub(crate) fn is_bare(&mut self, range: Range<u64>) -> io::Result<bool> {
+        let mut at = range.start;
+        while at + RECORD_HEADER as u64 <= range.end {
+            if committed_len(self.bytes(at, RECORD_HEADER, range.end)?) != 0 {
+                return Ok(false);
+            }
+            at = self.next_possible(at + 8, range.end);
+        }
+        Ok(true)
     }
 
     /// Every intact record with an ordinal greater than `above` between two places, trying each 8-byte step. `budget` bounds the bytes checksummed for
