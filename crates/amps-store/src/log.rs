@@ -42,7 +42,7 @@ pub(crate) struct Log {
     pub(crate) unmarked: u64,
     /// The oldest ordinal needed, as the last mark says.
     pub(crate) needed_from: u64,
-    next: u64,
+    pub(crate) next: u64,
     first_of_run: u64,
     found_grant: u64,
     /// User tag of the newest publish that had one.
@@ -165,8 +165,13 @@ impl Log {
             };
             let fallback = tail.filter(|_| !in_place);
             let first_ordinal = log.ordinal + 1;
-            log.space
-                .open_for_epoch(&mut *log.medium, log.generation, first_ordinal, fallback)?;
+            log.space.open_for_epoch(
+                &mut *log.medium,
+                log.generation,
+                first_ordinal,
+                next,
+                fallback,
+            )?;
         }
         if fits || !can_wait {
             log.write_internal(Kind::Epoch, 0, &body)?;
@@ -359,6 +364,9 @@ impl Log {
         let entry = self.write(kind, quiet, sequence, envelope_len, len, body);
         if kind != Kind::Mark {
             self.unmarked = self.ordinal;
+        }
+        if kind == Kind::Copy {
+            self.space.copied(sequence);
         }
         Ok(entry)
     }

@@ -49,6 +49,10 @@ struct Link {
     first_ordinal: u64,
     /// Behind its last record; unknown while it is written.
     end: Option<u64>,
+    /// Messages that stand in it have sequences from `lowest` to `highest`; while it is written,
+    /// those published in it may have higher ones.
+    lowest: u64,
+    highest: u64,
 }
 
 /// The segments of the file at start: how many, and which hold the log.
@@ -160,6 +164,8 @@ impl Space {
                 segment,
                 first_ordinal,
                 end: None,
+                lowest: 0,
+                highest: u64::MAX,
             })
             .collect();
         for link in &chain {
@@ -259,6 +265,14 @@ impl Space {
         self.position += stride;
         debug_assert!(self.position <= self.end);
         offset
+    }
+
+    /// A copy of a message was written.
+    pub(crate) fn copied(&mut self, sequence: u64) {
+        if let Some(link) = self.chain.back_mut() {
+            link.lowest = link.lowest.min(sequence);
+            link.highest = link.highest.max(sequence);
+        }
     }
 
     /// Bytes left in the segment that is written.
@@ -451,10 +465,11 @@ impl Space {
         medium: &mut dyn Medium,
         generation: u64,
         first_ordinal: u64,
+        next: u64,
         fallback: Option<(usize, u64)>,
     ) -> Result<(), StoreError> {
         if let Some(segment) = self.pick() {
-            self.open_segment(medium, segment, generation, first_ordinal);
+            self.open_segment(medium, segment, generation, first_ordinal, next);
             return Ok(());
         }
         let (segment, position) = fallback.ok_or(StoreError::LogFull)?;
@@ -478,15 +493,18 @@ impl Space {
         self.ready.iter().copied().find(plain).or(held().copied())
     }
 
+    /// Opens a segment; messages published from here on have sequences from `next` on.
     fn open_segment(
         &mut self,
         medium: &mut dyn Medium,
         segment: usize,
         generation: u64,
         first_ordinal: u64,
+        next: u64,
     ) {
         if let Some(link) = self.chain.back_mut() {
             link.end = Some(self.position);
+            link.highest = link.highest.max(next - 1);
         }
         let (at, records) = (
             self.geometry.segment_at(segment),
@@ -503,6 +521,8 @@ impl Space {
             segment,
             first_ordinal,
             end: None,
+            lowest: next,
+            highest: 0,
         });
         self.position = records;
         self.end = self.geometry.end_of(segment);

@@ -5,7 +5,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use amps_store::testkit::{Rng, SimDisk, encode_envelope, record_places, step};
-use amps_store::{AppendError, Batch, Envelope, Options, PublishStore, Store};
+use amps_store::{AppendError, Batch, Envelope, Options, PublishStore, Store, StoredMessage};
 
 const SEGMENT: u64 = 8 << 10;
 /// Where the first segment begins.
@@ -107,4 +107,26 @@ fn a_thousand_laps_keep_what_is_unsettled_whatever_its_size() {
     let border = border.expect("records end at the same place again and again");
     println!("{} records, the border is at {border}", sizes[2]);
     assert!(room(border) > 20 && room(border + 8) > 20, "{ends:?}");
+}
+
+/// A message that outlived many laps stood in a segment of much younger ones; when that was reused,
+/// only the sequences published into it were looked for.
+#[test]
+fn a_copy_among_younger_messages_is_forgotten_with_its_segment() {
+    let store = Store::memory(Options::new().capacity(64 << 10)).unwrap();
+    let envelope = Envelope::publish("t");
+    let old = store.append(&envelope, &[1; 100]).unwrap().sequence;
+    let mut message = StoredMessage::new();
+    let lap = || {
+        for _ in 0..2000 {
+            let young = store.append(&envelope, &[2; 100]).unwrap().sequence;
+            store.settle(&[young]).unwrap();
+        }
+    };
+    lap();
+    assert!(store.get(old, &mut message).unwrap());
+    assert_eq!(message.payload(), [1; 100]);
+    store.settle(&[old]).unwrap();
+    lap();
+    assert!(!store.get(old, &mut message).unwrap());
 }

@@ -28,7 +28,7 @@ impl Log {
         })?;
         let (generation, ordinal) = (self.superblock.generation, self.ordinal + 1);
         self.space
-            .open_segment(&mut *self.medium, segment, generation, ordinal);
+            .open_segment(&mut *self.medium, segment, generation, ordinal, self.next);
         self.write_mark(false)
     }
 
@@ -205,7 +205,8 @@ impl Log {
                 self.copy_again(oldest)
             }
             Some(Collecting::Covering(_)) => {
-                self.space.collecting = Some(Collecting::Forgetting(0));
+                let lowest = self.space.chain.front().map_or(0, |l| l.lowest);
+                self.space.collecting = Some(Collecting::Forgetting(lowest));
                 Ok(())
             }
             Some(Collecting::Forgetting(from)) => {
@@ -333,7 +334,9 @@ impl Log {
         };
         let segment = oldest.segment;
         let bytes = self.geometry.segment_at(segment)..self.geometry.end_of(segment);
-        if let Some(next) = self.state.forget(from, &bytes) {
+        if from <= oldest.highest
+            && let Some(next) = self.state.forget(from, &bytes)
+        {
             self.space.collecting = Some(Collecting::Forgetting(next));
             return;
         }
