@@ -22,7 +22,7 @@ const KEPT: usize = 2;
 /// Free segments worth having: one spare ahead of a publisher.
 const WANTED: usize = KEPT + 1;
 /// Records looked at in one hold of the lock.
-const BATCH: usize = 64;
+const BATCH: usize = 16;
 /// Bytes at the end of a segment that only copies and epochs take: a run that dies in the
 /// middle of a collection leaves room for the epochs of the next ones.
 const SLACK: u64 = 3 * MAX_OPENING;

@@ -2,6 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::Path;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -41,6 +42,8 @@ struct Inner {
 
 struct Shared {
     core: Mutex<Core>,
+    /// Threads that wait for the lock.
+    waiting: AtomicU32,
     /// Wakes the helper.
     work: Condvar,
     /// Wakes callers that block for room or durability.
@@ -57,6 +60,9 @@ struct Shared {
 /// How long publishers may wait for room before growth that failed is tried again: space may
 /// have come meanwhile, and nothing else would tell.
 const GROWTH_RETRY: Duration = Duration::from_secs(1);
+
+/// How often the helper lets others run before it takes the lock from those who wait for it.
+const PATIENCE: usize = 64;
 
 /// Who does the chores.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -227,6 +233,7 @@ impl Store {
             fork_guard,
             work: Condvar::new(),
             progress: Condvar::new(),
+            waiting: AtomicU32::new(0),
             core: Mutex::new(Core {
                 log,
                 wanted: 0,
@@ -674,7 +681,16 @@ impl Shared {
 
     #[inline]
     fn lock(&self) -> MutexGuard<'_, Core> {
-        self.core.lock().unwrap_or_else(|poisoned| {
+        match self.core.try_lock() {
+            Ok(core) => core,
+            Err(_) => self.wait_for_lock(),
+        }
+    }
+
+    #[cold]
+    fn wait_for_lock(&self) -> MutexGuard<'_, Core> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        let core = self.core.lock().unwrap_or_else(|poisoned| {
             let mut core = poisoned.into_inner();
             // A panic under the lock is a defect; what the log holds is whole records,
             // but nothing more shall be promised by this run.
@@ -682,7 +698,22 @@ impl Shared {
                 .failed
                 .get_or_insert_with(|| "a panic under the store's lock".to_owned());
             core
-        })
+        });
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        core
+    }
+
+    /// The lock for the helper's next piece of work, after whoever waits for it. A helper that
+    /// takes it right back leaves them no moment between two pieces, so that they fall asleep,
+    /// and waking up takes longer than any piece of work. They cannot keep it out for long.
+    fn lock_last(&self) -> MutexGuard<'_, Core> {
+        for _ in 0..PATIENCE {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        self.lock()
     }
 
     /// The lock, while nobody writes the superblock without it.
@@ -870,7 +901,7 @@ impl Shared {
                     let wanted = core.log.state.spares_wanted();
                     drop(core);
                     let spares = make_spares(wanted);
-                    let mut core = self.lock();
+                    let mut core = self.lock_last();
                     core.log.state.add_spares(spares);
                     core
                 }
@@ -900,19 +931,19 @@ impl Shared {
                         core.log.failed.get_or_insert_with(|| error.to_string());
                     }
                     self.tell(core);
-                    self.lock()
+                    self.lock_last()
                 }
                 Chore::Superblock => match core.log.begin_due_write() {
                     Ok(Some(write)) => {
                         drop(core);
                         let result = write.make(&*self.device);
-                        let mut core = self.lock();
+                        let mut core = self.lock_last();
                         if let Err(error) = core.log.finish_write(write, result) {
                             tracing::error!(%error, "the store's upkeep failed");
                         }
                         self.progress.notify_all();
                         self.tell(core);
-                        self.lock()
+                        self.lock_last()
                     }
                     // A store that failed has nothing to do any more.
                     Ok(None) | Err(_) => core,
@@ -921,27 +952,27 @@ impl Shared {
                     core.log.space.begin_resize();
                     drop(core);
                     let reserved = self.device.reserve(from, to);
-                    let mut core = self.lock();
+                    let mut core = self.lock_last();
                     if let Err(error) = &reserved {
                         tracing::warn!(%error, "the store cannot grow");
                     }
                     core.log.reserved(to, reserved);
                     // A file that cannot grow has less room: perhaps a watermark is crossed.
                     self.tell(core);
-                    self.lock()
+                    self.lock_last()
                 }
                 Chore::Truncate(to) => {
                     core.log.space.begin_resize();
                     drop(core);
                     let truncated = self.device.truncate(to);
-                    let mut core = self.lock();
+                    let mut core = self.lock_last();
                     core.log.truncated(to, truncated);
                     core
                 }
                 Chore::Prefault(from, len) => {
                     drop(core);
                     self.device.prefault(from, len);
-                    let mut core = self.lock();
+                    let mut core = self.lock_last();
                     core.log.prefaulted(from + len);
                     core
                 }
@@ -982,13 +1013,13 @@ impl Shared {
         let ticket = core.log.begin_sync();
         drop(core);
         let result = ticket.extent.sync(&*self.device);
-        let mut core = self.lock();
+        let mut core = self.lock_last();
         core.last_sync = Instant::now();
         if let Err(error) = core.log.finish_sync(ticket, result) {
             tracing::error!(%error, "sync failed");
         }
         self.tell(core);
-        self.lock()
+        self.lock_last()
     }
 }
 
