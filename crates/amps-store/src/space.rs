@@ -11,7 +11,7 @@ mod upkeep;
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::error::StoreError;
-use crate::format::{MAX_OPENING, SEGMENT_HEADER, SegmentHeader};
+use crate::format::{BLOCK, MAX_OPENING, SEGMENT_HEADER, SegmentHeader};
 use crate::medium::Medium;
 use crate::scan::Geometry;
 use crate::state::State;
@@ -114,6 +114,9 @@ pub(crate) struct Space {
     file_end: u64,
     /// Pages of the segment that is written are ready for stores up to here.
     prefaulted: u64,
+    /// A sync took the readiness of the page that is written: the next store to it would take a
+    /// fault, and that may wait for the file system's journal.
+    protected: bool,
     /// The free segment that is made ready, and opened next; ready up to here.
     spare: Option<(usize, u64)>,
     unsynced: Unsynced,
@@ -196,6 +199,7 @@ impl Space {
             writing: false,
             file_end: geometry.end_of(segments.count - 1),
             prefaulted: 0,
+            protected: false,
             spare: None,
             unsynced: Unsynced::everything(0),
             working: false,
@@ -301,6 +305,9 @@ impl Space {
     /// The next piece to be made ready: what is left of the segment that is written, then
     /// the one to be opened next, so that a burst meets no page fault.
     fn piece_to_prefault(&self) -> Option<(u64, u64)> {
+        if self.protected && self.position < self.end && !self.wants_prefault() {
+            return Some((self.position / BLOCK * BLOCK, BLOCK));
+        }
         let from = self.prefaulted.max(self.position);
         if from < self.end {
             return Some((from, AHEAD.min(self.end - from)));
@@ -315,6 +322,7 @@ impl Space {
     }
 
     fn prefaulted(&mut self, through: u64) {
+        self.protected = false;
         let segment = self.geometry.segment_of(through - 1);
         if segment == self.current() {
             self.prefaulted = self.prefaulted.max(through);
@@ -431,6 +439,7 @@ impl Space {
     /// Several syncs may overlap; each vouches only for what was there when it began.
     pub(crate) fn sync_finished(&mut self, number: u64) {
         self.syncs_finished = self.syncs_finished.max(number);
+        self.protected = true;
         let finished = self.syncs_finished;
         let status = &self.status;
         let is_durable = |s: &usize| matches!(status[*s], Status::Stamped(n) if n <= finished);
