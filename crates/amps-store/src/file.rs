@@ -384,7 +384,6 @@ fn start_on(
     let numbers = [
         superblock.generation,
         superblock.counter,
-        recovered.max_generation,
         recovered.max_ordinal,
         recovered.max_sequence,
     ];
@@ -392,6 +391,17 @@ fn start_on(
         return Err(OpenError::NotAStore {
             path: path.to_owned(),
             why: "its numbers are used up, which takes more than a lifetime".into(),
+        });
+    }
+    if recovered.max_generation > superblock.generation {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: format!(
+                "its superblock knows of run {} and a record of run {}, which no store writes: \
+                 two files were mixed, or it was copied while it was opened; `amps store repair \
+                 --to FILE` saves what is intact",
+                superblock.generation, recovered.max_generation
+            ),
         });
     }
     // A choice between two places would not be the same at every open.
@@ -435,7 +445,7 @@ fn start_on(
     }
     let mut report = report(&recovered);
     report.created = created;
-    report.generation = superblock.generation.max(recovered.max_generation) + 1;
+    report.generation = superblock.generation + 1;
     report.scan = scan;
     report.superblock_repaired = header.repair;
 
@@ -443,7 +453,7 @@ fn start_on(
     superblock.segments = superblock.segments.min(there);
     let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
     medium.leave(len);
-    superblock.generation = superblock.generation.max(recovered.max_generation) + 1;
+    superblock.generation += 1;
     superblock.owner_pid = std::process::id();
     superblock.owner_host = host();
     superblock.closed_at = 0;

@@ -197,6 +197,29 @@ fn a_record_of_an_unknown_run_is_not_being_written() {
     assert!(!look.is_moving());
 }
 
+/// Records said that they were of runs to come. A salvage took one of them for the newest, what
+/// stood between was dead, and came back when the segment before it was freed: messages that were
+/// settled, in place of some that were not.
+#[test]
+fn records_of_runs_that_never_were_are_refused_unchanged() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 20);
+    let mut bytes = disk.bytes();
+    let (seventh, _) = record_places(&bytes)[7];
+    // Its generation.
+    bytes[seventh as usize + 32] = 8;
+    resign(&mut bytes);
+    for recovery in [Recovery::Strict, Recovery::Salvage] {
+        disk.restore(bytes.clone());
+        let refused = disk.open(options().recovery(recovery)).map(drop);
+        assert!(
+            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("run 8")),
+            "{refused:?}"
+        );
+        assert!(disk.bytes() == bytes);
+    }
+}
+
 /// The only header of a segment in use names an ordinal far above its records. A look took the
 /// empty log before that ordinal for what the store was before it was written to just now.
 #[test]

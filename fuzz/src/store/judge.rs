@@ -170,12 +170,17 @@ fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
     }
 }
 
-/// `None`: behind a clean close stands a record, made for it, whose numbers leave none to go on
-/// with. The first open had no reason to look there, and this one refuses.
+/// `None`: where the first open had no reason to look, as behind a clean close, stands a record
+/// made for it: its numbers leave none to go on with, or it is of a run that never was. This open
+/// refuses.
 fn again(disk: &SimDisk, options: &Options, what: &str) -> Option<Store> {
     match disk.open(options.clone()) {
         Ok(store) => Some(store),
-        Err(OpenError::NotAStore { why, .. }) if why.contains("numbers are used up") => None,
+        Err(OpenError::NotAStore { why, .. })
+            if why.contains("numbers are used up") || why.contains("a record of run") =>
+        {
+            None
+        }
         Err(error) => panic!("it opened once, and not after {what}: {error} {error:?}"),
     }
 }
