@@ -31,6 +31,8 @@ struct Header {
     subject: Vec<u8>,
     /// From the length in front of the frame to where its body begins.
     bytes: Vec<u8>,
+    /// The number that stands in it, and where.
+    wire: u64,
     number: Range<usize>,
 }
 
@@ -75,10 +77,10 @@ impl Header {
         };
         self.subject.clear();
         self.bytes.clear();
-        // One digit, until a message says how many it needs.
+        self.wire = 0;
         let end = Publish {
             delta,
-            ..Publish::stored(&envelope.topic, 0, &[])
+            ..Publish::stored(&envelope.topic, self.wire, &[])
         }
         .encode_marked(&mut self.bytes)?;
         self.number = end - 1..end;
@@ -88,21 +90,19 @@ impl Header {
 
     #[inline]
     fn write(&mut self, wire: u64, body: &[u8], out: &mut Vec<u8>) -> Result<(), FrameError> {
-        let mut digits = [0; 20];
-        let digits = decimal(wire, &mut digits);
-        if digits.len() != self.number.len() {
-            drop(
-                self.bytes
-                    .splice(self.number.clone(), digits.iter().copied()),
-            );
+        let follows = self.wire.checked_add(1) == Some(wire);
+        if !(follows && count_up(&mut self.bytes[self.number.clone()])) {
+            let mut digits = [0; 20];
+            let digits = decimal(wire, &mut digits).iter().copied();
+            self.bytes.splice(self.number.clone(), digits.clone());
             self.number.end = self.number.start + digits.len();
         }
+        self.wire = wire;
         let length = self.bytes.len() - LENGTH_BYTES + body.len();
         let Ok(field) = u32::try_from(length) else {
             return Err(FrameError::Unsendable { length });
         };
         self.bytes[..LENGTH_BYTES].copy_from_slice(&field.to_be_bytes());
-        self.bytes[self.number.clone()].copy_from_slice(digits);
         out.reserve(self.bytes.len() + body.len());
         out.extend_from_slice(&self.bytes);
         out.extend_from_slice(body);
@@ -164,6 +164,19 @@ pub(crate) fn delete<'a>(
         _ => Command::sow_delete_by_data(topic, data),
     };
     Command { options, ..command }
+}
+
+/// Makes the digits those of the next number; false: it has more of them.
+#[inline]
+fn count_up(digits: &mut [u8]) -> bool {
+    for digit in digits.iter_mut().rev() {
+        if *digit < b'9' {
+            *digit += 1;
+            return true;
+        }
+        *digit = b'0';
+    }
+    false
 }
 
 fn decimal(mut number: u64, digits: &mut [u8; 20]) -> &[u8] {
@@ -233,7 +246,7 @@ mod tests {
     fn a_frame_is_the_same_whatever_went_out_before_it() {
         let long = "l".repeat(300);
         let envelopes = envelopes(&long);
-        let numbers = [0, 1, 9, 10, 11, 99, 100, 12_345, 9, u64::MAX, 1];
+        let numbers = [0, 1, 9, 10, 11, 99, 100, 12_345, 9, u64::MAX, 0, 1];
         let mut batch = Batch::new(2, usize::MAX);
         for publish_ids in [false, true] {
             let mut encoder = Encoder::new(publish_ids);
@@ -259,6 +272,23 @@ mod tests {
                     }
                 }
             }
+        }
+    }
+
+    #[test]
+    fn numbers_that_follow_each_other_are_counted_up() {
+        let mut header = Header::default();
+        let envelope = Envelope::publish("t");
+        assert!(header.set(b"t", &envelope).unwrap());
+        let far = [998..1100, 0..3, u64::MAX - 2..u64::MAX]
+            .into_iter()
+            .flatten();
+        for wire in (0..1200).chain(far).chain([u64::MAX, 0, 1]) {
+            let (mut frame, mut expected) = (Vec::new(), Vec::new());
+            header.write(wire, b"body", &mut frame).unwrap();
+            let publish = Publish::stored("t", wire, b"body");
+            publish.encode(&mut expected).unwrap();
+            assert_eq!(frame, expected);
         }
     }
 
