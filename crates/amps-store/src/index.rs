@@ -5,7 +5,7 @@
 //! more. The words of settled messages stay until their segment is reused.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 const CHUNK: usize = 1024;
 /// Spare chunks that the helper keeps ready: a fresh one costs the kernel two page faults,
@@ -275,26 +275,41 @@ impl Index {
         Some(next)
     }
 
-    /// The lowest unsettled sequence in `from..=through`.
-    pub(crate) fn next_unsettled(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
+    /// Shows what is unsettled in `from..=through`, rising, until that is enough.
+    #[inline]
+    pub(crate) fn each_unsettled(
+        &self,
+        from: u64,
+        through: u64,
+        mut show: impl FnMut(u64, Entry) -> ControlFlow<()>,
+    ) {
         let mut at = self.chunk_at(from);
-        while let Some(chunk) = self.chunks.get(at) {
-            if chunk.first > through {
-                return None;
-            }
+        while let Some(chunk) = self.chunks.get(at)
+            && chunk.first <= through
+        {
             let skip = from.saturating_sub(chunk.first) as usize;
             for (i, &word) in chunk.words.iter().enumerate().skip(skip) {
                 let sequence = chunk.first + i as u64;
                 if sequence > through {
-                    return None;
+                    return;
                 }
-                if word != 0 && !Entry(word).is_settled() {
-                    return Some((sequence, Entry(word)));
+                if word != 0 && !Entry(word).is_settled() && show(sequence, Entry(word)).is_break()
+                {
+                    return;
                 }
             }
             at += 1;
         }
-        None
+    }
+
+    /// The lowest unsettled sequence in `from..=through`.
+    pub(crate) fn next_unsettled(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
+        let mut found = None;
+        self.each_unsettled(from, through, |sequence, entry| {
+            found = Some((sequence, entry));
+            ControlFlow::Break(())
+        });
+        found
     }
 
     /// The lowest sequence in `from..=through` that has a record.

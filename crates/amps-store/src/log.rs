@@ -4,6 +4,7 @@
 //! room for it and `recover.rs` reads it back.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, Rejection, StoredMessage};
@@ -549,15 +550,15 @@ impl Log {
 
     /// Reads unsettled messages until the batch is full. Their checksums are checked by the
     /// caller of [`check_all`], without the lock.
-    pub(crate) fn copy_unsettled(&self, mut from: u64, through: u64, into: &mut Batch) {
-        while let Some((sequence, entry)) = self.state.next_unsettled(from, through) {
+    pub(crate) fn copy_unsettled(&self, from: u64, through: u64, into: &mut Batch) {
+        self.state.each_unsettled(from, through, |sequence, entry| {
             let (offset, len) = (entry.offset(), entry.stride() as usize);
             let Some(room) = into.take(sequence, offset, len) else {
-                return;
+                return ControlFlow::Break(());
             };
             self.medium.read(offset, room);
-            from = sequence + 1;
-        }
+            ControlFlow::Continue(())
+        });
     }
 
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {

@@ -2,7 +2,7 @@
 //! and how much room they hold. Live operation and recovery feed the same functions.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use crate::format::{ACCEPTANCE, CHARGE};
 use crate::index::{Entry, Index};
@@ -154,6 +154,18 @@ impl State {
 
     pub(crate) fn next_unsettled(&self, from: u64, through: u64) -> Option<(u64, Entry)> {
         self.index.next_unsettled(from.max(self.floor + 1), through)
+    }
+
+    /// Shows what is unsettled in `from..=through`, rising, until that is enough.
+    #[inline]
+    pub(crate) fn each_unsettled(
+        &self,
+        from: u64,
+        through: u64,
+        show: impl FnMut(u64, Entry) -> ControlFlow<()>,
+    ) {
+        self.index
+            .each_unsettled(from.max(self.floor + 1), through, show);
     }
 
     /// The lowest sequence in `from..=through` whose message is readable, settled or not.
