@@ -61,6 +61,10 @@ struct Shared {
 /// have come meanwhile, and nothing else would tell.
 const GROWTH_RETRY: Duration = Duration::from_secs(1);
 
+/// How often a caller tries to get the lock before it sleeps: about as long as waking up takes,
+/// and longer than any piece of work under the lock.
+const SPINS: usize = 400;
+
 /// How often the helper lets others run before it takes the lock from those who wait for it.
 const PATIENCE: usize = 64;
 
@@ -690,6 +694,13 @@ impl Shared {
     #[cold]
     fn wait_for_lock(&self) -> MutexGuard<'_, Core> {
         self.waiting.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..SPINS {
+            if let Ok(core) = self.core.try_lock() {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                return core;
+            }
+            std::hint::spin_loop();
+        }
         let core = self.core.lock().unwrap_or_else(|poisoned| {
             let mut core = poisoned.into_inner();
             // A panic under the lock is a defect; what the log holds is whole records,
