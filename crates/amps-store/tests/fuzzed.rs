@@ -237,6 +237,31 @@ fn a_header_of_the_future_is_not_being_written() {
     assert_eq!(look.bounds().unsettled, 5);
 }
 
+/// A device lost what was written to the first segment of the log: it says that it is free. A look
+/// took what is left for the log as it was before it was written to just now, and told of no
+/// damage.
+#[test]
+fn a_file_at_rest_without_its_first_segment_is_damaged_and_never_called_moving() {
+    let disk = SimDisk::new();
+    let options = options().capacity(128 << 10).segment_size(8 << 10);
+    let store = disk.open(options.preallocate(true)).expect("creates");
+    publish(&store, 80);
+    store.sync().expect("syncs");
+    drop(store);
+    let mut bytes = disk.bytes();
+    let lost = &mut bytes[8192..][..8192];
+    lost[64..].fill(0);
+    // Its first ordinal, and whether it is used.
+    lost[8..16].fill(0);
+    lost[24] = 0;
+    resign(&mut bytes);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), &bytes).expect("writes");
+    let look = Inspection::open(file.path()).expect("a store");
+    assert!(!look.is_moving());
+    assert!(!look.report().damaged.is_empty());
+}
+
 /// A copy of a store was cut short behind segments that are all full. Salvage found no room for
 /// its own records there, asked for a report, and had written to the file.
 #[test]

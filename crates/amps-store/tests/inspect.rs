@@ -133,7 +133,6 @@ fn what_is_no_store_is_said_to_be_none() {
     assert!(matches!(directory, Err(OpenError::NotAStore { .. })));
 }
 
-/// Busy is not damaged: while a writer laps the ring, every look is a state the store had.
 /// The superblocks come last. A look that began before them found stamps of the first open
 /// behind them a moment later: "both superblock copies are blank, and data follows".
 #[test]
@@ -165,6 +164,7 @@ fn a_store_that_is_being_created_is_missing_or_empty_and_never_damaged() {
     });
 }
 
+/// Busy is not damaged: while a writer laps the ring, every look is a state the store had.
 #[test]
 fn a_busy_store_is_never_called_damaged() {
     for (capacity, segment) in [(64 << 10, 8 << 10), (1 << 20, 64 << 10)] {

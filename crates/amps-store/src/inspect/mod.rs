@@ -183,27 +183,28 @@ impl Inspection {
     /// owner changes it faster than it can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        let io = |what| {
-            move |error: std::io::Error| OpenError::Io {
-                path: path.to_owned(),
-                what,
-                error,
+        // It may be there for the one call and gone for the other.
+        let found = |what| {
+            move |error: std::io::Error| match error.kind() {
+                std::io::ErrorKind::NotFound => OpenError::Missing {
+                    path: path.to_owned(),
+                },
+                _ => OpenError::Io {
+                    path: path.to_owned(),
+                    what,
+                    error,
+                },
             }
         };
         // A fifo would block the open, a device might be changed by it.
-        let metadata = std::fs::metadata(path).map_err(|error| match error.kind() {
-            std::io::ErrorKind::NotFound => OpenError::Missing {
-                path: path.to_owned(),
-            },
-            _ => io("look at")(error),
-        })?;
+        let metadata = std::fs::metadata(path).map_err(found("look at"))?;
         if !metadata.is_file() {
             return Err(OpenError::NotAStore {
                 path: path.to_owned(),
                 why: "not a regular file".into(),
             });
         }
-        let file = File::open(path).map_err(io("open"))?;
+        let file = File::open(path).map_err(found("open"))?;
         Self::of(path, &Arc::new(file))
     }
 

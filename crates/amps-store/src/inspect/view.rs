@@ -11,9 +11,10 @@
 //! 2. A scan that found nothing wrong is a state the log really had.
 //! 3. A scan that found a hole or damage is believed only when a second one, after a pause,
 //!    finds the same with the same bytes at the same places.
-//! 4. When the place was written meanwhile, the same segments are walked again up to their
-//!    first hole only: what stands before it is whole, and is a legal prefix of the log.
-//!    That the hole is the place being written shows when the missing record stands there.
+//! 4. When the second one finds something else, the file is being written, and the segments of
+//!    that scan are walked again up to their first hole only: what stands before it is whole,
+//!    and is a legal prefix of the log. That the hole is the place being written shows when
+//!    the missing record stands there. A file at rest never comes to this.
 //!
 //! Everything is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
 //! [`LONGEST_PAUSE`]; a store that gives no answer by then is busy, and not damaged.
@@ -110,7 +111,9 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
             if suspected.as_ref() == Some(&suspicion) {
                 return Ok(Some(view));
             }
-            if let Some(prefix) = prefix(&view, &head)? {
+            if suspected.is_some()
+                && let Some(prefix) = prefix(&view, &head)?
+            {
                 let last = read_head(file)?;
                 if let Some(mut prefix) = prefix.at_once_with(&head, last)? {
                     prefix.moving = true;
@@ -388,15 +391,8 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     };
     let opened = (0..now.len()).filter(|segment| now[*segment] == Some(opens));
     let mut places = opened.map(|segment| recovered.geometry.records_at(segment));
-    // A header alone says nothing of records: the last one was seen.
-    let is_seen = recovered.max_ordinal == recovered.last_ordinal;
-    let beyond = is_seen && next > missing && next > view.recovered.max_ordinal;
-    let is_written = |place| -> io::Result<bool> {
-        // What the image holds already was written before it, and is no part of the log.
-        let geometry = recovered.geometry;
-        let was_there = view.image.is_some() && goes_on(view, geometry, place, next)?;
-        Ok(!was_there && goes_on(&FileSource(&view.file), geometry, place, next)?)
-    };
+    let beyond = next > missing && next > view.recovered.max_ordinal;
+    let is_written = |place| goes_on(&FileSource(&view.file), recovered.geometry, place, next);
     let goes_on = beyond
         || is_written(last.end)?
         || places.try_fold(false, |found, place| {
