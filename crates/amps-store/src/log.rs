@@ -3,32 +3,29 @@
 //! Everything that must be remembered is appended here as a record; `space.rs` finds the
 //! room for it and `recover.rs` reads it back.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::ops::ControlFlow;
-use std::sync::Arc;
+mod durable;
+mod read;
+mod start;
 
-use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, Rejection, StoredMessage};
-use crate::batch::Batch;
+use std::collections::BTreeMap;
+
+use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, StoredMessage};
 use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError, Origin};
-use crate::error::{AppendError, DamagedRange, ReadError, StoreError};
+use crate::error::{AppendError, ReadError, StoreError};
 use crate::format::{
-    ACCEPTANCE, CHARGE, Epoch, GRANT_LAST, Kind, LostBody, MAX_OPENING, MAX_REJECTION, MAX_SETTLED,
-    Mark, RECORD_HEADER, RecordHeader, RejectionBody, Superblock, UserTag, record_is_intact,
-    stride,
+    ACCEPTANCE, CHARGE, GRANT_LAST, Kind, MAX_OPENING, MAX_REJECTION, MAX_SETTLED, Mark,
+    RECORD_HEADER, RecordHeader, RejectionBody, Superblock, UserTag, stride,
 };
 use crate::index::Entry;
-use crate::medium::{Device, Medium};
+use crate::medium::Medium;
 use crate::planted::{self, Bug};
-use crate::recover::Recovered;
 use crate::scan::Geometry;
-use crate::space::{Segments, Space};
+use crate::space::Space;
 use crate::state::{Standing, State};
-use crate::unsynced::Extent;
 use crate::watermark::Watermark;
 
-/// Most lost records that one open writes.
-const MAX_LOST: usize = 32;
+pub(crate) use self::read::{check, check_all};
 
 pub(crate) struct Log {
     pub(crate) medium: Box<dyn Medium>,
@@ -62,131 +59,6 @@ pub(crate) struct Log {
 }
 
 impl Log {
-    /// Takes over what recovery found and opens a new epoch behind it. The superblock
-    /// already names this run; free segments are stamped and durable.
-    pub(crate) fn start(
-        medium: Box<dyn Medium>,
-        superblock: Superblock,
-        recovered: Recovered,
-    ) -> Result<Log, StoreError> {
-        let next = match planted::is(Bug::SequenceReset) {
-            true => recovered.state.last() + 1,
-            false => recovered.next.max(recovered.max_sequence + 1),
-        };
-        let in_place = recovered.resumes_in_place();
-        let chain: VecDeque<_> = recovered
-            .chain
-            .iter()
-            .map(|c| (c.segment, c.first_ordinal))
-            .collect();
-        let last: Vec<usize> = {
-            let mut is_new = vec![true; superblock.segments as usize];
-            let held = recovered.set_aside.iter();
-            held.map(|s| recovered.geometry.segment_of(s.offset))
-                .filter(|s| std::mem::take(&mut is_new[*s]))
-                .collect()
-        };
-        let tail = recovered.chain.last().map(|c| (c.segment, c.end));
-        // With damage that is given up, what was ignorable is named too: what proved it so
-        // may be gone at the next open.
-        let ignored = recovered.ignored.iter().map(|r| DamagedRange {
-            sequences: None,
-            ..r.clone()
-        });
-        let gives_up = !recovered.damaged.is_empty();
-        let mut lost: Vec<LostBody> = recovered
-            .damaged
-            .iter()
-            .cloned()
-            .chain(ignored.filter(|_| gives_up))
-            .filter(|r| r.first_ordinal != 0)
-            .map(|r| LostBody {
-                first_ordinal: r.first_ordinal,
-                last_ordinal: r.last_ordinal.unwrap_or(r.first_ordinal),
-                first_sequence: r.sequences.map_or(0, |s| s.0),
-                last_sequence: r.sequences.map_or(0, |s| s.1),
-            })
-            .collect();
-        if lost.len() > MAX_LOST {
-            lost = name_together(lost);
-        }
-        let mut log = Log {
-            geometry: recovered.geometry,
-            space: Space::new(
-                recovered.geometry,
-                Segments::new(superblock.segments as usize, chain, last),
-            ),
-            generation: superblock.generation,
-            ordinal: recovered.last_ordinal,
-            unmarked: 0,
-            needed_from: recovered.oldest_needed,
-            next,
-            first_of_run: next,
-            found_grant: superblock.grant,
-            tag: recovered.tag.as_deref().map(UserTag::new),
-            durable: Durable {
-                ordinal: recovered.durable,
-                sequence: 0,
-            },
-            failed: None,
-            closed: false,
-            unlogged: BTreeMap::new(),
-            watermark: Watermark::new(None, 0),
-            draft: Draft::new(),
-            body: Vec::with_capacity(MAX_SETTLED * 8),
-            state: recovered.state,
-            medium,
-            superblock,
-        };
-        let follows = recovered.last_ordinal;
-        let epoch = Epoch {
-            follows,
-            last_before: log.state.last(),
-            first_after: next,
-            mark: log.mark(false),
-        };
-        let mut body = Vec::new();
-        epoch.encode(&mut body);
-        if let Some((segment, end)) = tail {
-            log.space.resume(segment, end);
-        }
-        log.space.begin_epoch();
-        // Where no segment is free, the room left belongs to the collection that frees one:
-        // epochs of runs that die in their open must not use it up.
-        let kept = log.space.collection_needs(&log.state);
-        let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()) + kept);
-        // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
-        // previous run died while it was freeing a segment, and this one goes on with that.
-        let can_wait = in_place && log.space.is_starved() && lost.is_empty();
-        if !fits && !can_wait {
-            log.ordinal = if in_place {
-                follows
-            } else {
-                recovered.max_ordinal
-            };
-            let fallback = tail.filter(|_| !in_place);
-            let first_ordinal = log.ordinal + 1;
-            log.space.open_for_epoch(
-                &mut *log.medium,
-                log.generation,
-                first_ordinal,
-                next,
-                fallback,
-            )?;
-        }
-        if fits || !can_wait {
-            log.write_internal(Kind::Epoch, 0, &body)?;
-            log.needed_from = epoch.mark.oldest_needed;
-        }
-        for range in lost {
-            let mut body = Vec::new();
-            range.encode(&mut body);
-            log.write_internal(Kind::Lost, 0, &body)?;
-        }
-        log.space.end_upkeep(&log.state);
-        Ok(log)
-    }
-
     /// Most bytes that may be needed or charged once the file has grown as far as it can.
     pub(crate) fn limit(&self) -> u64 {
         self.space.limit(self.superblock.cap_segments)
@@ -529,80 +401,6 @@ impl Log {
         self.append(&envelope, message.payload()).map(Some)
     }
 
-    /// Reads a message if its bytes are still there. The checksum is checked by the caller
-    /// of [`check`], without the lock.
-    pub(crate) fn copy_out(&self, sequence: u64, into: &mut StoredMessage) -> Option<Place> {
-        let entry = self.state.get(sequence)?;
-        into.sequence = sequence;
-        // The buffer only ever grows to the largest message read through it.
-        let len = entry.stride() as usize;
-        if into.bytes.len() < len {
-            into.bytes.resize(len, 0);
-        }
-        into.len = len;
-        self.medium.read(entry.offset(), &mut into.bytes[..len]);
-        Some(Place {
-            offset: entry.offset(),
-            key: self.geometry.key,
-            max: self.geometry.max_record,
-        })
-    }
-
-    /// Reads unsettled messages until the batch is full. Their checksums are checked by the
-    /// caller of [`check_all`], without the lock.
-    pub(crate) fn copy_unsettled(&self, from: u64, through: u64, into: &mut Batch) {
-        self.state.each_unsettled(from, through, |sequence, entry| {
-            let (offset, len) = (entry.offset(), entry.stride() as usize);
-            let Some(room) = into.take(sequence, offset, len) else {
-                return ControlFlow::Break(());
-            };
-            self.medium.read(offset, room);
-            ControlFlow::Continue(())
-        });
-    }
-
-    fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
-        match self.copy_out(sequence, into) {
-            Some(place) => check(place, into).map(|()| true),
-            None => Ok(false),
-        }
-    }
-
-    pub(crate) fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
-        let read = |(&sequence, entry): (&u64, &Entry)| {
-            let body = match self.unlogged.get(&sequence) {
-                Some(body) => Some(body.clone()),
-                None => self.rejection_at(*entry),
-            };
-            // A damaged record must not hide that the message was refused.
-            let body = body.unwrap_or_else(|| {
-                RejectionBody::new("(the record of the reason is damaged)", 0, false)
-            });
-            Rejection {
-                sequence,
-                reason: body.reason,
-                reason_cut: body.cut,
-                at: body.at,
-                late: body.late,
-            }
-        };
-        self.state
-            .rejections()
-            .range(from..)
-            .take(limit)
-            .map(read)
-            .collect()
-    }
-
-    fn rejection_at(&self, entry: Entry) -> Option<RejectionBody> {
-        let mut bytes = vec![0; entry.stride() as usize];
-        self.medium.read(entry.offset(), &mut bytes);
-        let header = RecordHeader::decode(&bytes, self.geometry.max_record)?;
-        let intact = record_is_intact(&bytes, self.geometry.key, entry.offset());
-        let body = intact.then(|| &bytes[RECORD_HEADER..header.len as usize])?;
-        RejectionBody::decode(body)
-    }
-
     pub(crate) fn bounds(&self) -> Bounds {
         Bounds {
             first_unsettled: self.state.first_unsettled(),
@@ -654,89 +452,6 @@ impl Log {
         let tag = self.tag.as_ref().map(UserTag::as_bytes);
         tag.filter(|t| !t.is_empty()).map(<[u8]>::to_vec)
     }
-
-    /// Ends the log: a mark that says so, a sync, and a superblock that names the mark and
-    /// gives unused numbers back.
-    pub(crate) fn close(
-        &mut self,
-        device: &Arc<dyn Device>,
-        handed_over: u64,
-    ) -> Result<(), StoreError> {
-        self.usable()?;
-        // A sync first, so that the closing mark can say everything before it is durable.
-        let ticket = self.begin_sync();
-        let result = ticket.extent.sync(&**device);
-        self.finish_sync(ticket, result)?;
-        self.write_mark(true)?;
-        let ticket = self.begin_sync();
-        let result = ticket.extent.sync(&**device);
-        self.closed = true;
-        self.finish_sync(ticket, result)?;
-        let mut superblock = self.superblock.clone();
-        superblock.closed_at = self.ordinal;
-        superblock.segments = self.segments_at_close();
-        superblock.grant = superblock.grant.min(handed_over.max(self.state.floor()));
-        self.write_superblock(superblock)?;
-        self.cut_to_named(device);
-        Ok(())
-    }
-
-    /// A sync was started: what it will cover.
-    pub(crate) fn begin_sync(&mut self) -> Ticket {
-        let (number, extent) = self.space.sync_started();
-        Ticket {
-            number,
-            extent,
-            durable: Durable {
-                ordinal: self.ordinal,
-                sequence: self.next - 1,
-            },
-            marks_only: self.unmarked <= self.durable.ordinal,
-        }
-    }
-
-    /// A sync ended. A failure is final: nothing is called durable ever after.
-    pub(crate) fn finish_sync(
-        &mut self,
-        ticket: Ticket,
-        result: std::io::Result<()>,
-    ) -> Result<(), StoreError> {
-        if let Err(error) = result
-            && !planted::is(Bug::SwallowedSyncError)
-        {
-            self.failed.get_or_insert_with(|| error.to_string());
-        }
-        if let Some(why) = &self.failed {
-            return Err(StoreError::SyncFailed(why.clone()));
-        }
-        if ticket.durable.ordinal > self.durable.ordinal {
-            self.durable = ticket.durable;
-        }
-        self.space.sync_finished(ticket.number);
-        self.space.reserve(&self.state);
-        if !ticket.marks_only && !self.closed {
-            self.write_mark(false)?;
-        }
-        Ok(())
-    }
-}
-
-/// Names neighbours by one record: more records would not surely find room in the segments that
-/// are kept for recovery.
-fn name_together(mut lost: Vec<LostBody>) -> Vec<LostBody> {
-    lost.sort_unstable_by_key(|l| l.first_ordinal);
-    let join = |all: &[LostBody]| {
-        let known = || all.iter().filter(|l| l.first_sequence != 0);
-        LostBody {
-            first_ordinal: all.iter().map(|l| l.first_ordinal).min().unwrap_or(0),
-            last_ordinal: all.iter().map(|l| l.last_ordinal).max().unwrap_or(0),
-            first_sequence: known().map(|l| l.first_sequence).min().unwrap_or(0),
-            last_sequence: known().map(|l| l.last_sequence).max().unwrap_or(0),
-        }
-    };
-    lost.chunks(lost.len().div_ceil(MAX_LOST))
-        .map(join)
-        .collect()
 }
 
 /// After a failed sync no room comes back: what no longer fits into the log still holds in
@@ -747,73 +462,4 @@ fn unless_failed<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError
         Err(StoreError::SyncFailed(_)) => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// What a sync covers once it returns.
-#[derive(Clone, Debug)]
-pub(crate) struct Ticket {
-    number: u64,
-    /// What must be written for that.
-    pub(crate) extent: Extent,
-    durable: Durable,
-    marks_only: bool,
-}
-
-/// Where a message was copied from.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Place {
-    offset: u64,
-    key: u32,
-    max: u64,
-}
-
-/// Checks a message copied out, and makes the buffer show it.
-pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), ReadError> {
-    let bytes = &message.bytes[..message.len];
-    let Some(header) = intact(bytes, message.sequence, place) else {
-        let sequence = std::mem::take(&mut message.sequence);
-        message.len = 0;
-        return Err(ReadError::Damaged {
-            sequence,
-            offset: place.offset,
-        });
-    };
-    message.quiet = header.quiet;
-    message.envelope_end = RECORD_HEADER + header.envelope_len as usize;
-    message.len = header.len as usize;
-    Ok(())
-}
-
-/// Checks the messages copied out, and makes the batch show them: up to the first that is
-/// damaged, if there are any.
-pub(crate) fn check_all(geometry: &Geometry, batch: &mut Batch) -> Result<(), ReadError> {
-    let damaged = batch.keep_good(|at, bytes| {
-        let place = Place {
-            offset: at.offset,
-            key: geometry.key,
-            max: geometry.max_record,
-        };
-        let header = intact(bytes, at.sequence, place);
-        if let Some(header) = &header {
-            at.envelope_end = at.start + RECORD_HEADER + header.envelope_len as usize;
-            at.payload_end = at.start + header.len as usize;
-        }
-        header.is_some()
-    });
-    match damaged {
-        Some(at) if batch.is_empty() => Err(ReadError::Damaged {
-            sequence: at.sequence,
-            offset: at.offset,
-        }),
-        _ => Ok(()),
-    }
-}
-
-/// The header of a record that is whole, and the one that was looked for.
-fn intact(bytes: &[u8], sequence: u64, place: Place) -> Option<RecordHeader> {
-    RecordHeader::decode(bytes, place.max)
-        .filter(|h| {
-            h.kind.is_message() && h.sequence == sequence && h.stride() as usize == bytes.len()
-        })
-        .filter(|_| record_is_intact(bytes, place.key, place.offset))
 }

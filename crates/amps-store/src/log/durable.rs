@@ -1,0 +1,87 @@
+//! What is durable: syncs, and the close that says it of everything.
+
+use std::sync::Arc;
+
+use super::Log;
+use crate::api::Durable;
+use crate::error::StoreError;
+use crate::medium::Device;
+use crate::planted::{self, Bug};
+use crate::unsynced::Extent;
+
+impl Log {
+    /// Ends the log: a mark that says so, a sync, and a superblock that names the mark and
+    /// gives unused numbers back.
+    pub(crate) fn close(
+        &mut self,
+        device: &Arc<dyn Device>,
+        handed_over: u64,
+    ) -> Result<(), StoreError> {
+        self.usable()?;
+        // A sync first, so that the closing mark can say everything before it is durable.
+        let ticket = self.begin_sync();
+        let result = ticket.extent.sync(&**device);
+        self.finish_sync(ticket, result)?;
+        self.write_mark(true)?;
+        let ticket = self.begin_sync();
+        let result = ticket.extent.sync(&**device);
+        self.closed = true;
+        self.finish_sync(ticket, result)?;
+        let mut superblock = self.superblock.clone();
+        superblock.closed_at = self.ordinal;
+        superblock.segments = self.segments_at_close();
+        superblock.grant = superblock.grant.min(handed_over.max(self.state.floor()));
+        self.write_superblock(superblock)?;
+        self.cut_to_named(device);
+        Ok(())
+    }
+
+    /// A sync was started: what it will cover.
+    pub(crate) fn begin_sync(&mut self) -> Ticket {
+        let (number, extent) = self.space.sync_started();
+        Ticket {
+            number,
+            extent,
+            durable: Durable {
+                ordinal: self.ordinal,
+                sequence: self.next - 1,
+            },
+            marks_only: self.unmarked <= self.durable.ordinal,
+        }
+    }
+
+    /// A sync ended. A failure is final: nothing is called durable ever after.
+    pub(crate) fn finish_sync(
+        &mut self,
+        ticket: Ticket,
+        result: std::io::Result<()>,
+    ) -> Result<(), StoreError> {
+        if let Err(error) = result
+            && !planted::is(Bug::SwallowedSyncError)
+        {
+            self.failed.get_or_insert_with(|| error.to_string());
+        }
+        if let Some(why) = &self.failed {
+            return Err(StoreError::SyncFailed(why.clone()));
+        }
+        if ticket.durable.ordinal > self.durable.ordinal {
+            self.durable = ticket.durable;
+        }
+        self.space.sync_finished(ticket.number);
+        self.space.reserve(&self.state);
+        if !ticket.marks_only && !self.closed {
+            self.write_mark(false)?;
+        }
+        Ok(())
+    }
+}
+
+/// What a sync covers once it returns.
+#[derive(Clone, Debug)]
+pub(crate) struct Ticket {
+    number: u64,
+    /// What must be written for that.
+    pub(crate) extent: Extent,
+    durable: Durable,
+    marks_only: bool,
+}

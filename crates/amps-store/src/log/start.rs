@@ -1,0 +1,164 @@
+//! A new run: takes over what recovery found, and names what is lost.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use super::Log;
+use crate::api::Durable;
+use crate::draft::Draft;
+use crate::error::{DamagedRange, StoreError};
+use crate::format::{
+    Epoch, Kind, LostBody, MAX_SETTLED, RECORD_HEADER, Superblock, UserTag, stride,
+};
+use crate::medium::Medium;
+use crate::planted::{self, Bug};
+use crate::recover::Recovered;
+use crate::space::{Segments, Space};
+use crate::watermark::Watermark;
+
+/// Most lost records that one open writes.
+const MAX_LOST: usize = 32;
+
+impl Log {
+    /// Takes over what recovery found and opens a new epoch behind it. The superblock
+    /// already names this run; free segments are stamped and durable.
+    pub(crate) fn start(
+        medium: Box<dyn Medium>,
+        superblock: Superblock,
+        recovered: Recovered,
+    ) -> Result<Log, StoreError> {
+        let next = match planted::is(Bug::SequenceReset) {
+            true => recovered.state.last() + 1,
+            false => recovered.next.max(recovered.max_sequence + 1),
+        };
+        let in_place = recovered.resumes_in_place();
+        let chain: VecDeque<_> = recovered
+            .chain
+            .iter()
+            .map(|c| (c.segment, c.first_ordinal))
+            .collect();
+        let last: Vec<usize> = {
+            let mut is_new = vec![true; superblock.segments as usize];
+            let held = recovered.set_aside.iter();
+            held.map(|s| recovered.geometry.segment_of(s.offset))
+                .filter(|s| std::mem::take(&mut is_new[*s]))
+                .collect()
+        };
+        let tail = recovered.chain.last().map(|c| (c.segment, c.end));
+        // With damage that is given up, what was ignorable is named too: what proved it so
+        // may be gone at the next open.
+        let ignored = recovered.ignored.iter().map(|r| DamagedRange {
+            sequences: None,
+            ..r.clone()
+        });
+        let gives_up = !recovered.damaged.is_empty();
+        let mut lost: Vec<LostBody> = recovered
+            .damaged
+            .iter()
+            .cloned()
+            .chain(ignored.filter(|_| gives_up))
+            .filter(|r| r.first_ordinal != 0)
+            .map(|r| LostBody {
+                first_ordinal: r.first_ordinal,
+                last_ordinal: r.last_ordinal.unwrap_or(r.first_ordinal),
+                first_sequence: r.sequences.map_or(0, |s| s.0),
+                last_sequence: r.sequences.map_or(0, |s| s.1),
+            })
+            .collect();
+        if lost.len() > MAX_LOST {
+            lost = name_together(lost);
+        }
+        let mut log = Log {
+            geometry: recovered.geometry,
+            space: Space::new(
+                recovered.geometry,
+                Segments::new(superblock.segments as usize, chain, last),
+            ),
+            generation: superblock.generation,
+            ordinal: recovered.last_ordinal,
+            unmarked: 0,
+            needed_from: recovered.oldest_needed,
+            next,
+            first_of_run: next,
+            found_grant: superblock.grant,
+            tag: recovered.tag.as_deref().map(UserTag::new),
+            durable: Durable {
+                ordinal: recovered.durable,
+                sequence: 0,
+            },
+            failed: None,
+            closed: false,
+            unlogged: BTreeMap::new(),
+            watermark: Watermark::new(None, 0),
+            draft: Draft::new(),
+            body: Vec::with_capacity(MAX_SETTLED * 8),
+            state: recovered.state,
+            medium,
+            superblock,
+        };
+        let follows = recovered.last_ordinal;
+        let epoch = Epoch {
+            follows,
+            last_before: log.state.last(),
+            first_after: next,
+            mark: log.mark(false),
+        };
+        let mut body = Vec::new();
+        epoch.encode(&mut body);
+        if let Some((segment, end)) = tail {
+            log.space.resume(segment, end);
+        }
+        log.space.begin_epoch();
+        // Where no segment is free, the room left belongs to the collection that frees one:
+        // epochs of runs that die in their open must not use it up.
+        let kept = log.space.collection_needs(&log.state);
+        let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()) + kept);
+        // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
+        // previous run died while it was freeing a segment, and this one goes on with that.
+        let can_wait = in_place && log.space.is_starved() && lost.is_empty();
+        if !fits && !can_wait {
+            log.ordinal = if in_place {
+                follows
+            } else {
+                recovered.max_ordinal
+            };
+            let fallback = tail.filter(|_| !in_place);
+            let first_ordinal = log.ordinal + 1;
+            log.space.open_for_epoch(
+                &mut *log.medium,
+                log.generation,
+                first_ordinal,
+                next,
+                fallback,
+            )?;
+        }
+        if fits || !can_wait {
+            log.write_internal(Kind::Epoch, 0, &body)?;
+            log.needed_from = epoch.mark.oldest_needed;
+        }
+        for range in lost {
+            let mut body = Vec::new();
+            range.encode(&mut body);
+            log.write_internal(Kind::Lost, 0, &body)?;
+        }
+        log.space.end_upkeep(&log.state);
+        Ok(log)
+    }
+}
+
+/// Names neighbours by one record: more records would not surely find room in the segments that
+/// are kept for recovery.
+fn name_together(mut lost: Vec<LostBody>) -> Vec<LostBody> {
+    lost.sort_unstable_by_key(|l| l.first_ordinal);
+    let join = |all: &[LostBody]| {
+        let known = || all.iter().filter(|l| l.first_sequence != 0);
+        LostBody {
+            first_ordinal: all.iter().map(|l| l.first_ordinal).min().unwrap_or(0),
+            last_ordinal: all.iter().map(|l| l.last_ordinal).max().unwrap_or(0),
+            first_sequence: known().map(|l| l.first_sequence).min().unwrap_or(0),
+            last_sequence: known().map(|l| l.last_sequence).max().unwrap_or(0),
+        }
+    };
+    lost.chunks(lost.len().div_ceil(MAX_LOST))
+        .map(join)
+        .collect()
+}

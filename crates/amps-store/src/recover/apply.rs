@@ -1,0 +1,124 @@
+//! What one record of the log says.
+
+use super::{Recovery, Refusal};
+use crate::envelope::{Envelope, Origin};
+use crate::format::{Epoch, Kind, LostBody, Mark, settled_sequences};
+use crate::index::Entry;
+use crate::scan::{Seen, Source};
+
+impl<S: Source + ?Sized> Recovery<'_, S> {
+    /// Takes a record of the log into account; whether it is that of a clean close.
+    pub(super) fn apply(&mut self, seen: &Seen) -> Result<bool, Refusal> {
+        let header = seen.header;
+        let entry = Entry::new(seen.offset, header.stride());
+        self.out.max_ordinal = self.out.max_ordinal.max(header.ordinal);
+        self.out.max_generation = self.out.max_generation.max(header.generation);
+        self.count(seen)?;
+        match header.kind {
+            Kind::Publish | Kind::Copy => {
+                self.out.state.message(header.sequence, entry);
+                // A copy accepts nothing: what its original accepted came before that one and is
+                // gone with it, and what came between the two still waits.
+                if header.kind == Kind::Publish && !header.quiet {
+                    self.tagged.push(seen.offset);
+                } else if header.kind == Kind::Publish
+                    && let Some(Origin::Requeue { accepts }) =
+                        self.envelope(seen)?.map(|e| e.origin)
+                {
+                    self.accept(accepts);
+                }
+            }
+            Kind::Settlement => {
+                let sequences: Option<Vec<u64>> =
+                    settled_sequences(self.scanner.body(seen)?).map(Iterator::collect);
+                self.out
+                    .state
+                    .settle(&sequences.unwrap_or_default(), |_, _| {});
+            }
+            Kind::Rejection => self.out.state.reject(header.sequence, entry),
+            Kind::Acceptance => {
+                self.accept(header.sequence);
+            }
+            Kind::Mark | Kind::Epoch => {
+                if let Some(epoch) = self.epoch(seen)? {
+                    self.out.next = self.out.next.max(epoch.first_after);
+                }
+                if let Some(mark) = self.mark(seen)? {
+                    self.out.state.settle_through(mark.floor);
+                    self.out.durable = self.out.durable.max(mark.durable);
+                    self.out.oldest_needed = self.out.oldest_needed.max(mark.oldest_needed);
+                    self.out.next = self.out.next.max(mark.next);
+                    self.tagged.clear();
+                    if let Some(tag) = mark.tag {
+                        self.tag = Some(tag.as_bytes().to_vec());
+                    }
+                    return Ok(mark.clean);
+                }
+            }
+            Kind::Lost => {
+                let lost = self.lost(seen)?;
+                self.out.lost.extend(lost);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Keeps the sequence that comes next in this generation.
+    fn count(&mut self, seen: &Seen) -> Result<(), Refusal> {
+        let generation = seen.header.generation;
+        let follows = seen.ordinal() == self.out.last_ordinal + 1;
+        let said = match seen.kind() {
+            Kind::Publish => Some(seen.header.sequence + 1),
+            Kind::Epoch => self.epoch(seen)?.map(|e| e.first_after),
+            _ => self.mark(seen)?.map(|m| m.next),
+        };
+        self.counting = match said {
+            Some(next) => Some((generation, next)),
+            None => self.counting.filter(|c| follows && c.0 == generation),
+        };
+        Ok(())
+    }
+
+    /// An acceptance settles its message even where the refusal is not in the log any more:
+    /// a collection copied the message while the refusal waited, and freed the refusal after
+    /// it was accepted.
+    fn accept(&mut self, sequence: u64) {
+        if !self.out.state.accept(sequence) {
+            self.out.state.accepted_before(sequence);
+        }
+    }
+
+    pub(super) fn envelope(&mut self, seen: &Seen) -> Result<Option<Envelope<'static>>, Refusal> {
+        let len = seen.header.envelope_len as usize;
+        let body = self.scanner.body(seen)?;
+        Ok(Envelope::decode(&body[..len])
+            .ok()
+            .map(Envelope::into_owned))
+    }
+
+    pub(super) fn epoch(&mut self, seen: &Seen) -> Result<Option<Epoch>, Refusal> {
+        Ok(match seen.kind() {
+            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?),
+            _ => None,
+        })
+    }
+
+    pub(super) fn mark(&mut self, seen: &Seen) -> Result<Option<Mark>, Refusal> {
+        let mark = match seen.kind() {
+            Kind::Mark => Mark::decode(self.scanner.body(seen)?),
+            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?).map(|e| e.mark),
+            _ => None,
+        };
+        // A mark speaks of what was before it. One that does not is no mark: believing it
+        // would make every later open skip what is written from now on.
+        let last = seen.ordinal();
+        Ok(mark.filter(|m| m.oldest_needed <= last && m.durable <= last))
+    }
+
+    pub(super) fn lost(&mut self, seen: &Seen) -> Result<Option<LostBody>, Refusal> {
+        Ok(match seen.kind() {
+            Kind::Lost => LostBody::decode(self.scanner.body(seen)?),
+            _ => None,
+        })
+    }
+}

@@ -1,0 +1,101 @@
+//! The superblock in force, before anything else is read.
+
+use std::io;
+
+use super::Refusal;
+use crate::format::{
+    BLOCK, MAGIC, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock,
+    SuperblockVerdict,
+};
+use crate::scan::Source;
+
+/// The superblock in force.
+pub(crate) struct Header {
+    pub(crate) superblock: Superblock,
+    /// The other copy is damaged or behind.
+    pub(crate) repair: bool,
+    /// Where to write the next one: never first over the only copy that counts.
+    pub(crate) order: [u64; 2],
+}
+
+/// Reads both superblock copies and takes the newer intact one.
+pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<Header, Refusal> {
+    let mut verdicts = Vec::with_capacity(2);
+    for at in SUPERBLOCKS {
+        let mut bytes = vec![0; BLOCK as usize];
+        if at + BLOCK <= len {
+            source.fetch(at, &mut bytes)?;
+        }
+        verdicts.push(Superblock::decode(&bytes));
+    }
+    // Whole by its own checksum: whatever the other copy says, a newer program was here, and
+    // what it wrote must not be written over.
+    for verdict in &verdicts {
+        match verdict {
+            SuperblockVerdict::Version(v) => return Err(Refusal::Version(*v)),
+            SuperblockVerdict::Features(f) => {
+                return Err(Refusal::NotAStore(format!(
+                    "it needs unknown features {f:#x}"
+                )));
+            }
+            _ => {}
+        }
+    }
+    let newest = verdicts
+        .iter()
+        .filter_map(|v| {
+            if let SuperblockVerdict::Intact(s) = v {
+                Some(s)
+            } else {
+                None
+            }
+        })
+        .max_by_key(|s| s.counter);
+    if let Some(superblock) = newest {
+        let repair = verdicts
+            .iter()
+            .any(|v| *v != SuperblockVerdict::Intact(superblock.clone()));
+        return Ok(Header {
+            superblock: superblock.clone(),
+            repair,
+            order: match verdicts[0] == SuperblockVerdict::Intact(superblock.clone()) {
+                true => [SUPERBLOCKS[1], SUPERBLOCKS[0]],
+                false => SUPERBLOCKS,
+            },
+        });
+    }
+    if verdicts[1] == SuperblockVerdict::Blank && is_unfinished(source, len)? {
+        return Err(Refusal::NotCreated);
+    }
+    let why = match (&verdicts[0], &verdicts[1]) {
+        (SuperblockVerdict::Damaged(why), _) | (_, SuperblockVerdict::Damaged(why)) => why,
+        _ => "both superblock copies are blank, and data follows",
+    };
+    Err(Refusal::NotAStore((*why).to_owned()))
+}
+
+/// Whether this is what a creation leaves that did not reach its end: the first superblock
+/// perhaps in part, and behind the superblocks zeros and headers of free segments. Before
+/// the superblocks are whole no record is written, so nothing can be lost with such a file.
+fn is_unfinished<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
+    let mut block = vec![0; BLOCK as usize];
+    let mut at = 0;
+    while at < len {
+        let n = (len - at).min(BLOCK);
+        let block = &mut block[..n as usize];
+        source.fetch(at, block)?;
+        let rest = if at == SUPERBLOCKS[0] && n == BLOCK && block.starts_with(&MAGIC) {
+            // Its checksum, or the lack of a later sector, has told that it is not whole.
+            &[]
+        } else if at >= SEGMENTS_AT && n == BLOCK && SegmentHeader::may_be_free(block) {
+            &block[SEGMENT_HEADER as usize..]
+        } else {
+            &*block
+        };
+        if rest.iter().any(|b| *b != 0) {
+            return Ok(false);
+        }
+        at += n;
+    }
+    Ok(true)
+}

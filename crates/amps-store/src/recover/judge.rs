@@ -1,0 +1,254 @@
+//! What stands behind a hole: whether the log goes on there, and what is missing before it.
+
+use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
+use crate::DamagedRange;
+use crate::format::Kind;
+use crate::report::Stop;
+use crate::scan::{Seen, Source};
+use crate::state::State;
+
+impl<S: Source + ?Sized> Recovery<'_, S> {
+    /// Gathers what is intact behind the end of the walk and judges each gap.
+    pub(super) fn judge(
+        &mut self,
+        mut beyond: Vec<Seen>,
+        hole_at: u64,
+        gaps: &mut Vec<Gap>,
+    ) -> Result<(), Refusal> {
+        let mut durable = self.out.durable.max(self.closed_at);
+        let mut dead = Vec::new();
+        let mut named = self.out.lost.clone();
+        for seen in &beyond {
+            self.out.max_ordinal = self.out.max_ordinal.max(seen.ordinal());
+            self.out.max_generation = self.out.max_generation.max(seen.header.generation);
+            if seen.kind() != Kind::Lost {
+                self.out.max_sequence = self.out.max_sequence.max(seen.header.sequence);
+            }
+            if let Some(mark) = self.mark(seen)? {
+                durable = durable.max(mark.durable);
+                self.out.max_sequence = self.out.max_sequence.max(mark.next.saturating_sub(1));
+            }
+            if let Some(epoch) = self.epoch(seen)?
+                && !is_of_earlier_run(seen, self.generation)
+            {
+                dead.push((epoch.follows, seen.ordinal()));
+            }
+            named.extend(self.lost(seen)?);
+        }
+        self.out.durable = durable;
+        drop_between(&mut beyond, dead);
+        named.sort_unstable_by_key(|l| l.first_ordinal);
+        let mut to_come = named.iter().peekable();
+        let mut named_through = 0;
+
+        // What goes on, with the ordinals missing before it; then what is left is behind a
+        // hole that a power cut may leave.
+        let mut accepted: Vec<(Option<(u64, u64)>, Seen)> = Vec::with_capacity(beyond.len());
+        let mut last = self.out.last_ordinal;
+        let mut generation = self.generation;
+        let mut oldest_needed = self.out.oldest_needed;
+        for (i, seen) in beyond.iter().enumerate() {
+            // Neither of an earlier lap nor of an earlier run.
+            if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
+                continue;
+            }
+            // The last missing ordinal: an epoch says itself what it follows.
+            let through = match self.epoch(seen)? {
+                Some(epoch) => epoch.follows.max(last),
+                None => seen.ordinal() - 1,
+            };
+            let missing = (through > last).then_some((last + 1, through));
+            let known = missing.is_none_or(|(first, through)| {
+                while let Some(lost) = to_come.next_if(|l| l.first_ordinal <= first) {
+                    named_through = lost.last_ordinal.max(named_through);
+                }
+                through <= named_through
+            });
+            if !known && last + 1 > durable {
+                self.out.stop = Stop::Hole { offset: hole_at };
+                let behind = beyond[i..].iter().copied();
+                let behind = behind.filter(|s| !is_of_earlier_run(s, generation));
+                self.out.set_aside = behind.collect();
+                break;
+            }
+            if let Some(mark) = self.mark(seen)? {
+                oldest_needed = oldest_needed.max(mark.oldest_needed);
+            }
+            accepted.push((missing.filter(|_| !known), *seen));
+            last = seen.ordinal();
+            generation = seen.header.generation;
+        }
+        if self.out.last_ordinal < oldest_needed {
+            // The log starts behind everything walked: what settled that may be missing.
+            self.out.next = self.out.next.max(self.out.state.last() + 1);
+            self.out.state = State::new(self.geometry, self.segments);
+        }
+        let went_on = !accepted.is_empty();
+        for (missing, seen) in accepted {
+            if let Some((first, through)) = missing {
+                let gap = self.gap(hole_at, first, Some(through), Some(&seen))?;
+                if through < oldest_needed {
+                    self.out.ignored.push(gap.range);
+                } else {
+                    gaps.push(gap);
+                }
+            }
+            // Below that, what is found may be left from an earlier lap.
+            if seen.ordinal() >= oldest_needed {
+                self.apply(&seen)?;
+                self.extend_chain(&seen);
+            } else {
+                self.counting = None;
+            }
+            self.generation = seen.header.generation;
+            self.out.last_ordinal = seen.ordinal();
+        }
+        if !self.out.set_aside.is_empty() {
+            return Ok(());
+        }
+        if went_on {
+            // The log ends behind its last record, not at the gap before it.
+            self.out.stop = Stop::Unwritten;
+            self.out.torn_bytes = 0;
+        }
+        if self.out.last_ordinal < durable {
+            let known = named.iter().any(|l| l.last_ordinal >= durable);
+            if !known {
+                let first = self.out.last_ordinal + 1;
+                let gap = self.gap(hole_at, first, Some(durable), None)?;
+                gaps.push(gap);
+                self.out.tail_damaged = true;
+            }
+        }
+        Ok(())
+    }
+
+    /// Every intact record with an ordinal above `above`: in what lies behind `hole_at` in
+    /// its segment, and in every segment that was not walked; or everywhere.
+    pub(super) fn search(
+        &mut self,
+        above: u64,
+        hole_at: u64,
+        behind: bool,
+    ) -> Result<Vec<Seen>, Refusal> {
+        let total = self.segments as u64 * self.geometry.segment_size;
+        let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
+        let mut beyond = Vec::new();
+        for segment in 0..self.segments {
+            let from = if behind && self.geometry.segment_of(hole_at) == segment {
+                hole_at.max(self.geometry.records_at(segment))
+            } else if self.in_chain[segment].is_some() {
+                continue;
+            } else {
+                self.geometry.records_at(segment)
+            };
+            let end = self.geometry.end_of(segment);
+            self.out.bytes += end - from;
+            if self.bare.as_ref().is_some_and(|bare| bare.is_bare(segment)) {
+                continue;
+            }
+            let whole = self
+                .scanner
+                .search(from, end, above, &mut budget, &mut beyond)?;
+            if !whole {
+                // Only a file made for it holds so many near-records: say so, of every segment
+                // in which one is met from here on.
+                self.out.damaged.push(DamagedRange {
+                    offset: from,
+                    bytes: end - from,
+                    first_ordinal: above + 1,
+                    last_ordinal: None,
+                    sequences: None,
+                });
+            }
+        }
+        // Of two with one ordinal the next open must take the same.
+        beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation, s.offset));
+        Ok(beyond)
+    }
+
+    fn gap(
+        &mut self,
+        hole_at: u64,
+        first: u64,
+        last: Option<u64>,
+        next: Option<&Seen>,
+    ) -> Result<Gap, Refusal> {
+        let (offset, bytes) = match next {
+            Some(seen)
+                if seen.offset > hole_at
+                    && self.geometry.segment_of(seen.offset)
+                        == self.geometry.segment_of(hole_at) =>
+            {
+                (hole_at, seen.offset - hole_at)
+            }
+            // The damage runs to the end of the last segment walked, or it fills the
+            // beginning of the one in which the log goes on.
+            _ => {
+                let end = self.geometry.end_of(self.geometry.segment_of(hole_at));
+                (hole_at, end - hole_at)
+            }
+        };
+        let next_sequence = match next {
+            Some(seen) if seen.kind() == Kind::Publish => Some(seen.header.sequence),
+            Some(seen) => self.mark(seen)?.map(|m| m.next),
+            None => None,
+        };
+        let known_next = self.out.next.max(self.out.state.last() + 1);
+        let missing = last.map(|l| l - first + 1);
+        // An epoch skips numbers: only within one generation does the count say that every
+        // missing record took one.
+        let counted = next.zip(next_sequence).zip(self.counting);
+        let publishes = counted.and_then(|((seen, next), (generation, known))| {
+            let counts = seen.header.generation == generation
+                && next > known
+                && Some(next - known) == missing;
+            counts.then(|| (known, next - 1))
+        });
+        let sequences = next_sequence
+            .filter(|n| *n > known_next)
+            .map(|n| (known_next, n - 1));
+        Ok(Gap {
+            range: DamagedRange {
+                offset,
+                bytes,
+                first_ordinal: first,
+                last_ordinal: last,
+                sequences,
+            },
+            publishes,
+        })
+    }
+
+    fn extend_chain(&mut self, seen: &Seen) {
+        let segment = self.geometry.segment_of(seen.offset);
+        let end = seen.offset + seen.header.stride();
+        // Only a file made for it returns to a segment; it holds its place in the ring once.
+        if let Some(link) = self.in_chain[segment].and_then(|at| self.out.chain.get_mut(at)) {
+            link.last_ordinal = seen.ordinal();
+            link.end = link.end.max(end);
+            return;
+        }
+        self.in_chain[segment] = Some(self.out.chain.len());
+        self.out.chain.push(ChainSegment {
+            segment,
+            first_ordinal: seen.ordinal(),
+            last_ordinal: seen.ordinal(),
+            end,
+        });
+    }
+}
+
+/// An epoch that skips ordinals declared those between it and the one it follows dead when it
+/// was written. `beyond` goes by ordinal.
+fn drop_between(beyond: &mut Vec<Seen>, mut dead: Vec<(u64, u64)>) {
+    dead.sort_unstable();
+    let mut to_come = dead.into_iter().peekable();
+    let mut alive_from = 0;
+    beyond.retain(|seen| {
+        while let Some((_, epoch)) = to_come.next_if(|(follows, _)| *follows < seen.ordinal()) {
+            alive_from = epoch.max(alive_from);
+        }
+        seen.ordinal() >= alive_from
+    });
+}

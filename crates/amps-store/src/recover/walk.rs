@@ -1,0 +1,200 @@
+//! Along the log as far as it goes: from record to record, from segment to segment.
+
+use std::collections::HashMap;
+
+use super::{ChainSegment, Recovery, Refusal, is_of_earlier_run};
+use crate::DamagedRange;
+use crate::bare::Bare;
+use crate::format::{Kind, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader};
+use crate::planted::{self, Bug};
+use crate::report::Stop;
+use crate::scan::{Scanner, Seen, Source, Verdict};
+
+impl<S: Source + ?Sized> Recovery<'_, S> {
+    /// Segments that hold records, by their first ordinal. A header that cannot be read is
+    /// replaced by the first record, which every segment opens with.
+    pub(super) fn used_segments(&mut self) -> Result<Vec<(u64, usize)>, Refusal> {
+        let mut used = Vec::new();
+        for segment in 0..self.segments {
+            let at = self.geometry.segment_at(segment);
+            let mut bytes = [0; SEGMENT_HEADER as usize];
+            self.source.fetch(at, &mut bytes)?;
+            match SegmentHeader::decode(&bytes, self.geometry.key, at) {
+                Some(SegmentHeader::Free) => self.free.push(segment),
+                Some(SegmentHeader::Used { first_ordinal }) => used.push((first_ordinal, segment)),
+                None => {
+                    let range = DamagedRange {
+                        offset: at,
+                        bytes: SEGMENT_HEADER,
+                        first_ordinal: 0,
+                        last_ordinal: None,
+                        sequences: None,
+                    };
+                    let (first, end) = (
+                        self.geometry.records_at(segment),
+                        self.geometry.end_of(segment),
+                    );
+                    match self.scanner.look(first, end)? {
+                        Verdict::Intact(header) => {
+                            used.push((header.ordinal, segment));
+                            self.out.ignored.push(range);
+                        }
+                        _ => self.out.damaged.push(range),
+                    }
+                }
+            }
+        }
+        used.sort_unstable();
+        Ok(used)
+    }
+
+    /// Walks, while another thread finds out which free segments are bare.
+    pub(super) fn walk_and_look(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
+        let bare = Bare::new(&self.geometry, self.segments, &self.free);
+        let (source, geometry) = (self.source, self.geometry);
+        let Some(shared) = source.shared().filter(|_| bare.is_much()) else {
+            return self.walk(used);
+        };
+        let hole = std::thread::scope(|scope| {
+            let looking = std::thread::Builder::new()
+                .name("amps-recovery".into())
+                .spawn_scoped(scope, || bare.look(&mut Scanner::new(shared, geometry)));
+            if let Err(error) = looking {
+                tracing::debug!(%error, "recovery goes on without a second thread");
+            }
+            let hole = self.walk(used).inspect_err(|_| bare.stop())?;
+            bare.look(&mut self.scanner);
+            Ok(hole)
+        });
+        self.bare = Some(bare);
+        hole
+    }
+
+    /// Follows the log as far as it goes, and returns where that is.
+    pub(super) fn walk(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
+        let Some(&(first, _)) = used.first() else {
+            return Ok(SEGMENTS_AT);
+        };
+        self.out.last_ordinal = first.saturating_sub(1);
+        let mut clean = false;
+        let mut at = 0;
+        loop {
+            let (_, segment) = used[at];
+            let end = self.geometry.end_of(segment);
+            let mut position = self.geometry.records_at(segment);
+            let before = self.out.last_ordinal;
+            let verdict = loop {
+                let verdict = self.scanner.look(position, end)?;
+                let Verdict::Intact(header) = verdict else {
+                    break verdict;
+                };
+                let seen = Seen {
+                    offset: position,
+                    header,
+                };
+                if !self.follows(&seen)? {
+                    break verdict;
+                }
+                clean = self.apply(&seen)?;
+                self.generation = header.generation;
+                self.out.last_ordinal = header.ordinal;
+                position += header.stride();
+            };
+            self.out.bytes += position - self.geometry.segment_at(segment);
+            if self.out.last_ordinal > before || at == 0 {
+                self.in_chain[segment] = Some(self.out.chain.len());
+                self.out.chain.push(ChainSegment {
+                    segment,
+                    first_ordinal: before + 1,
+                    last_ordinal: self.out.last_ordinal,
+                    end: position,
+                });
+            }
+            // The log goes on in the next segment, or in a later one whose epoch says so.
+            let last = self.out.last_ordinal;
+            let next = used.partition_point(|u| u.0 <= last).max(at + 1);
+            let next = match used.get(next) {
+                Some((first, _)) if *first == last + 1 => Some(next),
+                _ => self.bridging_segment(used, at)?,
+            };
+            match next {
+                Some(i) => at = i,
+                None => {
+                    clean &= self.out.last_ordinal == self.closed_at;
+                    if let Verdict::Torn(header) = verdict {
+                        self.out.torn_bytes = header.stride();
+                    }
+                    self.out.stop = stop_reason(verdict, position, clean);
+                    return Ok(position);
+                }
+            }
+        }
+    }
+
+    /// The newest segment behind `at` that opens with an epoch following the last record.
+    fn bridging_segment(
+        &mut self,
+        used: &[(u64, usize)],
+        at: usize,
+    ) -> Result<Option<usize>, Refusal> {
+        if at + 1 == used.len() {
+            return Ok(None);
+        }
+        let bridges = match self.bridges.take() {
+            Some(bridges) => bridges,
+            None => self.find_bridges(used)?,
+        };
+        let last = self.out.last_ordinal;
+        let goes_on =
+            |seen: &Seen| seen.ordinal() > last && !is_of_earlier_run(seen, self.generation);
+        let mut here = bridges.get(&last).into_iter().flatten().rev();
+        let found = here.find(|(i, seen)| *i > at && goes_on(seen));
+        let found = found.map(|(i, _)| *i);
+        self.bridges = Some(bridges);
+        Ok(found)
+    }
+
+    fn find_bridges(
+        &mut self,
+        used: &[(u64, usize)],
+    ) -> Result<HashMap<u64, Vec<(usize, Seen)>>, Refusal> {
+        let mut bridges: HashMap<u64, Vec<(usize, Seen)>> = HashMap::new();
+        for (i, &(_, segment)) in used.iter().enumerate() {
+            let offset = self.geometry.records_at(segment);
+            if let Verdict::Intact(header) =
+                self.scanner.look(offset, self.geometry.end_of(segment))?
+                && let Some(epoch) = self.epoch(&Seen { offset, header })?
+            {
+                let seen = Seen { offset, header };
+                bridges.entry(epoch.follows).or_default().push((i, seen));
+            }
+        }
+        Ok(bridges)
+    }
+
+    /// Whether a record is the next of the log: the next ordinal, or an epoch that names
+    /// the last record.
+    fn follows(&mut self, seen: &Seen) -> Result<bool, Refusal> {
+        let last = self.out.last_ordinal;
+        if planted::is(Bug::NoLapCheck) {
+            return Ok(true);
+        }
+        if is_of_earlier_run(seen, self.generation) {
+            return Ok(false);
+        }
+        if seen.kind() == Kind::Epoch && seen.ordinal() > last {
+            let first_of_log = self.out.chain.is_empty() && seen.ordinal() == last + 1;
+            return Ok(first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last));
+        }
+        Ok(seen.ordinal() == last + 1)
+    }
+}
+
+fn stop_reason(verdict: Verdict, offset: u64, clean: bool) -> Stop {
+    match verdict {
+        _ if clean => Stop::CleanClose,
+        Verdict::Unwritten | Verdict::SegmentEnd => Stop::Unwritten,
+        Verdict::Torn(_) => Stop::Torn { offset },
+        Verdict::Intact(_) | Verdict::Garbage => Stop::Stale { offset },
+    }
+}

@@ -1,0 +1,376 @@
+//! What the handles share with the helper: one lock around the log, and who is told what.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use crate::api::{Appended, Durable, Level, Observer, Signal};
+use crate::durable_mark::DurableMark;
+use crate::envelope::Envelope;
+use crate::error::{AppendError, StoreError};
+use crate::log::Log;
+use crate::medium::{Device, ForkGuard};
+use crate::space::Chore;
+
+pub(super) struct Shared {
+    pub(super) core: Mutex<Core>,
+    /// Threads that wait for the lock.
+    waiting: AtomicU32,
+    /// Wakes the helper.
+    pub(super) work: Condvar,
+    /// Wakes callers that block for room or durability.
+    pub(super) progress: Condvar,
+    pub(super) device: Arc<dyn Device>,
+    pub(super) level: Level,
+    pub(super) durable: DurableMark,
+    observers: Mutex<Vec<Observer>>,
+    pub(super) client_name: String,
+    pub(super) fork_guard: Option<ForkGuard>,
+    pub(super) upkeep: Upkeep,
+}
+
+/// How often a caller tries to get the lock before it sleeps: about as long as waking up takes,
+/// and longer than any piece of work under the lock.
+const SPINS: usize = 400;
+
+/// How often the helper lets others run before it takes the lock from those who wait for it.
+const PATIENCE: usize = 64;
+
+/// Who does the chores.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Upkeep {
+    /// The helper thread.
+    Thread,
+    /// Whoever changes the log, right then: a store in memory, which makes nothing durable.
+    Inline,
+    /// Nobody, until asked: simulations.
+    Steps,
+}
+
+pub(super) struct Core {
+    pub(super) log: Log,
+    /// Ordinal that somebody wants durable.
+    pub(super) wanted: u64,
+    pub(super) last_sync: Instant,
+    pub(super) helper_sleeps: bool,
+    pub(super) stop: bool,
+    told: Told,
+    /// Somebody is telling of watermarks: one at a time, so that they are told in order.
+    telling: bool,
+    /// Observers that came later than the crossing of the high one.
+    untold: Vec<Observer>,
+}
+
+/// What callers and observers know of the log.
+#[derive(Clone, Copy, Debug)]
+struct Told {
+    durable: u64,
+    failed: bool,
+    closed: bool,
+}
+
+/// What changed under the lock, to be told behind it.
+#[derive(Clone, Copy, Debug)]
+#[must_use]
+struct News {
+    room: bool,
+    durable: bool,
+    failed: bool,
+    closed: bool,
+    watermark: bool,
+}
+
+impl Shared {
+    pub(super) fn new(
+        log: Log,
+        level: Level,
+        fork_guard: Option<ForkGuard>,
+        upkeep: Upkeep,
+    ) -> Self {
+        let durable = log.durable;
+        Shared {
+            device: log.medium.device(),
+            level,
+            durable: DurableMark::new(match upkeep {
+                Upkeep::Inline => Durable::default(),
+                Upkeep::Thread | Upkeep::Steps => Durable {
+                    ordinal: durable.ordinal,
+                    sequence: log.bounds().next - 1,
+                },
+            }),
+            observers: Mutex::new(Vec::new()),
+            client_name: log.superblock.client_name.clone(),
+            upkeep,
+            fork_guard,
+            work: Condvar::new(),
+            progress: Condvar::new(),
+            waiting: AtomicU32::new(0),
+            core: Mutex::new(Core {
+                log,
+                wanted: 0,
+                last_sync: Instant::now(),
+                helper_sleeps: false,
+                stop: false,
+                told: Told {
+                    durable: durable.ordinal,
+                    failed: false,
+                    closed: false,
+                },
+                telling: false,
+                untold: Vec::new(),
+            }),
+        }
+    }
+
+    /// An append failed: perhaps there is room after a chore.
+    #[cold]
+    pub(super) fn not_appended(
+        &self,
+        mut core: MutexGuard<'_, Core>,
+        error: AppendError,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<Appended, AppendError> {
+        let mut result = Err(error);
+        if self.do_chores(&mut core) && result.as_ref().is_err_and(AppendError::is_retryable) {
+            result = core.log.append(envelope, payload);
+        }
+        let crossed = core.log.is_watermark_crossed();
+        self.wake_helper(core);
+        if crossed {
+            self.tell_watermark();
+        }
+        result
+    }
+
+    #[inline]
+    pub(super) fn lock(&self) -> MutexGuard<'_, Core> {
+        match self.core.try_lock() {
+            Ok(core) => core,
+            Err(_) => self.wait_for_lock(),
+        }
+    }
+
+    #[cold]
+    fn wait_for_lock(&self) -> MutexGuard<'_, Core> {
+        self.waiting.fetch_add(1, Ordering::Relaxed);
+        for _ in 0..SPINS {
+            if let Ok(core) = self.core.try_lock() {
+                self.waiting.fetch_sub(1, Ordering::Relaxed);
+                return core;
+            }
+            std::hint::spin_loop();
+        }
+        let core = self.core.lock().unwrap_or_else(|poisoned| {
+            let mut core = poisoned.into_inner();
+            // A panic under the lock is a defect; what the log holds is whole records,
+            // but nothing more shall be promised by this run.
+            core.log
+                .failed
+                .get_or_insert_with(|| "a panic under the store's lock".to_owned());
+            core
+        });
+        self.waiting.fetch_sub(1, Ordering::Relaxed);
+        core
+    }
+
+    /// The lock for the helper's next piece of work, after whoever waits for it. A helper that
+    /// takes it right back leaves them no moment between two pieces, so that they fall asleep,
+    /// and waking up takes longer than any piece of work. They cannot keep it out for long.
+    pub(super) fn lock_last(&self) -> MutexGuard<'_, Core> {
+        for _ in 0..PATIENCE {
+            if self.waiting.load(Ordering::Relaxed) == 0 {
+                break;
+            }
+            std::thread::yield_now();
+        }
+        self.lock()
+    }
+
+    /// The lock, while nobody writes the superblock without it.
+    pub(super) fn lock_alone(&self) -> MutexGuard<'_, Core> {
+        let mut core = self.lock();
+        while core.log.space.is_being_written() {
+            core = self
+                .progress
+                .wait(core)
+                .unwrap_or_else(PoisonError::into_inner);
+        }
+        core
+    }
+
+    pub(super) fn not_forked(&self) -> Result<(), StoreError> {
+        match &self.fork_guard {
+            Some(guard) if guard.is_child() => Err(StoreError::Forked),
+            _ => Ok(()),
+        }
+    }
+
+    /// Without a helper, whoever changes the log does its chores; whether any was done.
+    pub(super) fn do_chores(&self, core: &mut Core) -> bool {
+        let mut any = false;
+        if self.upkeep != Upkeep::Inline {
+            return any;
+        }
+        loop {
+            match core.log.do_chore(&self.device) {
+                Ok(true) => any = true,
+                Ok(false) => return any,
+                Err(error) => {
+                    core.log.failed.get_or_insert_with(|| error.to_string());
+                    return any;
+                }
+            }
+        }
+    }
+
+    pub(super) fn wake_helper(&self, mut core: MutexGuard<'_, Core>) {
+        if core.helper_sleeps {
+            core.helper_sleeps = false;
+            drop(core);
+            self.work.notify_one();
+        }
+    }
+
+    /// Whether anything can become durable yet.
+    pub(super) fn may_sync(&self, core: &Core) -> Result<(), StoreError> {
+        if self.upkeep == Upkeep::Inline {
+            return Err(StoreError::InMemory);
+        }
+        if let Some(why) = &core.log.failed {
+            return Err(StoreError::SyncFailed(why.clone()));
+        }
+        core.log.usable()
+    }
+
+    /// Room may have come, and work for the helper.
+    pub(super) fn after_change(&self, mut core: MutexGuard<'_, Core>) {
+        self.do_chores(&mut core);
+        let news = self.news(&mut core);
+        if core.helper_sleeps && (self.level != Level::Os || core.log.chore() != Chore::Idle) {
+            self.wake_helper(core);
+        } else {
+            drop(core);
+        }
+        self.spread(news);
+    }
+
+    /// Lets go of the lock and tells whatever changed under it.
+    pub(super) fn tell(&self, mut core: MutexGuard<'_, Core>) {
+        let news = self.news(&mut core);
+        drop(core);
+        self.spread(news);
+    }
+
+    /// Whoever may have changed the log asks this before it lets go of the lock, so that
+    /// nobody waits for what has happened already.
+    fn news(&self, core: &mut Core) -> News {
+        let (log, told) = (&core.log, core.told);
+        core.told = Told {
+            durable: log.durable.ordinal.max(told.durable),
+            // What a closed store has not made durable never will be.
+            failed: log.failed.is_some() || (log.closed && log.durable.ordinal < log.ordinal),
+            closed: log.closed,
+        };
+        let durable = core.told.durable > told.durable && self.upkeep != Upkeep::Inline;
+        if durable {
+            self.durable.raise(log.durable);
+        }
+        News {
+            room: log.space.demanded(),
+            durable,
+            failed: core.told.failed && !told.failed,
+            closed: core.told.closed && !told.closed,
+            watermark: log.is_watermark_crossed(),
+        }
+    }
+
+    fn spread(&self, news: News) {
+        if news.room || news.durable || news.failed || news.closed {
+            self.progress.notify_all();
+        }
+        for (happened, signal) in [
+            (news.durable, Signal::Durable),
+            (news.failed, Signal::SyncFailed),
+            (news.room, Signal::Room),
+        ] {
+            if happened {
+                self.signal(signal);
+            }
+        }
+        if news.watermark {
+            self.tell_watermark();
+        }
+    }
+
+    pub(super) fn observe(&self, observer: &Observer) {
+        if self.not_forked().is_err() {
+            return;
+        }
+        self.observers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .push(observer.clone());
+        // Looked at behind the registration: a failure in between is told twice at worst.
+        let mut core = self.lock();
+        let failed = core.told.failed;
+        core.untold.push(observer.clone());
+        drop(core);
+        if failed {
+            let _ = observer(Signal::SyncFailed);
+        }
+        self.tell_watermark();
+    }
+
+    /// Tells of watermarks that were crossed, unless another thread is about to.
+    #[cold]
+    pub(super) fn tell_watermark(&self) {
+        let mut core = self.lock();
+        if core.telling {
+            return;
+        }
+        core.telling = true;
+        loop {
+            let crossed = core.log.cross_watermark();
+            let untold = std::mem::take(&mut core.untold);
+            let high = core.log.watermark.is_above();
+            if !crossed && (untold.is_empty() || !high) {
+                break;
+            }
+            let bounds = core.log.bounds();
+            drop(core);
+            let signal = Signal::Watermark {
+                high,
+                live_bytes: bounds.live_bytes,
+                limit_bytes: bounds.limit_bytes,
+            };
+            if crossed {
+                self.signal(signal);
+            } else {
+                self.signal_to(untold, signal);
+            }
+            core = self.lock();
+        }
+        core.telling = false;
+    }
+
+    fn signal(&self, signal: Signal) {
+        let observers = self
+            .observers
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone();
+        self.signal_to(observers, signal);
+    }
+
+    fn signal_to(&self, observers: Vec<Observer>, signal: Signal) {
+        for observer in observers {
+            if observer(signal).is_break() {
+                self.observers
+                    .lock()
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .retain(|other| !Arc::ptr_eq(other, &observer));
+            }
+        }
+    }
+}
