@@ -405,17 +405,28 @@ fn start_on(
         });
     }
     // A choice between two places would not be the same at every open.
-    let twice = recovered
-        .chain
-        .windows(2)
-        .find(|pair| pair[1].first_ordinal <= pair[0].last_ordinal);
-    if let Some(pair) = twice {
+    let twice = recovered.twice.map(|(one, other)| {
+        let (ordinal, places) = (one.ordinal(), (one.offset, other.offset));
+        format!(
+            "record {ordinal} stands at {} and at {}",
+            places.0, places.1
+        )
+    });
+    let mut pairs = recovered.chain.windows(2);
+    let twice = twice.or_else(|| {
+        let pair = pairs.find(|pair| pair[1].first_ordinal <= pair[0].last_ordinal)?;
+        let (ordinal, segments) = (pair[1].first_ordinal, (pair[0].segment, pair[1].segment));
+        let (one, other) = segments;
+        Some(format!(
+            "segments {one} and {other} take turns at record {ordinal}"
+        ))
+    });
+    if let Some(twice) = twice {
         return Err(OpenError::NotAStore {
             path: path.to_owned(),
             why: format!(
-                "segments {} and {} both hold record {}, which no store writes; `amps store \
-                 repair --to FILE` saves what is intact",
-                pair[0].segment, pair[1].segment, pair[1].first_ordinal
+                "{twice}, which no store writes; `amps store repair --to FILE` saves what is \
+                 intact"
             ),
         });
     }

@@ -82,6 +82,8 @@ pub(crate) struct Recovered {
     pub(crate) ignored: Vec<DamagedRange>,
     /// Ranges named by lost records.
     pub(crate) lost: Vec<LostBody>,
+    /// Two records of one ordinal and one run, which no store writes.
+    pub(crate) twice: Option<(Seen, Seen)>,
     /// Bytes of the record that stands unfinished at the end.
     pub(crate) torn_bytes: u64,
     /// Records are missing at the end, and no later one is known.
@@ -194,6 +196,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 damaged: Vec::new(),
                 ignored: Vec::new(),
                 lost: Vec::new(),
+                twice: None,
                 torn_bytes: 0,
                 tail_damaged: false,
                 bytes: 0,

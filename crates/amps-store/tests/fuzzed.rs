@@ -220,6 +220,29 @@ fn records_of_runs_that_never_were_are_refused_unchanged() {
     }
 }
 
+/// A message claimed the ordinal of the last mark. It was taken for the end of the log, what was
+/// written next went over that mark, and with the mark went what it said of the records before: a
+/// power cut brought back messages that were settled.
+#[test]
+fn records_of_one_ordinal_are_refused_unchanged() {
+    let disk = SimDisk::new();
+    publish(&disk.open(options()).expect("creates"), 20);
+    let mut bytes = disk.bytes();
+    let places = record_places(&bytes);
+    let ordinal = places[12].0 as usize + 24;
+    bytes.copy_within(ordinal..ordinal + 8, places[7].0 as usize + 24);
+    resign(&mut bytes);
+    for recovery in [Recovery::Strict, Recovery::Salvage] {
+        disk.restore(bytes.clone());
+        let refused = disk.open(options().recovery(recovery)).map(drop);
+        assert!(
+            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("stands at")),
+            "{refused:?}"
+        );
+        assert!(disk.bytes() == bytes);
+    }
+}
+
 /// The only header of a segment in use names an ordinal far above its records. A look took the
 /// empty log before that ordinal for what the store was before it was written to just now.
 #[test]
@@ -343,7 +366,7 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
     disk.restore(bytes.clone());
     let salvaged = disk.open(options.recovery(Recovery::Salvage)).map(drop);
     assert!(
-        matches!(&salvaged, Err(OpenError::NotAStore { why, .. }) if why.contains("both hold")),
+        matches!(&salvaged, Err(OpenError::NotAStore { why, .. }) if why.contains("stands at")),
         "{salvaged:?}"
     );
     assert!(disk.bytes() == bytes);

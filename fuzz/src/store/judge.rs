@@ -171,13 +171,19 @@ fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
 }
 
 /// `None`: where the first open had no reason to look, as behind a clean close, stands a record
-/// made for it: its numbers leave none to go on with, or it is of a run that never was. This open
-/// refuses.
+/// made for it: its numbers leave none to go on with, it is of a run that never was, or there are
+/// two of it. This open refuses.
 fn again(disk: &SimDisk, options: &Options, what: &str) -> Option<Store> {
     match disk.open(options.clone()) {
         Ok(store) => Some(store),
         Err(OpenError::NotAStore { why, .. })
-            if why.contains("numbers are used up") || why.contains("a record of run") =>
+            if [
+                "numbers are used up",
+                "a record of run",
+                "which no store writes",
+            ]
+            .iter()
+            .any(|forged| why.contains(forged)) =>
         {
             None
         }

@@ -164,6 +164,13 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         // Of two with one ordinal the next open must take the same.
         beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation, s.offset));
+        let who = |seen: &Seen| (seen.ordinal(), seen.header.generation);
+        let twice = beyond
+            .windows(2)
+            .find(|pair| who(&pair[0]) == who(&pair[1]));
+        if let Some(pair) = twice {
+            self.out.twice.get_or_insert((pair[0], pair[1]));
+        }
         Ok(beyond)
     }
 
