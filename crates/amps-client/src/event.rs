@@ -154,8 +154,8 @@ pub enum Event {
         retry_in: Option<Duration>,
     },
     /// No more attempts to connect are made: the delay strategy or the server chooser gave up,
-    /// or [`Builder::give_up_after`](crate::Builder::give_up_after) is over. Publishes are accepted into the store all the same; close the client and open
-    /// it anew to go on.
+    /// or [`Builder::give_up_after`](crate::Builder::give_up_after) is over. Publishes are
+    /// accepted into the store all the same; close the client and open it anew to go on.
     GaveUp {
         /// Who gave up.
         why: &'static str,

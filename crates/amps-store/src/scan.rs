@@ -191,8 +191,9 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         Ok(true)
     }
 
-    /// Every intact record with an ordinal greater than `above` between two places, trying each 8-byte step. `budget` bounds the bytes checksummed for
-    /// candidates that turn out to be none; false: it ran out.
+    /// Every intact record with an ordinal greater than `above` between two places, trying each
+    /// 8-byte step. `budget` bounds the bytes checksummed for candidates that turn out to be none;
+    /// false: it ran out.
     pub(crate) fn search(
         &mut self,
         from: u64,
