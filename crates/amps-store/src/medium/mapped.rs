@@ -86,10 +86,10 @@ impl Medium for Mapped {
     fn commit(&mut self, offset: u64, word: u64) {
         assert!(offset.is_multiple_of(8), "unaligned commit at {offset}");
         let to = self.at(offset, 8).cast::<u64>();
-        // SAFETY: eight bytes within the mapping by `at`; aligned, since the mapping is
-        // page aligned and `offset` is a multiple of eight. All accesses to the mapping
-        // are serialised by `&mut self`; the atomic only keeps the compiler and the
-        // processor from moving earlier stores behind this one.
+        // SAFETY: eight bytes within the mapping by `at`; aligned, since a byte stands in its
+        // page of memory where it stands in its page of the file, and `offset` is a multiple
+        // of eight. All accesses to the mapping are serialised by `&mut self`; the atomic only
+        // keeps the compiler and the processor from moving earlier stores behind this one.
         unsafe { AtomicU64::from_ptr(to).store(word.to_le(), Ordering::Release) }
     }
 
