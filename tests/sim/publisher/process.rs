@@ -92,14 +92,17 @@ impl Publisher {
         self.upkeep(around);
         self.jobs(around)?;
         let process = self.process.as_mut().expect("runs");
-        match process.link {
-            None if around.now >= process.retry_at => self.connect(around),
+        let (link, is_due) = (process.link, around.now >= process.retry_at);
+        match link {
             None => {
+                // As in the driver, an attempt to connect holds up no flush.
                 self.input(around, Input::Tick);
-                Ok(())
+                if is_due {
+                    self.connect(around)?;
+                }
             }
-            Some(id) => self.serve(around, id),
-        }?;
+            Some(id) => self.serve(around, id)?,
+        }
         self.offer(around)?;
         self.check_flushes(around);
         Ok(())
