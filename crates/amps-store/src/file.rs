@@ -354,6 +354,41 @@ impl Found {
     }
 }
 
+/// What no store writes: going on with it would not come to the same at every open.
+fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> {
+    const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
+    let numbers = [
+        superblock.generation,
+        superblock.counter,
+        recovered.max_ordinal,
+        recovered.max_sequence,
+    ];
+    if numbers.iter().any(|n| *n >= NUMBERS_LAST) {
+        return Some("its numbers are used up, which takes more than a lifetime".into());
+    }
+    let (known, found) = (superblock.generation, recovered.max_generation);
+    if found > known {
+        return Some(format!(
+            "its superblock knows of run {known} and a record of run {found}, which no store \
+             writes: two files were mixed, or it was copied while it was opened; {SAVE}"
+        ));
+    }
+    if let Some((one, other)) = &recovered.twice {
+        return Some(format!(
+            "record {} stands at {} and at {}, which no store writes; {SAVE}",
+            one.ordinal(),
+            one.offset,
+            other.offset
+        ));
+    }
+    let mut pairs = recovered.chain.windows(2);
+    let pair = pairs.find(|pair| pair[1].first_ordinal <= pair[0].last_ordinal)?;
+    Some(format!(
+        "segments {} and {} take turns at record {}, which no store writes; {SAVE}",
+        pair[0].segment, pair[1].segment, pair[1].first_ordinal
+    ))
+}
+
 fn start_on(
     path: &Path,
     mut medium: Box<dyn Medium>,
@@ -375,59 +410,17 @@ fn start_on(
         mut recovered,
         scan,
     } = found;
+    // Before the damage: no salvage makes a store of such a file.
+    if let Some(why) = impossible(&superblock, &recovered) {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why,
+        });
+    }
     if options.recovery == Recovery::Strict && !recovered.damaged.is_empty() {
         return Err(OpenError::Damaged {
             path: path.to_owned(),
             ranges: recovered.damaged,
-        });
-    }
-    let numbers = [
-        superblock.generation,
-        superblock.counter,
-        recovered.max_ordinal,
-        recovered.max_sequence,
-    ];
-    if numbers.iter().any(|n| *n >= NUMBERS_LAST) {
-        return Err(OpenError::NotAStore {
-            path: path.to_owned(),
-            why: "its numbers are used up, which takes more than a lifetime".into(),
-        });
-    }
-    if recovered.max_generation > superblock.generation {
-        return Err(OpenError::NotAStore {
-            path: path.to_owned(),
-            why: format!(
-                "its superblock knows of run {} and a record of run {}, which no store writes: \
-                 two files were mixed, or it was copied while it was opened; `amps store repair \
-                 --to FILE` saves what is intact",
-                superblock.generation, recovered.max_generation
-            ),
-        });
-    }
-    // A choice between two places would not be the same at every open.
-    let twice = recovered.twice.map(|(one, other)| {
-        let (ordinal, places) = (one.ordinal(), (one.offset, other.offset));
-        format!(
-            "record {ordinal} stands at {} and at {}",
-            places.0, places.1
-        )
-    });
-    let mut pairs = recovered.chain.windows(2);
-    let twice = twice.or_else(|| {
-        let pair = pairs.find(|pair| pair[1].first_ordinal <= pair[0].last_ordinal)?;
-        let (ordinal, segments) = (pair[1].first_ordinal, (pair[0].segment, pair[1].segment));
-        let (one, other) = segments;
-        Some(format!(
-            "segments {one} and {other} take turns at record {ordinal}"
-        ))
-    });
-    if let Some(twice) = twice {
-        return Err(OpenError::NotAStore {
-            path: path.to_owned(),
-            why: format!(
-                "{twice}, which no store writes; `amps store repair --to FILE` saves what is \
-                 intact"
-            ),
         });
     }
     let mut there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;

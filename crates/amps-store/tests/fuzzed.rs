@@ -203,20 +203,30 @@ fn a_record_of_an_unknown_run_is_not_being_written() {
 #[test]
 fn records_of_runs_that_never_were_are_refused_unchanged() {
     let disk = SimDisk::new();
-    publish(&disk.open(options()).expect("creates"), 20);
+    let store = disk.open(options()).expect("creates");
+    publish(&store, 20);
+    store.sync().expect("syncs");
+    drop(store);
     let mut bytes = disk.bytes();
     let (seventh, _) = record_places(&bytes)[7];
     // Its generation.
     bytes[seventh as usize + 32] = 8;
     resign(&mut bytes);
-    for recovery in [Recovery::Strict, Recovery::Salvage] {
+    let mut damaged = bytes.clone();
+    // A salvage would not help: that is said although there is damage, too.
+    damaged[record_places(&bytes)[3].0 as usize + 20] ^= 1;
+    for (recovery, bytes) in [
+        (Recovery::Strict, &bytes),
+        (Recovery::Salvage, &bytes),
+        (Recovery::Strict, &damaged),
+    ] {
         disk.restore(bytes.clone());
         let refused = disk.open(options().recovery(recovery)).map(drop);
         assert!(
             matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("run 8")),
             "{refused:?}"
         );
-        assert!(disk.bytes() == bytes);
+        assert!(disk.bytes() == *bytes);
     }
 }
 
