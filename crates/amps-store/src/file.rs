@@ -19,6 +19,10 @@ use crate::recover::{Header, Recovered, Refusal, read_header, recover};
 use crate::report::{RecoveryReport, Stop};
 use crate::scan::{Scanner, Source, Verdict};
 
+/// Segments that an open needs beside those of the log: one for its own records, one for the first
+/// collection.
+const SEGMENTS_TO_GO_ON: u64 = 2;
+
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Missing {
@@ -354,6 +358,17 @@ impl Found {
     }
 }
 
+/// How many segments there must be. A file that was cut short has them put back. A salvage has
+/// losses to name: where every segment is in use it adds them, as far as the capacity goes.
+fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64) -> u64 {
+    let chain = recovered.chain.len() as u64;
+    let most = match chain >= usable && !recovered.damaged.is_empty() {
+        true => superblock.cap_segments,
+        false => superblock.segments,
+    };
+    most.min(chain + SEGMENTS_TO_GO_ON)
+}
+
 /// What no store writes: going on with it would not come to the same at every open.
 fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> {
     const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
@@ -379,6 +394,13 @@ fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> 
             one.ordinal(),
             one.offset,
             other.offset
+        ));
+    }
+    if let Some(seen) = &recovered.meaningless {
+        return Some(format!(
+            "record {} at {} is intact and has no meaning, which no store writes; {SAVE}",
+            seen.ordinal(),
+            seen.offset
         ));
     }
     let mut pairs = recovered.chain.windows(2);
@@ -423,7 +445,7 @@ fn start_on(
             ranges: recovered.damaged,
         });
     }
-    let mut there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
+    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
     if there == 0 {
         return Err(OpenError::NotAStore {
             path: path.to_owned(),
@@ -432,20 +454,20 @@ fn start_on(
         });
     }
     let begun = Instant::now();
-    // Of a file that was cut short every segment may be full: what the epoch takes and what the
-    // first collection takes is put back.
-    let needed = superblock.segments.min(recovered.chain.len() as u64 + 2);
-    if needed > there {
+    let usable = there.min(superblock.segments);
+    let needed = segments_to_go_on(&superblock, &recovered, usable);
+    if needed > usable {
         let to = SEGMENTS_AT + needed * superblock.segment_size;
-        let reserved = medium.device().reserve(file_len, to);
-        reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
+        if to > file_len {
+            let reserved = medium.device().reserve(file_len, to);
+            reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
+        }
         medium.adopt(to);
-        // What is left of the segment that was cut is given up, and must not speak at the next
-        // open.
-        let cut = SEGMENTS_AT + there * superblock.segment_size;
-        let left = file_len.saturating_sub(cut) as usize;
-        medium.write(cut, &vec![0; left]);
-        (there, file_len) = (needed, to);
+        // What is left of a segment that was cut is given up, and must not speak at the next open.
+        let end = SEGMENTS_AT + usable * superblock.segment_size;
+        let left = file_len.min(to).saturating_sub(end) as usize;
+        medium.write(end, &vec![0; left]);
+        file_len = file_len.max(to);
     }
     let mut report = report(&recovered);
     report.created = created;
@@ -454,7 +476,7 @@ fn start_on(
     report.superblock_repaired = header.repair;
 
     // What a growth or a return left unfinished is cut off; what a truncation took is given up.
-    superblock.segments = superblock.segments.min(there);
+    superblock.segments = needed.max(usable);
     let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
     medium.leave(len);
     superblock.generation += 1;

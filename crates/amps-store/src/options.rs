@@ -12,7 +12,8 @@ pub enum Recovery {
     /// Refuse to open, naming every damaged range.
     #[default]
     Strict,
-    /// Keep what is intact, note what is lost in the log, and go on.
+    /// Keep what is intact, note what is lost in the log, and go on. A store without a free
+    /// segment gets two for that, as far as its capacity goes.
     Salvage,
 }
 

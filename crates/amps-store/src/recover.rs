@@ -82,6 +82,8 @@ pub(crate) struct Recovered {
     pub(crate) ignored: Vec<DamagedRange>,
     /// Ranges named by lost records.
     pub(crate) lost: Vec<LostBody>,
+    /// An intact record that says nothing of its kind, which no store writes.
+    pub(crate) meaningless: Option<Seen>,
     /// Two records of one ordinal and one run, which no store writes.
     pub(crate) twice: Option<(Seen, Seen)>,
     /// Bytes of the record that stands unfinished at the end.
@@ -196,6 +198,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 damaged: Vec::new(),
                 ignored: Vec::new(),
                 lost: Vec::new(),
+                meaningless: None,
                 twice: None,
                 torn_bytes: 0,
                 tail_damaged: false,

@@ -31,6 +31,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             Kind::Settlement => {
                 let sequences: Option<Vec<u64>> =
                     settled_sequences(self.scanner.body(seen)?).map(Iterator::collect);
+                if sequences.is_none() {
+                    self.out.meaningless.get_or_insert(*seen);
+                }
                 self.out
                     .state
                     .settle(&sequences.unwrap_or_default(), |_, _| {});
@@ -112,7 +115,11 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         // A mark speaks of what was before it. One that does not is no mark: believing it
         // would make every later open skip what is written from now on.
         let last = seen.ordinal();
-        Ok(mark.filter(|m| m.oldest_needed <= last && m.durable <= last))
+        let mark = mark.filter(|m| m.oldest_needed <= last && m.durable <= last);
+        if mark.is_none() && matches!(seen.kind(), Kind::Mark | Kind::Epoch) {
+            self.out.meaningless.get_or_insert(*seen);
+        }
+        Ok(mark)
     }
 
     pub(super) fn lost(&mut self, seen: &Seen) -> Result<Option<LostBody>, Refusal> {

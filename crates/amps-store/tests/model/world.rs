@@ -566,7 +566,17 @@ impl World {
                 assert!(!ranges.is_empty());
                 let options = self.options.clone().recovery(Recovery::Salvage);
                 self.trace.push(format!("refused: {ranges:?}"));
-                let store = self.disk.open(options).expect("salvage opens");
+                let before = self.disk.bytes();
+                let salvaged = match self.disk.open(options.clone()) {
+                    // It may need a segment, and the disk has none.
+                    Err(OpenError::NoSpace { .. }) => {
+                        assert!(self.disk.bytes() == before);
+                        self.disk.limit(None);
+                        self.disk.open(options)
+                    }
+                    salvaged => salvaged,
+                };
+                let store = salvaged.expect("salvage opens");
                 self.trace.push(format!("salvaged: {}", store.report()));
                 let found = observe(&store);
                 self.judge_salvaged(&found, &now, &ranges);
