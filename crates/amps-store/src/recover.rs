@@ -229,7 +229,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 self.start_over(self.out.oldest_needed.max(1));
             }
             let hole = if headless { SEGMENTS_AT } else { hole };
-            let rest = self.search(self.out.last_ordinal, hole, !headless)?;
+            let rest = self.search(self.out.last_ordinal)?;
             self.judge(rest, hole, &mut gaps)?;
             if headless && self.out.chain.is_empty() {
                 // The mark that named that start is set aside itself. Freeing a segment
@@ -237,7 +237,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 self.out.oldest_needed = 0;
                 self.out.set_aside.clear();
                 self.start_over(1);
-                let rest = self.search(0, hole, false)?;
+                let rest = self.search(0)?;
                 self.judge(rest, hole, &mut gaps)?;
             }
         }

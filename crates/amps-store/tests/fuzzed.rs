@@ -340,6 +340,34 @@ fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
     assert_eq!(store.bounds().unsettled, saved - 50 + 5);
 }
 
+/// The header of a free segment claimed to begin with a record that is damaged where it really
+/// stands. The walk went there and found nothing, and what is intact behind the damage was not
+/// looked for: a salvage showed less than the open after it.
+#[test]
+fn what_stands_behind_damage_is_found_although_a_header_leads_away() {
+    let options = options().segment_size(8 << 10);
+    let disk = SimDisk::new();
+    let store = disk.open(options.clone()).expect("creates");
+    publish(&store, 20);
+    store.sync().expect("syncs");
+    drop(store);
+    let mut bytes = disk.bytes();
+    let (tenth, _) = record_places(&bytes)[10];
+    let ordinal = bytes[tenth as usize + 24];
+    // Of the third segment: its first ordinal, and whether it is used.
+    bytes[8192 * 3 + 8] = ordinal;
+    bytes[8192 * 3 + 24] = 1;
+    resign(&mut bytes);
+    bytes[tenth as usize + 20] ^= 1;
+    disk.restore(bytes);
+    let salvage = options.clone().recovery(Recovery::Salvage);
+    let store = disk.open(salvage).expect("salvages");
+    assert_eq!(store.bounds().unsettled, 19);
+    drop(store);
+    let store = disk.open(options).expect("damage so named is over");
+    assert_eq!(store.bounds().unsettled, 19);
+}
+
 /// The message behind a damaged one said that it was number 0. Where programs check their sums,
 /// the open ended in a panic.
 #[test]

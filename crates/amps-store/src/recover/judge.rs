@@ -123,25 +123,15 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(())
     }
 
-    /// Every intact record with an ordinal above `above`: in what lies behind `hole_at` in
-    /// its segment, and in every segment that was not walked; or everywhere.
-    pub(super) fn search(
-        &mut self,
-        above: u64,
-        hole_at: u64,
-        behind: bool,
-    ) -> Result<Vec<Seen>, Refusal> {
+    /// Every intact record with an ordinal above `above`: in the segments that were not walked, and
+    /// behind what was walked of the others.
+    pub(super) fn search(&mut self, above: u64) -> Result<Vec<Seen>, Refusal> {
         let total = self.segments as u64 * self.geometry.segment_size;
         let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
         let mut beyond = Vec::new();
         for segment in 0..self.segments {
-            let from = if behind && self.geometry.segment_of(hole_at) == segment {
-                hole_at.max(self.geometry.records_at(segment))
-            } else if self.in_chain[segment].is_some() {
-                continue;
-            } else {
-                self.geometry.records_at(segment)
-            };
+            let link = self.in_chain[segment].and_then(|at| self.out.chain.get(at));
+            let from = link.map_or(self.geometry.records_at(segment), |link| link.end);
             let end = self.geometry.end_of(segment);
             self.out.bytes += end - from;
             if self.bare.as_ref().is_some_and(|bare| bare.is_bare(segment)) {
