@@ -82,10 +82,18 @@ impl World {
             .expect("opens");
     }
 
-    /// Publishes so many messages.
+    /// Publishes so many messages, each as soon as there is room for it.
     pub fn publish(&mut self, publisher: usize, count: u64) -> Vec<u64> {
-        let publish = |_| self.with(publisher, |p, around| p.publish(around).expect("room"));
-        (0..count).map(publish).collect()
+        let mut publish = || {
+            for _ in 0..1000 {
+                if let Some(sequence) = self.with(publisher, |p, around| p.publish(around)) {
+                    return sequence;
+                }
+                self.run(Duration::from_millis(1));
+            }
+            panic!("no room for a second");
+        };
+        (0..count).map(|_| publish()).collect()
     }
 
     pub fn restart(&mut self, publisher: usize) {
