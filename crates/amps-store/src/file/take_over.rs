@@ -1,0 +1,327 @@
+//! From what recovery found to a log that goes on: checks, mends, and begins a run.
+
+use std::io;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use super::{host, no_space, refused};
+use crate::error::OpenError;
+use crate::format::{NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock};
+use crate::log::Log;
+use crate::medium::Medium;
+use crate::options::{Options, Recovery};
+use crate::planted::{self, Bug};
+use crate::recover::{Header, Recovered, recover};
+use crate::report::{RecoveryReport, Stop};
+use crate::scan::{Scanner, Source, Verdict};
+
+/// Segments that an open needs beside those of the log: one for its own records, one for the first
+/// collection.
+const SEGMENTS_TO_GO_ON: u64 = 2;
+
+/// What recovery found, and how long that took.
+pub(super) struct Found {
+    recovered: Recovered,
+    scan: Duration,
+}
+
+impl Found {
+    pub(super) fn by<S: Source + ?Sized>(
+        path: &Path,
+        source: &S,
+        len: u64,
+        superblock: &Superblock,
+    ) -> Result<Found, OpenError> {
+        let begun = Instant::now();
+        let recovered = recover(source, len, superblock).map_err(|r| refused(path, r))?;
+        let scan = begun.elapsed();
+        Ok(Found { recovered, scan })
+    }
+}
+
+/// How many segments there must be. A file that was cut short has them put back. A salvage has
+/// losses to name: where every segment is in use it adds them, as far as the capacity goes.
+fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64) -> u64 {
+    let chain = recovered.chain.len() as u64;
+    let most = match chain >= usable && !recovered.damaged.is_empty() {
+        true => superblock.cap_segments,
+        false => superblock.segments,
+    };
+    most.min(chain + SEGMENTS_TO_GO_ON)
+}
+
+/// What no store writes: going on with it would not come to the same at every open.
+fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> {
+    const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
+    let numbers = [
+        superblock.generation,
+        superblock.counter,
+        recovered.max_ordinal,
+        recovered.max_sequence,
+    ];
+    if numbers.iter().any(|n| *n >= NUMBERS_LAST) {
+        return Some("its numbers are used up, which takes more than a lifetime".into());
+    }
+    let (known, found) = (superblock.generation, recovered.max_generation);
+    if found > known {
+        return Some(format!(
+            "its superblock knows of run {known} and a record of run {found}, which no store \
+             writes: two files were mixed, or it was copied while it was opened; {SAVE}"
+        ));
+    }
+    if let Some((one, other)) = &recovered.twice {
+        return Some(format!(
+            "record {} stands at {} and at {}, which no store writes; {SAVE}",
+            one.ordinal(),
+            one.offset,
+            other.offset
+        ));
+    }
+    if let Some(seen) = &recovered.meaningless {
+        return Some(format!(
+            "record {} at {} is intact and has no meaning, which no store writes; {SAVE}",
+            seen.ordinal(),
+            seen.offset
+        ));
+    }
+    let mut pairs = recovered.chain.windows(2);
+    let pair = pairs.find(|pair| pair[1].first_ordinal <= pair[0].last_ordinal)?;
+    Some(format!(
+        "segments {} and {} take turns at record {}, which no store writes; {SAVE}",
+        pair[0].segment, pair[1].segment, pair[1].first_ordinal
+    ))
+}
+
+pub(super) fn take_over(
+    path: &Path,
+    mut medium: Box<dyn Medium>,
+    mut file_len: u64,
+    header: Header,
+    found: Found,
+    options: &Options,
+    created: bool,
+) -> Result<(Log, RecoveryReport), OpenError> {
+    let io = |what| {
+        move |error| OpenError::Io {
+            path: path.to_owned(),
+            what,
+            error,
+        }
+    };
+    let mut superblock = header.superblock;
+    let Found {
+        mut recovered,
+        scan,
+    } = found;
+    // Before the damage: no salvage makes a store of such a file.
+    if let Some(why) = impossible(&superblock, &recovered) {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why,
+        });
+    }
+    if options.recovery == Recovery::Strict && !recovered.damaged.is_empty() {
+        return Err(OpenError::Damaged {
+            path: path.to_owned(),
+            ranges: recovered.damaged,
+        });
+    }
+    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
+    if there == 0 {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: "a store was cut off before its first segment ends; nothing can be salvaged"
+                .into(),
+        });
+    }
+    let begun = Instant::now();
+    let usable = there.min(superblock.segments);
+    let needed = segments_to_go_on(&superblock, &recovered, usable);
+    if needed > usable {
+        let to = SEGMENTS_AT + needed * superblock.segment_size;
+        if to > file_len {
+            let reserved = medium.device().reserve(file_len, to);
+            reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
+        }
+        medium.adopt(to);
+        // What is left of a segment that was cut is given up, and must not speak at the next open.
+        let end = SEGMENTS_AT + usable * superblock.segment_size;
+        let left = file_len.min(to).saturating_sub(end) as usize;
+        medium.write(end, &vec![0; left]);
+        file_len = file_len.max(to);
+    }
+    let mut report = report(&recovered);
+    report.created = created;
+    report.generation = superblock.generation + 1;
+    report.scan = scan;
+    report.superblock_repaired = header.repair;
+
+    // What a growth or a return left unfinished is cut off; what a truncation took is given up.
+    superblock.segments = needed.max(usable);
+    let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
+    medium.leave(len);
+    superblock.generation += 1;
+    superblock.owner_pid = std::process::id();
+    superblock.owner_host = host();
+    superblock.closed_at = 0;
+    superblock.counter += 1;
+    let device = medium.device();
+    if recovered.stop != Stop::CleanClose && !created {
+        // The page cache may show bytes that a failed write-back has lost: they are
+        // written again, and free segments stamped again, before the sync below.
+        if !planted::is(Bug::NoRewrite) {
+            write_again(&mut *medium, &recovered);
+        }
+        if !planted::is(Bug::NoWipe) {
+            wipe_torn(&mut *medium, &recovered);
+        }
+    }
+    let mut mended = mend_headers(&mut *medium, &superblock, &recovered);
+    let mut is_used = vec![false; superblock.segments as usize];
+    for link in &recovered.chain {
+        is_used[link.segment] = true;
+    }
+    for segment in (0..superblock.segments as usize).filter(|s| !is_used[*s]) {
+        let at = recovered.geometry.segment_at(segment);
+        mended |= !has_header(&*medium, &superblock, at);
+        let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
+        medium.write(at, &stamp);
+    }
+    // A clean close excuses a damaged header, and is forgotten with the superblock below.
+    if (recovered.stop != Stop::CleanClose || mended) && !created {
+        device.sync().map_err(io("sync"))?;
+    }
+    let bytes = superblock.encode();
+    for at in header.order {
+        device
+            .write_around(at, &bytes)
+            .map_err(io("write the superblock of"))?;
+    }
+    // Not before both copies say so: one that is damaged later leaves the word to the other.
+    if file_len > len {
+        device.truncate(len).map_err(io("cut"))?;
+    }
+    recovered.durable = recovered.last_ordinal;
+    let gave_up = !recovered.damaged.is_empty();
+    let mut log = Log::start(medium, superblock, recovered).map_err(|error| OpenError::Io {
+        path: path.to_owned(),
+        what: "start a new epoch in",
+        error: io::Error::other(error),
+    })?;
+    if gave_up {
+        // The lost records are what keeps this damage from refusing again.
+        device.sync().map_err(io("sync"))?;
+    }
+    log.watch(options.watermarks);
+    report.resync = begun.elapsed();
+    report.next = log.bounds().next;
+    Ok((log, report))
+}
+
+/// Writes the header of a segment of the log again where it cannot be read: its damage is
+/// told by this open, and is over. Whether there was one.
+fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Recovered) -> bool {
+    let mut mended = false;
+    for link in &recovered.chain {
+        let at = recovered.geometry.segment_at(link.segment);
+        if !has_header(medium, superblock, at) {
+            mended = true;
+            let (first, end) = (
+                recovered.geometry.records_at(link.segment),
+                recovered.geometry.end_of(link.segment),
+            );
+            // What the segment opens with need not be of the log; the next open must take the
+            // segment for what this one took it for.
+            let first_ordinal = match Scanner::new(medium, recovered.geometry).look(first, end) {
+                Ok(Verdict::Intact(record)) => record.ordinal,
+                _ => link.first_ordinal,
+            };
+            let header = SegmentHeader::Used { first_ordinal };
+            medium.write(
+                at,
+                &header.encode(superblock.key, at, superblock.generation),
+            );
+        }
+    }
+    mended
+}
+
+fn has_header(medium: &dyn Medium, superblock: &Superblock, at: u64) -> bool {
+    let mut bytes = [0; SEGMENT_HEADER as usize];
+    medium.read(at, &mut bytes);
+    SegmentHeader::decode(&bytes, superblock.key, at).is_some()
+}
+
+fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
+    let mut buffer = vec![0; 64 << 10];
+    for link in recovered
+        .chain
+        .iter()
+        .filter(|c| c.last_ordinal > recovered.durable)
+    {
+        let mut at = recovered.geometry.segment_at(link.segment);
+        while at < link.end {
+            let n = (link.end - at).min(buffer.len() as u64) as usize;
+            medium.read(at, &mut buffer[..n]);
+            medium.write(at, &buffer[..n]);
+            at += n as u64;
+        }
+    }
+}
+
+/// The head of a torn record must be gone for good before anything is written over it: its
+/// lost tail might come to stand behind it again by chance, under the same ordinal.
+fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
+    // Where no segment is free, the epoch is written at the cut as well.
+    let segments = (medium.len() - SEGMENTS_AT) / recovered.geometry.segment_size;
+    let here = recovered.resumes_in_place() || recovered.chain.len() as u64 == segments;
+    let Some(last) = recovered.chain.last().filter(|_| here) else {
+        return;
+    };
+    if last.end + 8 <= recovered.geometry.end_of(last.segment) {
+        medium.commit(last.end, 0);
+    }
+}
+
+/// What recovery found, for people and programs.
+pub(crate) fn report(recovered: &Recovered) -> RecoveryReport {
+    let state = &recovered.state;
+    let first = state.first_unsettled();
+    let mut sequences = recovered
+        .set_aside
+        .iter()
+        .filter(|s| s.kind().is_message())
+        .map(|s| s.header.sequence);
+    let set_aside_sequences = sequences
+        .next()
+        .map(|s| sequences.fold((s, s), |(low, high), s| (low.min(s), high.max(s))));
+    RecoveryReport {
+        recovered: state.unsettled(),
+        first,
+        last: state.last_unsettled(),
+        next: recovered.next.max(recovered.max_sequence + 1),
+        rejections: state.rejections().len() as u64,
+        generation: recovered.max_generation,
+        torn_bytes: recovered.torn_bytes,
+        stop: recovered.stop.clone(),
+        durable_ordinal: recovered.durable,
+        last_ordinal: recovered.last_ordinal,
+        set_aside: recovered.set_aside.len() as u64,
+        set_aside_sequences,
+        set_aside_rejections: recovered
+            .set_aside
+            .iter()
+            .filter(|s| s.kind() == crate::format::Kind::Rejection)
+            .map(|s| s.header.sequence)
+            .collect(),
+        damaged: recovered.damaged.clone(),
+        ignored: recovered.ignored.clone(),
+        lost: recovered
+            .lost
+            .iter()
+            .map(|l| (l.first_sequence, l.last_sequence))
+            .collect(),
+        bytes: recovered.bytes,
+        ..RecoveryReport::default()
+    }
+}
