@@ -12,13 +12,13 @@ use crate::error::{OpenError, StoreError};
 use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
 use crate::log::Log;
 use crate::medium::{Mapped, Medium, reserve};
-use crate::options::{Options, Shape};
+use crate::options::{Options, Recovery, Shape};
 use crate::recover::{Header, Refusal, read_header};
 use crate::report::RecoveryReport;
 use crate::scan::Source;
 
 pub(crate) use take_over::report;
-use take_over::{Found, take_over};
+use take_over::{Found, SEGMENTS_TO_GO_ON, take_over};
 
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -321,7 +321,11 @@ fn start(
     created: bool,
 ) -> Result<(Log, RecoveryReport), OpenError> {
     let superblock = &header.superblock;
-    let cap = SEGMENTS_AT + superblock.cap_segments * superblock.segment_size;
+    let added = match options.recovery {
+        Recovery::Strict => 0,
+        Recovery::Salvage => SEGMENTS_TO_GO_ON,
+    };
+    let cap = SEGMENTS_AT + (superblock.cap_segments + added) * superblock.segment_size;
     let whole = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
     let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
     // Before it is mapped: reading it costs less than a page fault for each piece, and where

@@ -16,7 +16,9 @@ pub(crate) use self::body::{Epoch, LostBody, Mark, RejectionBody, UserTag, settl
 pub(crate) use self::record::{
     Checksum, Kind, RecordHeader, commit_word, committed_len, record_crc, record_is_intact,
 };
-pub(crate) use self::superblock::{Superblock, SuperblockVerdict, geometry_is_sound};
+pub(crate) use self::superblock::{
+    Superblock, SuperblockVerdict, geometry_is_sound, most_segments,
+};
 
 /// Version written by this program.
 pub(crate) const VERSION: u32 = 1;

@@ -26,6 +26,7 @@ use crate::state::{Standing, State};
 use crate::watermark::Watermark;
 
 pub(crate) use self::read::{check, check_all};
+pub(crate) use self::start::starts_in_last_segment;
 
 pub(crate) struct Log {
     pub(crate) medium: Box<dyn Medium>,

@@ -12,8 +12,9 @@ pub enum Recovery {
     /// Refuse to open, naming every damaged range.
     #[default]
     Strict,
-    /// Keep what is intact, note what is lost in the log, and go on. A store without a free
-    /// segment gets two for that, as far as its capacity goes.
+    /// Keep what is intact, note what is lost in the log, and go on. A store without
+    /// room to note it gets two segments more. At its capacity that is raised, for good, and
+    /// [`RecoveryReport::enlarged_to`](crate::RecoveryReport::enlarged_to) says so.
     Salvage,
 }
 

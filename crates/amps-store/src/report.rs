@@ -84,6 +84,8 @@ pub struct RecoveryReport {
     pub lost: Vec<(u64, u64)>,
     /// One superblock copy was damaged or behind; both are whole again.
     pub superblock_repaired: bool,
+    /// The capacity in bytes, where a salvage raised it: no segment was free to go on in.
+    pub enlarged_to: Option<u64>,
     /// The network file system the store is on, `NFS` for instance: neither its lock nor its
     /// syncs can be relied on there. A warning is logged.
     pub network: Option<&'static str>,
@@ -131,6 +133,9 @@ impl fmt::Display for RecoveryReport {
                 write!(f, " (messages {a}..{b})")?;
             }
         }
+        if let Some(bytes) = self.enlarged_to {
+            write!(f, ", capacity raised to {bytes} bytes")?;
+        }
         for (what, ranges) in [("ignored", &self.ignored), ("DAMAGED", &self.damaged)] {
             for range in ranges {
                 let (offset, bytes) = (range.offset, range.bytes);
@@ -167,13 +172,14 @@ mod tests {
             set_aside_sequences: Some((12, 13)),
             ignored: vec![range(8256)],
             damaged: vec![range(8512)],
+            enlarged_to: Some(81_920),
             ..RecoveryReport::default()
         };
         assert_eq!(
             report.to_string(),
             "recovered 3 message(s) 4..9, next 11, generation 7, stopped at torn record at offset \
              9000, 120 byte(s) cut as torn, 1 refusal(s) waiting, 2 record(s) set aside (messages \
-             12..13), ignored at offset 8256 (64 bytes), DAMAGED at offset 8512 (64 bytes)"
+             12..13), capacity raised to 81920 bytes, ignored at offset 8256 (64 bytes), DAMAGED at offset 8512 (64 bytes)"
         );
     }
 }

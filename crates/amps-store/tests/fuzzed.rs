@@ -3,7 +3,9 @@
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use amps_store::inspect::Inspection;
-use amps_store::testkit::{Cut, Fault, Rng, SimDisk, record_places, resign, step};
+use amps_store::testkit::{
+    Cut, Fault, Intact, Rng, SimDisk, intact_messages, open_by_steps, record_places, resign, step,
+};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};
 
 fn options() -> Options {
@@ -414,4 +416,90 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
         "{salvaged:?}"
     );
     assert!(disk.bytes() == bytes);
+}
+
+/// A run died while it freed a segment of a store at its capacity, so that none was free, and
+/// more died while they opened it; then a message was damaged. There was no room to name it, and
+/// a salvage ended in `LogFull`.
+#[test]
+fn a_salvage_at_the_capacity_without_room_to_name_the_loss_raises_it() {
+    let options = options().segment_size(8 << 10).preallocate(true);
+    let disk = SimDisk::new();
+    let store = disk.open(options.clone()).expect("creates");
+    let capacity = disk.bytes().len() as u64;
+    disk.keep_moments();
+    for _ in 0..500 {
+        let append = || store.append(&Envelope::publish("orders"), &[7; 100]);
+        let at = append().or_else(|_| {
+            while step(&store).expect("a good disk") {}
+            append()
+        });
+        let sequence = at.expect("room").sequence;
+        if sequence % 10 != STUBBORN {
+            store.settle(&[sequence]).expect("settles");
+        }
+        if sequence == 100 {
+            store.sync().expect("syncs");
+        }
+    }
+    drop(store);
+    let mut raised = [0, 0];
+    for moment in disk.take_moments() {
+        for runs in [0, 100] {
+            let disk = moment.fork();
+            for _ in 0..runs {
+                disk.open(options.clone()).expect("opens");
+            }
+            let was_raised = salvage_without_one(&disk, &options, capacity);
+            raised[usize::from(runs > 0)] += u64::from(was_raised);
+        }
+    }
+    assert_eq!(raised[0], 0, "there was room for one loss");
+    assert!(raised[1] > 0, "there was always room");
+}
+
+const STUBBORN: u64 = 1;
+
+/// Damages a stubborn message that stands in the log once, and salvages the store. Whether its
+/// capacity was raised.
+fn salvage_without_one(disk: &SimDisk, options: &Options, capacity: u64) -> bool {
+    let all = intact_messages(&disk.bytes());
+    let once = |m: &&Intact| all.iter().filter(|n| n.sequence == m.sequence).count() == 1;
+    let stubborn = |m: &&Intact| m.sequence % 10 == STUBBORN;
+    let Some(gone) = all.iter().filter(stubborn).find(once) else {
+        return false;
+    };
+    let whole = disk.fork().open(options.clone()).expect("opens");
+    let unsettled = whole.bounds().unsettled;
+    disk.scribble(gone.offset + 60, |bytes| bytes[0] ^= 1);
+    if disk.fork().open(options.clone()).is_ok() {
+        // Nothing says yet that it was durable.
+        return false;
+    }
+
+    let salvage = options.clone().recovery(Recovery::Salvage);
+    let file = tempfile::NamedTempFile::new().expect("a file");
+    std::fs::write(file.path(), disk.bytes()).expect("writes");
+    let mapped = open_by_steps(file.path(), salvage.clone()).expect("salvages");
+    let store = disk.open(salvage).expect("salvages");
+    assert_eq!(store.bounds().unsettled, unsettled - 1);
+    assert!(!store.is_unsettled(gone.sequence));
+    let raised = store.report().enlarged_to;
+    assert_eq!(mapped.report().enlarged_to, raised);
+    if let Some(now) = raised {
+        assert_eq!(now, capacity + (16 << 10));
+        assert_eq!(disk.bytes().len() as u64, now);
+        assert!(store.report().to_string().contains("capacity raised to"));
+    }
+    drop(store);
+
+    let store = disk.open(options.clone()).expect("damage so named is over");
+    assert_eq!(store.report().enlarged_to, None);
+    assert_eq!(store.bounds().unsettled, unsettled - 1);
+    store
+        .settle_through(store.bounds().next - 1)
+        .expect("settles");
+    while step(&store).expect("a good disk") {}
+    publish(&store, 30);
+    raised.is_some()
 }

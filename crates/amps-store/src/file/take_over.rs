@@ -6,8 +6,10 @@ use std::time::{Duration, Instant};
 
 use super::{host, no_space, refused};
 use crate::error::OpenError;
-use crate::format::{NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock};
-use crate::log::Log;
+use crate::format::{
+    NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock, most_segments,
+};
+use crate::log::{Log, starts_in_last_segment};
 use crate::medium::Medium;
 use crate::options::{Options, Recovery};
 use crate::planted::{self, Bug};
@@ -17,7 +19,7 @@ use crate::scan::{Scanner, Source, Verdict};
 
 /// Segments that an open needs beside those of the log: one for its own records, one for the first
 /// collection.
-const SEGMENTS_TO_GO_ON: u64 = 2;
+pub(super) const SEGMENTS_TO_GO_ON: u64 = 2;
 
 /// What recovery found, and how long that took.
 pub(super) struct Found {
@@ -40,11 +42,14 @@ impl Found {
 }
 
 /// How many segments there must be. A file that was cut short has them put back. A salvage has
-/// losses to name: where every segment is in use it adds them, as far as the capacity goes.
+/// losses to name: where no segment is free and the last one is too full for that it adds them,
+/// above the capacity if it must be, as a repair does. Refused for want of room it would keep all
+/// that is intact from its owner.
 fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64) -> u64 {
     let chain = recovered.chain.len() as u64;
-    let most = match chain >= usable && !recovered.damaged.is_empty() {
-        true => superblock.cap_segments,
+    let salvages = !recovered.damaged.is_empty();
+    let most = match salvages && chain >= usable && !starts_in_last_segment(recovered) {
+        true => most_segments(superblock.segment_size),
         false => superblock.segments,
     };
     most.min(chain + SEGMENTS_TO_GO_ON)
@@ -159,6 +164,10 @@ pub(super) fn take_over(
     // What a growth or a return left unfinished is cut off; what a truncation took is given up.
     superblock.segments = needed.max(usable);
     let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
+    if superblock.segments > superblock.cap_segments {
+        superblock.cap_segments = superblock.segments;
+        report.enlarged_to = Some(len);
+    }
     medium.leave(len);
     superblock.generation += 1;
     superblock.owner_pid = std::process::id();

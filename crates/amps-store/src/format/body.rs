@@ -201,6 +201,8 @@ pub(crate) struct LostBody {
 }
 
 impl LostBody {
+    pub(crate) const SIZE: usize = 32;
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         for word in [
             self.first_ordinal,
@@ -213,7 +215,7 @@ impl LostBody {
     }
 
     pub(crate) fn decode(b: &[u8]) -> Option<Self> {
-        let sound = b.len() == 32 && (0..4).all(|i| u64_at(b, i * 8) < NUMBERS_END);
+        let sound = b.len() == Self::SIZE && (0..4).all(|i| u64_at(b, i * 8) < NUMBERS_END);
         sound.then(|| LostBody {
             first_ordinal: u64_at(b, 0),
             last_ordinal: u64_at(b, 8),

@@ -158,5 +158,10 @@ pub(crate) fn geometry_is_sound(segment_size: u64, segments: u64, cap_segments: 
         && segments >= 1
         && segments <= cap_segments
         && cap_segments >= MIN_SEGMENTS
-        && cap_segments < (1 << 43) / segment_size
+        && cap_segments <= most_segments(segment_size)
+}
+
+/// How many segments a file may have.
+pub(crate) fn most_segments(segment_size: u64) -> u64 {
+    (1 << 43) / segment_size - 1
 }

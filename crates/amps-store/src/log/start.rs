@@ -7,7 +7,7 @@ use crate::api::Durable;
 use crate::draft::Draft;
 use crate::error::{DamagedRange, StoreError};
 use crate::format::{
-    Epoch, Kind, LostBody, MAX_SETTLED, RECORD_HEADER, Superblock, UserTag, stride,
+    Epoch, Kind, LostBody, MAX_OPENING, MAX_SETTLED, RECORD_HEADER, Superblock, UserTag, stride,
 };
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
@@ -17,6 +17,18 @@ use crate::watermark::Watermark;
 
 /// Most lost records that one open writes.
 const MAX_LOST: usize = 32;
+
+/// Whether a new run needs no free segment: what it writes fits behind the log, and so do the
+/// copies that free the oldest segment.
+pub(crate) fn starts_in_last_segment(recovered: &Recovered) -> bool {
+    let (Some(oldest), Some(last)) = (recovered.chain.first(), recovered.chain.last()) else {
+        return false;
+    };
+    let lost = (recovered.damaged.len() + recovered.ignored.len()).min(MAX_LOST);
+    let lost = lost as u64 * stride(RECORD_HEADER + LostBody::SIZE);
+    let collection = recovered.state.segment_live(oldest.segment) + MAX_OPENING;
+    last.end + MAX_OPENING + lost + collection <= recovered.geometry.end_of(last.segment)
+}
 
 impl Log {
     /// Takes over what recovery found and opens a new epoch behind it. The superblock
