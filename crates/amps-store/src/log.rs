@@ -349,12 +349,20 @@ impl Log {
         let mut body = Vec::with_capacity(MAX_REJECTION as usize);
         rejection.encode(&mut body);
         let floor = self.state.floor();
+        let original = match late {
+            true => self.save_original(sequence, stride(RECORD_HEADER + body.len()))?,
+            false => None,
+        };
         let record = unless_failed(self.write_internal(Kind::Rejection, sequence, &body))?;
         let ordinal = self.ordinal;
         self.state
             .reject(sequence, record.unwrap_or(Entry::NOWHERE));
         if record.is_none() {
             self.unlogged.insert(sequence, rejection);
+        }
+        if let Some(original) = original {
+            let copy = unless_failed(self.write_copy(&original))?;
+            copy.map_or((), |copy| self.state.message(sequence, copy));
         }
         if self.state.floor() > floor {
             unless_failed(self.write_mark(false))?;
@@ -363,6 +371,31 @@ impl Log {
             Some(_) => Rejected::Logged { ordinal, late },
             None => Rejected::Held { late },
         })
+    }
+
+    /// Nothing holds a message that is settled: where room for a late refusal of it takes the
+    /// freeing of a segment, it may be that of the message. Makes room for both, and gives the
+    /// message if it is gone by then.
+    fn save_original(
+        &mut self,
+        sequence: u64,
+        refusal: u64,
+    ) -> Result<Option<StoredMessage>, StoreError> {
+        let mut original = StoredMessage::new();
+        // One that is damaged is told when it is read, as any other.
+        let there = matches!(self.get(sequence, &mut original), Ok(true));
+        if !there || self.space.fits(refusal) {
+            return Ok(None);
+        }
+        unless_failed(self.make_room(refusal + stride(original.len)))?;
+        Ok(self.state.get(sequence).is_none().then_some(original))
+    }
+
+    fn write_copy(&mut self, message: &StoredMessage) -> Result<Entry, StoreError> {
+        let envelope_len = message.envelope_end - RECORD_HEADER;
+        let body = &message.bytes[RECORD_HEADER..message.len];
+        let (kind, quiet) = (Kind::Copy, message.quiet);
+        self.write_kept(kind, quiet, message.sequence, envelope_len, body)
     }
 
     /// The application took a refusal over.

@@ -4,9 +4,12 @@
 
 use amps_store::inspect::Inspection;
 use amps_store::testkit::{
-    Cut, Fault, Intact, Rng, SimDisk, intact_messages, open_by_steps, record_places, resign, step,
+    Cut, Fault, Intact, Rng, SimDisk, intact_messages, last_ordinal, open_by_steps, record_places,
+    resign, step,
 };
-use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};
+use amps_store::{
+    Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
+};
 
 fn options() -> Options {
     Options::new().capacity(64 << 10).client_name("fuzzed")
@@ -502,4 +505,45 @@ fn salvage_without_one(disk: &SimDisk, options: &Options, capacity: u64) -> bool
     while step(&store).expect("a good disk") {}
     publish(&store, 30);
     raised.is_some()
+}
+
+/// A message was settled, then refused after all. Room for the refusal was made by freeing the
+/// segment the message stood in: the refusal was kept, and waited without its message.
+#[test]
+fn room_for_a_late_refusal_does_not_cost_its_message() {
+    let options = options().segment_size(8 << 10).preallocate(true);
+    let reason = "x".repeat(200);
+    let mut copied = 0;
+    for extra in 0.. {
+        let disk = SimDisk::new();
+        let store = disk.open(options.clone()).expect("creates");
+        let mut message = StoredMessage::new();
+        while let Ok(at) = store.append(&Envelope::publish("orders"), &[7; 100]) {
+            store.settle(&[at.sequence]).expect("settles");
+        }
+        let last = store.bounds().last;
+        let is_there = |s: &u64| store.get(*s, &mut StoredMessage::new()).expect("reads");
+        let refused = (1..=last).find(is_there).expect("some are there");
+        for newer in (refused + 1..last).rev().take(extra) {
+            store.reject(newer, &reason, 1).expect("a good disk");
+            store.accept(newer).expect("a good disk");
+        }
+        if !is_there(&refused) {
+            break;
+        }
+        let before = last_ordinal(&store);
+        match store.reject(refused, &reason, 1).expect("a good disk") {
+            Rejected::Logged { late: true, .. } => {}
+            other => panic!("{other:?}"),
+        }
+        copied += u64::from(last_ordinal(&store) > before + 3);
+        assert!(is_there(&refused), "{extra}");
+        drop(store);
+        let store = disk.open(options.clone()).expect("opens");
+        assert_eq!(store.rejections(0, 9).len(), 1);
+        assert!(store.get(refused, &mut message).expect("reads"), "{extra}");
+        assert_eq!(message.payload(), [7; 100]);
+        assert_eq!(store.bounds().unsettled, 0);
+    }
+    assert!(copied > 0, "there was always room");
 }
