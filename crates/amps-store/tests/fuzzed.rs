@@ -421,6 +421,32 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
     assert!(disk.bytes() == bytes);
 }
 
+/// The epoch of a run claimed an ordinal above the records of that run. A salvage believed that
+/// those were dead, wrote over the epoch, and the next open found them alive.
+#[test]
+fn an_epoch_that_is_not_the_first_of_its_run_is_refused_unchanged() {
+    let options = options().preallocate(true);
+    let disk = SimDisk::new();
+    publish(&disk.open(options.clone()).expect("creates"), 20);
+    let before = record_places(&disk.bytes()).len();
+    publish(&disk.open(options.clone()).expect("opens"), 10);
+    let mut bytes = disk.bytes();
+    let places = record_places(&bytes);
+    let ordinal = places[before].0 as usize + 24;
+    bytes[ordinal] = places.len() as u8 + 5;
+    resign(&mut bytes);
+    bytes[places[10].0 as usize + 20] ^= 1;
+    for recovery in [Recovery::Strict, Recovery::Salvage] {
+        disk.restore(bytes.clone());
+        let refused = disk.open(options.clone().recovery(recovery)).map(drop);
+        assert!(
+            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
+            "{refused:?}"
+        );
+        assert!(disk.bytes() == bytes);
+    }
+}
+
 /// A run died while it freed a segment of a store at its capacity, so that none was free, and
 /// more died while they opened it; then a message was damaged. There was no room to name it, and
 /// a salvage ended in `LogFull`.

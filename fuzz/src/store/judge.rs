@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
-use amps_store::inspect::{Filter, Inspection, MessageState, export, import};
+use amps_store::inspect::{Filter, Inspection, MessageState, RecordKind, export, import};
 use amps_store::testkit::{Cut, Rng, SimDisk, intact_messages, step};
 use amps_store::{
     Batch, Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
@@ -88,7 +88,8 @@ impl Whole {
     }
 
     /// Whether an intact record stands in it that no store writes: of a run to come, with a number
-    /// that none gets to, without meaning, or the second of its ordinal in one run.
+    /// that none gets to, without meaning, the second of its ordinal in one run, or an epoch that is
+    /// not the first of its run.
     fn is_forged(&self) -> bool {
         const USED_UP: u64 = (1 << 63) - (1 << 48);
         let file = memory_file(&self.bytes);
@@ -98,15 +99,16 @@ impl Whole {
         };
         let last_run = look.info().generation;
         let mut seen = BTreeSet::new();
-        let impossible = look
-            .records()
-            .map(|record| record.expect("reads"))
-            .filter(|record| record.kind.is_some())
-            .any(|r| {
-                r.generation > last_run
-                    || r.ordinal.max(r.sequence) >= USED_UP
-                    || !seen.insert((r.ordinal, r.generation))
-            });
+        let records = look.records().map(|record| record.expect("reads"));
+        let records: Vec<_> = records.filter(|r| r.kind.is_some()).collect();
+        let epochs = records.iter().filter(|r| r.kind == Some(RecordKind::Epoch));
+        let begun: BTreeMap<_, _> = epochs.map(|e| (e.generation, e.ordinal)).collect();
+        let impossible = records.iter().any(|r| {
+            r.generation > last_run
+                || r.ordinal.max(r.sequence) >= USED_UP
+                || !seen.insert((r.ordinal, r.generation))
+                || begun.get(&r.generation).is_some_and(|b| r.ordinal < *b)
+        });
         let problems = look.verify().expect("reads").problems;
         let meaningless = "its body is not of this version";
         impossible || problems.iter().any(|p| p.text.contains(meaningless))

@@ -1,5 +1,7 @@
 //! What stands behind a hole: whether the log goes on there, and what is missing before it.
 
+use std::collections::HashMap;
+
 use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
 use crate::format::Kind;
@@ -161,7 +163,20 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         if let Some(pair) = twice {
             self.out.twice.get_or_insert((pair[0], pair[1]));
         }
+        self.find_late_epoch(&beyond);
         Ok(beyond)
+    }
+
+    /// An epoch is the first record of its run, or it says nothing: believing it, a salvage would
+    /// give up what the next open finds.
+    fn find_late_epoch(&mut self, beyond: &[Seen]) {
+        let epochs = beyond.iter().filter(|seen| seen.kind() == Kind::Epoch);
+        let begun: HashMap<u64, &Seen> = epochs.map(|e| (e.header.generation, e)).collect();
+        let late = beyond.iter().find_map(|seen| {
+            let epoch = begun.get(&seen.header.generation)?;
+            (seen.ordinal() < epoch.ordinal()).then_some(**epoch)
+        });
+        self.out.meaningless = self.out.meaningless.or(late);
     }
 
     fn gap(
