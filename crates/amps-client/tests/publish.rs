@@ -369,6 +369,7 @@ async fn h19_numbers_rise_on_every_link_while_eight_threads_publish() {
 /// that comes while it does is followed by room.
 fn fill(client: &Client) -> u64 {
     let mut count = 0;
+    let begun = Instant::now();
     loop {
         let Err(error) = client.try_send(Message::publish("orders", vec![b'x'; 1000])) else {
             count += 1;
@@ -384,6 +385,7 @@ fn fill(client: &Client) -> u64 {
             }) if live + needed > limit => return count,
             _ => std::thread::yield_now(),
         }
+        assert!(begun.elapsed() < LONG, "no room after {count}: {error}");
     }
 }
 

@@ -360,9 +360,10 @@ impl Log {
         if record.is_none() {
             self.unlogged.insert(sequence, rejection);
         }
-        if let Some(original) = original {
-            let copy = unless_failed(self.write_copy(&original))?;
-            copy.map_or((), |copy| self.state.message(sequence, copy));
+        if let Some(original) = original
+            && let Some(copy) = unless_failed(self.write_copy(&original))?
+        {
+            self.state.message(sequence, copy);
         }
         if self.state.floor() > floor {
             unless_failed(self.write_mark(false))?;
