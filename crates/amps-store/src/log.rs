@@ -376,16 +376,19 @@ impl Log {
 
     /// Nothing holds a message that is settled: where room for a late refusal of it takes the
     /// freeing of a segment, it may be that of the message. Makes room for both, and gives the
-    /// message if it is gone by then.
+    /// message if it is gone by then. It is to be written behind the refusal: before it, it would
+    /// be open again after a crash between the two.
     fn save_original(
         &mut self,
         sequence: u64,
         refusal: u64,
     ) -> Result<Option<StoredMessage>, StoreError> {
+        if self.space.fits(refusal) {
+            return Ok(None);
+        }
         let mut original = StoredMessage::new();
         // One that is damaged is told when it is read, as any other.
-        let there = matches!(self.get(sequence, &mut original), Ok(true));
-        if !there || self.space.fits(refusal) {
+        if !matches!(self.get(sequence, &mut original), Ok(true)) {
             return Ok(None);
         }
         unless_failed(self.make_room(refusal + stride(original.len)))?;
