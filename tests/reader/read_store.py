@@ -38,6 +38,7 @@ class Reader:
         self.data, self.sb = data, superblock(data)
         self.max = min(self.sb["size"] // 4, (1 << 25) - 8)
         self.log, self.set_aside, self.damaged, self.gaps = [], [], False, []
+        self.dropped = 0
         self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
         self.damaged |= self.there < self.sb["segments"]
         self.recover()
@@ -159,12 +160,10 @@ class Reader:
             accepted.append((None if known else through, record))
             last, generation = record["ordinal"], record["generation"]
         if walked < needed:  # what settled the records walked may be missing
-            for old in self.log:
-                if old["kind"] in ("publish", "copy", "rejection"):
-                    old["state"] = "settled"
+            self.dropped = len(self.log)
         for through, record in accepted:
             if through is not None and through >= needed:
-                self.gaps.append((self.last + 1, self.missing_publishes(through, record)))
+                self.gaps.append((self.last + 1, *self.missing_publishes(through, record)))
             if record["ordinal"] >= needed:
                 self.apply(record)
             self.last, self.generation = record["ordinal"], record["generation"]
@@ -172,7 +171,7 @@ class Reader:
             self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
 
     def missing_publishes(self, through, record):
-        """The last missing sequence if every missing record was a publish, else 2**64."""
+        """First and last missing sequence if every missing record was a publish, else 2**64."""
         count = last = None
         for r in self.log:
             m, generation = mark(r), r["generation"]
@@ -189,8 +188,8 @@ class Reader:
         after = record["seq"] if record["kind"] == "publish" else m["next"] if m else 0
         if count and last == self.last and count[0] == record["generation"] \
                 and after > count[1] and after - count[1] == through - last:
-            return after - 1
-        return 1 << 64
+            return count[1], after - 1
+        return 0, 1 << 64
 
     def apply(self, record):
         self.log.append(record)
@@ -262,8 +261,6 @@ def judge_messages(log):
 
     for record in log:
         seq, kind = record["seq"], record["kind"]
-        if record["state"] == "settled":
-            continue
         if kind in ("publish", "copy"):
             old = messages.get(seq)
             if seq in waiting:
@@ -297,7 +294,9 @@ def judge_messages(log):
             for message in messages.values():
                 if message["seq"] <= floor and message["state"] == "live":
                     message["state"] = "settled"
-    return floor, [(rejections[seq][-1]["ordinal"], seq) for seq in waiting]
+    late = {seq for seq in waiting if rejections[seq][-1]["body"][8] & 2}
+    return (floor, [(rejections[seq][-1]["ordinal"], seq) for seq in waiting],
+            waiting - late - set(messages))
 
 
 def main():
@@ -305,12 +304,14 @@ def main():
         reader = Reader(file.read())
     if reader.sb["evacuated"]:
         print("evacuated to another file", file=sys.stderr)
-    floor, refused = judge_messages(reader.log)
+    log = reader.log[reader.dropped:]
+    floor, refused, bereft = judge_messages(log)
     reader.damaged |= any(last > floor or any(at < first and seq <= last for at, seq in refused)
-                          for first, last in reader.gaps)
+                          or any(lowest <= seq <= last for seq in bereft)
+                          for first, lowest, last in reader.gaps)
     for record in reader.set_aside:
         record["state"] = "set aside"
-    for r in reader.log + reader.set_aside:
+    for r in log + reader.set_aside:
         topic, payload = "", b""
         if r["kind"] in ("publish", "copy") and (t := envelope(r)["topic"]) is not None:
             topic, payload = t, r["body"][r["env"]:]

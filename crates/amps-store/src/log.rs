@@ -374,25 +374,28 @@ impl Log {
         })
     }
 
-    /// Nothing holds a message that is settled: where room for a late refusal of it takes the
-    /// freeing of a segment, it may be that of the message. Makes room for both, and gives the
-    /// message if it is gone by then. It is to be written behind the refusal: before it, it would
-    /// be open again after a crash between the two.
+    /// Nothing holds a message that is settled. The marks may say that its segment is needed no
+    /// more, and room for a late refusal may be made by freeing it. Makes room for both then, and
+    /// gives the message to be written behind its refusal: before it, it would be open again after
+    /// a crash between the two.
     fn save_original(
         &mut self,
         sequence: u64,
         refusal: u64,
     ) -> Result<Option<StoredMessage>, StoreError> {
-        if self.space.fits(refusal) {
-            return Ok(None);
-        }
         let mut original = StoredMessage::new();
         // One that is damaged is told when it is read, as any other.
         if !matches!(self.get(sequence, &mut original), Ok(true)) {
             return Ok(None);
         }
+        let header = RecordHeader::decode(&original.bytes, self.geometry.max_record);
+        let ordinal = header.map_or(0, |header| header.ordinal);
+        if self.needed_from <= ordinal && self.space.fits(refusal) {
+            return Ok(None);
+        }
         unless_failed(self.make_room(refusal + stride(original.len)))?;
-        Ok(self.state.get(sequence).is_none().then_some(original))
+        let is_gone = self.state.get(sequence).is_none();
+        Ok((is_gone || ordinal < self.needed_from).then_some(original))
     }
 
     fn write_copy(&mut self, message: &StoredMessage) -> Result<Entry, StoreError> {

@@ -10,12 +10,14 @@ mod header;
 mod judge;
 mod walk;
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::io;
 
 use crate::DamagedRange;
 use crate::bare::Bare;
-use crate::format::{LostBody, RECORD_HEADER, RecordHeader, SEGMENTS_AT, Superblock, max_record};
+use crate::format::{
+    LostBody, RECORD_HEADER, RecordHeader, RejectionBody, SEGMENTS_AT, Superblock, max_record,
+};
 use crate::planted::{self, Bug};
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Seen, Source, Verdict};
@@ -274,14 +276,21 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     /// Tells gaps in which nothing but settled publishes is missing, oldest first, from damage.
     fn sort_out(&mut self, gaps: Vec<Gap>, floor: u64) -> Result<(), Refusal> {
         let mut refusals = Vec::new();
+        // Refused before they were settled, so they were there; and now they are not.
+        let mut bereft = BTreeSet::new();
         if gaps.iter().any(|gap| gap.publishes.is_some()) {
             for (&sequence, entry) in self.out.state.rejections() {
                 let offset = entry.offset();
                 let end = self.geometry.end_of(self.geometry.segment_of(offset));
-                let ordinal = match self.scanner.look(offset, end)? {
-                    Verdict::Intact(header) => header.ordinal,
-                    _ => 0,
-                };
+                let mut ordinal = 0;
+                if let Verdict::Intact(header) = self.scanner.look(offset, end)? {
+                    ordinal = header.ordinal;
+                    let body = self.scanner.body(&Seen { offset, header })?;
+                    let in_time = RejectionBody::decode(body).is_some_and(|body| !body.late);
+                    if in_time && self.out.state.get(sequence).is_none() {
+                        bereft.insert(sequence);
+                    }
+                }
                 refusals.push((ordinal, sequence));
             }
             refusals.sort_unstable();
@@ -295,7 +304,10 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 lowest = lowest.min(sequence);
             }
             let publishes = gap.publishes;
-            match publishes.is_some_and(|(_, last)| last <= floor && last < lowest) {
+            let settled = publishes.filter(|(_, last)| *last <= floor && *last < lowest);
+            let nobody_waits =
+                |(first, last): (u64, u64)| bereft.range(first..=last).next().is_none();
+            match settled.is_some_and(nobody_waits) {
                 true => self.out.ignored.push(gap.range),
                 false => self.out.damaged.push(gap.range),
             }

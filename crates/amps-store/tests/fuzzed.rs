@@ -573,3 +573,36 @@ fn room_for_a_late_refusal_does_not_cost_its_message() {
     }
     assert!(copied > 0, "there was always room");
 }
+
+/// A message was refused and waited for the application; then its bytes were damaged. A mark
+/// counted it as settled, so the damage was taken for one that nobody minds, and the refusal
+/// waited without its message.
+#[test]
+fn damage_to_a_message_that_was_refused_is_damage() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    publish(&store, 10);
+    store.reject(4, "no", 1).expect("a good disk");
+    store.settle_through(10).expect("settles");
+    store.sync().expect("syncs");
+    publish(&store, 1);
+    drop(store);
+    let bytes = disk.bytes();
+    let all = intact_messages(&bytes);
+    for (sequence, is_needed) in [(3, false), (4, true)] {
+        let record = all.iter().find(|m| m.sequence == sequence);
+        let place = record.expect("it is there").offset as usize;
+        let mut bytes = bytes.clone();
+        bytes[place + 60] ^= 1;
+        disk.restore(bytes);
+        let opened = disk.open(options()).map(|store| store.report().clone());
+        match opened {
+            Err(OpenError::Damaged { ranges, .. }) => {
+                assert!(is_needed);
+                assert_eq!(ranges[0].sequences, Some((4, 4)));
+            }
+            Ok(report) => assert!(!is_needed && report.ignored.len() == 1, "{report}"),
+            Err(error) => panic!("{error}"),
+        }
+    }
+}

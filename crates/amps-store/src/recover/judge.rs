@@ -84,6 +84,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             // The log starts behind everything walked: what settled that may be missing.
             self.out.next = self.out.next.max(self.out.state.last() + 1);
             self.out.state = State::new(self.geometry, self.segments);
+            // Nor is any segment of it part of the log: one in the middle might be freed first.
+            self.out.chain.clear();
+            self.in_chain.fill(None);
         }
         let went_on = !accepted.is_empty();
         for (missing, seen) in accepted {

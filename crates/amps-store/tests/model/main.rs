@@ -59,6 +59,15 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
     }
 }
 
+/// A late refusal of a message in a segment that no mark needed (1298); a segment in the middle of
+/// a log that the marks had given up, freed before the others (4329).
+#[test]
+fn what_long_runs_found() {
+    for seed in [1298, 4329] {
+        run(seed);
+    }
+}
+
 #[test]
 fn the_store_is_its_model() {
     if let Ok(seed) = std::env::var("AMPS_SEED") {

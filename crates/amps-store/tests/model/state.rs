@@ -135,11 +135,19 @@ pub(crate) fn short(op: &Op) -> String {
     }
 }
 
+/// Sequences with the length of each message.
 pub(crate) fn describe(state: &State) -> String {
+    let length = |payload: &[u8]| match payload {
+        GONE => "gone".to_owned(),
+        there => there.len().to_string(),
+    };
+    let unsettled = state.unsettled.iter().map(|(s, p)| (s, length(p)));
+    let rejected = state.rejected.iter();
+    let rejected = rejected.map(|(s, (p, reason))| (s, length(p), reason.len()));
     format!(
         "unsettled {:?} rejected {:?} tag {:?}",
-        state.unsettled.keys().collect::<Vec<_>>(),
-        state.rejected.keys().collect::<Vec<_>>(),
+        unsettled.collect::<Vec<_>>(),
+        rejected.collect::<Vec<_>>(),
         state.tag
     )
 }

@@ -13,6 +13,8 @@ use super::state::{GONE, Op, State, describe, observe, payload, short};
 
 /// Settlements in one record at most (`store-format.md`).
 const MAX_SETTLED: usize = 64;
+/// Reasons of late refusals.
+const LATE: &str = "too late ";
 
 struct Done {
     /// Ordinals it may have used: more than `after`, at most `through`.
@@ -364,7 +366,7 @@ impl World {
             true => self.payloads[&sequence].clone(),
             false => GONE.to_vec(),
         };
-        let reason = "too late ".repeat(self.rng.below(15) as usize);
+        let reason = LATE.repeat(self.rng.below(15) as usize);
         let after = last_ordinal(self.store());
         match self.store().reject(sequence, &reason, 9) {
             Ok(Rejected::NoRoom) => return,
@@ -531,7 +533,7 @@ impl World {
     }
 
     /// Whether what was found is this state. The original of a late refusal that was gone is
-    /// there again when the power cut took the stamp that freed its segment.
+    /// there again when a power cut or a flipped bit took the stamp that freed its segment.
     fn is(&self, found: &State, state: &State) -> bool {
         let mut found = found.clone();
         for (sequence, (payload, _)) in &mut found.rejected {
@@ -599,18 +601,22 @@ impl World {
     fn judge_flipped(&self, store: &Store, now: &State, durable: u64, last: u64) {
         let (mut found, report) = (observe(store), store.report());
         if !report.ignored.is_empty() {
-            // A late refusal may need a message of a segment that was about to be freed, and
-            // what no mark needs any more may be damaged: the refusal is there all the same.
-            for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| r.0 == GONE) {
+            // What no mark needs may be damaged, and a late refusal be all that asks for it.
+            let late = |(payload, reason): &(Vec<u8>, String)| {
+                *payload == GONE && (reason.is_empty() || reason.starts_with(LATE))
+            };
+            for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| late(r)) {
                 refused.0.clone_from(&now.rejected[sequence].0);
             }
         }
-        if found == *now {
+        if self.is(&found, now) {
             return;
         }
         let end = report.last_ordinal;
+        // A sync that covers nothing but marks is told by no mark: those may go, and nothing else.
+        let gone = |done: &Done| done.after >= end && done.through <= durable;
         assert!(
-            end >= durable && end < last,
+            !self.log.iter().any(gone) && end < last,
             "{end} of {durable}..{last}, {report}\nfound {}\nexpected {}",
             describe(&found),
             describe(now)
