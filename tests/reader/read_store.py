@@ -9,7 +9,8 @@ import sys
 import zlib
 
 BLOCK, HEADER, STAMP = 4096, 40, 64
-KINDS = dict(enumerate("publish settlement rejection acceptance copy mark epoch lost".split(), 1))
+KINDS = dict(enumerate("publish settlement rejection acceptance copy mark epoch lost original".split(), 1))
+MESSAGES = ("publish", "copy", "original")
 
 
 def superblock(data):
@@ -54,7 +55,7 @@ class Reader:
         _, length, kind, quiet, zero, env, seq, ordinal, generation = \
             struct.unpack_from("<IIBBHIQQQ", self.data, at)
         stride = (length + 7) // 8 * 8
-        message = kind in (1, 5)
+        message = kind in (1, 5, 9)
         sound = HEADER <= length and stride <= min(self.max, end - at) and kind in KINDS \
             and quiet <= message and zero == 0 and env <= (length - HEADER) * message \
             and seq < 1 << 63 and 0 < ordinal < 1 << 63 and 0 < generation < 1 << 63
@@ -261,13 +262,15 @@ def judge_messages(log):
 
     for record in log:
         seq, kind = record["seq"], record["kind"]
-        if kind in ("publish", "copy"):
+        if kind in MESSAGES:
             old = messages.get(seq)
             if seq in waiting:
                 record["state"] = "rejected"
             elif old:
                 record["state"] = old["state"]
             elif seq <= floor:
+                record["state"] = "settled"
+            if kind == "original" and record["state"] == "live":
                 record["state"] = "settled"
             if old:
                 old["state"] = "superseded"
@@ -313,7 +316,7 @@ def main():
         record["state"] = "set aside"
     for r in log + reader.set_aside:
         topic, payload = "", b""
-        if r["kind"] in ("publish", "copy") and (t := envelope(r)["topic"]) is not None:
+        if r["kind"] in MESSAGES and (t := envelope(r)["topic"]) is not None:
             topic, payload = t, r["body"][r["env"]:]
         print(r["ordinal"], r["at"], r["kind"], r["seq"], r["state"], topic, payload.hex(),
               sep="\t")

@@ -239,7 +239,7 @@ impl Log {
         if kind != Kind::Mark {
             self.unmarked = self.ordinal;
         }
-        if kind == Kind::Copy {
+        if kind.is_message() {
             self.space.copied(sequence);
         }
         Ok(entry)
@@ -349,21 +349,15 @@ impl Log {
         let mut body = Vec::with_capacity(MAX_REJECTION as usize);
         rejection.encode(&mut body);
         let floor = self.state.floor();
-        let original = match late {
-            true => self.save_original(sequence, stride(RECORD_HEADER + body.len()))?,
-            false => None,
-        };
+        if late {
+            self.keep_original(sequence, stride(RECORD_HEADER + body.len()))?;
+        }
         let record = unless_failed(self.write_internal(Kind::Rejection, sequence, &body))?;
         let ordinal = self.ordinal;
         self.state
             .reject(sequence, record.unwrap_or(Entry::NOWHERE));
         if record.is_none() {
             self.unlogged.insert(sequence, rejection);
-        }
-        if let Some(original) = original
-            && let Some(copy) = unless_failed(self.write_copy(&original))?
-        {
-            self.state.message(sequence, copy);
         }
         if self.state.floor() > floor {
             unless_failed(self.write_mark(false))?;
@@ -374,35 +368,32 @@ impl Log {
         })
     }
 
-    /// Nothing holds a message that is settled. The marks may say that its segment is needed no
-    /// more, and room for a late refusal may be made by freeing it. Makes room for both then, and
-    /// gives the message to be written behind its refusal: before it, it would be open again after
-    /// a crash between the two.
-    fn save_original(
-        &mut self,
-        sequence: u64,
-        refusal: u64,
-    ) -> Result<Option<StoredMessage>, StoreError> {
+    /// Nothing holds a message that is settled: the marks may say that its segment is needed no
+    /// more, or room for its late refusal is made by freeing that segment. Writes it again then,
+    /// with room for the refusal that follows.
+    fn keep_original(&mut self, sequence: u64, refusal: u64) -> Result<(), StoreError> {
         let mut original = StoredMessage::new();
         // One that is damaged is told when it is read, as any other.
         if !matches!(self.get(sequence, &mut original), Ok(true)) {
-            return Ok(None);
+            return Ok(());
         }
         let header = RecordHeader::decode(&original.bytes, self.geometry.max_record);
         let ordinal = header.map_or(0, |header| header.ordinal);
         if self.needed_from <= ordinal && self.space.fits(refusal) {
-            return Ok(None);
+            return Ok(());
         }
         unless_failed(self.make_room(refusal + stride(original.len)))?;
-        let is_gone = self.state.get(sequence).is_none();
-        Ok((is_gone || ordinal < self.needed_from).then_some(original))
-    }
-
-    fn write_copy(&mut self, message: &StoredMessage) -> Result<Entry, StoreError> {
-        let envelope_len = message.envelope_end - RECORD_HEADER;
-        let body = &message.bytes[RECORD_HEADER..message.len];
-        let (kind, quiet) = (Kind::Copy, message.quiet);
-        self.write_kept(kind, quiet, message.sequence, envelope_len, body)
+        if self.needed_from <= ordinal && self.state.get(sequence).is_some() {
+            return Ok(());
+        }
+        let envelope_len = original.envelope_end - RECORD_HEADER;
+        let body = &original.bytes[RECORD_HEADER..original.len];
+        let (kind, quiet) = (Kind::Original, original.quiet);
+        let record = self.write_kept(kind, quiet, sequence, envelope_len, body);
+        if let Some(entry) = unless_failed(record)? {
+            self.state.settled_message(sequence, entry);
+        }
+        Ok(())
     }
 
     /// The application took a refusal over.

@@ -460,7 +460,7 @@ const PLACES: [Row; 7] = [
                 &[],
             ),
             (header, &[(8, 0)]),
-            (header, &[(8, 9)]),
+            (header, &[(8, 10)]),
             (header, &[(9, 1)]),
             (message, &[(9, 2)]),
             (header, &[(10, 1)]),
@@ -877,7 +877,7 @@ const GAPS: [Row; 8] = [
     }),
 ];
 
-const MEANINGS: [Row; 6] = [
+const MEANINGS: [Row; 7] = [
     ("M1", || {
         let mut image = Image::new();
         let at = image.publish(records_at(0), 1, 1);
@@ -998,6 +998,22 @@ const MEANINGS: [Row; 6] = [
             (standings(&recovered), recovered.lost),
             ([Unsettled], vec![lost])
         );
+    }),
+    ("M7", || {
+        let mut image = Image::new();
+        let at = image.publish(records_at(0), 1, 1);
+        let at = image.publish(at, 2, 2);
+        let at = image.message(at, Kind::Original, 2, 3, Origin::Publish);
+        // Its first record is gone.
+        let at = image.message(at, Kind::Original, 3, 4, Origin::Publish);
+        let recovered = image.recover();
+        assert_eq!(standings(&recovered), [Unsettled, Settled, Settled]);
+        let mut refusal = Vec::new();
+        RejectionBody::new("no", 1, true).encode(&mut refusal);
+        image.plain(at, Kind::Rejection, 3, 5, &refusal);
+        let recovered = image.recover();
+        assert_eq!(standings(&recovered), [Unsettled, Settled, Rejected]);
+        assert_eq!(recovered.state.unsettled(), 1);
     }),
 ];
 

@@ -241,6 +241,12 @@ impl State {
         }
     }
 
+    /// The newest record of a message that was settled before.
+    pub(crate) fn settled_message(&mut self, sequence: u64, entry: Entry) {
+        self.message(sequence, entry);
+        self.settle(&[sequence], |_, _| {});
+    }
+
     /// A new message, above every other: the hot path of [`message`](Self::message).
     #[inline]
     pub(crate) fn append(&mut self, sequence: u64, entry: Entry, segment: usize) {

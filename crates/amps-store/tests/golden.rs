@@ -13,7 +13,7 @@ use amps_store::{
     Envelope, Level, OpenError, Operation, Options, Origin, PublishStore, Recovery, Store,
 };
 
-const NAMES: [&str; 8] = [
+const NAMES: [&str; 9] = [
     "clean",
     "unclean",
     "cut",
@@ -22,6 +22,7 @@ const NAMES: [&str; 8] = [
     "lapped",
     "damaged",
     "salvaged",
+    "late",
 ];
 
 fn golden(name: &str) -> PathBuf {
@@ -584,6 +585,14 @@ fn write_golden_store(name: &str, path: &Path) {
                 let store = open();
                 publish(&store, 7);
             }
+        }
+        "late" => {
+            for n in 1..=60 {
+                publish(&store, n);
+                store.settle_through(n - 1).unwrap();
+            }
+            store.sync().unwrap();
+            store.reject(25, "late", 1_700_000_000_000_100).unwrap();
         }
         other => panic!("{other}"),
     }

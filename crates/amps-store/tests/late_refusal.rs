@@ -1,9 +1,9 @@
-//! A refusal that comes late, while the segment of its message is being freed.
+//! A refusal that comes late, when the segment of its message is about to be freed.
 
 // Helpers outside of test functions; a failure is the test's.
 #![allow(clippy::expect_used)]
 
-use amps_store::testkit::{SimDisk, step};
+use amps_store::testkit::{Cut, Rng, SimDisk, intact_messages, last_ordinal, step};
 use amps_store::{Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
 
 /// Appends a message and settles it, doing chores only when there is no room; whether
@@ -58,4 +58,102 @@ fn a_late_refusal_keeps_its_original_whatever_upkeep_is_doing() {
         );
         assert_eq!(message.payload(), [7; 700]);
     }
+}
+
+fn small_segments() -> Options {
+    Options::new()
+        .capacity(64 << 10)
+        .segment_size(8 << 10)
+        .preallocate(true)
+}
+
+/// A message was settled, then refused after all. Room for the refusal was made by freeing the
+/// segment the message stood in: the refusal was kept, and waited without its message.
+#[test]
+fn room_for_a_late_refusal_does_not_cost_its_message() {
+    let options = small_segments().segment_size(8 << 10).preallocate(true);
+    let reason = "x".repeat(200);
+    let mut copied = 0;
+    for extra in 0.. {
+        let disk = SimDisk::new();
+        let store = disk.open(options.clone()).expect("creates");
+        let mut message = StoredMessage::new();
+        while let Ok(at) = store.append(&Envelope::publish("orders"), &[7; 100]) {
+            store.settle(&[at.sequence]).expect("settles");
+        }
+        let last = store.bounds().last;
+        let is_there = |s: &u64| store.get(*s, &mut StoredMessage::new()).expect("reads");
+        let refused = (1..=last).find(is_there).expect("some are there");
+        for newer in (refused + 1..last).rev().take(extra) {
+            store.reject(newer, &reason, 1).expect("a good disk");
+            store.accept(newer).expect("a good disk");
+        }
+        if !is_there(&refused) {
+            break;
+        }
+        let before = last_ordinal(&store);
+        match store.reject(refused, &reason, 1).expect("a good disk") {
+            Rejected::Logged { late: true, .. } => {}
+            other => panic!("{other:?}"),
+        }
+        copied += u64::from(last_ordinal(&store) > before + 3);
+        assert!(is_there(&refused), "{extra}");
+        drop(store);
+        let store = disk.open(options.clone()).expect("opens");
+        assert_eq!(store.rejections(0, 9).len(), 1);
+        assert!(store.get(refused, &mut message).expect("reads"), "{extra}");
+        assert_eq!(message.payload(), [7; 100]);
+        assert_eq!(store.bounds().unsettled, 0);
+    }
+    assert!(copied > 0, "there was always room");
+}
+
+/// A message was settled, and a mark said that the segment it stood in is needed no more; then it
+/// was refused after all, and its bytes were damaged before that segment was freed. Nobody minds
+/// damage there, so the refusal waited without its message. It was written again, behind the
+/// refusal: then the power was cut between the two.
+#[test]
+fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
+    let disk = SimDisk::new();
+    let store = disk.open(small_segments()).expect("creates");
+    let publish = |n| {
+        for _ in 0..n {
+            let appended = store.append(&Envelope::publish("orders"), &[7; 100]);
+            appended.expect("room");
+        }
+    };
+    publish(60);
+    store
+        .settle(&(2..=59).collect::<Vec<_>>())
+        .expect("settles");
+    store.settle_through(1).expect("settles");
+    store.sync().expect("syncs");
+    publish(1);
+    // That the first one is durable stands in a mark, which is so from here on.
+    store.sync().expect("syncs");
+    store.reject(5, "late", 1).expect("a good disk");
+    drop(store);
+    let mut kept = [0, 0];
+    for seed in 0..40 {
+        let disk = disk.fork();
+        if seed > 0 {
+            disk.power_cut(Cut::Sectors, &mut Rng::new(seed));
+        }
+        let all = intact_messages(&disk.bytes());
+        let original = all.iter().find(|m| m.sequence == 5).expect("it is there");
+        disk.scribble(original.offset + 60, |bytes| bytes[0] ^= 1);
+
+        let store = disk.open(small_segments()).expect("nobody minds");
+        assert_eq!(store.bounds().unsettled, 2, "seed {seed}");
+        let refusals = store.rejections(0, 9).len();
+        kept[refusals] += 1;
+        if refusals == 0 {
+            assert!(seed > 0, "no power was cut");
+            continue;
+        }
+        let mut message = StoredMessage::new();
+        assert!(store.get(5, &mut message).expect("reads"), "seed {seed}");
+        assert_eq!(message.payload(), [7; 100]);
+    }
+    assert!(kept[0] > 0 && kept[1] > 1, "{kept:?}");
 }

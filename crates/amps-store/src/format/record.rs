@@ -25,13 +25,15 @@ pub(crate) enum Kind {
     Epoch = 7,
     /// A range given up by salvage.
     Lost = 8,
+    /// A settled message appended again so that the refusal that follows keeps it.
+    Original = 9,
 }
 
 impl Kind {
     fn from_byte(byte: u8) -> Option<Kind> {
-        use Kind::{Acceptance, Copy, Epoch, Lost, Mark, Publish, Rejection, Settlement};
+        use Kind::{Acceptance, Copy, Epoch, Lost, Mark, Original, Publish, Rejection, Settlement};
         [
-            Publish, Settlement, Rejection, Acceptance, Copy, Mark, Epoch, Lost,
+            Publish, Settlement, Rejection, Acceptance, Copy, Mark, Epoch, Lost, Original,
         ]
         .into_iter()
         .find(|k| *k as u8 == byte)
@@ -39,7 +41,7 @@ impl Kind {
 
     /// Whether it carries a message.
     pub(crate) fn is_message(self) -> bool {
-        matches!(self, Kind::Publish | Kind::Copy)
+        matches!(self, Kind::Publish | Kind::Copy | Kind::Original)
     }
 }
 
@@ -54,6 +56,7 @@ impl fmt::Display for Kind {
             Kind::Mark => "mark",
             Kind::Epoch => "epoch",
             Kind::Lost => "lost",
+            Kind::Original => "original",
         })
     }
 }

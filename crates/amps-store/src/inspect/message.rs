@@ -299,7 +299,7 @@ impl Inspection {
             offset: entry.offset(),
             ordinal: header.ordinal,
             generation: header.generation,
-            is_copy: header.kind == Kind::Copy,
+            is_copy: header.kind != Kind::Publish,
             quiet: header.quiet,
             state,
             envelope: Envelope::decode(&envelope_bytes)

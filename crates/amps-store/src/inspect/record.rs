@@ -37,6 +37,8 @@ pub enum RecordKind {
     Epoch,
     /// A range given up by salvage.
     Lost,
+    /// A settled message appended again, so that the refusal that follows keeps it.
+    Original,
 }
 
 impl From<Kind> for RecordKind {
@@ -50,6 +52,7 @@ impl From<Kind> for RecordKind {
             Kind::Mark => RecordKind::Mark,
             Kind::Epoch => RecordKind::Epoch,
             Kind::Lost => RecordKind::Lost,
+            Kind::Original => RecordKind::Original,
         }
     }
 }
@@ -65,6 +68,7 @@ impl std::fmt::Display for RecordKind {
             RecordKind::Mark => "mark",
             RecordKind::Epoch => "epoch",
             RecordKind::Lost => "lost",
+            RecordKind::Original => "original",
         })
     }
 }
@@ -355,7 +359,7 @@ impl Records<'_> {
         }
         let (state, sequence) = (&recovered.state, seen.header.sequence);
         match seen.kind() {
-            Kind::Publish | Kind::Copy => match state.get(sequence) {
+            Kind::Publish | Kind::Copy | Kind::Original => match state.get(sequence) {
                 Some(entry) if entry.offset() != seen.offset => RecordVerdict::Superseded,
                 _ => match state.standing(sequence) {
                     Standing::Unsettled => RecordVerdict::Live,
@@ -394,7 +398,7 @@ fn damage(offset: u64, segment: usize, bytes: u64) -> Record {
 /// What the body of an intact record says.
 fn decode(bytes: &[u8], header: &RecordHeader) -> Body {
     let body = match header.kind {
-        Kind::Publish | Kind::Copy => {
+        Kind::Publish | Kind::Copy | Kind::Original => {
             let (envelope, payload) = bytes.split_at(header.envelope_len as usize);
             Envelope::decode(envelope)
                 .ok()

@@ -174,6 +174,7 @@ impl Plan {
 
     /// Takes the records behind the hole in order, as if they followed.
     fn add_set_aside(&mut self, old: &Inspection) -> io::Result<()> {
+        let mut original = None;
         for record in old.set_aside() {
             let record = record?;
             self.next = self.next.max(record.sequence + 1);
@@ -185,6 +186,9 @@ impl Plan {
                     let saved = self.messages.entry(record.sequence).or_default();
                     saved.place = Some(Entry::new(record.offset, record.bytes));
                     saved.set_aside = true;
+                }
+                (Some(RecordKind::Original), _) => {
+                    original = Some((record.sequence, Entry::new(record.offset, record.bytes)));
                 }
                 (_, Body::Settlement(sequences)) => {
                     for sequence in sequences {
@@ -206,8 +210,10 @@ impl Plan {
                 }
                 (_, Body::Rejection(rejection)) => {
                     let refused = self.messages.entry(record.sequence).or_default();
-                    refused.place = refused
-                        .place
+                    let original = original.filter(|o| o.0 == record.sequence);
+                    refused.place = original
+                        .map(|o| o.1)
+                        .or(refused.place)
                         .or_else(|| old.view.recovered.state.get(record.sequence));
                     refused.rejection = Some(rejection);
                 }

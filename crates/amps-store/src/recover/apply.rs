@@ -28,6 +28,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     self.accept(accepts);
                 }
             }
+            Kind::Original => self.out.state.settled_message(header.sequence, entry),
             Kind::Settlement => {
                 let sequences: Option<Vec<u64>> =
                     settled_sequences(self.scanner.body(seen)?).map(Iterator::collect);

@@ -284,10 +284,9 @@ impl Log {
                     return self.found_damage(offset);
                 }
                 let body = &bytes[RECORD_HEADER..header.len as usize];
-                let kind = if header.kind == Kind::Publish {
-                    Kind::Copy
-                } else {
-                    header.kind
+                let kind = match header.kind.is_message() {
+                    true => Kind::Copy,
+                    false => header.kind,
                 };
                 let (sequence, envelope) = (header.sequence, header.envelope_len as usize);
                 let entry = self.write_kept(kind, header.quiet, sequence, envelope, body)?;
@@ -321,8 +320,11 @@ impl Log {
             return false;
         }
         let newest = match header.kind {
-            Kind::Publish | Kind::Copy => self.state.get(header.sequence).filter(|e| e.is_needed()),
             Kind::Rejection => self.state.rejection(header.sequence),
+            kind if kind.is_message() => {
+                let entry = self.state.get(header.sequence);
+                entry.filter(|e| e.is_needed())
+            }
             _ => None,
         };
         newest.is_some_and(|e| e.offset() == offset)
