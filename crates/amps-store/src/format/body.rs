@@ -89,6 +89,12 @@ impl Mark {
         out.extend_from_slice(&field);
     }
 
+    /// A mark speaks of what was before it. One that does not is no mark: believing it would make
+    /// every later open skip what is written from now on.
+    pub(crate) fn has_meaning_at(&self, ordinal: u64) -> bool {
+        self.oldest_needed <= ordinal && self.durable <= ordinal
+    }
+
     pub(crate) fn decode(b: &[u8]) -> Option<Self> {
         if b.len() != MARK_BODY {
             return None;

@@ -113,10 +113,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             Kind::Epoch => Epoch::decode(self.scanner.body(seen)?).map(|e| e.mark),
             _ => None,
         };
-        // A mark speaks of what was before it. One that does not is no mark: believing it
-        // would make every later open skip what is written from now on.
-        let last = seen.ordinal();
-        let mark = mark.filter(|m| m.oldest_needed <= last && m.durable <= last);
+        let mark = mark.filter(|m| m.has_meaning_at(seen.ordinal()));
         if mark.is_none() && matches!(seen.kind(), Kind::Mark | Kind::Epoch) {
             self.out.meaningless.get_or_insert(*seen);
         }
