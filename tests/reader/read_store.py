@@ -81,6 +81,8 @@ class Reader:
             else:
                 headers = True
         used.sort()
+        self.laps = {s: o for o, s in used
+                     if (r := self.look(*self.bounds(s)[1:])) and r["ordinal"] == o}
         start = used[0][0] if used else 1
         self.last, self.generation, self.needed = start - 1, 0, 0
         walked, ends = set(), {}
@@ -134,6 +136,7 @@ class Reader:
             while at + HEADER <= end:
                 record = self.look(at, end)
                 if record and record["ordinal"] > self.last:
+                    record["current"] = record["ordinal"] >= self.laps.get(segment, 0)
                     beyond.append(record)
                 at += record["stride"] if record else 8
         marks = [m for r in self.log + beyond if (m := mark(r))]
@@ -142,7 +145,8 @@ class Reader:
                  if r["kind"] == "lost"]
         dead = [(struct.unpack_from("<Q", r["body"])[0], r["ordinal"]) for r in beyond
                 if r["kind"] == "epoch" and r["generation"] >= self.generation]
-        beyond = [r for r in beyond if not any(a < r["ordinal"] < b for a, b in dead)]
+        beyond = [r for r in beyond if r["current"]
+                  and not any(a < r["ordinal"] < b for a, b in dead)]
         beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
         walked, last, needed, accepted = self.last, self.last, self.needed, []
         generation = self.generation

@@ -148,6 +148,8 @@ struct Recovery<'a, S: Source + ?Sized> {
     bridges: Option<HashMap<u64, Vec<(usize, Seen)>>>,
     /// Segments whose header says that they hold nothing.
     free: Vec<usize>,
+    /// What each segment opens with, where header and first record agree.
+    opened_with: Vec<u64>,
     /// Which of them really do, where somebody looked.
     bare: Option<Bare>,
 }
@@ -183,6 +185,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             in_chain: vec![None; segments],
             bridges: None,
             free: Vec::new(),
+            opened_with: vec![0; segments],
             bare: None,
             out: Recovered {
                 oldest_needed: 0,
@@ -226,6 +229,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         }
         // A clean close says where the log ends; nothing can stand behind it.
         if beyond && (headless || self.out.stop != Stop::CleanClose) {
+            self.look_at_openings(&used)?;
             // The log must start with the oldest record that is needed. A power cut may have
             // taken that segment, or only its header.
             if headless {

@@ -127,3 +127,38 @@ fn an_epoch_far_ahead_behind_a_hole_is_seen_by_the_first_open() {
     assert_eq!(recovered.max_ordinal, 1 << 40);
     assert_eq!(recovered.set_aside.len(), 1);
 }
+
+/// The epoch that declared what a run had left behind dead was damaged, one bit of it, when the
+/// segment that those records stood in was in use again. They came back, in the middle of the
+/// log, and the store was refused as one that no store writes in place of as damaged.
+#[test]
+fn what_an_earlier_lap_left_in_a_segment_stays_dead_without_its_epoch() {
+    let mut image = Image::new();
+    image.publish(records_at(0), 1, 1);
+    image.used(1, 9);
+    let at = image.mark(records_at(1), 9, &durable(8));
+    let at = image.publish(at, 7, 10);
+    let at = image.publish(at, 3, 4);
+    image.publish(at, 4, 5);
+    image.used(2, 7);
+    let epoch = records_at(2);
+    let at = image.epoch(epoch, 7, 1);
+    image.publish(at, 6, 8);
+    let left_behind = |recovered: &Recovered| [3, 4].map(|s| recovered.state.standing(s));
+    let whole = image.recover();
+    assert_eq!(
+        (whole.last_ordinal, left_behind(&whole)),
+        (10, [Gone, Gone])
+    );
+
+    image.flip(epoch + 60);
+    let recovered = image.recover();
+    let damaged = &recovered.damaged[..];
+    assert!(
+        matches!(damaged, [gap] if (gap.first_ordinal, gap.last_ordinal) == (2, Some(7))),
+        "{damaged:?}"
+    );
+    assert_eq!(left_behind(&recovered), [Gone, Gone]);
+    let order: Vec<_> = recovered.chain.iter().map(|link| link.segment).collect();
+    assert_eq!(order, [0, 2, 1]);
+}

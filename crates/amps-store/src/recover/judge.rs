@@ -6,7 +6,7 @@ use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
 use crate::format::Kind;
 use crate::report::Stop;
-use crate::scan::{Seen, Source};
+use crate::scan::{Seen, Source, Verdict};
 use crate::state::State;
 
 impl<S: Source + ?Sized> Recovery<'_, S> {
@@ -39,6 +39,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         self.out.durable = durable;
         drop_between(&mut beyond, dead);
+        beyond.retain(|seen| !self.is_of_earlier_lap(seen));
         named.sort_unstable_by_key(|l| l.first_ordinal);
         let mut to_come = named.iter().peekable();
         let mut named_through = 0;
@@ -168,6 +169,24 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         self.find_late_epoch(&beyond);
         Ok(beyond)
+    }
+
+    pub(super) fn look_at_openings(&mut self, used: &[(u64, usize)]) -> Result<(), Refusal> {
+        for &(first, segment) in used {
+            let at = self.geometry.records_at(segment);
+            let verdict = self.scanner.look(at, self.geometry.end_of(segment))?;
+            if matches!(verdict, Verdict::Intact(header) if header.ordinal == first) {
+                self.opened_with[segment] = first;
+            }
+        }
+        Ok(())
+    }
+
+    /// When its segment was opened again it had been freed before: nothing in it was needed. The
+    /// epoch that declared it dead may be damaged by now.
+    fn is_of_earlier_lap(&self, seen: &Seen) -> bool {
+        let segment = self.geometry.segment_of(seen.offset);
+        seen.ordinal() < self.opened_with[segment]
     }
 
     /// An epoch is the first record of its run, or it says nothing: believing it, a salvage would

@@ -62,10 +62,11 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
 /// A late refusal of a message in a segment that no mark needed (1298); a segment in the middle of
 /// a log that the marks had given up, freed before the others (4329); a flipped bit in the stamp
 /// of a freed segment (3690), and in a mark behind which nothing but marks was synced (8632); a power
-/// cut between a late refusal and its message (39246).
+/// cut between a late refusal and its message (39246); a flipped bit in the epoch that had declared
+/// dead what stands in a segment that is in use again (48802).
 #[test]
 fn what_long_runs_found() {
-    for seed in [1298, 4329, 3690, 8632, 39246] {
+    for seed in [1298, 4329, 3690, 8632, 39246, 48802] {
         run(seed);
     }
 }
