@@ -14,9 +14,7 @@ use amps_client::{
     Request, Subscribe, Via,
 };
 use amps_store::Store;
-use common::{Peer, memory, options, pair};
-
-const LONG: Duration = Duration::from_secs(30);
+use common::{LONG, Peer, memory, options, pair};
 
 /// Serves one link on a thread of its own: acks every publish.
 fn serve(mut listener: amps_client::connector::MemoryListener) {

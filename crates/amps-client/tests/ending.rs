@@ -15,9 +15,7 @@ use amps_client::{
 };
 use amps_store::StoreError;
 use common::quirks::Quirks;
-use common::{NAME, Peer, memory, options, pair};
-
-const LONG: Duration = Duration::from_secs(30);
+use common::{LONG, NAME, Peer, memory, options, pair};
 
 /// Panics when it is asked to connect again.
 #[derive(Debug)]

@@ -9,13 +9,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use common::{NAME, Peer, memory, pair};
+use common::{LONG, NAME, Peer, memory, pair};
 use metrics::{
     Counter, CounterFn, Gauge, GaugeFn, Histogram, Key, KeyName, Metadata, Recorder, SharedString,
     Unit,
 };
-
-const LONG: Duration = Duration::from_secs(30);
 
 /// Gauges are read once a second.
 const GAUGES: Duration = Duration::from_secs(2);

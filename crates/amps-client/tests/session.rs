@@ -21,9 +21,7 @@ use amps_client::{
     Client, CommandError, ConnectionState, Event, Events, FlushError, LinkEnd, Message, Outcome,
     PublishFailure, Request, Subscribe, SubscriptionEnd,
 };
-use common::{Frame, Peer, memory, pair, started};
-
-const LONG: Duration = Duration::from_secs(30);
+use common::{Frame, LONG, Peer, memory, pair, started};
 
 #[tokio::test]
 async fn the_logon_says_who_and_what_and_nothing_unasked() {

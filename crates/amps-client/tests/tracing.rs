@@ -6,16 +6,13 @@ mod common;
 
 use std::fmt::{self, Write as _};
 use std::sync::{Arc, Mutex};
-use std::time::Duration;
 
 use amps_client::connector::MemoryConnector;
 use amps_client::{Client, Request};
-use common::{NAME, Peer, memory};
+use common::{LONG, NAME, Peer, memory};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
-
-const LONG: Duration = Duration::from_secs(30);
 
 /// Writes down every span and event of the thread, each with the spans it is in.
 #[derive(Clone, Default)]

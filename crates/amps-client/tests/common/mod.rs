@@ -20,11 +20,15 @@ use amps_client::connector::{MemoryConnector, MemoryListener};
 use amps_client::protocol::{
     Ack, AckKind, AckKinds, FrameDecoder, Header, LogonAck, Outbound, Status, Verb,
 };
-use amps_client::{Backoff, Builder, Client};
-use amps_store::{Options, Store};
+use amps_client::{Backoff, Builder, Client, Message, PublishFailure};
+use amps_store::{AppendError, Options, Store};
 use tokio::io::{AsyncReadExt, AsyncWriteExt, DuplexStream};
+use tokio::time::Instant;
 
 pub const NAME: &str = "pub-1";
+
+/// Longer than anything here takes, even on a busy machine.
+pub const LONG: Duration = Duration::from_secs(30);
 
 pub fn options() -> Options {
     Options::new().capacity(4 << 20).client_name(NAME)
@@ -228,4 +232,28 @@ pub async fn started<F: Future + Unpin>(mut future: F) -> F {
     })
     .await;
     future
+}
+
+/// Until only the server can make room: the store grows beside its publishers, and a refusal
+/// that comes while it does is followed by room.
+pub fn fill(client: &Client) -> u64 {
+    let mut count = 0;
+    let begun = Instant::now();
+    loop {
+        let Err(error) = client.try_send(Message::publish("orders", vec![b'x'; 1000])) else {
+            count += 1;
+            continue;
+        };
+        assert!(error.is_retryable(), "{error}");
+        assert_eq!(error.message.data().len(), 1000, "handed back");
+        match error.reason {
+            PublishFailure::Store(AppendError::Full {
+                live,
+                limit,
+                needed,
+            }) if live + needed > limit => return count,
+            _ => std::thread::yield_now(),
+        }
+        assert!(begun.elapsed() < LONG, "no room after {count}: {error}");
+    }
 }
