@@ -612,17 +612,23 @@ impl World {
     /// Opened as if nothing had been: then all that was durable is there, and what is missing
     /// behind it was told.
     fn judge_flipped(&self, store: &Store, now: &State, durable: u64, last: u64) {
-        let (mut found, report) = (observe(store), store.report());
-        if !report.ignored.is_empty() {
-            // What no mark needs may be damaged, and a late refusal be all that asks for it.
-            let late = |(payload, reason): &(Vec<u8>, String)| {
-                *payload == GONE && (reason.is_empty() || reason.starts_with(LATE))
-            };
-            for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| late(r)) {
-                refused.0.clone_from(&now.rejected[sequence].0);
+        let (found, report) = (observe(store), store.report());
+        let is = |state: &State| {
+            let mut found = found.clone();
+            if !report.ignored.is_empty() {
+                // What no mark needs may be damaged, and a late refusal be all that asks for it.
+                let late = |(payload, reason): &(Vec<u8>, String)| {
+                    *payload == GONE && (reason.is_empty() || reason.starts_with(LATE))
+                };
+                for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| late(r)) {
+                    if let Some(original) = state.rejected.get(sequence) {
+                        refused.0.clone_from(&original.0);
+                    }
+                }
             }
-        }
-        if self.is(&found, now) {
+            self.is(&found, state)
+        };
+        if is(now) {
             return;
         }
         let end = report.last_ordinal;
@@ -633,8 +639,7 @@ impl World {
             describe(now)
         );
         let states = self.states_at(end);
-        let legal = states.iter().any(|s| self.is(&found, s));
-        assert!(legal, "{}", describe(&found));
+        assert!(states.iter().any(is), "{}", describe(&found));
         let told = matches!(report.stop, Stop::Torn { .. } | Stop::Stale { .. })
             || matches!(report.stop, Stop::Hole { .. }) && report.set_aside > 0;
         assert!(told, "{report}");
