@@ -185,7 +185,8 @@ pub struct DamagedRange {
     pub first_ordinal: u64,
     /// Last missing ordinal, when a later record names it.
     pub last_ordinal: Option<u64>,
-    /// Sequences that may be missing: the first and the last possible.
+    /// Sequences given out there that may be missing: the first and the last possible. A copy or a
+    /// refusal of an earlier message may be missing as well.
     pub sequences: Option<(u64, u64)>,
 }
 

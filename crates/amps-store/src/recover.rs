@@ -78,6 +78,8 @@ pub(crate) struct Recovered {
     pub(crate) tag: Option<Vec<u8>>,
     pub(crate) stop: Stop,
     pub(crate) set_aside: Vec<Seen>,
+    /// What stands behind the walk and is of an earlier lap of its segment.
+    pub(crate) earlier_laps: Vec<Seen>,
     /// Damage that concerns records at or below the durable mark.
     pub(crate) damaged: Vec<DamagedRange>,
     /// Damage proved to concern nothing needed.
@@ -201,6 +203,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 tag: None,
                 stop: Stop::Unwritten,
                 set_aside: Vec::new(),
+                earlier_laps: Vec::new(),
                 damaged: Vec::new(),
                 ignored: Vec::new(),
                 lost: Vec::new(),

@@ -162,3 +162,66 @@ fn what_an_earlier_lap_left_in_a_segment_stays_dead_without_its_epoch() {
     let order: Vec<_> = recovered.chain.iter().map(|link| link.segment).collect();
     assert_eq!(order, [0, 2, 1]);
 }
+
+/// A salvage gave up a range in which an earlier lap had left records, and freed the segment that
+/// they stood in. What it had opened with was no witness any more: the next open found them in the
+/// range that was given up, and took them for the log.
+#[cfg(feature = "testkit")]
+#[test]
+fn a_salvage_ends_what_an_earlier_lap_left_where_it_gives_up() {
+    use crate::testkit::{Cut, Rng, SimDisk, intact_messages};
+
+    let mut image = Image::new();
+    image.publish(records_at(0), 1, 1);
+    image.used(1, 9);
+    let at = image.mark(records_at(1), 9, &durable(8));
+    let at = image.publish(at, 3, 4);
+    image.publish(at, 4, 5);
+    let disk = SimDisk::new();
+    disk.restore(image.0);
+    let left_behind = || {
+        let all = intact_messages(&disk.bytes());
+        all.iter().filter(|m| [3, 4].contains(&m.sequence)).count()
+    };
+    assert_eq!(left_behind(), 2);
+    let salvage = crate::Options::new().recovery(crate::Recovery::Salvage);
+    let store = disk.open(salvage).unwrap();
+    let gave_up = &store.report().damaged[..];
+    assert!(
+        matches!(gave_up, [gap] if (gap.first_ordinal, gap.last_ordinal) == (2, Some(8))),
+        "{gave_up:?}"
+    );
+    drop(store);
+    disk.power_cut(Cut::None, &mut Rng::new(1));
+    assert_eq!(left_behind(), 0);
+}
+
+/// A refusal was damaged, and the epoch behind it skipped numbers. The report named those, which
+/// nobody ever gave out, as what may be missing: so that of the refused message was not among them.
+#[test]
+fn numbers_that_an_epoch_skips_are_not_missing_before_it() {
+    let mut image = Image::new();
+    let at = image.publish(records_at(0), 1, 1);
+    let mut refusal = Vec::new();
+    RejectionBody::new("no", 1, false).encode(&mut refusal);
+    let next = image.plain(at, Kind::Rejection, 1, 2, &refusal);
+    image.flip(at + 45);
+    let mut body = Vec::new();
+    let epoch = Epoch {
+        follows: 2,
+        last_before: 1,
+        first_after: 100,
+        mark: Mark {
+            next: 100,
+            ..durable(2)
+        },
+    };
+    epoch.encode(&mut body);
+    image.plain(next, Kind::Epoch, 0, 3, &body);
+    let recovered = image.recover();
+    let damaged = &recovered.damaged[..];
+    assert!(
+        matches!(damaged, [gap] if (gap.first_ordinal, gap.sequences) == (2, None)),
+        "{damaged:?}"
+    );
+}

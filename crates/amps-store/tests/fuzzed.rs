@@ -633,3 +633,71 @@ fn publish_into(segment: u64, store: &Store, disk: &SimDisk) {
         publish(store, 1);
     }
 }
+
+/// A message had been copied, so that its segment could be freed, and a mark said that the segment is
+/// needed no more; then the copy was damaged. A salvage found the message where it stood first. But
+/// the mark still spoke: one more flipped bit in that segment, which nobody minded, and the message
+/// was gone in silence.
+#[test]
+fn a_message_whose_copy_was_damaged_is_needed_where_it_stood_first() {
+    let options = options().segment_size(8 << 10).preallocate(true);
+    let salvage = options.clone().recovery(Recovery::Salvage);
+    let disk = SimDisk::new();
+    let store = disk.open(options.clone()).expect("creates");
+    disk.keep_moments();
+    for _ in 0..300 {
+        let append = || store.append(&Envelope::publish("orders"), &[7; 100]);
+        let at = append().or_else(|_| {
+            while step(&store).expect("a good disk") {}
+            append()
+        });
+        let sequence = at.expect("room").sequence;
+        if sequence % 10 != STUBBORN {
+            store.settle(&[sequence]).expect("settles");
+        }
+    }
+    drop(store);
+    let mut found_again = 0;
+    for disk in disk.take_moments() {
+        let whole = disk.open(options.clone()).expect("opens");
+        // A mark says that the copies are durable.
+        whole.sync().expect("syncs");
+        let all = intact_messages(&disk.bytes());
+        let of = |sequence| all.iter().filter(move |m: &&Intact| m.sequence == sequence);
+        let copied = all.iter().find(|m| {
+            let is_older = of(m.sequence).count() == 2;
+            whole.is_unsettled(m.sequence) && is_older
+        });
+        let Some(first) = copied else {
+            continue;
+        };
+        drop(whole);
+        let copy = of(first.sequence).find(|m| m.offset != first.offset);
+        for (kept, gone) in [(first, copy.expect("two")), (copy.expect("two"), first)] {
+            let disk = disk.fork();
+            disk.scribble(gone.offset + 60, |bytes| bytes[0] ^= 1);
+            let store = disk.open(salvage.clone()).expect("salvages");
+            if store.report().damaged.is_empty() || !store.is_unsettled(kept.sequence) {
+                continue;
+            }
+            found_again += 1;
+            drop(store);
+            let beside = all.iter().filter(|m| {
+                segment_of(m.offset) == segment_of(kept.offset) && m.sequence != kept.sequence
+            });
+            for flipped in beside {
+                let disk = disk.fork();
+                disk.scribble(flipped.offset + 60, |bytes| bytes[0] ^= 1);
+                match disk.open(options.clone()) {
+                    Ok(store) => assert!(store.is_unsettled(kept.sequence), "{}", store.report()),
+                    Err(OpenError::Damaged { .. }) => {}
+                    Err(error) => panic!("{error}"),
+                }
+            }
+        }
+    }
+    assert!(
+        found_again > 0,
+        "no copy was lost whose first record was there"
+    );
+}

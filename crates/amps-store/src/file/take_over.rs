@@ -184,6 +184,7 @@ pub(super) fn take_over(
         if !planted::is(Bug::NoWipe) {
             wipe_torn(&mut *medium, &recovered);
         }
+        wipe_earlier_laps(&mut *medium, &recovered);
     }
     let mut mended = mend_headers(&mut *medium, &superblock, &recovered);
     let mut is_used = vec![false; superblock.segments as usize];
@@ -289,6 +290,16 @@ fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
     };
     if last.end + 8 <= recovered.geometry.end_of(last.segment) {
         medium.commit(last.end, 0);
+    }
+}
+
+/// What a salvage names as lost must stay so: what an earlier lap left under the same ordinals is
+/// known by what its segment opens with, and that may be gone at the next open.
+fn wipe_earlier_laps(medium: &mut dyn Medium, recovered: &Recovered) {
+    if !recovered.damaged.is_empty() {
+        for seen in &recovered.earlier_laps {
+            medium.commit(seen.offset, 0);
+        }
     }
 }
 

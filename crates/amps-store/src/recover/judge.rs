@@ -39,7 +39,10 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         self.out.durable = durable;
         drop_between(&mut beyond, dead);
-        beyond.retain(|seen| !self.is_of_earlier_lap(seen));
+        let (earlier, beyond) = beyond
+            .into_iter()
+            .partition(|seen| self.is_of_earlier_lap(seen));
+        self.out.earlier_laps = earlier;
         named.sort_unstable_by_key(|l| l.first_ordinal);
         let mut to_come = named.iter().peekable();
         let mut named_through = 0;
@@ -75,7 +78,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 break;
             }
             if let Some(mark) = self.mark(seen)? {
-                oldest_needed = oldest_needed.max(mark.oldest_needed);
+                oldest_needed = mark.oldest_needed;
             }
             accepted.push((missing.filter(|_| !known), *seen));
             last = seen.ordinal();
@@ -225,6 +228,11 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         };
         let next_sequence = match next {
             Some(seen) if seen.kind() == Kind::Publish => Some(seen.header.sequence),
+            // It may skip numbers itself.
+            Some(seen) if seen.kind() == Kind::Epoch => {
+                let epoch = self.epoch(seen)?;
+                epoch.map(|e| e.last_before.saturating_add(1))
+            }
             Some(seen) => self.mark(seen)?.map(|m| m.next),
             None => None,
         };
