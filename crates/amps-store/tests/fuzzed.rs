@@ -701,27 +701,3 @@ fn a_message_whose_copy_was_damaged_is_needed_where_it_stood_first() {
         "no copy was lost whose first record was there"
     );
 }
-
-/// A power cut took the header of a segment in use, and left its records. They were found behind
-/// the walk, and the header went on saying that the segment is free: whether the next open found
-/// them hung on where its own walk ended.
-#[test]
-fn a_segment_of_the_log_that_says_it_is_free_is_in_use_again() {
-    let options = options().segment_size(8 << 10).preallocate(true);
-    let disk = SimDisk::new();
-    let store = disk.open(options.clone()).expect("creates");
-    publish(&store, 60);
-    drop(store);
-    let mut bytes = disk.bytes();
-    let is_used = |bytes: &[u8]| bytes[8192 * 2 + 24] == 1;
-    assert!(is_used(&bytes), "the messages fill more than one");
-    bytes[8192 * 2 + 8..][..8].fill(0);
-    bytes[8192 * 2 + 24] = 0;
-    resign(&mut bytes);
-    disk.restore(bytes);
-    let store = disk.open(options).expect("opens");
-    assert_eq!(store.bounds().unsettled, 60, "{}", store.report());
-    drop(store);
-    disk.power_cut(Cut::None, &mut Rng::new(0));
-    assert!(is_used(&disk.bytes()));
-}

@@ -193,7 +193,7 @@ pub(super) fn take_over(
     }
     for segment in (0..superblock.segments as usize).filter(|s| !is_used[*s]) {
         let at = recovered.geometry.segment_at(segment);
-        mended |= header_at(&*medium, &superblock, at).is_none();
+        mended |= !has_header(&*medium, &superblock, at);
         let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
         medium.write(at, &stamp);
     }
@@ -228,16 +228,13 @@ pub(super) fn take_over(
     Ok((log, report))
 }
 
-/// Writes the header of a segment of the log again where it cannot be read, or says that the
-/// segment is free: the damage is told by this open, and is over. Whether there was one.
+/// Writes the header of a segment of the log again where it cannot be read: its damage is
+/// told by this open, and is over. Whether there was one.
 fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Recovered) -> bool {
     let mut mended = false;
     for link in &recovered.chain {
         let at = recovered.geometry.segment_at(link.segment);
-        if !matches!(
-            header_at(medium, superblock, at),
-            Some(SegmentHeader::Used { .. })
-        ) {
+        if !has_header(medium, superblock, at) {
             mended = true;
             let (first, end) = (
                 recovered.geometry.records_at(link.segment),
@@ -259,10 +256,10 @@ fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Re
     mended
 }
 
-fn header_at(medium: &dyn Medium, superblock: &Superblock, at: u64) -> Option<SegmentHeader> {
+fn has_header(medium: &dyn Medium, superblock: &Superblock, at: u64) -> bool {
     let mut bytes = [0; SEGMENT_HEADER as usize];
     medium.read(at, &mut bytes);
-    SegmentHeader::decode(&bytes, superblock.key, at)
+    SegmentHeader::decode(&bytes, superblock.key, at).is_some()
 }
 
 fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
