@@ -99,7 +99,7 @@ class Reader:
                 self.apply(record)
                 at += record["stride"]
             ends[segment] = at
-        self.needed = ([0] + [m["needed"] for r in self.log if (m := mark(r))])[-1]
+        self.needed = max([0] + [m["needed"] for r in self.log if (m := mark(r))])
         if start > max(self.needed, 1):  # headless
             self.log, self.last, self.generation = [], max(self.needed, 1) - 1, 0
             self.judge({})
@@ -161,7 +161,7 @@ class Reader:
                 self.set_aside = [r for r in beyond[i:] if r["generation"] >= generation]
                 break
             if m := mark(record):
-                needed = m["needed"]
+                needed = max(needed, m["needed"])
             accepted.append((None if known else through, record))
             last, generation = record["ordinal"], record["generation"]
         if walked < needed:  # what settled the records walked may be missing

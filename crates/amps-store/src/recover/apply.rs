@@ -50,8 +50,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 if let Some(mark) = self.mark(seen)? {
                     self.out.state.settle_through(mark.floor);
                     self.out.durable = self.out.durable.max(mark.durable);
-                    // It goes back where a salvage lost a copy and found what was copied.
-                    self.out.oldest_needed = mark.oldest_needed;
+                    self.out.oldest_needed = self.out.oldest_needed.max(mark.oldest_needed);
                     self.out.next = self.out.next.max(mark.next);
                     self.tagged.clear();
                     if let Some(tag) = mark.tag {

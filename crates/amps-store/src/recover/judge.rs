@@ -78,7 +78,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 break;
             }
             if let Some(mark) = self.mark(seen)? {
-                oldest_needed = mark.oldest_needed;
+                oldest_needed = oldest_needed.max(mark.oldest_needed);
             }
             accepted.push((missing.filter(|_| !known), *seen));
             last = seen.ordinal();

@@ -64,10 +64,10 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
 /// of a freed segment (3690), and in a mark behind which nothing but marks was synced (8632); a power
 /// cut between a late refusal and its message (39246); a flipped bit in the epoch that had declared
 /// dead what stands in a segment that is in use again (48802), and in a refusal before an epoch that
-/// skips numbers (62701); one in a copy, and one more where the message stood first (72404).
+/// skips numbers (62701).
 #[test]
 fn what_long_runs_found() {
-    for seed in [1298, 4329, 3690, 8632, 39246, 48802, 62701, 72404] {
+    for seed in [1298, 4329, 3690, 8632, 39246, 48802, 62701] {
         run(seed);
     }
 }
@@ -129,7 +129,7 @@ fn every_planted_bug_is_caught() {
         plant(Some(bug));
         let is_caught =
             |run: &dyn Fn()| std::panic::catch_unwind(std::panic::AssertUnwindSafe(run)).is_err();
-        let named: [(&str, &dyn Fn()); 5] = [
+        let named: [(&str, &dyn Fn()); 4] = [
             ("H24", &every_message_is_refused),
             (
                 "H24 on a full disk",
@@ -139,9 +139,6 @@ fn every_planted_bug_is_caught() {
             ("an earlier lap", &|| {
                 (0..40).for_each(an_earlier_lap_stands_behind_the_tail);
             }),
-            // What the walk takes of an earlier lap is judged once more behind it: few histories
-            // tell a walk that takes everything.
-            ("seed 18527", &|| explore(18_527)),
         ];
         let by_name = named.iter().find(|(_, run)| is_caught(run));
         let by_seed = || (0..20_000).find(|seed| is_caught(&|| explore(*seed)));
