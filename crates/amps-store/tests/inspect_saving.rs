@@ -9,7 +9,10 @@ use amps_store::inspect::{
     Filter, ImportError, Inspection, Message, MessageState, RepairError, Unsaved, export, import,
     repair_to,
 };
-use amps_store::{Envelope, Level, Operation, Options, Origin, PublishStore, Stop, Store};
+use amps_store::testkit::{SimDisk, intact_messages};
+use amps_store::{
+    Envelope, Level, Operation, Options, Origin, PublishStore, Stop, Store, StoredMessage,
+};
 
 fn options() -> Options {
     Options::new().capacity(64 << 10).client_name("tester")
@@ -142,6 +145,42 @@ fn records_set_aside_are_saved_and_the_hole_is_named() {
         "it does not move over the hole"
     );
     assert_eq!(publish(&store, 11), 11);
+}
+
+/// A late refusal and the message written before it stand behind a hole, and the message's first
+/// record is damaged: the one behind the hole is what is left of it.
+#[test]
+fn a_late_refusal_set_aside_is_saved_with_its_message() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    for n in 1..=60 {
+        publish(&store, n);
+        store.settle_through(n - 1).expect("settles");
+    }
+    store.sync().expect("syncs");
+    publish(&store, 61);
+    store.reject(25, "late", 1).expect("room");
+    drop(store);
+    let all = intact_messages(&disk.bytes());
+    let of = |sequence| all.iter().filter(move |m| m.sequence == sequence);
+    assert_eq!(of(25).count(), 2, "written again");
+    let first = of(25).map(|m| m.offset).min();
+    for place in [first, of(61).map(|m| m.offset).next()] {
+        disk.scribble(place.expect("it is there") + 60, |bytes| bytes[0] ^= 1);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    std::fs::write(&old, disk.bytes()).unwrap();
+    assert_eq!(Inspection::open(&old).unwrap().info().set_aside, 2);
+
+    let report = repair_to(&old, &new).unwrap();
+    let gone = Unsaved::Original { sequence: 25 };
+    assert!(!report.unsaved.contains(&gone), "{report:?}");
+    let store = Store::open(&new, options()).expect("opens");
+    assert_eq!(store.rejections(0, 9).len(), 1);
+    let mut message = StoredMessage::new();
+    assert!(store.get(25, &mut message).expect("intact"));
+    assert_eq!(message.payload(), b"message 25");
 }
 
 #[test]
