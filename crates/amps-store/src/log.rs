@@ -26,7 +26,7 @@ use crate::state::{Standing, State};
 use crate::watermark::Watermark;
 
 pub(crate) use self::read::{check, check_all};
-pub(crate) use self::start::starts_in_last_segment;
+pub(crate) use self::start::{segments_for_stranded, starts_in_last_segment};
 
 pub(crate) struct Log {
     pub(crate) medium: Box<dyn Medium>,
@@ -39,7 +39,7 @@ pub(crate) struct Log {
     pub(crate) ordinal: u64,
     /// Ordinal of the last record that is not a mark.
     pub(crate) unmarked: u64,
-    /// The oldest ordinal needed, as the last mark says.
+    /// The oldest ordinal needed, as the marks say: it never falls.
     pub(crate) needed_from: u64,
     pub(crate) next: u64,
     first_of_run: u64,
@@ -255,7 +255,7 @@ impl Log {
             floor: self.state.floor().min(settled),
             durable: self.durable.ordinal,
             next: self.next,
-            oldest_needed: self.space.oldest_needed(&self.state),
+            oldest_needed: self.space.oldest_needed(&self.state).max(self.needed_from),
             clean,
             tag: self.tag,
         }

@@ -80,6 +80,9 @@ pub(crate) struct Recovered {
     pub(crate) set_aside: Vec<Seen>,
     /// What stands behind the walk and is of an earlier lap of its segment.
     pub(crate) earlier_laps: Vec<Seen>,
+    /// Where something is damaged: records below `oldest_needed` that are needed all the same, in
+    /// order. The copies in their place are lost.
+    pub(crate) stranded: Vec<Seen>,
     /// Damage that concerns records at or below the durable mark.
     pub(crate) damaged: Vec<DamagedRange>,
     /// Damage proved to concern nothing needed.
@@ -204,6 +207,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 stop: Stop::Unwritten,
                 set_aside: Vec::new(),
                 earlier_laps: Vec::new(),
+                stranded: Vec::new(),
                 damaged: Vec::new(),
                 ignored: Vec::new(),
                 lost: Vec::new(),
@@ -257,10 +261,32 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.out.state.replayed();
         self.sort_out(gaps, floor)?;
         self.out.damaged.extend(self.missing.take());
+        if !self.out.damaged.is_empty() {
+            self.find_stranded()?;
+        }
         self.out.next = self.out.next.max(self.out.state.last() + 1);
         self.out.max_sequence = self.out.max_sequence.max(self.out.next - 1);
         self.out.tag = self.resume_tag()?;
         Ok(self.out)
+    }
+
+    fn find_stranded(&mut self) -> Result<(), Refusal> {
+        let needed = self.out.oldest_needed;
+        let links = self.out.chain.iter();
+        for link in links.filter(|link| link.first_ordinal < needed) {
+            let mut offset = self.geometry.records_at(link.segment);
+            while offset < link.end {
+                let Verdict::Intact(header) = self.scanner.look(offset, link.end)? else {
+                    offset += 8;
+                    continue;
+                };
+                if header.ordinal < needed && self.out.state.needs(&header, offset) {
+                    self.out.stranded.push(Seen { offset, header });
+                }
+                offset += header.stride();
+            }
+        }
+        Ok(())
     }
 
     /// That of the newest publish that has one: a message without a tag does not move it.

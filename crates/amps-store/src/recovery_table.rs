@@ -63,6 +63,66 @@ fn a_torn_head_is_wiped_where_the_epoch_is_written_over_it() {
     assert_eq!(disk.bytes()[at as usize..][..8], [0; 8]);
 }
 
+/// Copies are damaged, and what they were made of stands where marks say that nothing is needed. A
+/// salvage copies it once more before it names the damage, though every segment is in use: from
+/// then on nothing depends on those segments.
+#[cfg(feature = "testkit")]
+#[test]
+fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
+    use crate::testkit::SimDisk;
+    use crate::{OpenError, Options, PublishStore, Recovery};
+
+    let mut image = Image::new();
+    let mut count = 0;
+    for segment in 0..2 {
+        image.used(segment, count + 1);
+        let mut at = records_at(segment);
+        while at + 128 < records_at(segment + 1) {
+            count += 1;
+            at = image.publish(at, count, count);
+        }
+    }
+    let (needed, copy) = (count + 1, count + 2);
+    image.used(2, needed);
+    let at = image.publish(records_at(2), needed, needed);
+    image.message(at, Kind::Copy, 1, copy, Origin::Publish);
+    image.flip(at + 50);
+    for segment in 3..SEGMENTS {
+        let ordinal = count + segment;
+        image.used(segment, ordinal);
+        image.publish(records_at(segment), ordinal - 1, ordinal);
+    }
+    let last = count + SEGMENTS;
+    let mark = Mark {
+        durable: last - 1,
+        next: last - 1,
+        oldest_needed: needed,
+        ..Mark::default()
+    };
+    let at = records_at(SEGMENTS - 1);
+    let header = RecordHeader::decode(&image.0[at as usize..], SIZE).unwrap();
+    image.mark(at + header.stride(), last, &mark);
+    let recovered = image.recover();
+    assert_eq!(recovered.stranded.len() as u64, count);
+    assert_eq!(recovered.chain.len() as u64, SEGMENTS);
+
+    let disk = SimDisk::new();
+    disk.restore(image.0);
+    let (strict, salvage) = (Options::new(), Options::new().recovery(Recovery::Salvage));
+    let refused = disk.open(strict.clone()).map(drop);
+    assert!(matches!(refused, Err(OpenError::Damaged { .. })));
+    let store = disk.open(salvage).expect("room is made");
+    assert!(store.report().enlarged_to.is_some());
+    let unsettled = store.bounds().unsettled;
+    assert_eq!(unsettled, count + 4);
+    drop(store);
+    disk.scribble(records_at(0), |bytes| {
+        bytes[..SIZE as usize - 64].fill(0xA5)
+    });
+    let store = disk.open(strict).expect("nothing there is needed");
+    assert_eq!(store.bounds().unsettled, unsettled);
+}
+
 #[test]
 fn every_row_of_the_recovery_table_holds() {
     for (name, row) in rows() {

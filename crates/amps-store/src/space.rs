@@ -355,7 +355,6 @@ impl Space {
         self.status.len() - self.chain.len()
     }
 
-    /// What surely fits into one segment, whatever the sizes of the records.
     fn usable(&self) -> u64 {
         usable(&self.geometry)
     }
@@ -542,7 +541,8 @@ impl Space {
     }
 }
 
-fn usable(geometry: &Geometry) -> u64 {
+/// What surely fits into one segment, whatever the sizes of the records.
+pub(crate) fn usable(geometry: &Geometry) -> u64 {
     geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - SLACK - geometry.max_record
 }
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
-use crate::format::{ACCEPTANCE, CHARGE};
+use crate::format::{ACCEPTANCE, CHARGE, Kind, RecordHeader};
 use crate::index::{Entry, Index};
 use crate::scan::Geometry;
 
@@ -352,6 +352,16 @@ impl State {
         if let Some(entry) = self.index.get(sequence) {
             self.index.update(sequence, entry.accepted());
         }
+    }
+
+    /// Whether the record at `offset` is the one that a message or a refusal still needs.
+    pub(crate) fn needs(&self, header: &RecordHeader, offset: u64) -> bool {
+        let newest = match header.kind {
+            Kind::Rejection => self.rejection(header.sequence),
+            kind if kind.is_message() => self.get(header.sequence).filter(|e| e.is_needed()),
+            _ => None,
+        };
+        newest.is_some_and(|e| e.offset() == offset)
     }
 
     /// The first needed record in `place`. Looks at every message: for what went wrong.

@@ -9,7 +9,7 @@ use crate::error::OpenError;
 use crate::format::{
     NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock, most_segments,
 };
-use crate::log::{Log, starts_in_last_segment};
+use crate::log::{Log, segments_for_stranded, starts_in_last_segment};
 use crate::medium::Medium;
 use crate::options::{Options, Recovery};
 use crate::planted::{self, Bug};
@@ -42,17 +42,19 @@ impl Found {
 }
 
 /// How many segments there must be. A file that was cut short has them put back. A salvage has
-/// losses to name: where no segment is free and the last one is too full for that it adds them,
-/// above the capacity if it must be, as a repair does. Refused for want of room it would keep all
+/// losses to name and stranded records to copy: where too few segments are free and the last one is
+/// too full for that it adds them, above the capacity if it must be, as a repair does. Refused for want of room it would keep all
 /// that is intact from its owner.
 fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64) -> u64 {
     let chain = recovered.chain.len() as u64;
     let salvages = !recovered.damaged.is_empty();
-    let most = match salvages && chain >= usable && !starts_in_last_segment(recovered) {
+    let copies = segments_for_stranded(recovered);
+    let too_few = chain + copies >= usable;
+    let most = match salvages && too_few && !starts_in_last_segment(recovered) {
         true => most_segments(superblock.segment_size),
         false => superblock.segments,
     };
-    most.min(chain + SEGMENTS_TO_GO_ON)
+    most.min(chain + copies + SEGMENTS_TO_GO_ON)
 }
 
 /// What no store writes: going on with it would not come to the same at every open.
@@ -163,6 +165,7 @@ pub(super) fn take_over(
 
     // What a growth or a return left unfinished is cut off; what a truncation took is given up.
     superblock.segments = needed.max(usable);
+    recovered.state.resize(superblock.segments as usize);
     let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
     if superblock.segments > superblock.cap_segments {
         superblock.cap_segments = superblock.segments;

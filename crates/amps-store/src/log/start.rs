@@ -12,7 +12,7 @@ use crate::format::{
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
 use crate::recover::Recovered;
-use crate::space::{Segments, Space};
+use crate::space::{Segments, Space, usable};
 use crate::watermark::Watermark;
 
 /// Most lost records that one open writes.
@@ -27,7 +27,18 @@ pub(crate) fn starts_in_last_segment(recovered: &Recovered) -> bool {
     let lost = (recovered.damaged.len() + recovered.ignored.len()).min(MAX_LOST);
     let lost = lost as u64 * stride(RECORD_HEADER + LostBody::SIZE);
     let collection = recovered.state.segment_live(oldest.segment) + MAX_OPENING;
-    last.end + MAX_OPENING + lost + collection <= recovered.geometry.end_of(last.segment)
+    let written = MAX_OPENING + stranded_bytes(recovered) + lost;
+    last.end + written + collection <= recovered.geometry.end_of(last.segment)
+}
+
+/// Segments that the copies of stranded records take at most.
+pub(crate) fn segments_for_stranded(recovered: &Recovered) -> u64 {
+    stranded_bytes(recovered).div_ceil(usable(&recovered.geometry))
+}
+
+fn stranded_bytes(recovered: &Recovered) -> u64 {
+    let stranded = recovered.stranded.iter();
+    stranded.map(|seen| seen.header.stride()).sum()
 }
 
 impl Log {
@@ -146,6 +157,11 @@ impl Log {
         if fits || !can_wait {
             log.write_internal(Kind::Epoch, 0, &body)?;
             log.needed_from = epoch.mark.oldest_needed;
+        }
+        // Before the losses are named: dying between the two, this run has given up nothing.
+        let mut bytes = Vec::new();
+        for seen in recovered.stranded {
+            log.copy(seen.offset, &seen.header, &mut bytes)?;
         }
         for range in lost {
             let mut body = Vec::new();

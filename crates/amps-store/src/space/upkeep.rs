@@ -276,25 +276,8 @@ impl Log {
                 break;
             };
             at = offset + header.stride();
-            if self.is_needed_at(&header, offset) {
-                bytes.resize(header.stride() as usize, 0);
-                self.medium.read(offset, &mut bytes);
-                if !record_is_intact(&bytes, self.geometry.key, offset) {
-                    // Copying it would give wrong bytes a good checksum.
-                    return self.found_damage(offset);
-                }
-                let body = &bytes[RECORD_HEADER..header.len as usize];
-                let kind = match header.kind.is_message() {
-                    true => Kind::Copy,
-                    false => header.kind,
-                };
-                let (sequence, envelope) = (header.sequence, header.envelope_len as usize);
-                let entry = self.write_kept(kind, header.quiet, sequence, envelope, body)?;
-                if kind == Kind::Rejection {
-                    self.state.reject(sequence, entry);
-                } else {
-                    self.state.message(sequence, entry);
-                }
+            if self.state.needs(&header, offset) && !planted::is(Bug::NoCopies) {
+                self.copy(offset, &header, &mut bytes)?;
             }
         }
         if at >= end && self.is_oldest_needed_again() {
@@ -315,19 +298,32 @@ impl Log {
         Ok(())
     }
 
-    pub(super) fn is_needed_at(&self, header: &RecordHeader, offset: u64) -> bool {
-        if planted::is(Bug::NoCopies) {
-            return false;
+    /// Writes a needed record once more, at the head of the log.
+    pub(crate) fn copy(
+        &mut self,
+        offset: u64,
+        header: &RecordHeader,
+        bytes: &mut Vec<u8>,
+    ) -> Result<(), StoreError> {
+        bytes.resize(header.stride() as usize, 0);
+        self.medium.read(offset, bytes);
+        if !record_is_intact(bytes, self.geometry.key, offset) {
+            // Copying it would give wrong bytes a good checksum.
+            return self.found_damage(offset);
         }
-        let newest = match header.kind {
-            Kind::Rejection => self.state.rejection(header.sequence),
-            kind if kind.is_message() => {
-                let entry = self.state.get(header.sequence);
-                entry.filter(|e| e.is_needed())
-            }
-            _ => None,
+        let body = &bytes[RECORD_HEADER..header.len as usize];
+        let kind = match header.kind.is_message() {
+            true => Kind::Copy,
+            false => header.kind,
         };
-        newest.is_some_and(|e| e.offset() == offset)
+        let (sequence, envelope) = (header.sequence, header.envelope_len as usize);
+        let entry = self.write_kept(kind, header.quiet, sequence, envelope, body)?;
+        if kind == Kind::Rejection {
+            self.state.reject(sequence, entry);
+        } else {
+            self.state.message(sequence, entry);
+        }
+        Ok(())
     }
 
     pub(super) fn forget(&mut self, from: u64) {
