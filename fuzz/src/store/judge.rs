@@ -30,7 +30,10 @@ pub(super) fn judge(bytes: &[u8]) {
         look(bytes, &strict.1, found.as_ref());
     }
     match strict.1 {
-        Ok(store) => live(&strict.0, store, &options, &whole),
+        Ok(store) => {
+            live(&strict.0, store, &options, &whole);
+            use_at_once(bytes, &options, &whole);
+        }
         Err(error) => {
             refused(&strict.0, bytes, &error);
             let options = options.clone().recovery(Recovery::Salvage);
@@ -38,7 +41,13 @@ pub(super) fn judge(bytes: &[u8]) {
             match (salvaged, error) {
                 (Ok(store), OpenError::Damaged { .. }) => {
                     // Damage so named never refuses again: reopened strictly from here on.
-                    live(&disk, store, &options.recovery(Recovery::Strict), &whole);
+                    live(
+                        &disk,
+                        store,
+                        &options.clone().recovery(Recovery::Strict),
+                        &whole,
+                    );
+                    use_at_once(bytes, &options, &whole);
                 }
                 (Ok(_), error) => panic!("salvage takes what strict refuses: {error}"),
                 (Err(error), _) => refused(&disk, bytes, &error),
@@ -204,6 +213,15 @@ fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
             return;
         }
     }
+}
+
+/// The run that recovered the file, and may have added to it, goes on.
+fn use_at_once(bytes: &[u8], options: &Options, whole: &Whole) {
+    let (disk, store) = open(bytes, options);
+    let store = store.expect("it opened once");
+    let found = State::of(&store, whole);
+    let strict = options.clone().recovery(Recovery::Strict);
+    use_it(&disk, store, &strict, found, whole);
 }
 
 fn is_meaningless(record: &Record) -> bool {
