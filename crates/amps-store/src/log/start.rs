@@ -137,7 +137,8 @@ impl Log {
         let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()) + kept);
         // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
         // previous run died while it was freeing a segment, and this one goes on with that.
-        let can_wait = in_place && log.space.is_starved() && lost.is_empty();
+        let nothing_else = lost.is_empty() && recovered.stranded.is_empty();
+        let can_wait = in_place && log.space.is_starved() && nothing_else;
         if !fits && !can_wait {
             log.ordinal = if in_place {
                 follows
