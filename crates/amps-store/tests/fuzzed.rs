@@ -529,9 +529,10 @@ fn salvage_without_one(disk: &SimDisk, options: &Options, capacity: u64) -> bool
     }
     // What was added is written in the same run.
     let fork = disk.fork();
-    let append = || store.append(&Envelope::publish("orders"), &[7; 100]);
-    while append().is_ok() {}
-    drop(store);
+    for store in [store, mapped] {
+        let append = || store.append(&Envelope::publish("orders"), &[7; 100]);
+        while append().is_ok() {}
+    }
     let disk = &fork;
 
     let store = disk.open(options.clone()).expect("damage so named is over");
