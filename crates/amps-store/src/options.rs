@@ -13,7 +13,8 @@ pub enum Recovery {
     #[default]
     Strict,
     /// Keep what is intact, note what is lost in the log, and go on. A store without
-    /// room to note it gets two segments more. At its capacity that is raised, for good, and
+    /// room to note it gets two segments more, and those for what has to be copied because its
+    /// copies are lost. At its capacity that is raised, for good, and
     /// [`RecoveryReport::enlarged_to`](crate::RecoveryReport::enlarged_to) says so.
     Salvage,
 }

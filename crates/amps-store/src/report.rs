@@ -84,7 +84,7 @@ pub struct RecoveryReport {
     pub lost: Vec<(u64, u64)>,
     /// One superblock copy was damaged or behind; both are whole again.
     pub superblock_repaired: bool,
-    /// The capacity in bytes, where a salvage raised it: no segment was free to go on in.
+    /// The capacity in bytes, where a salvage raised it: too few segments were free to go on in.
     pub enlarged_to: Option<u64>,
     /// The network file system the store is on, `NFS` for instance: neither its lock nor its
     /// syncs can be relied on there. A warning is logged.
