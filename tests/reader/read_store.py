@@ -141,30 +141,22 @@ class Reader:
                 at += record["stride"] if record else 8
         marks = [m for r in self.log + beyond if (m := mark(r))]
         durable = max([self.sb["closed_at"]] + [m["durable"] for m in marks])
-        named = [struct.unpack("<QQ", r["body"][:16]) for r in self.log + beyond
-                 if r["kind"] == "lost"]
         dead = [(struct.unpack_from("<Q", r["body"])[0], r["ordinal"]) for r in beyond
                 if r["kind"] == "epoch" and r["generation"] >= self.generation]
         beyond = [r for r in beyond if r["current"]
                   and not any(a < r["ordinal"] < b for a, b in dead)]
         beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
-        walked, last, needed, accepted = self.last, self.last, self.needed, []
-        generation = self.generation
-        for i, record in enumerate(beyond):
-            if record["ordinal"] <= last or record["generation"] < generation:
-                continue
-            through = record["ordinal"] - 1
-            if record["kind"] == "epoch":
-                through = max(last, struct.unpack_from("<Q", record["body"])[0])
-            known = through <= last or any(a <= last + 1 and through <= b for a, b in named)
-            if not known and last + 1 > durable:
-                self.set_aside = [r for r in beyond[i:] if r["generation"] >= generation]
-                break
-            if m := mark(record):
-                needed = max(needed, m["needed"])
-            accepted.append((None if known else through, record))
-            last, generation = record["ordinal"], record["generation"]
-        if walked < needed:  # what settled the records walked may be missing
+        believed, lower = 1 << 64, True
+        while lower:  # what is set aside names nothing
+            named = [struct.unpack("<QQ", r["body"][:16]) for r in self.log + beyond
+                     if r["kind"] == "lost" and r["ordinal"] < believed]
+            accepted, needed, cut = self.course(beyond, named, durable)
+            at = cut[0]["ordinal"] if cut else 1 << 64
+            lower = any(r["kind"] == "lost" and at <= r["ordinal"] < believed for r in beyond)
+            believed = at if believed == 1 << 64 else self.last + 1
+        generation = accepted[-1][1]["generation"] if accepted else self.generation
+        self.set_aside = [r for r in cut if r["generation"] >= generation]
+        if self.last < needed:  # what settled the records walked may be missing
             self.dropped = len(self.log)
         for through, record in accepted:
             if through is not None and through >= needed:
@@ -174,6 +166,24 @@ class Reader:
             self.last, self.generation = record["ordinal"], record["generation"]
         if not self.set_aside:
             self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
+
+    def course(self, beyond, named, durable):
+        """What goes on, each with the last ordinal missing before it, and what is behind a cut."""
+        last, generation, needed, accepted = self.last, self.generation, self.needed, []
+        for i, record in enumerate(beyond):
+            if record["ordinal"] <= last or record["generation"] < generation:
+                continue
+            through = record["ordinal"] - 1
+            if record["kind"] == "epoch":
+                through = max(last, struct.unpack_from("<Q", record["body"])[0])
+            known = through <= last or any(a <= last + 1 and through <= b for a, b in named)
+            if not known and last + 1 > durable:
+                return accepted, needed, beyond[i:]
+            if m := mark(record):
+                needed = max(needed, m["needed"])
+            accepted.append((None if known else through, record))
+            last, generation = record["ordinal"], record["generation"]
+        return accepted, needed, []
 
     def missing_publishes(self, through, record):
         """First and last missing sequence if every missing record was a publish, else 2**64."""

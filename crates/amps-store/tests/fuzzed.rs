@@ -686,6 +686,7 @@ fn a_message_whose_copy_was_damaged_is_copied_again_by_the_salvage() {
         for (kept, gone) in [(first, copy.expect("two")), (copy.expect("two"), first)] {
             let disk = disk.fork();
             disk.scribble(gone.offset + 60, |bytes| bytes[0] ^= 1);
+            disk.keep_moments();
             let store = disk.open(salvage.clone()).expect("salvages");
             if store.report().damaged.is_empty() || !store.is_unsettled(kept.sequence) {
                 continue;
@@ -695,13 +696,26 @@ fn a_message_whose_copy_was_damaged_is_copied_again_by_the_salvage() {
             let beside = all.iter().filter(|m| {
                 segment_of(m.offset) == segment_of(kept.offset) && m.sequence != kept.sequence
             });
-            for flipped in beside {
+            let is_lost_with = |disk: &SimDisk, flipped: &Intact| {
                 let disk = disk.fork();
                 disk.scribble(flipped.offset + 60, |bytes| bytes[0] ^= 1);
                 match disk.open(options.clone()) {
-                    Ok(store) => assert!(store.is_unsettled(kept.sequence), "{}", store.report()),
-                    Err(OpenError::Damaged { .. }) => {}
+                    Ok(store) => !store.is_unsettled(kept.sequence),
+                    Err(OpenError::Damaged { .. }) => false,
                     Err(error) => panic!("{error}"),
+                }
+            };
+            for flipped in beside.clone() {
+                assert!(!is_lost_with(&disk, flipped), "{}", flipped.sequence);
+            }
+            // Nor where the power fails within the salvage.
+            for moment in disk.take_moments() {
+                for seed in 0..8 {
+                    let disk = moment.fork();
+                    disk.power_cut(Cut::Sectors, &mut Rng::new(seed));
+                    for flipped in beside.clone().take(1) {
+                        assert!(!is_lost_with(&disk, flipped), "cut by {seed}");
+                    }
                 }
             }
         }

@@ -43,8 +43,8 @@ impl Found {
 
 /// How many segments there must be. A file that was cut short has them put back. A salvage has
 /// losses to name and stranded records to copy: where too few segments are free and the last one is
-/// too full for that it adds them, above the capacity if it must be, as a repair does. Refused for want of room it would keep all
-/// that is intact from its owner.
+/// too full for that it adds them, above the capacity if it must be, as a repair does. Refused for
+/// want of room it would keep all that is intact from its owner.
 fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64) -> u64 {
     let chain = recovered.chain.len() as u64;
     let salvages = !recovered.damaged.is_empty();

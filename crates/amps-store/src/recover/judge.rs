@@ -4,10 +4,19 @@ use std::collections::HashMap;
 
 use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
-use crate::format::Kind;
+use crate::format::{Kind, LostBody};
 use crate::report::Stop;
 use crate::scan::{Seen, Source, Verdict};
 use crate::state::State;
+
+/// How the log goes on behind the walk.
+struct Course {
+    /// Its records, each with the missing ordinals before it that nothing names.
+    accepted: Vec<(Option<(u64, u64)>, Seen)>,
+    /// Where what was gathered is behind a cut.
+    cut: Option<usize>,
+    oldest_needed: u64,
+}
 
 impl<S: Source + ?Sized> Recovery<'_, S> {
     /// Gathers what is intact behind the end of the walk and judges each gap.
@@ -19,7 +28,6 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     ) -> Result<(), Refusal> {
         let mut durable = self.out.durable.max(self.closed_at);
         let mut dead = Vec::new();
-        let mut named = self.out.lost.clone();
         for seen in &beyond {
             self.out.max_ordinal = self.out.max_ordinal.max(seen.ordinal());
             self.out.max_generation = self.out.max_generation.max(seen.header.generation);
@@ -35,7 +43,6 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             {
                 dead.push((epoch.follows, seen.ordinal()));
             }
-            named.extend(self.lost(seen)?);
         }
         self.out.durable = durable;
         drop_between(&mut beyond, dead);
@@ -43,46 +50,38 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             .into_iter()
             .partition(|seen| self.is_of_earlier_lap(seen));
         self.out.earlier_laps = earlier;
-        named.sort_unstable_by_key(|l| l.first_ordinal);
-        let mut to_come = named.iter().peekable();
-        let mut named_through = 0;
-
-        // What goes on, with the ordinals missing before it; then what is left is behind a
-        // hole that a power cut may leave.
-        let mut accepted: Vec<(Option<(u64, u64)>, Seen)> = Vec::with_capacity(beyond.len());
-        let mut last = self.out.last_ordinal;
-        let mut generation = self.generation;
-        let mut oldest_needed = self.out.oldest_needed;
-        for (i, seen) in beyond.iter().enumerate() {
-            // Neither of an earlier lap nor of an earlier run.
-            if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
-                continue;
+        let mut naming = Vec::new();
+        for seen in &beyond {
+            naming.extend(self.lost(seen)?.map(|lost| (seen.ordinal(), lost)));
+        }
+        // What is set aside names nothing: the salvage that wrote it never came to its end.
+        let mut believed = u64::MAX;
+        let (course, named) = loop {
+            let there = naming.iter().filter(|(ordinal, _)| *ordinal < believed);
+            let mut named = self.out.lost.clone();
+            named.extend(there.map(|(_, lost)| *lost));
+            named.sort_unstable_by_key(|l| l.first_ordinal);
+            let course = self.course(&beyond, &named, durable)?;
+            let cut = course.cut.map_or(u64::MAX, |at| beyond[at].ordinal());
+            if !naming.iter().any(|(at, _)| (cut..believed).contains(at)) {
+                break (course, named);
             }
-            // The last missing ordinal: an epoch says itself what it follows.
-            let through = match self.epoch(seen)? {
-                Some(epoch) => epoch.follows.max(last),
-                None => seen.ordinal() - 1,
-            };
-            let missing = (through > last).then_some((last + 1, through));
-            let known = missing.is_none_or(|(first, through)| {
-                while let Some(lost) = to_come.next_if(|l| l.first_ordinal <= first) {
-                    named_through = lost.last_ordinal.max(named_through);
-                }
-                through <= named_through
-            });
-            if !known && last + 1 > durable {
-                self.out.stop = Stop::Hole { offset: hole_at };
-                let behind = beyond[i..].iter().copied();
-                let behind = behind.filter(|s| !is_of_earlier_run(s, generation));
-                self.out.set_aside = behind.collect();
-                break;
-            }
-            if let Some(mark) = self.mark(seen)? {
-                oldest_needed = oldest_needed.max(mark.oldest_needed);
-            }
-            accepted.push((missing.filter(|_| !known), *seen));
-            last = seen.ordinal();
-            generation = seen.header.generation;
+            // Only a file made for it holds more behind a second cut.
+            believed = if believed == u64::MAX { cut } else { 0 };
+        };
+        let Course {
+            accepted,
+            cut,
+            oldest_needed,
+        } = course;
+        if let Some(at) = cut {
+            self.out.stop = Stop::Hole { offset: hole_at };
+            let generation = accepted
+                .last()
+                .map_or(self.generation, |(_, seen)| seen.header.generation);
+            let behind = beyond[at..].iter().copied();
+            let behind = behind.filter(|s| !is_of_earlier_run(s, generation));
+            self.out.set_aside = behind.collect();
         }
         if self.out.last_ordinal < oldest_needed {
             // The log starts behind everything walked: what settled that may be missing.
@@ -130,6 +129,54 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
         }
         Ok(())
+    }
+
+    /// What goes on behind the walk, with the ordinals missing before it, up to a hole that a power
+    /// cut may leave.
+    fn course(
+        &mut self,
+        beyond: &[Seen],
+        named: &[LostBody],
+        durable: u64,
+    ) -> Result<Course, Refusal> {
+        let mut to_come = named.iter().peekable();
+        let mut named_through = 0;
+        let mut last = self.out.last_ordinal;
+        let mut generation = self.generation;
+        let mut course = Course {
+            accepted: Vec::with_capacity(beyond.len()),
+            cut: None,
+            oldest_needed: self.out.oldest_needed,
+        };
+        for (i, seen) in beyond.iter().enumerate() {
+            // Neither of an earlier lap nor of an earlier run.
+            if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
+                continue;
+            }
+            // The last missing ordinal: an epoch says itself what it follows.
+            let through = match self.epoch(seen)? {
+                Some(epoch) => epoch.follows.max(last),
+                None => seen.ordinal() - 1,
+            };
+            let missing = (through > last).then_some((last + 1, through));
+            let known = missing.is_none_or(|(first, through)| {
+                while let Some(lost) = to_come.next_if(|l| l.first_ordinal <= first) {
+                    named_through = lost.last_ordinal.max(named_through);
+                }
+                through <= named_through
+            });
+            if !known && last + 1 > durable {
+                course.cut = Some(i);
+                break;
+            }
+            if let Some(mark) = self.mark(seen)? {
+                course.oldest_needed = course.oldest_needed.max(mark.oldest_needed);
+            }
+            course.accepted.push((missing.filter(|_| !known), *seen));
+            last = seen.ordinal();
+            generation = seen.header.generation;
+        }
+        Ok(course)
     }
 
     /// Every intact record with an ordinal above `above`: in the segments that were not walked, and

@@ -25,6 +25,13 @@ pub(super) const GAPS: [Row; 8] = [
         let recovered = image.recover();
         assert_eq!((recovered.damaged, recovered.last_ordinal), (vec![], 5));
         assert_eq!(recovered.lost, [lost]);
+        // The power failed within the salvage, and took what it wrote before.
+        let behind = image.publish(at, 4, 5);
+        image.flip(at + 50);
+        image.plain(behind, Kind::Lost, 0, 6, &body);
+        let recovered = image.recover();
+        assert_eq!((recovered.damaged.len(), recovered.lost.len()), (1, 0));
+        assert_eq!((recovered.last_ordinal, recovered.set_aside.len()), (4, 1));
     }),
     ("G3", || {
         let recovered = with_gap(4, None).recover();
