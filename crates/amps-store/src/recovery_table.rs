@@ -123,6 +123,46 @@ fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
     assert_eq!(store.bounds().unsettled, unsettled);
 }
 
+/// A power cut took the stamp of a freed segment, so that it is part of the log again, and a late
+/// refusal finds its message there. The next epoch said that this segment is needed, though an
+/// earlier mark, which counts, said that it is not; another late refusal was then taken to have its
+/// message there, and lost it with the first flipped bit.
+#[cfg(feature = "testkit")]
+#[test]
+fn what_a_mark_says_is_needed_never_falls() {
+    use crate::testkit::SimDisk;
+    use crate::{Options, PublishStore, StoredMessage};
+
+    let mut image = Image::new();
+    let mut at = records_at(0);
+    for i in 1..=3 {
+        at = image.publish(at, i, i);
+    }
+    image.used(1, 4);
+    let freed = Mark {
+        floor: 3,
+        durable: 3,
+        next: 4,
+        oldest_needed: 4,
+        ..Mark::default()
+    };
+    let at = image.mark(records_at(1), 4, &freed);
+    let mut refusal = Vec::new();
+    RejectionBody::new("too late", 1, true).encode(&mut refusal);
+    image.plain(at, Kind::Rejection, 1, 5, &refusal);
+    assert_eq!(image.recover().oldest_needed, 4);
+
+    let disk = SimDisk::new();
+    disk.restore(image.0);
+    let store = disk.open(Options::new()).unwrap();
+    store.reject(2, "too late as well", 2).unwrap();
+    store.sync().unwrap();
+    drop(store);
+    disk.scribble(records_at(0), |bytes| bytes[50] ^= 1);
+    let store = disk.open(Options::new()).unwrap();
+    assert!(store.get(2, &mut StoredMessage::new()).unwrap());
+}
+
 #[test]
 fn every_row_of_the_recovery_table_holds() {
     for (name, row) in rows() {
