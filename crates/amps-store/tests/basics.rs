@@ -27,6 +27,14 @@ fn publish(store: &Store, n: u64) -> u64 {
         .sequence
 }
 
+/// A segment is freed behind the call that settled the last message of it.
+fn publish_when_there_is_room(store: &Store, n: u64) -> u64 {
+    let payload = format!("message {n}");
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let appended = store.append_wait(&Envelope::publish("orders"), payload.as_bytes(), deadline);
+    appended.expect("room in time").sequence
+}
+
 fn publish_all(store: &Store, numbers: std::ops::RangeInclusive<u64>) {
     for n in numbers {
         publish(store, n);
@@ -257,16 +265,8 @@ fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     let store = open(&path);
     publish_all(&store, 1..=5);
     store.settle_through(4).unwrap();
-    let publish_when_there_is_room = |store: &Store, n: u64| {
-        let payload = format!("message {n}");
-        let deadline = Instant::now() + Duration::from_secs(10);
-        let at = store
-            .append_wait(&Envelope::publish("orders"), payload.as_bytes(), deadline)
-            .unwrap();
-        assert_eq!(at.sequence, n);
-    };
     for n in 6..=100_000u64 {
-        publish_when_there_is_room(&store, n);
+        assert_eq!(publish_when_there_is_room(&store, n), n);
         store.settle(&[n]).unwrap();
     }
     assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
@@ -274,7 +274,7 @@ fn h21_one_stubborn_message_survives_every_turn_of_the_ring() {
     drop(store);
     let store = open(&path);
     assert_eq!(unsettled(&store), [(5, "message 5".to_owned())]);
-    publish_when_there_is_room(&store, 100_001);
+    assert_eq!(publish_when_there_is_room(&store, 100_001), 100_001);
 }
 
 #[test]
@@ -318,7 +318,7 @@ fn h24_a_full_ring_of_refusals_loses_none() {
         assert!(rejection.reason_cut);
         assert!(store.accept(rejection.sequence).unwrap());
     }
-    publish(&store, 1);
+    publish_when_there_is_room(&store, 1);
 }
 
 #[test]
