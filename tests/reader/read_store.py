@@ -82,7 +82,7 @@ class Reader:
                 headers = True
         used.sort()
         self.laps = {s: o for o, s in used
-                     if (r := self.look(*self.bounds(s)[1:])) and r["ordinal"] == o}
+                     if not (r := self.look(*self.bounds(s)[1:])) or r["ordinal"] == o}
         start = used[0][0] if used else 1
         self.last, self.generation, self.needed = start - 1, 0, 0
         walked, ends = set(), {}
@@ -132,11 +132,12 @@ class Reader:
             if segment in ends and segment != hole:
                 continue
             _, first, end = self.bounds(segment)
-            at = ends.get(segment, first)
+            at, highest = ends.get(segment, first), self.laps.get(segment, 0)
             while at + HEADER <= end:
                 record = self.look(at, end)
                 if record and record["ordinal"] > self.last:
-                    record["current"] = record["ordinal"] >= self.laps.get(segment, 0)
+                    record["current"] = record["ordinal"] >= highest
+                    highest = max(highest, record["ordinal"])
                     beyond.append(record)
                 at += record["stride"] if record else 8
         marks = [m for r in self.log + beyond if (m := mark(r))]

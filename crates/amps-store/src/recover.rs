@@ -153,7 +153,7 @@ struct Recovery<'a, S: Source + ?Sized> {
     bridges: Option<HashMap<u64, Vec<(usize, Seen)>>>,
     /// Segments whose header says that they hold nothing.
     free: Vec<usize>,
-    /// What each segment opens with, where header and first record agree.
+    /// What each segment opens with, where nothing contradicts its header.
     opened_with: Vec<u64>,
     /// Which of them really do, where somebody looked.
     bare: Option<Bare>,

@@ -230,37 +230,53 @@ fn an_epoch_far_ahead_behind_a_hole_is_seen_by_the_first_open() {
 
 /// The epoch that declared what a run had left behind dead was damaged, one bit of it, when the
 /// segment that those records stood in was in use again. They came back, in the middle of the
-/// log, and the store was refused as one that no store writes in place of as damaged.
+/// log, and the store was refused as one that no store writes in place of as damaged; a salvage was
+/// refused as well. Where the first record of that segment was damaged too, it still was.
 #[test]
 fn what_an_earlier_lap_left_in_a_segment_stays_dead_without_its_epoch() {
     let mut image = Image::new();
     image.publish(records_at(0), 1, 1);
     image.used(1, 9);
-    let at = image.mark(records_at(1), 9, &durable(8));
-    let at = image.publish(at, 7, 10);
+    let ninth = records_at(1);
+    let tenth = image.publish(ninth, 7, 9);
+    let at = image.publish(tenth, 8, 10);
     let at = image.publish(at, 3, 4);
     image.publish(at, 4, 5);
     image.used(2, 7);
     let epoch = records_at(2);
     let at = image.epoch(epoch, 7, 1);
     image.publish(at, 6, 8);
+    image.used(3, 11);
+    image.mark(records_at(3), 11, &durable(10));
     let left_behind = |recovered: &Recovered| [3, 4].map(|s| recovered.state.standing(s));
     let whole = image.recover();
     assert_eq!(
         (whole.last_ordinal, left_behind(&whole)),
-        (10, [Gone, Gone])
+        (11, [Gone, Gone])
     );
 
     image.flip(epoch + 60);
-    let recovered = image.recover();
-    let damaged = &recovered.damaged[..];
-    assert!(
-        matches!(damaged, [gap] if (gap.first_ordinal, gap.last_ordinal) == (2, Some(7))),
-        "{damaged:?}"
-    );
-    assert_eq!(left_behind(&recovered), [Gone, Gone]);
-    let order: Vec<_> = recovered.chain.iter().map(|link| link.segment).collect();
-    assert_eq!(order, [0, 2, 1]);
+    let header = SEGMENTS_AT + SIZE;
+    type Case<'a> = (&'a [u64], &'a [(u64, u64)], &'a [usize]);
+    let cases: [Case; 4] = [
+        (&[], &[(2, 7)], &[0, 2, 1, 3]),
+        (&[ninth], &[(2, 7), (9, 9)], &[0, 2, 1, 3]),
+        (&[header, ninth], &[(0, 0), (2, 7), (9, 9)], &[0, 2, 1, 3]),
+        (&[ninth, tenth], &[(2, 7), (9, 10)], &[0, 2, 3]),
+    ];
+    for (places, damaged, chain) in cases {
+        let mut image = Image(image.0.clone());
+        places.iter().for_each(|at| image.flip(at + 20));
+        let recovered = image.recover();
+        let ranges = recovered.damaged.iter();
+        let ranges: Vec<_> = ranges
+            .map(|d| (d.first_ordinal, d.last_ordinal.unwrap_or(0)))
+            .collect();
+        assert_eq!(ranges, damaged);
+        assert_eq!(left_behind(&recovered), [Gone, Gone], "{places:?}");
+        let order = recovered.chain.iter().map(|link| link.segment);
+        assert!(order.eq(chain.iter().copied()), "{:?}", recovered.chain);
+    }
 }
 
 /// A salvage gave up a range in which an earlier lap had left records, and freed the segment that

@@ -297,7 +297,7 @@ fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
 }
 
 /// What a salvage names as lost must stay so: what an earlier lap left under the same ordinals is
-/// known by what its segment opens with, and that may be gone at the next open.
+/// known by what stands before it in its segment, and that may be gone at the next open.
 fn wipe_earlier_laps(medium: &mut dyn Medium, recovered: &Recovered) {
     if !recovered.damaged.is_empty() {
         for seen in &recovered.earlier_laps {

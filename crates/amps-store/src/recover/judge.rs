@@ -46,10 +46,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         self.out.durable = durable;
         drop_between(&mut beyond, dead);
-        let (earlier, beyond) = beyond
-            .into_iter()
-            .partition(|seen| self.is_of_earlier_lap(seen));
-        self.out.earlier_laps = earlier;
+        let beyond = self.without_earlier_laps(beyond);
         let mut naming = Vec::new();
         for seen in &beyond {
             naming.extend(self.lost(seen)?.map(|lost| (seen.ordinal(), lost)));
@@ -221,22 +218,35 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(beyond)
     }
 
+    /// The header of a segment is believed unless an intact record contradicts it: the first one
+    /// may be damaged, or a power cut may have taken it.
     pub(super) fn look_at_openings(&mut self, used: &[(u64, usize)]) -> Result<(), Refusal> {
         for &(first, segment) in used {
             let at = self.geometry.records_at(segment);
             let verdict = self.scanner.look(at, self.geometry.end_of(segment))?;
-            if matches!(verdict, Verdict::Intact(header) if header.ordinal == first) {
+            if !matches!(verdict, Verdict::Intact(header) if header.ordinal != first) {
                 self.opened_with[segment] = first;
             }
         }
         Ok(())
     }
 
-    /// When its segment was opened again it had been freed before: nothing in it was needed. The
-    /// epoch that declared it dead may be damaged by now.
-    fn is_of_earlier_lap(&self, seen: &Seen) -> bool {
-        let segment = self.geometry.segment_of(seen.offset);
-        seen.ordinal() < self.opened_with[segment]
+    /// A segment is written from its beginning on: behind a record, or the header of one, stands
+    /// nothing older but what was left there when the segment was opened again. It had been freed
+    /// before, so nothing in it was needed. The epoch that declared it dead may be damaged by now.
+    /// `beyond` goes by ordinal.
+    fn without_earlier_laps(&mut self, mut beyond: Vec<Seen>) -> Vec<Seen> {
+        let mut higher_from = vec![u64::MAX; self.segments];
+        beyond.reverse();
+        let (earlier, mut beyond): (Vec<_>, Vec<_>) = beyond.into_iter().partition(|seen| {
+            let segment = self.geometry.segment_of(seen.offset);
+            let from = &mut higher_from[segment];
+            *from = seen.offset.min(*from);
+            *from < seen.offset || seen.ordinal() < self.opened_with[segment]
+        });
+        self.out.earlier_laps = earlier;
+        beyond.reverse();
+        beyond
     }
 
     /// An epoch is the first record of its run, or it says nothing: believing it, a salvage would
