@@ -218,7 +218,8 @@ def mark(record):
     if at is not None and len(record["body"]) == at + 104:
         m = dict(zip(("floor", "durable", "next", "needed"),
                      struct.unpack_from("<4Q", record["body"], at)))
-        if max(m["durable"], m["needed"]) <= record["ordinal"]:
+        follows = at and struct.unpack_from("<Q", record["body"])[0] + 1
+        if max(m["durable"], m["needed"], follows) <= record["ordinal"]:
             return m
 
 

@@ -81,32 +81,37 @@ fn a_store_without_a_whole_segment_is_refused_unchanged() {
 
 /// A mark that speaks of records after it was believed: everything published from then on
 /// counted as older than what is needed, and was gone at the next open. Left out, it took with it
-/// what it said of the records before: what a clean close had settled came back in a power cut.
+/// what it said of the records before: what a clean close had settled came back in a power cut. An
+/// epoch that follows what comes after it opened as well, and named a loss that never was once the
+/// log began behind it.
 #[test]
 fn a_mark_that_speaks_of_the_future_is_refused_unchanged() {
-    let disk = SimDisk::new();
-    publish(&disk.open(options()).expect("creates"), 1);
-    let mut bytes = disk.bytes();
-    let (epoch, _) = record_places(&bytes)[0];
-    // Its oldest needed ordinal.
-    let at = epoch as usize + 40 + 24 + 24;
-    bytes[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
-    resign(&mut bytes);
-    for recovery in [Recovery::Strict, Recovery::Salvage] {
-        disk.restore(bytes.clone());
-        let refused = disk.open(options().recovery(recovery)).map(drop);
-        assert!(
-            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
-            "{refused:?}"
-        );
-        assert!(disk.bytes() == bytes);
+    const FOLLOWS: usize = 40;
+    const OLDEST_NEEDED: usize = 40 + 24 + 24;
+    for field in [FOLLOWS, OLDEST_NEEDED] {
+        let disk = SimDisk::new();
+        publish(&disk.open(options()).expect("creates"), 1);
+        let mut bytes = disk.bytes();
+        let (epoch, _) = record_places(&bytes)[0];
+        let at = epoch as usize + field;
+        bytes[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
+        resign(&mut bytes);
+        for recovery in [Recovery::Strict, Recovery::Salvage] {
+            disk.restore(bytes.clone());
+            let refused = disk.open(options().recovery(recovery)).map(drop);
+            assert!(
+                matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
+                "{refused:?}"
+            );
+            assert!(disk.bytes() == bytes);
+        }
+        // Who looks sees it as well: it was shown as a mark like any other.
+        let file = tempfile::NamedTempFile::new().expect("a file");
+        std::fs::write(file.path(), &bytes).expect("writes");
+        let look = Inspection::open(file.path()).expect("a store");
+        let shown = look.records().next().expect("a record").expect("reads");
+        assert!(matches!(shown.body, Body::Unreadable(_)), "{shown:?}");
     }
-    // Who looks sees it as well: it was shown as a mark like any other.
-    let file = tempfile::NamedTempFile::new().expect("a file");
-    std::fs::write(file.path(), &bytes).expect("writes");
-    let look = Inspection::open(file.path()).expect("a store");
-    let shown = look.records().next().expect("a record").expect("reads");
-    assert!(matches!(shown.body, Body::Unreadable(_)), "{shown:?}");
 }
 
 /// Numbers at the end of their range opened, and the next message had none.

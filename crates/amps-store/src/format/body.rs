@@ -89,13 +89,10 @@ impl Mark {
         out.extend_from_slice(&field);
     }
 
-    /// A mark speaks of what was before it. One that does not is no mark: believing it would make
-    /// every later open skip what is written from now on.
-    pub(crate) fn has_meaning_at(&self, ordinal: u64) -> bool {
-        self.oldest_needed <= ordinal && self.durable <= ordinal
-    }
-
-    pub(crate) fn decode(b: &[u8]) -> Option<Self> {
+    /// What the body of the record with this ordinal says. A mark speaks of what was before it. One
+    /// that does not is no mark: believing it would make every later open skip what is written from
+    /// now on.
+    pub(crate) fn decode(b: &[u8], ordinal: u64) -> Option<Self> {
         if b.len() != MARK_BODY {
             return None;
         }
@@ -106,11 +103,15 @@ impl Mark {
         if flags > 3 || tag_len > MAX_TAG {
             return None;
         }
+        let (durable, oldest_needed) = (u64_at(b, 8), u64_at(b, 24));
+        if durable.max(oldest_needed) > ordinal {
+            return None;
+        }
         Some(Mark {
             floor: u64_at(b, 0),
-            durable: u64_at(b, 8),
+            durable,
             next: u64_at(b, 16),
-            oldest_needed: u64_at(b, 24),
+            oldest_needed,
             clean: flags & 1 != 0,
             tag: (flags & 2 != 0).then(|| UserTag::new(&b[MARK_TAG..MARK_TAG + tag_len])),
         })
@@ -137,15 +138,20 @@ impl Epoch {
         self.mark.encode(out);
     }
 
-    pub(crate) fn decode(b: &[u8]) -> Option<Self> {
+    /// As [`Mark::decode`]: what it follows was before it as well.
+    pub(crate) fn decode(b: &[u8], ordinal: u64) -> Option<Self> {
         if b.len() < EPOCH_EXTRA || (0..3).any(|i| u64_at(b, i * 8) >= NUMBERS_END) {
             return None;
         }
+        let follows = u64_at(b, 0);
+        if follows >= ordinal {
+            return None;
+        }
         Some(Epoch {
-            follows: u64_at(b, 0),
+            follows,
             last_before: u64_at(b, 8),
             first_after: u64_at(b, 16),
-            mark: Mark::decode(&b[EPOCH_EXTRA..])?,
+            mark: Mark::decode(&b[EPOCH_EXTRA..], ordinal)?,
         })
     }
 }

@@ -87,6 +87,8 @@ fn marks_and_epochs_survive_their_bytes() {
     };
     let mut bytes = Vec::new();
     epoch.encode(&mut bytes);
-    assert_eq!(Epoch::decode(&bytes), Some(epoch));
-    assert_eq!(Epoch::decode(&bytes[..bytes.len() - 1]), None);
+    assert_eq!(Epoch::decode(&bytes, 6), Some(epoch));
+    assert_eq!(Epoch::decode(&bytes[..bytes.len() - 1], 6), None);
+    assert_eq!(Epoch::decode(&bytes, 5), None, "it follows itself");
+    assert_eq!(Mark::decode(&bytes[24..], 3), None, "of what comes");
 }

@@ -397,7 +397,6 @@ fn damage(offset: u64, segment: usize, bytes: u64) -> Record {
 
 /// What the body of an intact record says.
 fn decode(bytes: &[u8], header: &RecordHeader) -> Body {
-    let has_meaning = |mark: &Mark| mark.has_meaning_at(header.ordinal);
     let body = match header.kind {
         Kind::Publish | Kind::Copy | Kind::Original => {
             let (envelope, payload) = bytes.split_at(header.envelope_len as usize);
@@ -419,7 +418,7 @@ fn decode(bytes: &[u8], header: &RecordHeader) -> Body {
             })
         }),
         Kind::Acceptance => Some(Body::Acceptance),
-        Kind::Mark => Mark::decode(bytes).filter(has_meaning).map(|m| Body::Mark {
+        Kind::Mark => Mark::decode(bytes, header.ordinal).map(|m| Body::Mark {
             floor: m.floor,
             durable: m.durable,
             next: m.next,
@@ -427,15 +426,13 @@ fn decode(bytes: &[u8], header: &RecordHeader) -> Body {
             clean: m.clean,
             tag: m.tag.map(|tag| tag.as_bytes().to_vec()),
         }),
-        Kind::Epoch => Epoch::decode(bytes)
-            .filter(|e| has_meaning(&e.mark))
-            .map(|e| Body::Epoch {
-                follows: e.follows,
-                last_before: e.last_before,
-                first_after: e.first_after,
-                floor: e.mark.floor,
-                durable: e.mark.durable,
-            }),
+        Kind::Epoch => Epoch::decode(bytes, header.ordinal).map(|e| Body::Epoch {
+            follows: e.follows,
+            last_before: e.last_before,
+            first_after: e.first_after,
+            floor: e.mark.floor,
+            durable: e.mark.durable,
+        }),
         Kind::Lost => LostBody::decode(bytes).map(|l| Body::Lost {
             first_ordinal: l.first_ordinal,
             last_ordinal: l.last_ordinal,

@@ -102,18 +102,16 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
 
     pub(super) fn epoch(&mut self, seen: &Seen) -> Result<Option<Epoch>, Refusal> {
         Ok(match seen.kind() {
-            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?),
+            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?, seen.ordinal()),
             _ => None,
         })
     }
 
     pub(super) fn mark(&mut self, seen: &Seen) -> Result<Option<Mark>, Refusal> {
         let mark = match seen.kind() {
-            Kind::Mark => Mark::decode(self.scanner.body(seen)?),
-            Kind::Epoch => Epoch::decode(self.scanner.body(seen)?).map(|e| e.mark),
-            _ => None,
+            Kind::Mark => Mark::decode(self.scanner.body(seen)?, seen.ordinal()),
+            _ => self.epoch(seen)?.map(|e| e.mark),
         };
-        let mark = mark.filter(|m| m.has_meaning_at(seen.ordinal()));
         if mark.is_none() && matches!(seen.kind(), Kind::Mark | Kind::Epoch) {
             self.out.meaningless.get_or_insert(*seen);
         }
