@@ -312,6 +312,40 @@ fn a_salvage_ends_what_an_earlier_lap_left_where_it_gives_up() {
     assert_eq!(left_behind(), 0);
 }
 
+/// Behind damage the log was said to end at what was written, whatever stood there: a torn record
+/// was told to nobody. Each range of damage, and a hole, named the place of the first.
+#[test]
+fn behind_damage_every_place_is_told_as_it_is() {
+    let mut image = Image::new();
+    let second = image.publish(records_at(0), 1, 1);
+    let third = image.publish(second, 2, 2);
+    let fourth = image.mark(third, 3, &durable(2));
+    let fifth = image.publish(fourth, 3, 4);
+    image.used(1, 5);
+    let sixth = image.publish(records_at(1), 4, 5);
+    let seventh = image.mark(sixth, 6, &durable(5));
+    let eighth = image.publish(seventh, 5, 7);
+    let ninth = image.publish(eighth, 6, 8);
+    let last = ninth - eighth;
+    [second, fourth].iter().for_each(|at| image.flip(at + 50));
+    let with = |torn: &[u64]| {
+        let mut image = Image(image.0.clone());
+        torn.iter().for_each(|at| image.flip(at + 50));
+        let recovered = image.recover();
+        let damaged = recovered.damaged.iter();
+        let damaged: Vec<_> = damaged.map(|d| (d.offset, d.bytes)).collect();
+        (damaged, recovered.stop, recovered.torn_bytes)
+    };
+    let end = SEGMENTS_AT + SIZE;
+    let damaged = vec![(second, third - second), (fourth, end - fourth)];
+    assert!(fifth < end);
+    assert_eq!(with(&[]), (damaged.clone(), Stop::Unwritten, 0));
+    let torn = Stop::Torn { offset: eighth };
+    assert_eq!(with(&[eighth]), (damaged.clone(), torn, last));
+    let hole = Stop::Hole { offset: seventh };
+    assert_eq!(with(&[seventh]), (damaged, hole, eighth - seventh));
+}
+
 /// A refusal was damaged, and the epoch behind it skipped numbers. The report named those, which
 /// nobody ever gave out, as what may be missing: so that of the refused message was not among them.
 #[test]

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
-use crate::format::{Kind, LostBody};
+use crate::format::{Kind, LostBody, RECORD_HEADER, SEGMENTS_AT};
 use crate::report::Stop;
 use crate::scan::{Seen, Source, Verdict};
 use crate::state::State;
@@ -72,7 +72,6 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             oldest_needed,
         } = course;
         if let Some(at) = cut {
-            self.out.stop = Stop::Hole { offset: hole_at };
             let generation = accepted
                 .last()
                 .map_or(self.generation, |(_, seen)| seen.header.generation);
@@ -88,10 +87,10 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             self.out.chain.clear();
             self.in_chain.fill(None);
         }
-        let went_on = !accepted.is_empty();
+        let mut end = hole_at;
         for (missing, seen) in accepted {
             if let Some((first, through)) = missing {
-                let gap = self.gap(hole_at, first, Some(through), Some(&seen))?;
+                let gap = self.gap(end, first, Some(through), Some(&seen))?;
                 if through < oldest_needed {
                     self.out.ignored.push(gap.range);
                 } else {
@@ -107,20 +106,22 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
             self.generation = seen.header.generation;
             self.out.last_ordinal = seen.ordinal();
+            end = seen.offset + seen.header.stride();
+        }
+        if end != hole_at {
+            // The log ends behind its last record, not at the gap before it.
+            let verdict = self.scanner.look(end, self.end_around(end))?;
+            self.ends(verdict, end, false);
         }
         if !self.out.set_aside.is_empty() {
+            self.out.stop = Stop::Hole { offset: end };
             return Ok(());
-        }
-        if went_on {
-            // The log ends behind its last record, not at the gap before it.
-            self.out.stop = Stop::Unwritten;
-            self.out.torn_bytes = 0;
         }
         if self.out.last_ordinal < durable {
             let known = named.iter().any(|l| l.last_ordinal >= durable);
             if !known {
                 let first = self.out.last_ordinal + 1;
-                let gap = self.gap(hole_at, first, Some(durable), None)?;
+                let gap = self.gap(end, first, Some(durable), None)?;
                 gaps.push(gap);
                 self.out.tail_damaged = true;
             }
@@ -261,27 +262,30 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         self.out.meaningless = self.out.meaningless.or(late);
     }
 
+    /// Where the segment ends in which, or at whose end, this is.
+    fn end_around(&self, offset: u64) -> u64 {
+        let inside = SEGMENTS_AT.max(offset - 1);
+        self.geometry.end_of(self.geometry.segment_of(inside))
+    }
+
+    /// What is missing behind the log so far, which ends at `from`.
     fn gap(
         &mut self,
-        hole_at: u64,
+        from: u64,
         first: u64,
         last: Option<u64>,
         next: Option<&Seen>,
     ) -> Result<Gap, Refusal> {
+        let end = self.end_around(from);
         let (offset, bytes) = match next {
-            Some(seen)
-                if seen.offset > hole_at
-                    && self.geometry.segment_of(seen.offset)
-                        == self.geometry.segment_of(hole_at) =>
-            {
-                (hole_at, seen.offset - hole_at)
+            Some(seen) if (from..end).contains(&seen.offset) => (from, seen.offset - from),
+            // The damage fills the beginning of the segment in which the log goes on.
+            Some(seen) if end - from < RECORD_HEADER as u64 => {
+                let segment = self.geometry.segment_of(seen.offset);
+                let records = self.geometry.records_at(segment);
+                (records, seen.offset - records)
             }
-            // The damage runs to the end of the last segment walked, or it fills the
-            // beginning of the one in which the log goes on.
-            _ => {
-                let end = self.geometry.end_of(self.geometry.segment_of(hole_at));
-                (hole_at, end - hole_at)
-            }
+            _ => (from, end - from),
         };
         let next_sequence = match next {
             Some(seen) if seen.kind() == Kind::Publish => Some(seen.header.sequence),

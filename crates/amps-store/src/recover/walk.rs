@@ -121,10 +121,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 Some(i) => at = i,
                 None => {
                     clean &= self.out.last_ordinal == self.closed_at;
-                    if let Verdict::Torn(header) = verdict {
-                        self.out.torn_bytes = header.stride();
-                    }
-                    self.out.stop = stop_reason(verdict, position, clean);
+                    self.ends(verdict, position, clean);
                     return Ok(position);
                 }
             }
@@ -188,13 +185,18 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         Ok(seen.ordinal() == last + 1)
     }
-}
 
-fn stop_reason(verdict: Verdict, offset: u64, clean: bool) -> Stop {
-    match verdict {
-        _ if clean => Stop::CleanClose,
-        Verdict::Unwritten | Verdict::SegmentEnd => Stop::Unwritten,
-        Verdict::Torn(_) => Stop::Torn { offset },
-        Verdict::Intact(_) | Verdict::Garbage => Stop::Stale { offset },
+    /// What stands at `offset`, behind the last record, says why the log ends there.
+    pub(super) fn ends(&mut self, verdict: Verdict, offset: u64, clean: bool) {
+        self.out.stop = match verdict {
+            _ if clean => Stop::CleanClose,
+            Verdict::Unwritten | Verdict::SegmentEnd => Stop::Unwritten,
+            Verdict::Torn(_) => Stop::Torn { offset },
+            Verdict::Intact(_) | Verdict::Garbage => Stop::Stale { offset },
+        };
+        self.out.torn_bytes = match (&self.out.stop, verdict) {
+            (Stop::Torn { .. }, Verdict::Torn(header)) => header.stride(),
+            _ => 0,
+        };
     }
 }

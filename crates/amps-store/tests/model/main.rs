@@ -64,12 +64,13 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
 /// of a freed segment (3690), and in a mark behind which nothing but marks was synced (8632); a power
 /// cut between a late refusal and its message (39246); a flipped bit in the epoch that had declared
 /// dead what stands in a segment that is in use again (48802), and in a refusal before an epoch that
-/// skips numbers (62701); one in a copy, and one more where the message stood first (72404). No rule
-/// for that may refuse what only crashes touched (35694, 49291).
+/// skips numbers (62701); one in a copy, and one more where the message stood first (72404); bits of a
+/// record in the middle of the log and of its last (2060). No rule for that may refuse what only
+/// crashes touched (35694, 49291).
 #[test]
 fn what_long_runs_found() {
     for seed in [
-        1298, 4329, 3690, 8632, 39246, 48802, 62701, 72404, 35694, 49291,
+        1298, 4329, 3690, 8632, 39246, 48802, 62701, 72404, 2060, 35694, 49291,
     ] {
         run(seed);
     }

@@ -7,9 +7,11 @@ use amps_store::testkit::{
     Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, record_places, step,
 };
 use amps_store::{
-    AppendError, DamagedRange, Envelope, Level, OpenError, Options, PublishStore, Rebase, Recovery,
-    Rejected, Stop, Store, StoreError, StoredMessage,
+    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rebase, Rejected, Store,
+    StoreError, StoredMessage,
 };
+
+mod damage;
 
 use super::state::{GONE, Op, State, describe, observe, payload, short};
 
@@ -49,6 +51,11 @@ pub(crate) struct World {
     held: BTreeSet<u64>,
     /// Sequences that were ever refused.
     refused: BTreeSet<u64>,
+    /// Sequences that were ever settled, one by one and through, and whose refusal was accepted: a
+    /// power cut may have undone it.
+    settled: BTreeSet<u64>,
+    settled_through: u64,
+    accepted: BTreeSet<u64>,
     run: u64,
     /// Highest sequence that may be on the wire.
     granted: u64,
@@ -87,6 +94,9 @@ impl World {
             log: Vec::new(),
             held: BTreeSet::new(),
             refused: BTreeSet::new(),
+            settled: BTreeSet::new(),
+            settled_through: 0,
+            accepted: BTreeSet::new(),
             run: 0,
             granted: 0,
             numbers: Some((0, None)),
@@ -114,6 +124,14 @@ impl World {
         let through = last_ordinal(self.store());
         self.trace
             .push(format!("{after}..{through} {}", short(&op)));
+        match &op {
+            Op::Settle(list) => self.settled.extend(list),
+            Op::SettleThrough(last) => self.settled_through = self.settled_through.max(*last),
+            Op::Accept(sequence) | Op::Requeue { from: sequence, .. } => {
+                self.accepted.insert(*sequence);
+            }
+            Op::Publish { .. } | Op::Reject { .. } | Op::RejectLate { .. } => {}
+        }
         let failed = has_failed(self.store());
         if let (true, Op::Settle(list)) = (failed, &op) {
             // A long list is recorded in pieces; and where there was no room for a record, what
@@ -554,126 +572,6 @@ impl World {
             }
         }
         found == *state
-    }
-
-    /// Flips a bit anywhere. The result is unchanged, or reported; never other bytes. Life
-    /// goes on with it.
-    fn flip(&mut self) {
-        if has_failed(self.store()) {
-            return;
-        }
-        let now = self.now();
-        let (durable, last) = (self.store().durable().ordinal, last_ordinal(self.store()));
-        self.store = None;
-        let len = self.disk.bytes().len() as u64;
-        // A sync that covers nothing but marks is told by no mark: those may go, and nothing else.
-        let durable = last_but_marks(&self.disk.bytes(), durable);
-        let (at, bit) = (self.rng.below(len), self.rng.below(8));
-        self.disk.clear_faults();
-        self.disk.scribble(at, |bytes| bytes[0] ^= 1 << bit);
-        self.trace.push(format!("bit {bit} of byte {at} flips"));
-        let store = match self.disk.open(self.options.clone()) {
-            Ok(store) => {
-                self.judge_flipped(&store, &now, durable, last);
-                store
-            }
-            Err(OpenError::Damaged { ranges, .. }) => {
-                assert!(!ranges.is_empty());
-                let options = self.options.clone().recovery(Recovery::Salvage);
-                self.trace.push(format!("refused: {ranges:?}"));
-                let before = self.disk.bytes();
-                let salvaged = match self.disk.open(options.clone()) {
-                    // It may need a segment, and the disk has none.
-                    Err(OpenError::NoSpace { .. }) => {
-                        assert!(self.disk.bytes() == before);
-                        self.disk.limit(None);
-                        self.disk.open(options)
-                    }
-                    salvaged => salvaged,
-                };
-                let store = salvaged.expect("salvage opens");
-                self.trace.push(format!("salvaged: {}", store.report()));
-                let found = observe(&store);
-                self.judge_salvaged(&found, &now, &ranges);
-                drop(store);
-                // Damage so named never refuses again.
-                let store = self
-                    .disk
-                    .open(self.options.clone())
-                    .unwrap_or_else(|e| panic!("{e}"));
-                assert_eq!(observe(&store), found);
-                store
-            }
-            Err(e) => panic!("bit {bit} of byte {at}: {e}"),
-        };
-        self.live_on(store);
-    }
-
-    /// Opened as if nothing had been: then all that was durable is there, and what is missing
-    /// behind it was told.
-    fn judge_flipped(&self, store: &Store, now: &State, durable: u64, last: u64) {
-        let (found, report) = (observe(store), store.report());
-        let is = |state: &State| {
-            let mut found = found.clone();
-            if !report.ignored.is_empty() {
-                // What no mark needs may be damaged, and a late refusal be all that asks for it.
-                let late = |(payload, reason): &(Vec<u8>, String)| {
-                    *payload == GONE && (reason.is_empty() || reason.starts_with(LATE))
-                };
-                for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| late(r)) {
-                    if let Some(original) = state.rejected.get(sequence) {
-                        refused.0.clone_from(&original.0);
-                    }
-                }
-            }
-            self.is(&found, state)
-        };
-        if is(now) {
-            return;
-        }
-        let end = report.last_ordinal;
-        assert!(
-            end >= durable && end < last,
-            "{end} of {durable}..{last}, {report}\nfound {}\nexpected {}",
-            describe(&found),
-            describe(now)
-        );
-        let states = self.states_at(end);
-        assert!(states.iter().any(is), "{}", describe(&found));
-        let told = matches!(report.stop, Stop::Torn { .. } | Stop::Stale { .. })
-            || matches!(report.stop, Stop::Hole { .. }) && report.set_aside > 0;
-        assert!(told, "{report}");
-    }
-
-    /// Everything that is missing was named, and what is there is what was published.
-    fn judge_salvaged(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
-        for (sequence, payload) in &found.unsettled {
-            assert_eq!(Some(payload), self.payloads.get(sequence), "{sequence}");
-        }
-        for (sequence, (payload, _)) in &found.rejected {
-            let published = self.payloads.get(sequence);
-            assert!(
-                payload == GONE || Some(payload) == published,
-                "refused message {sequence}"
-            );
-        }
-        let named = |s: &u64| {
-            let covers = |(first, last): (u64, u64)| (first..=last).contains(s);
-            damaged.iter().any(|r| r.sequences.is_none_or(covers))
-        };
-        for sequence in now.unsettled.keys().filter(|s| !named(s)) {
-            assert!(
-                found.unsettled.contains_key(sequence),
-                "{sequence} is gone, and {damaged:?} do not name it"
-            );
-        }
-        // A refusal whose record is lost leaves its message unsettled.
-        for sequence in now.rejected.keys().filter(|s| !named(s)) {
-            assert!(
-                found.rejected.contains_key(sequence) || found.unsettled.contains_key(sequence),
-                "the refusal of {sequence} is gone, and {damaged:?} do not name it"
-            );
-        }
     }
 
     /// Takes over what an open found.

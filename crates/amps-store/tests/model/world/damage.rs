@@ -1,0 +1,185 @@
+//! Flipped bits, and what may come of them.
+
+use amps_store::testkit::{Rng, SimDisk, has_failed, last_ordinal, record_places};
+use amps_store::{DamagedRange, OpenError, PublishStore, Recovery, RecoveryReport, Stop, Store};
+
+use super::super::state::{GONE, State, describe, observe};
+use super::{LATE, World, last_but_marks};
+
+const EPOCH: u8 = 7;
+
+/// Whether the end of the log is one that may have been behind this.
+fn is_told(report: &RecoveryReport) -> bool {
+    matches!(report.stop, Stop::Torn { .. } | Stop::Stale { .. })
+        || matches!(report.stop, Stop::Hole { .. }) && report.set_aside > 0
+}
+
+impl World {
+    /// Flips a bit anywhere. The result is unchanged, or reported; never other bytes. Life
+    /// goes on with it.
+    pub(super) fn flip(&mut self) {
+        if has_failed(self.store()) {
+            return;
+        }
+        let now = self.now();
+        let (durable, last) = (self.store().durable().ordinal, last_ordinal(self.store()));
+        self.store = None;
+        let len = self.disk.bytes().len() as u64;
+        // A sync that covers nothing but marks is told by no mark: those may go, and nothing else.
+        let durable = last_but_marks(&self.disk.bytes(), durable);
+        let (at, bit) = (self.rng.below(len), self.rng.below(8));
+        self.flip_several(&now, Rng::new(at << 3 | bit));
+        self.disk.clear_faults();
+        self.disk.scribble(at, |bytes| bytes[0] ^= 1 << bit);
+        self.trace.push(format!("bit {bit} of byte {at} flips"));
+        let store = match self.disk.open(self.options.clone()) {
+            Ok(store) => {
+                self.judge_flipped(&store, &now, durable, last);
+                store
+            }
+            Err(OpenError::Damaged { ranges, .. }) => {
+                assert!(!ranges.is_empty());
+                let options = self.options.clone().recovery(Recovery::Salvage);
+                self.trace.push(format!("refused: {ranges:?}"));
+                let before = self.disk.bytes();
+                let salvaged = match self.disk.open(options.clone()) {
+                    // It may need a segment, and the disk has none.
+                    Err(OpenError::NoSpace { .. }) => {
+                        assert!(self.disk.bytes() == before);
+                        self.disk.limit(None);
+                        self.disk.open(options)
+                    }
+                    salvaged => salvaged,
+                };
+                let store = salvaged.expect("salvage opens");
+                self.trace.push(format!("salvaged: {}", store.report()));
+                let found = observe(&store);
+                self.judge_salvaged(&found, &now, &ranges);
+                drop(store);
+                // Damage so named never refuses again.
+                let store = self
+                    .disk
+                    .open(self.options.clone())
+                    .unwrap_or_else(|e| panic!("{e}"));
+                assert_eq!(observe(&store), found);
+                store
+            }
+            Err(e) => panic!("bit {bit} of byte {at}: {e}"),
+        };
+        self.live_on(store);
+    }
+
+    /// Several bits of a copy at once: that is damage, never what no store writes. A salvage opens
+    /// it, invents nothing, comes to the same again, and no loss is silent.
+    fn flip_several(&self, now: &State, mut rng: Rng) {
+        let mut bytes = self.disk.bytes();
+        let places = record_places(&bytes).into_iter();
+        let records: Vec<_> = places.map(|p| p.0 as usize).collect();
+        let segments = (8192..bytes.len()).step_by(8192);
+        let mut pillars: Vec<_> = segments.flat_map(|at| [at, at + 64]).collect();
+        pillars.extend(records.iter().filter(|at| bytes[**at + 8] == EPOCH));
+        for _ in 0..2 + rng.below(3) {
+            let places = match rng.one_in(3) {
+                true if !records.is_empty() => &records,
+                _ => &pillars,
+            };
+            let at = places[rng.below(places.len() as u64) as usize];
+            bytes[at + rng.below(40) as usize] ^= 1 << rng.below(8);
+        }
+        let disk = SimDisk::new();
+        disk.restore(bytes);
+        let (store, damaged) = match disk.open(self.options.clone()) {
+            Err(OpenError::Damaged { ranges, .. }) => {
+                let salvage = self.options.clone().recovery(Recovery::Salvage);
+                (disk.open(salvage).expect("a salvage of damage"), ranges)
+            }
+            other => (other.expect("open or damaged"), Vec::new()),
+        };
+        let found = observe(&store);
+        match is_told(store.report()) {
+            true => self.judge_payloads(&found),
+            false => self.judge_salvaged(&found, now, &damaged),
+        }
+        drop(store);
+        let store = disk.open(self.options.clone());
+        assert_eq!(observe(&store.expect("damage so named is over")), found);
+    }
+
+    /// Opened as if nothing had been: then all that was durable is there, and what is missing
+    /// behind it was told.
+    fn judge_flipped(&self, store: &Store, now: &State, durable: u64, last: u64) {
+        let (found, report) = (observe(store), store.report());
+        let is = |state: &State| {
+            let mut found = found.clone();
+            if !report.ignored.is_empty() {
+                // What no mark needs may be damaged, and a late refusal be all that asks for it.
+                let late = |(payload, reason): &(Vec<u8>, String)| {
+                    *payload == GONE && (reason.is_empty() || reason.starts_with(LATE))
+                };
+                for (sequence, refused) in found.rejected.iter_mut().filter(|(_, r)| late(r)) {
+                    if let Some(original) = state.rejected.get(sequence) {
+                        refused.0.clone_from(&original.0);
+                    }
+                }
+            }
+            self.is(&found, state)
+        };
+        if is(now) {
+            return;
+        }
+        let end = report.last_ordinal;
+        assert!(
+            end >= durable && end < last,
+            "{end} of {durable}..{last}, {report}\nfound {}\nexpected {}",
+            describe(&found),
+            describe(now)
+        );
+        let states = self.states_at(end);
+        assert!(states.iter().any(is), "{}", describe(&found));
+        assert!(is_told(report), "{report}");
+    }
+
+    /// What is there is what was published.
+    fn judge_payloads(&self, found: &State) {
+        for (sequence, payload) in &found.unsettled {
+            assert_eq!(Some(payload), self.payloads.get(sequence), "{sequence}");
+        }
+        for (sequence, (payload, _)) in &found.rejected {
+            let published = self.payloads.get(sequence);
+            assert!(
+                payload == GONE || Some(payload) == published,
+                "refused message {sequence}"
+            );
+        }
+    }
+
+    /// Everything that is missing was named, and what is there is what was published.
+    fn judge_salvaged(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
+        self.judge_payloads(found);
+        let named = |s: &u64| {
+            let covers = |(first, last): (u64, u64)| (first..=last).contains(s);
+            damaged.iter().any(|r| r.sequences.is_none_or(covers))
+        };
+        // Where the epoch is damaged that set them aside, records of an earlier run come back, and
+        // with them what was settled and accepted then.
+        let accepted = |s: &u64| self.accepted.contains(s);
+        let settled =
+            |s: &u64| *s <= self.settled_through || self.settled.contains(s) || accepted(s);
+        let missing = |s: &&u64| !named(s) && !found.unsettled.contains_key(s);
+        for sequence in now.unsettled.keys().filter(missing) {
+            let refused = found.rejected.contains_key(sequence) && self.refused.contains(sequence);
+            assert!(
+                refused || settled(sequence),
+                "{sequence} is gone, and {damaged:?} do not name it"
+            );
+        }
+        // A refusal whose record is lost leaves its message unsettled.
+        for sequence in now.rejected.keys().filter(missing) {
+            let refused = found.rejected.contains_key(sequence);
+            assert!(
+                refused || accepted(sequence),
+                "the refusal of {sequence} is gone, and {damaged:?} do not name it"
+            );
+        }
+    }
+}
