@@ -147,14 +147,16 @@ class Reader:
         beyond = [r for r in beyond if r["current"]
                   and not any(a < r["ordinal"] < b for a, b in dead)]
         beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
-        believed, lower = 1 << 64, True
-        while lower:  # what is set aside names nothing
-            named = [struct.unpack("<QQ", r["body"][:16]) for r in self.log + beyond
-                     if r["kind"] == "lost" and r["ordinal"] < believed]
+        believed, all_of_them = [r for r in beyond if r["kind"] == "lost"], True
+        while True:  # what is no part of the log names nothing
+            named = [struct.unpack("<QQ", r["body"][:16])
+                     for r in [r for r in self.log if r["kind"] == "lost"] + believed]
             accepted, needed, cut = self.course(beyond, named, durable)
-            at = cut[0]["ordinal"] if cut else 1 << 64
-            lower = any(r["kind"] == "lost" and at <= r["ordinal"] < believed for r in beyond)
-            believed = at if believed == 1 << 64 else self.last + 1
+            held = {r["at"] for _, r in accepted}
+            stays = [r for r in believed if r["at"] in held]
+            if len(stays) == len(believed):
+                break
+            believed, all_of_them = stays * all_of_them, False
         generation = accepted[-1][1]["generation"] if accepted else self.generation
         self.set_aside = [r for r in cut if r["generation"] >= generation]
         if self.last < needed:  # what settled the records walked may be missing

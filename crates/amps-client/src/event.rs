@@ -124,8 +124,10 @@ pub enum Event {
         offset: u64,
         /// Bytes up to the next intact record.
         bytes: u64,
-        /// Messages that may be missing: the lowest and the highest possible.
+        /// Messages given out there that may be missing: the lowest and the highest possible.
         sequences: Option<(u64, u64)>,
+        /// A copy or a refusal of an earlier message may be missing as well.
+        earlier: bool,
         /// What stood there was needed and is given up (`Recovery::Salvage`). Otherwise its
         /// neighbours prove that it held nothing needed.
         needed: bool,
@@ -302,6 +304,7 @@ pub(crate) fn found_at_open(report: &RecoveryReport) -> Vec<Event> {
         offset: range.offset,
         bytes: range.bytes,
         sequences: range.sequences,
+        earlier: range.earlier,
         needed,
     };
     events.extend(report.damaged.iter().map(|range| damaged(range, true)));

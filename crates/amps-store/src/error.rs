@@ -185,9 +185,11 @@ pub struct DamagedRange {
     pub first_ordinal: u64,
     /// Last missing ordinal, when a later record names it.
     pub last_ordinal: Option<u64>,
-    /// Sequences given out there that may be missing: the first and the last possible. A copy or a
-    /// refusal of an earlier message may be missing as well.
+    /// Sequences given out there that may be missing: the first and the last possible.
     pub sequences: Option<(u64, u64)>,
+    /// A copy or a refusal of an earlier message, and so that message, may be missing as well: it
+    /// is not known that nothing but the publishes of `sequences` stood there.
+    pub earlier: bool,
 }
 
 /// A store could not be opened; nothing was changed.

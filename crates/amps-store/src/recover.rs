@@ -175,6 +175,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             first_ordinal: 0,
             last_ordinal: None,
             sequences: None,
+            earlier: true,
         });
         Recovery {
             source,

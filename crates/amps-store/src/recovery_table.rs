@@ -346,6 +346,34 @@ fn behind_damage_every_place_is_told_as_it_is() {
     assert_eq!(with(&[seventh]), (damaged, hole, eighth - seventh));
 }
 
+/// A refusal was damaged together with the publish behind it. The report named the message of that
+/// publish as the only one that may be missing, and the refused one counted as settled.
+#[test]
+fn a_refusal_that_may_be_missing_is_told_beside_a_message() {
+    let damage = |first: u64| {
+        let mut image = Image::new();
+        let second = image.publish(records_at(0), 1, 1);
+        let mut refusal = Vec::new();
+        RejectionBody::new("no", 1, false).encode(&mut refusal);
+        let third = image.plain(second, Kind::Rejection, 1, 2, &refusal);
+        let fourth = image.publish(third, 2, 3);
+        let mark = Mark {
+            floor: 1,
+            next: 3,
+            ..durable(3)
+        };
+        image.mark(fourth, 4, &mark);
+        let lost = [second, third].into_iter().skip(first as usize - 2);
+        lost.for_each(|at| image.flip(at + 50));
+        let recovered = image.recover();
+        let gap = &recovered.damaged[0];
+        assert_eq!((gap.first_ordinal, gap.last_ordinal), (first, Some(3)));
+        (gap.sequences, gap.earlier, recovered.state.standing(1))
+    };
+    assert_eq!(damage(2), (Some((2, 2)), true, Settled));
+    assert_eq!(damage(3), (Some((2, 2)), false, Rejected));
+}
+
 /// A refusal was damaged, and the epoch behind it skipped numbers. The report named those, which
 /// nobody ever gave out, as what may be missing: so that of the refused message was not among them.
 #[test]

@@ -158,6 +158,7 @@ mod tests {
             first_ordinal: 1,
             last_ordinal: Some(1),
             sequences: None,
+            earlier: true,
         };
         let report = RecoveryReport {
             recovered: 3,

@@ -25,11 +25,15 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
                 offset,
                 bytes,
                 sequences,
+                earlier,
                 needed,
             } => format!(
                 "{bytes} byte(s) of {store} are damaged at offset {offset}{}; {}",
                 range(sequences),
                 match needed {
+                    true if earlier => {
+                        "they are given up, perhaps copies or refusals of earlier messages with them"
+                    }
                     true => "they are given up",
                     false => "nothing needed stood there",
                 }

@@ -98,7 +98,11 @@ fn unsaved_sentence(unsaved: &Unsaved) -> String {
                 (first, None) => format!("records from {first} on"),
             },
             match range.sequences {
-                Some(range) => format!("at most {}", sequences(range)),
+                Some(given) if range.earlier => format!(
+                    "{} perhaps, and what concerns earlier ones",
+                    sequences(given)
+                ),
+                Some(given) => format!("at most {}", sequences(given)),
                 None => "which messages, if any, is unknown".to_owned(),
             }
         ),
@@ -134,6 +138,7 @@ fn unsaved_object(unsaved: &Unsaved) -> Map<String, Value> {
                 "last_ordinal": range.last_ordinal,
                 "first": range.sequences.map(|s| s.0),
                 "last": range.sequences.map(|s| s.1),
+                "earlier": range.earlier,
             },
         ),
         Unsaved::Hole {

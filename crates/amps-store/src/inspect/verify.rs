@@ -144,6 +144,9 @@ impl Inspection {
             if let Some((first, last)) = range.sequences {
                 text.push_str(&format!(", sequences {first} to {last} may be among them"));
             }
+            if range.earlier && range.sequences.is_some() {
+                text.push_str(", or copies and refusals of earlier ones");
+            }
             out.problem(Severity::Damage, range.offset, range.bytes, text);
         }
         for range in &recovered.ignored {

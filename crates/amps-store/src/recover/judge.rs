@@ -18,6 +18,15 @@ struct Course {
     oldest_needed: u64,
 }
 
+impl Course {
+    fn holds(&self, seen: &Seen) -> bool {
+        let at = self
+            .accepted
+            .binary_search_by_key(&seen.ordinal(), |(_, seen)| seen.ordinal());
+        at.is_ok_and(|at| self.accepted[at].1 == *seen)
+    }
+}
+
 impl<S: Source + ?Sized> Recovery<'_, S> {
     /// Gathers what is intact behind the end of the walk and judges each gap.
     pub(super) fn judge(
@@ -47,24 +56,27 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         self.out.durable = durable;
         drop_between(&mut beyond, dead);
         let beyond = self.without_earlier_laps(beyond);
-        let mut naming = Vec::new();
+        let mut believed = Vec::new();
         for seen in &beyond {
-            naming.extend(self.lost(seen)?.map(|lost| (seen.ordinal(), lost)));
+            believed.extend(self.lost(seen)?.map(|lost| (*seen, lost)));
         }
-        // What is set aside names nothing: the salvage that wrote it never came to its end.
-        let mut believed = u64::MAX;
+        // What is no part of the log names nothing: the salvage that wrote it never came to its end.
+        let mut all = true;
         let (course, named) = loop {
-            let there = naming.iter().filter(|(ordinal, _)| *ordinal < believed);
             let mut named = self.out.lost.clone();
-            named.extend(there.map(|(_, lost)| *lost));
+            named.extend(believed.iter().map(|(_, lost)| *lost));
             named.sort_unstable_by_key(|l| l.first_ordinal);
             let course = self.course(&beyond, &named, durable)?;
-            let cut = course.cut.map_or(u64::MAX, |at| beyond[at].ordinal());
-            if !naming.iter().any(|(at, _)| (cut..believed).contains(at)) {
+            let before = believed.len();
+            believed.retain(|(seen, _)| course.holds(seen));
+            if believed.len() == before {
                 break (course, named);
             }
-            // Only a file made for it holds more behind a second cut.
-            believed = if believed == u64::MAX { cut } else { 0 };
+            if !all {
+                // Only a file made for it holds more that is no part of what is left.
+                believed.clear();
+            }
+            all = false;
         };
         let Course {
             accepted,
@@ -203,6 +215,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     first_ordinal: above + 1,
                     last_ordinal: None,
                     sequences: None,
+                    earlier: true,
                 });
             }
         }
@@ -318,6 +331,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 first_ordinal: first,
                 last_ordinal: last,
                 sequences,
+                earlier: publishes.is_none(),
             },
             publishes,
         })

@@ -29,6 +29,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                         first_ordinal: 0,
                         last_ordinal: None,
                         sequences: None,
+                        earlier: true,
                     };
                     let (first, end) = (
                         self.geometry.records_at(segment),

@@ -157,8 +157,11 @@ impl World {
     fn judge_salvaged(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
         self.judge_payloads(found);
         let named = |s: &u64| {
-            let covers = |(first, last): (u64, u64)| (first..=last).contains(s);
-            damaged.iter().any(|r| r.sequences.is_none_or(covers))
+            let names = |r: &DamagedRange| {
+                r.sequences
+                    .is_none_or(|(first, last)| *s <= last && (r.earlier || *s >= first))
+            };
+            damaged.iter().any(names)
         };
         // Where the epoch is damaged that set them aside, records of an earlier run come back, and
         // with them what was settled and accepted then.
