@@ -146,10 +146,11 @@ pub struct Info {
 }
 
 impl Info {
-    /// The most messages given out in the damaged ranges that may be missing (earlier ones may be as
-    /// well, see [`DamagedRange::earlier`]): no more than records are missing, no more than sequences are, and no more than fit into their bytes. Ranges whose
-    /// end no later record names hold no more together than there are numbers between the last
-    /// sequence seen and the next one; they count as one at least.
+    /// The most messages given out in the damaged ranges that may be missing; earlier ones may be as
+    /// well, see [`DamagedRange::earlier`]. No more than records are missing, no more than sequences
+    /// are, and no more than fit into their bytes. Ranges whose end no later record names hold no
+    /// more together than there are numbers between the last sequence seen and the next one; they
+    /// count as one at least.
     pub fn dropped(&self) -> u64 {
         let span = |(first, last): (u64, u64)| last.saturating_sub(first) + 1;
         let fit = |range: &DamagedRange| range.bytes / RECORD_HEADER as u64;
