@@ -90,7 +90,7 @@ pub(crate) struct Recovered {
     /// Ranges named by lost records.
     pub(crate) lost: Vec<LostBody>,
     /// An intact record that says nothing of its kind, or an epoch that is not the first record of
-    /// its run, or another one that is, which no store writes.
+    /// its run, which no store writes.
     pub(crate) meaningless: Option<Seen>,
     /// Two records of one ordinal and one run, which no store writes.
     pub(crate) twice: Option<(Seen, Seen)>,

@@ -459,31 +459,6 @@ fn an_epoch_that_is_not_the_first_of_its_run_is_refused_unchanged() {
     }
 }
 
-/// A record in the middle of a run claimed to be of a later one, which begins with its epoch as every
-/// run does. The records behind it were taken for those of an earlier run: a salvage gave them up,
-/// and later opens came to one thing and another.
-#[test]
-fn a_run_that_begins_in_the_middle_of_another_is_refused_unchanged() {
-    let options = options().preallocate(true);
-    let disk = SimDisk::new();
-    publish(&disk.open(options.clone()).expect("creates"), 20);
-    publish(&disk.open(options.clone()).expect("opens"), 10);
-    let mut bytes = disk.bytes();
-    let generation = record_places(&bytes)[10].0 as usize + 32;
-    assert_eq!(bytes[generation], 1);
-    bytes[generation] = 2;
-    resign(&mut bytes);
-    for recovery in [Recovery::Strict, Recovery::Salvage] {
-        disk.restore(bytes.clone());
-        let refused = disk.open(options.clone().recovery(recovery)).map(drop);
-        assert!(
-            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
-            "{refused:?}"
-        );
-        assert!(disk.bytes() == bytes);
-    }
-}
-
 /// A run died while it freed a segment of a store at its capacity, so that none was free, and
 /// more died while they opened it; then a message was damaged. There was no room to name it, and
 /// a salvage ended in `LogFull`.

@@ -179,9 +179,6 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 course.cut = Some(i);
                 break;
             }
-            if missing.is_none() {
-                self.note_run(seen, generation);
-            }
             if let Some(mark) = self.mark(seen)? {
                 course.oldest_needed = course.oldest_needed.max(mark.oldest_needed);
             }

@@ -184,19 +184,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             let first_of_log = self.out.chain.is_empty() && seen.ordinal() == last + 1;
             return Ok(first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last));
         }
-        let follows = seen.ordinal() == last + 1;
-        if follows {
-            self.note_run(seen, self.generation);
-        }
-        Ok(follows)
-    }
-
-    /// A run begins with its epoch: right behind a record of an earlier one no store writes any other.
-    pub(super) fn note_run(&mut self, seen: &Seen, generation: u64) {
-        let begins = generation != 0 && seen.header.generation > generation;
-        if begins && seen.kind() != Kind::Epoch {
-            self.out.meaningless.get_or_insert(*seen);
-        }
+        Ok(seen.ordinal() == last + 1)
     }
 
     /// What stands at `offset`, behind the last record, says why the log ends there.
