@@ -146,6 +146,8 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Generation of the last record, and the sequence that comes next in it; `None` where
     /// no record behind the last gap says so.
     counting: Option<(u64, u64)>,
+    /// Epochs of the walk that skip ordinals, each with the last ordinal before it.
+    jumps: Vec<(u64, Seen)>,
     /// Where each segment stands in the chain.
     in_chain: Vec<Option<usize>>,
     /// Epochs that open a segment, by the ordinal they follow; oldest segment first. Looked for
@@ -188,6 +190,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             closed_at: superblock.closed_at,
             generation: 0,
             counting: None,
+            jumps: Vec::new(),
             in_chain: vec![None; segments],
             bridges: None,
             free: Vec::new(),
@@ -363,6 +366,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.tagged.clear();
         self.generation = 0;
         self.counting = None;
+        self.jumps.clear();
     }
 }
 

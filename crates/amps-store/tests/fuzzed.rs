@@ -434,28 +434,36 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
 }
 
 /// The epoch of a run claimed an ordinal above the records of that run. A salvage believed that
-/// those were dead, wrote over the epoch, and the next open found them alive.
+/// those were dead, wrote over the epoch, and the next open found them alive. Where the walk met such
+/// an epoch nobody looked at what it declared dead, and once it was freed those records came back.
 #[test]
 fn an_epoch_that_is_not_the_first_of_its_run_is_refused_unchanged() {
     let options = options().preallocate(true);
     let disk = SimDisk::new();
     publish(&disk.open(options.clone()).expect("creates"), 20);
-    let before = record_places(&disk.bytes()).len();
+    let second = record_places(&disk.bytes()).len();
     publish(&disk.open(options.clone()).expect("opens"), 10);
-    let mut bytes = disk.bytes();
-    let places = record_places(&bytes);
-    let ordinal = places[before].0 as usize + 24;
-    bytes[ordinal] = places.len() as u8 + 5;
-    resign(&mut bytes);
-    bytes[places[10].0 as usize + 20] ^= 1;
-    for recovery in [Recovery::Strict, Recovery::Salvage] {
-        disk.restore(bytes.clone());
-        let refused = disk.open(options.clone().recovery(recovery)).map(drop);
-        assert!(
-            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
-            "{refused:?}"
-        );
-        assert!(disk.bytes() == bytes);
+    let sound = disk.bytes();
+    let places = record_places(&sound);
+    let behind_a_gap = (second, places.len() as u8 + 5, Some(10));
+    let in_the_walk = (0, 12, None);
+    for (epoch, ordinal, damaged) in [behind_a_gap, in_the_walk] {
+        let mut bytes = sound.clone();
+        bytes[places[epoch].0 as usize + 24] = ordinal;
+        resign(&mut bytes);
+        if let Some(damaged) = damaged {
+            let place: (u64, u64) = places[damaged];
+            bytes[place.0 as usize + 20] ^= 1;
+        }
+        for recovery in [Recovery::Strict, Recovery::Salvage] {
+            disk.restore(bytes.clone());
+            let refused = disk.open(options.clone().recovery(recovery)).map(drop);
+            assert!(
+                matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
+                "{refused:?}"
+            );
+            assert!(disk.bytes() == bytes);
+        }
     }
 }
 

@@ -195,6 +195,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         let total = self.segments as u64 * self.geometry.segment_size;
         let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
         let mut beyond = Vec::new();
+        // What an epoch of the walk declared dead tells whether that was the first of its run.
+        let dead = self.jumps.iter().map(|(last, _)| *last);
+        let lowest = dead.fold(above, u64::min);
         for segment in 0..self.segments {
             let link = self.in_chain[segment].and_then(|at| self.out.chain.get(at));
             let from = link.map_or(self.geometry.records_at(segment), |link| link.end);
@@ -205,7 +208,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
             let whole = self
                 .scanner
-                .search(from, end, above, &mut budget, &mut beyond)?;
+                .search(from, end, lowest, &mut budget, &mut beyond)?;
             if !whole {
                 // Only a file made for it holds so many near-records: say so, of every segment
                 // in which one is met from here on.
@@ -219,6 +222,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 });
             }
         }
+        self.find_late_epoch(&beyond);
+        beyond.retain(|seen| seen.ordinal() > above);
         // Of two with one ordinal the next open must take the same.
         beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation, s.offset));
         let who = |seen: &Seen| (seen.ordinal(), seen.header.generation);
@@ -228,7 +233,6 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         if let Some(pair) = twice {
             self.out.twice.get_or_insert((pair[0], pair[1]));
         }
-        self.find_late_epoch(&beyond);
         Ok(beyond)
     }
 
@@ -266,7 +270,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     /// An epoch is the first record of its run, or it says nothing: believing it, a salvage would
     /// give up what the next open finds.
     fn find_late_epoch(&mut self, beyond: &[Seen]) {
+        let walked = self.jumps.iter().map(|(_, epoch)| epoch);
         let epochs = beyond.iter().filter(|seen| seen.kind() == Kind::Epoch);
+        let epochs = walked.chain(epochs);
         let begun: HashMap<u64, &Seen> = epochs.map(|e| (e.header.generation, e)).collect();
         let late = beyond.iter().find_map(|seen| {
             let epoch = begun.get(&seen.header.generation)?;

@@ -182,7 +182,11 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         if seen.kind() == Kind::Epoch && seen.ordinal() > last {
             let first_of_log = self.out.chain.is_empty() && seen.ordinal() == last + 1;
-            return Ok(first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last));
+            let follows = first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last);
+            if follows && seen.ordinal() > last + 1 {
+                self.jumps.push((last, *seen));
+            }
+            return Ok(follows);
         }
         Ok(seen.ordinal() == last + 1)
     }
