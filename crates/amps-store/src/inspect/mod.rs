@@ -147,31 +147,19 @@ pub struct Info {
 
 impl Info {
     /// The most messages given out in the damaged ranges that may be missing; earlier ones may be as
-    /// well, see [`DamagedRange::earlier`]. No more than records are missing, no more than sequences
-    /// are, and no more than fit into their bytes. Ranges whose end no later record names hold no
-    /// more together than there are numbers between the last sequence seen and the next one; they
-    /// count as one at least.
+    /// well, see [`DamagedRange::earlier`]. No more than records are missing, and no more than
+    /// sequences are. A range whose end no later record names counts as many as fit into its bytes,
+    /// one at least: of what a file lost that was cut, nothing tells how far the log went there.
     pub fn dropped(&self) -> u64 {
         let span = |(first, last): (u64, u64)| last.saturating_sub(first) + 1;
-        let fit = |range: &DamagedRange| range.bytes / RECORD_HEADER as u64;
-        let is_open = |range: &&DamagedRange| range.last_ordinal.is_none();
-        let open = || self.damaged.iter().filter(is_open);
-        let closed = self.damaged.iter().filter(|range| !is_open(range));
-        let closed = closed.map(|range| {
-            let records = range
-                .last_ordinal
-                .map(|last| span((range.first_ordinal, last)));
-            let sequences = range.sequences.map(span);
-            sequences.into_iter().chain(records).min().unwrap_or(1)
-        });
-        let numbers = (self.next - 1).saturating_sub(self.last_sequence);
-        let rest = open().map(fit).sum::<u64>().min(numbers);
-        closed.sum::<u64>()
-            + if open().next().is_some() {
-                rest.max(1)
-            } else {
-                0
-            }
+        let messages = |range: &DamagedRange| {
+            let Some(last) = range.last_ordinal else {
+                return (range.bytes / RECORD_HEADER as u64).max(1);
+            };
+            let records = span((range.first_ordinal, last));
+            range.sequences.map_or(records, |s| span(s).min(records))
+        };
+        self.damaged.iter().map(messages).sum()
     }
 }
 
