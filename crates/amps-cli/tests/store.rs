@@ -275,6 +275,7 @@ fn repair_saves_what_is_intact_and_names_the_rest() {
         (&unsaved[0]["first"], &unsaved[0]["last"]),
         (&5.into(), &5.into())
     );
+    assert_eq!(unsaved[0]["earlier"], false);
     assert_eq!(
         (&report["saved"], &report["rejections"], &report["unsaved"]),
         (&4.into(), &1.into(), &1.into())

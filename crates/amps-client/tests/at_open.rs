@@ -93,6 +93,7 @@ async fn damage_that_was_given_up_is_told_at_this_open_and_at_later_ones() {
         Event::Damaged {
             offset,
             sequences: Some((2, 2)),
+            earlier: false,
             needed: true,
             ..
         },

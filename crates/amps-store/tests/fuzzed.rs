@@ -20,6 +20,19 @@ fn publish(store: &Store, count: usize) {
     }
 }
 
+/// Neither a strict open nor a salvage takes what no store writes, nor changes it.
+fn refused_unchanged(disk: &SimDisk, options: &Options, bytes: &[u8], reason: &str) {
+    for recovery in [Recovery::Strict, Recovery::Salvage] {
+        disk.restore(bytes.to_vec());
+        let refused = disk.open(options.clone().recovery(recovery)).map(drop);
+        assert!(
+            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains(reason)),
+            "{refused:?}"
+        );
+        assert!(disk.bytes() == bytes);
+    }
+}
+
 /// An operator salvages a damaged store; then the power fails. The record that names the
 /// loss was not on the disk yet, and the damage that had been given up refused again.
 #[test]
@@ -96,15 +109,7 @@ fn a_mark_that_speaks_of_the_future_is_refused_unchanged() {
         let at = epoch as usize + field;
         bytes[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
         resign(&mut bytes);
-        for recovery in [Recovery::Strict, Recovery::Salvage] {
-            disk.restore(bytes.clone());
-            let refused = disk.open(options().recovery(recovery)).map(drop);
-            assert!(
-                matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
-                "{refused:?}"
-            );
-            assert!(disk.bytes() == bytes);
-        }
+        refused_unchanged(&disk, &options(), &bytes, "no meaning");
         // Who looks sees it as well: it was shown as a mark like any other.
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), &bytes).expect("writes");
@@ -234,18 +239,8 @@ fn records_of_runs_that_never_were_are_refused_unchanged() {
     let mut damaged = bytes.clone();
     // A salvage would not help: that is said although there is damage, too.
     damaged[record_places(&bytes)[3].0 as usize + 20] ^= 1;
-    for (recovery, bytes) in [
-        (Recovery::Strict, &bytes),
-        (Recovery::Salvage, &bytes),
-        (Recovery::Strict, &damaged),
-    ] {
-        disk.restore(bytes.clone());
-        let refused = disk.open(options().recovery(recovery)).map(drop);
-        assert!(
-            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("run 8")),
-            "{refused:?}"
-        );
-        assert!(disk.bytes() == *bytes);
+    for bytes in [bytes, damaged] {
+        refused_unchanged(&disk, &options(), &bytes, "run 8");
     }
 }
 
@@ -261,15 +256,7 @@ fn records_of_one_ordinal_are_refused_unchanged() {
     let ordinal = places[12].0 as usize + 24;
     bytes.copy_within(ordinal..ordinal + 8, places[7].0 as usize + 24);
     resign(&mut bytes);
-    for recovery in [Recovery::Strict, Recovery::Salvage] {
-        disk.restore(bytes.clone());
-        let refused = disk.open(options().recovery(recovery)).map(drop);
-        assert!(
-            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("stands at")),
-            "{refused:?}"
-        );
-        assert!(disk.bytes() == bytes);
-    }
+    refused_unchanged(&disk, &options(), &bytes, "stands at");
 }
 
 /// The only header of a segment in use names an ordinal far above its records. A look took the
@@ -455,15 +442,7 @@ fn an_epoch_that_is_not_the_first_of_its_run_is_refused_unchanged() {
             let place: (u64, u64) = places[damaged];
             bytes[place.0 as usize + 20] ^= 1;
         }
-        for recovery in [Recovery::Strict, Recovery::Salvage] {
-            disk.restore(bytes.clone());
-            let refused = disk.open(options.clone().recovery(recovery)).map(drop);
-            assert!(
-                matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains("no meaning")),
-                "{refused:?}"
-            );
-            assert!(disk.bytes() == bytes);
-        }
+        refused_unchanged(&disk, &options, &bytes, "no meaning");
     }
 }
 

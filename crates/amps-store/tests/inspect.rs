@@ -265,6 +265,48 @@ fn h35_an_inspector_over_turning_segments_is_right() {
     });
 }
 
+/// A refusal was damaged together with the publish behind it, and verify named the message of that
+/// publish alone.
+#[test]
+fn verify_says_where_refusals_may_be_missing_beside_a_message() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let store = Store::open(&path, options()).unwrap();
+    publish(&store, "t", b"refused");
+    store.reject(1, "no", 77).unwrap();
+    for n in [2, 3, 4] {
+        publish(&store, "t", &[n]);
+        store.sync().unwrap();
+    }
+    drop(store);
+    let sound = std::fs::read(&path).unwrap();
+    let records = Inspection::open(&path).unwrap();
+    let records: Vec<_> = records.records().map(Result::unwrap).collect();
+    let place = |kind: RecordKind, sequence: u64| {
+        let mut those = records.iter().filter(|r| r.kind == Some(kind));
+        those.find(|r| r.sequence == sequence).unwrap().offset as usize
+    };
+    let refusal = place(RecordKind::Rejection, 1);
+    let message = place(RecordKind::Publish, 2);
+    for (first, others) in [(message, false), (refusal, true)] {
+        let mut bytes = sound.clone();
+        // A mark may stand between the two.
+        let places = records.iter().map(|r| r.offset as usize);
+        let damaged = places.filter(|at| (first..=message).contains(at));
+        damaged.for_each(|at| bytes[at + 20] ^= 1);
+        std::fs::write(&path, bytes).unwrap();
+        let verification = Inspection::open(&path).unwrap().verify().unwrap();
+        let mut problems = verification.problems.iter();
+        let problem = problems.find(|p| p.text.contains("are lost")).unwrap();
+        assert!(problem.text.contains("sequences 2 to 2"), "{problem:?}");
+        assert_eq!(
+            problem.text.contains("refusals of earlier"),
+            others,
+            "{problem:?}"
+        );
+    }
+}
+
 /// A file that was cut shows what it had settled before, and says how much may be missing: it
 /// said one message where all were gone.
 #[test]

@@ -96,9 +96,9 @@ impl World {
             other => (other.expect("open or damaged"), Vec::new()),
         };
         let found = observe(&store);
-        match is_told(store.report()) {
-            true => self.judge_payloads(&found),
-            false => self.judge_salvaged(&found, now, &damaged),
+        self.judge_payloads(&found);
+        if !is_told(store.report()) {
+            self.judge_several(&found, now, &damaged);
         }
         drop(store);
         let store = disk.open(self.options.clone());
@@ -156,33 +156,48 @@ impl World {
     /// Everything that is missing was named, and what is there is what was published.
     fn judge_salvaged(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
         self.judge_payloads(found);
-        let named = |s: &u64| {
-            let names = |r: &DamagedRange| {
-                r.sequences
-                    .is_none_or(|(first, last)| *s <= last && (r.earlier || *s >= first))
-            };
-            damaged.iter().any(names)
+        let covers = |r: &DamagedRange, s: u64| {
+            let range = r.sequences;
+            range.is_none_or(|(first, last)| (first..=last).contains(&s))
         };
-        // Where the epoch is damaged that set them aside, records of an earlier run come back, and
-        // with them what was settled and accepted then.
-        let accepted = |s: &u64| self.accepted.contains(s);
-        let settled =
-            |s: &u64| *s <= self.settled_through || self.settled.contains(s) || accepted(s);
-        let missing = |s: &&u64| !named(s) && !found.unsettled.contains_key(s);
-        for sequence in now.unsettled.keys().filter(missing) {
-            let refused = found.rejected.contains_key(sequence) && self.refused.contains(sequence);
-            assert!(
-                refused || settled(sequence),
-                "{sequence} is gone, and {damaged:?} do not name it"
-            );
-        }
-        // A refusal whose record is lost leaves its message unsettled.
-        for sequence in now.rejected.keys().filter(missing) {
-            let refused = found.rejected.contains_key(sequence);
-            assert!(
-                refused || accepted(sequence),
-                "the refusal of {sequence} is gone, and {damaged:?} do not name it"
-            );
-        }
+        let named = |s: u64| damaged.iter().any(|r| covers(r, s));
+        let gone: Vec<_> = gone(found, now).filter(|s| !named(*s)).collect();
+        assert!(
+            gone.is_empty(),
+            "{gone:?} are gone, and {damaged:?} do not name them"
+        );
     }
+
+    /// As for one flipped bit; but a refusal may be damaged together with a publish, and where the
+    /// epoch is damaged that set them aside, records of an earlier run come back, and with them what
+    /// was settled, refused and accepted then.
+    fn judge_several(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
+        let covers = |r: &DamagedRange, s: u64| {
+            let range = r.sequences;
+            range.is_none_or(|(first, last)| s <= last && (r.earlier || s >= first))
+        };
+        let named = |s: u64| damaged.iter().any(|r| covers(r, s));
+        let came_back = |s: u64| {
+            let waits = now.rejected.contains_key(&s);
+            let refused = found.rejected.contains_key(&s) && self.refused.contains(&s);
+            let settled = s <= self.settled_through || self.settled.contains(&s);
+            self.accepted.contains(&s) || !waits && (refused || settled)
+        };
+        let unsaid = |s: &u64| !named(*s) && !came_back(*s);
+        let gone: Vec<_> = gone(found, now).filter(unsaid).collect();
+        assert!(
+            gone.is_empty(),
+            "{gone:?} are gone, and {damaged:?} do not name them"
+        );
+    }
+}
+
+/// Messages that are not as they were. A refusal whose record is lost leaves its message unsettled.
+fn gone(found: &State, now: &State) -> impl Iterator<Item = u64> {
+    let waits = |s: &&u64| !found.unsettled.contains_key(s);
+    let refused = |s: &&u64| !found.rejected.contains_key(s) && !found.unsettled.contains_key(s);
+    let unsettled = now.unsettled.keys().filter(waits);
+    unsettled
+        .chain(now.rejected.keys().filter(refused))
+        .copied()
 }
