@@ -39,6 +39,8 @@ pub struct Config {
     pub(crate) dialect: Dialect,
     pub(crate) users: Vec<(String, String)>,
     pub(crate) challenge: bool,
+    pub(crate) logon_within: Duration,
+    pub(crate) max_subscriptions: usize,
     pub(crate) message_type: Option<String>,
     pub(crate) unlogged: HashSet<String>,
     pub(crate) sow: HashSet<String>,
@@ -55,6 +57,8 @@ impl Default for Config {
             dialect: Dialect::Documented,
             users: Vec::new(),
             challenge: false,
+            logon_within: Duration::from_secs(10),
+            max_subscriptions: 256,
             message_type: None,
             unlogged: HashSet::new(),
             sow: HashSet::new(),
@@ -98,7 +102,9 @@ impl Config {
         self
     }
 
-    /// Adds a user; with at least one, a logon needs user and password.
+    /// Adds a user; with at least one, a logon needs user and password. After ten wrong
+    /// passwords in a row, over any number of connections, nobody logs on as that user for
+    /// ten seconds, whatever the password.
     #[must_use]
     pub fn user(mut self, user: impl Into<String>, password: impl Into<String>) -> Self {
         self.users.push((user.into(), password.into()));
@@ -111,6 +117,22 @@ impl Config {
     #[must_use]
     pub fn challenge(mut self) -> Self {
         self.challenge = true;
+        self
+    }
+
+    /// Closes a connection that has not logged on after this time, challenges included;
+    /// 10 s by default. Real servers do not wait for ever either, and a connection that says
+    /// nothing keeps a place that somebody else may need.
+    #[must_use]
+    pub fn logon_within(mut self, time: Duration) -> Self {
+        self.logon_within = time;
+        self
+    }
+
+    /// Refuses a link's subscriptions beyond so many, 256 by default.
+    #[must_use]
+    pub fn max_subscriptions(mut self, count: usize) -> Self {
+        self.max_subscriptions = count;
         self
     }
 

@@ -355,12 +355,7 @@ pub(crate) fn encode(out: &mut Vec<u8>, entry: &Entry<'_>) -> usize {
     let start = out.len();
     out.extend_from_slice(&[0; FRAME]);
     out.push(entry.operation.code());
-    put_number(
-        out,
-        entry
-            .sequence
-            .map_or(0, |sequence| sequence.saturating_add(1)),
-    );
+    put_number(out, stored_sequence(entry.sequence));
     put_bytes(out, entry.client_name.as_bytes());
     put_bytes(out, entry.topic.as_bytes());
     for text in [entry.sow_key, entry.correlation_id, entry.selector] {
@@ -375,6 +370,24 @@ pub(crate) fn encode(out: &mut Vec<u8>, entry: &Entry<'_>) -> usize {
     out[start..start + 4].copy_from_slice(&length.to_le_bytes());
     out[start + 4..content].copy_from_slice(&check.to_le_bytes());
     out.len() - start
+}
+
+/// A sequence as it stands in the log: 0 for none, else one more. The highest there is has
+/// nothing above it and takes the place of sequence 0, under which nobody publishes.
+fn stored_sequence(sequence: Option<u64>) -> u64 {
+    match sequence {
+        None | Some(0) => 0,
+        Some(u64::MAX) => 1,
+        Some(sequence) => sequence + 1,
+    }
+}
+
+fn read_sequence(stored: u64) -> Option<u64> {
+    match stored {
+        0 => None,
+        1 => Some(u64::MAX),
+        stored => Some(stored - 1),
+    }
 }
 
 impl Operation {
@@ -489,7 +502,7 @@ fn decode(content: &[u8]) -> Option<Entry<'_>> {
         return None;
     };
     let operation = Operation::from_code(code)?;
-    let sequence = u64::from_le_bytes(take(&mut rest, 8)?.try_into().ok()?).checked_sub(1);
+    let sequence = read_sequence(u64::from_le_bytes(take(&mut rest, 8)?.try_into().ok()?));
     let client_name = text(&mut rest)?;
     let topic = text(&mut rest)?;
     let mut optional = || {
@@ -682,6 +695,21 @@ mod tests {
                 assert_eq!(seen[100], (101, big.len()));
             }
         }
+    }
+
+    /// 2^64 - 1 came back as 2^64 - 2, so that a restart made a new message of its duplicate.
+    #[test]
+    fn every_sequence_is_itself_after_a_restart() {
+        let ends = [1, 2, 1 << 63, u64::MAX - 2, u64::MAX - 1, u64::MAX];
+        let directory = tempfile::tempdir().unwrap();
+        let (mut journal, _) = reopen(directory.path());
+        for sequence in ends {
+            let mut bytes = Vec::new();
+            encode(&mut bytes, &entry(sequence, b""));
+            journal.append(&bytes).unwrap();
+        }
+        drop(journal);
+        assert_eq!(reopen(directory.path()).1, ends);
     }
 
     #[test]

@@ -36,6 +36,8 @@
 //!   match the whole name.
 //! - Subscriptions read the log, so a slow one costs only itself; messages of unlogged
 //!   topics go out directly, and publishers wait while a subscriber's 1 MiB is full.
+//! - A connection without a logon is closed after a time, holds little memory, and gives its
+//!   place to another when all are taken; wrong passwords in a row close their user for a while.
 //! - Deltas are delivered as they were published, merged only in the state of the world.
 //!
 //! # Layers

@@ -1,6 +1,7 @@
 //! The thin part: sockets, timers and the file under the [`Server`].
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -16,6 +17,8 @@ use crate::server::{Closing, Output, Server};
 
 /// A link with more than this waiting to be sent is not read, nor is who sends to it.
 const CONGESTED: usize = 1 << 20;
+/// The largest frame of a link that has not logged on: room for a logon, not for more.
+const FIRST_FRAME: usize = 64 << 10;
 /// Bytes of the log offered to a subscription at a time.
 const PUMP: usize = 256 * 1024;
 /// How long a link that is being closed may take to hear the last of it.
@@ -141,14 +144,18 @@ impl Shared {
     }
 
     /// Serves one client until either side ends it, or the sandbox stops.
-    pub(crate) async fn serve(self: Arc<Self>, stream: Box<dyn Stream>) {
+    /// `known` is set once it has logged on.
+    pub(crate) async fn serve(self: Arc<Self>, stream: Box<dyn Stream>, known: Arc<AtomicBool>) {
         let outbox = Arc::new(Outbox::default());
         let link = {
             let mut state = self.state();
             let link = state.server.connect(self.epoch.elapsed());
             state.outboxes.insert(link, outbox.clone());
+            // The time for its logon runs.
+            state.planned = state.server.deadline();
             link
         };
+        self.replan.notify_one();
         let (reader, writer) = split(stream);
         let mut connection = Connection {
             registration: Registration {
@@ -158,7 +165,8 @@ impl Shared {
             },
             reader,
             writer,
-            decoder: FrameDecoder::with_max_frame(self.max_frame),
+            decoder: FrameDecoder::with_max_frame(self.max_frame.min(FIRST_FRAME)),
+            known,
             out: Vec::new(),
             written: 0,
             unflushed: false,
@@ -309,6 +317,7 @@ struct Connection {
     reader: ReadHalf<Box<dyn Stream>>,
     writer: WriteHalf<Box<dyn Stream>>,
     decoder: FrameDecoder,
+    known: Arc<AtomicBool>,
     out: Vec<u8>,
     written: usize,
     unflushed: bool,
@@ -385,12 +394,20 @@ impl Connection {
     }
 
     fn receive(&mut self, shared: &Shared, link: Link) {
-        let decoder = &mut self.decoder;
+        let (decoder, known) = (&mut self.decoder, &self.known);
         let mut subscribes = false;
         self.blockers = shared.step(Some(link), |server, out, now| {
             loop {
                 match decoder.next_frame() {
-                    Ok(Some(frame)) => server.receive(link, &frame, now, out),
+                    Ok(Some(frame)) => {
+                        server.receive(link, &frame, now, out);
+                        if !known.load(Ordering::Relaxed) && server.is_logged_on(link) {
+                            known.store(true, Ordering::Relaxed);
+                            let behind = decoder.read_buffer().split();
+                            *decoder = FrameDecoder::with_max_frame(shared.max_frame);
+                            decoder.push(&behind);
+                        }
+                    }
                     Ok(None) => break,
                     Err(error) => {
                         tracing::debug!(link = link.0, %error, "no frame");

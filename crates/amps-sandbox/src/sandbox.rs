@@ -1,9 +1,11 @@
 //! Starting and stopping a sandbox on sockets.
 
+use std::collections::VecDeque;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use amps_client::connector::{MemoryConnector, MemoryListener, Stream};
@@ -11,7 +13,7 @@ use amps_client::uri::{Scheme, Uri, UriError};
 #[cfg(unix)]
 use tokio::net::UnixListener;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::task::{JoinHandle, JoinSet};
+use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use crate::journal::{Journal, JournalEntry, JournalError};
 use crate::net::{Shared, stopping};
@@ -22,6 +24,7 @@ use crate::{Candidate, Config, Dialect, Fault};
 
 /// Frames above this are refused, as real transports do (`amps-protocol.md` §1).
 const MAX_FRAME: usize = 200 * 1024 * 1024;
+/// Links per listener.
 const MAX_LINKS: usize = 1024;
 
 /// A running sandbox. Dropping it stops it without waiting; [`Sandbox::stop`] waits.
@@ -142,6 +145,18 @@ impl Builder {
     /// As [`Config::challenge`].
     pub fn challenge(mut self) -> Self {
         self.config = self.config.challenge();
+        self
+    }
+
+    /// As [`Config::logon_within`].
+    pub fn logon_within(mut self, time: Duration) -> Self {
+        self.config = self.config.logon_within(time);
+        self
+    }
+
+    /// As [`Config::max_subscriptions`].
+    pub fn max_subscriptions(mut self, count: usize) -> Self {
+        self.config = self.config.max_subscriptions(count);
         self
     }
 
@@ -405,6 +420,7 @@ impl Listener {
     async fn accept_all(mut self, shared: Arc<Shared>) {
         let mut stop = shared.stopped();
         let mut links = JoinSet::new();
+        let mut strangers = Strangers::default();
         loop {
             let opening = tokio::select! {
                 accepted = self.accept() => match accepted {
@@ -418,16 +434,24 @@ impl Listener {
                     }
                 },
                 Some(ended) = links.join_next() => {
-                    if let Err(error) = ended {
+                    if let Err(error) = ended && !error.is_cancelled() {
                         tracing::error!(%error, "a link failed");
                     }
                     continue;
                 }
                 () = stopping(&mut stop) => break,
             };
-            if links.len() < MAX_LINKS {
-                links.spawn(serve(shared.clone(), opening));
+            if links.len() >= MAX_LINKS {
+                if !strangers.end_oldest() {
+                    tracing::warn!("{MAX_LINKS} clients are logged on; one more was turned away");
+                    continue;
+                }
+                // Its place is free once its task is gone.
+                links.join_next().await;
             }
+            let known = Arc::new(AtomicBool::new(false));
+            let task = links.spawn(serve(shared.clone(), opening, known.clone()));
+            strangers.came(task, known);
         }
         while links.join_next().await.is_some() {}
     }
@@ -451,17 +475,47 @@ impl Listener {
     }
 }
 
+/// Connections that have not logged on, the oldest first. When there is no place left, the
+/// oldest makes room: who says nothing must not keep out who would.
+#[derive(Default)]
+struct Strangers(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
+
+impl Strangers {
+    fn came(&mut self, task: AbortHandle, known: Arc<AtomicBool>) {
+        if self.0.len() >= 2 * MAX_LINKS {
+            self.0.retain(|(task, known)| is_stranger(task, known));
+        }
+        self.0.push_back((task, known));
+    }
+
+    /// Ends the link of the oldest; whether there is one.
+    fn end_oldest(&mut self) -> bool {
+        while let Some((task, known)) = self.0.pop_front() {
+            if is_stranger(&task, &known) {
+                tracing::debug!("a connection without a logon makes room for another");
+                task.abort();
+                return true;
+            }
+        }
+        false
+    }
+}
+
+fn is_stranger(task: &AbortHandle, known: &AtomicBool) -> bool {
+    !task.is_finished() && !known.load(Ordering::Relaxed)
+}
+
 async fn accept_tcp(listener: &TcpListener) -> io::Result<TcpStream> {
     let (stream, _) = listener.accept().await?;
     stream.set_nodelay(true)?;
     Ok(stream)
 }
 
-async fn serve(shared: Arc<Shared>, opening: Opening) {
+async fn serve(shared: Arc<Shared>, opening: Opening, known: Arc<AtomicBool>) {
     let mut stop = shared.stopped();
     tokio::select! {
         opened = opening => match opened {
-            Ok(stream) => shared.serve(stream).await,
+            Ok(stream) => shared.serve(stream, known).await,
             Err(error) => tracing::debug!(%error, "no link came of a connection"),
         },
         () = stopping(&mut stop) => {}

@@ -35,6 +35,8 @@ pub struct Server {
     next_link: u64,
     log_end: u64,
     delayed: VecDeque<(Duration, Link, Notice)>,
+    /// As the users of the configuration.
+    attempts: Vec<logon::Attempts>,
 }
 
 /// What a step of the server wants done, in this order: log, send, close.
@@ -72,6 +74,7 @@ struct Peer {
     heartbeat: Option<Duration>,
     heard: Duration,
     told: Duration,
+    connected: Duration,
 }
 
 impl Output {
@@ -104,6 +107,7 @@ impl Server {
             next_link: 1,
             log_end,
             delayed: VecDeque::new(),
+            attempts: vec![Default::default(); config.users.len()],
             config,
         }
     }
@@ -135,6 +139,7 @@ impl Server {
             Peer {
                 heard: now,
                 told: now,
+                connected: now,
                 ..Peer::default()
             },
         );
@@ -170,6 +175,11 @@ impl Server {
         self.rules.settled(name)
     }
 
+    /// Whether `link` logged on.
+    pub fn is_logged_on(&self, link: Link) -> bool {
+        self.peers.get(&link).is_some_and(|p| p.name.is_some())
+    }
+
     /// Whether `link` has subscriptions.
     pub fn subscribes(&self, link: Link) -> bool {
         self.peers
@@ -189,7 +199,7 @@ impl Server {
         let verb = header.verb.clone().unwrap_or(Verb::Other("".into()));
         let logged_on = peer.name.is_some();
         let answered = match verb {
-            Verb::Logon => self.logon(link, &header, out),
+            Verb::Logon => self.logon(link, &header, now, out),
             _ if !logged_on => self.fail(link, &header, "logon required", out).map(|()| {
                 self.close(link, Closing::Graceful("auth"), out);
             }),
@@ -238,7 +248,7 @@ impl Server {
     }
 
     /// Does what has become due: conflated acks, delayed acks, beats, and the end of links
-    /// whose client has gone silent.
+    /// whose client has gone silent or never logged on.
     pub fn tick(&mut self, now: Duration, out: &mut Output) {
         let mut notices = Vec::new();
         self.rules
@@ -251,6 +261,16 @@ impl Server {
             self.tell(link, &notice, out);
         }
         self.mark_told(now, out);
+        let within = self.config.logon_within;
+        let late: Vec<_> = self
+            .peers
+            .iter()
+            .filter(|(_, p)| p.logon_due(within).is_some_and(|due| due <= now))
+            .map(|(link, _)| *link)
+            .collect();
+        for link in late {
+            self.close(link, Closing::Graceful("no logon in time"), out);
+        }
         let beating: Vec<_> = self
             .peers
             .iter()
@@ -273,7 +293,13 @@ impl Server {
             .values()
             .filter_map(Peer::beats)
             .map(|(a, b)| a.min(b));
-        beats.chain(self.rules.deadline()).chain(delayed).min()
+        let within = self.config.logon_within;
+        let logons = self.peers.values().filter_map(|p| p.logon_due(within));
+        beats
+            .chain(logons)
+            .chain(self.rules.deadline())
+            .chain(delayed)
+            .min()
     }
 
     /// Sends `link` what the log holds for its subscriptions, about `budget` bytes of the
@@ -582,6 +608,12 @@ impl Peer {
     fn beats(&self) -> Option<(Duration, Duration)> {
         let interval = self.heartbeat.filter(|_| !self.gone)?;
         Some((self.told + interval, self.heard + interval * 2))
+    }
+
+    /// When the time for a logon is over, unless it came.
+    fn logon_due(&self, within: Duration) -> Option<Duration> {
+        let waits = !self.gone && self.name.is_none();
+        waits.then(|| self.connected.saturating_add(within))
     }
 }
 

@@ -5,10 +5,14 @@
 //! delivery are the same thing.
 
 use amps_client::protocol::{Ack, AckKind, FrameError, Outbound, Status};
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::filter::Filter;
 use crate::journal::{Entry, Operation, publisher_id};
+
+/// Bytes a compiled pattern of topics may take. A few letters can ask for megabytes, and a
+/// link may have many.
+const REGEX_SIZE: usize = 256 << 10;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Topics {
@@ -23,7 +27,9 @@ impl Topics {
         if literal || !topic.contains(|c| "\\^$.|?*+()[]{}".contains(c)) {
             return Some(Topics::Literal(topic.to_owned()));
         }
-        Regex::new(&format!("^(?:{topic})$"))
+        RegexBuilder::new(&format!("^(?:{topic})$"))
+            .size_limit(REGEX_SIZE)
+            .build()
             .ok()
             .map(Topics::Matching)
     }

@@ -1,5 +1,7 @@
 //! Logging on: who may, under which name, and what they are told.
 
+use std::time::Duration;
+
 use amps_client::protocol::{Ack, AckKind, FrameError, Header, LogonAck, Status};
 
 use super::{Answered, Closing, Output, Server};
@@ -10,9 +12,43 @@ use crate::subscription::last_bookmark;
 
 const VERSION: &str = "5.3.5.0.amps-sandbox";
 const CHALLENGES: u32 = 3;
+/// Wrong passwords in a row before a user's are not looked at for a while.
+const ATTEMPTS: u32 = 10;
+const PAUSE: Duration = Duration::from_secs(10);
+
+/// What was tried as one user, on any link.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Attempts {
+    wrong: u32,
+    closed_until: Duration,
+}
+
+impl Attempts {
+    fn open(&self, now: Duration) -> bool {
+        now >= self.closed_until
+    }
+
+    fn right(&mut self) {
+        self.wrong = 0;
+    }
+
+    fn wrong(&mut self, now: Duration) {
+        self.wrong += 1;
+        if self.wrong >= ATTEMPTS {
+            self.wrong = 0;
+            self.closed_until = now + PAUSE;
+        }
+    }
+}
 
 impl Server {
-    pub(super) fn logon(&mut self, link: Link, header: &Header<'_>, out: &mut Output) -> Answered {
+    pub(super) fn logon(
+        &mut self,
+        link: Link,
+        header: &Header<'_>,
+        now: Duration,
+        out: &mut Output,
+    ) -> Answered {
         let Some(peer) = self.peers.get_mut(&link) else {
             return Ok(());
         };
@@ -37,7 +73,7 @@ impl Server {
         } else if interval == Some(None) {
             Some("invalid options")
         } else {
-            match self.authenticate(link, header, out)? {
+            match self.authenticate(link, header, now, out)? {
                 Authenticated::Yes => None,
                 Authenticated::No => Some("auth failure"),
                 Authenticated::Challenged => return Ok(()),
@@ -93,6 +129,7 @@ impl Server {
         &mut self,
         link: Link,
         header: &Header<'_>,
+        now: Duration,
         out: &mut Output,
     ) -> Result<Authenticated, FrameError> {
         let Some(peer) = self.peers.get_mut(&link) else {
@@ -103,15 +140,26 @@ impl Server {
         }
         let user = header.user_id.as_deref().unwrap_or_default();
         let given = header.password.as_deref().unwrap_or_default();
-        let known = self.config.users.iter().find(|(name, _)| name == user);
+        let known = self.config.users.iter().position(|(name, _)| name == user);
         let challenge = |count: u32| format!("challenge-{}-{count}", link.0);
-        let expected = known.map(|(_, password)| match self.config.challenge {
-            false => password.clone(),
-            true => format!("{}:{password}", challenge(peer.challenges)),
-        });
         let started = !self.config.challenge || peer.challenges > 0;
-        if started && expected.is_some_and(|expected| expected == given) {
-            return Ok(Authenticated::Yes);
+        if started && let Some(known) = known {
+            let password = &self.config.users[known].1;
+            let expected = match self.config.challenge {
+                false => password.clone(),
+                true => format!("{}:{password}", challenge(peer.challenges)),
+            };
+            // Guessing is as fast as links are opened, unless it is slowed down here.
+            let attempts = &mut self.attempts[known];
+            if !attempts.open(now) {
+                tracing::info!(user, "too many wrong passwords; this one is not looked at");
+                return Ok(Authenticated::No);
+            }
+            if expected == given {
+                attempts.right();
+                return Ok(Authenticated::Yes);
+            }
+            attempts.wrong(now);
         }
         if !self.config.challenge || peer.challenges >= CHALLENGES {
             return Ok(Authenticated::No);

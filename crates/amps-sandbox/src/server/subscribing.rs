@@ -68,6 +68,11 @@ impl Server {
         if taken && !option("replace") {
             return Err("subscription already exists");
         }
+        let count = |peer: &super::Peer| peer.subscriptions.len();
+        let full = self.peers.get(&link).map_or(0, count) >= self.config.max_subscriptions;
+        if full && !taken {
+            return Err("too many subscriptions");
+        }
         let (cursor, after) = match start {
             Start::Epoch => (0, None),
             Start::Now => (self.log_end, None),

@@ -159,3 +159,82 @@ proptest::proptest! {
         proptest::prop_assert!(out.closes.len() <= 1);
     }
 }
+
+fn logon_as(bench: &mut Bench, password: &str) -> Vec<String> {
+    let link = bench.server.connect(bench.now);
+    let mut frame = Vec::new();
+    let logon = Command {
+        user_id: Some("ann"),
+        password: Some(password),
+        ..Command::logon("0", "p")
+    };
+    logon.encode(&mut frame).unwrap();
+    let mut out = Output::default();
+    bench.receive(link, &frame, &mut out);
+    let said = frames(&out, link);
+    bench.server.disconnect(link);
+    said
+}
+
+/// A connection that said nothing stayed for ever.
+#[test]
+fn who_does_not_log_on_in_time_is_closed() {
+    let mut bench = Bench::new(Config::new().user("ann", "pw").challenge());
+    let silent = bench.server.connect(bench.now);
+    let challenged = bench.log_on("p");
+    assert_eq!(bench.server.deadline(), Some(SECOND * 10));
+    // An answer to a challenge that never comes extends nothing.
+    bench.now = SECOND * 9;
+    let (mut frame, mut out) = (Vec::new(), Output::default());
+    Command::logon("1", "p").encode(&mut frame).unwrap();
+    bench.receive(challenged, &frame, &mut out);
+    bench.server.tick(bench.now, &mut out);
+    assert!(out.closes.is_empty());
+    bench.now = SECOND * 10;
+    bench.server.tick(bench.now, &mut out);
+    let late = Closing::Graceful("no logon in time");
+    assert_eq!(out.closes, [(silent, late), (challenged, late)]);
+    assert_eq!(bench.server.deadline(), None);
+}
+
+/// Each link had one guess or three, and nothing counted the links.
+#[test]
+fn passwords_are_not_guessed_as_fast_as_links_are_opened() {
+    let mut bench = Bench::new(Config::new().user("ann", "pw"));
+    let is_in = |said: Vec<String>| said[0].contains(r#""status":"success""#);
+    for _ in 0..9 {
+        assert!(!is_in(logon_as(&mut bench, "no")));
+    }
+    assert!(
+        is_in(logon_as(&mut bench, "pw")),
+        "nine wrong ones are typing errors"
+    );
+    for _ in 0..10 {
+        assert!(!is_in(logon_as(&mut bench, "no")));
+    }
+    let right = logon_as(&mut bench, "pw");
+    assert!(!is_in(right.clone()), "{right:?}");
+    assert_eq!(right, logon_as(&mut bench, "no"), "and nobody can tell");
+    bench.now += SECOND * 10;
+    assert!(is_in(logon_as(&mut bench, "pw")), "never for good");
+}
+
+#[test]
+fn a_link_has_so_many_subscriptions_and_no_more() {
+    let mut bench = Bench::new(Config::new().max_subscriptions(2));
+    let link = bench.log_on("p");
+    let mut subscribe = |sub_id: &str, options: Option<&str>| {
+        let (mut frame, mut out) = (Vec::new(), Output::default());
+        let command = Command {
+            options,
+            ..Command::subscribe("9", "orders", sub_id)
+        };
+        command.encode(&mut frame).unwrap();
+        bench.receive(link, &frame, &mut out);
+        frames(&out, link).concat()
+    };
+    assert!(subscribe("a", None).contains("success"));
+    assert!(subscribe("b", None).contains("success"));
+    assert!(subscribe("c", None).contains("too many subscriptions"));
+    assert!(subscribe("b", Some("replace")).contains("success"));
+}
