@@ -124,6 +124,7 @@ fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
         }
         Err(AppendError::Store(error)) => return Err(Failure::store(&args.file, &error)),
         Err(error) => {
+            close(&store, &args.file)?;
             return Err(Failure::other(format!(
                 "store {}: {error}",
                 args.file.display()

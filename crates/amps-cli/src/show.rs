@@ -2,6 +2,8 @@
 
 use amps_store::inspect::Message;
 use amps_store::{Envelope, Operation, Origin, Rejection};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use crate::body;
@@ -22,6 +24,8 @@ pub(crate) fn message_object(message: &Message) -> Map<String, Value> {
         None => {
             let unknown = "not of a version this program knows";
             object.insert("envelope".to_owned(), unknown.into());
+            let bytes = STANDARD.encode(&message.envelope_bytes);
+            object.insert("envelope_base64".to_owned(), bytes.into());
         }
     }
     object.insert("bytes".to_owned(), message.payload.len().into());

@@ -258,7 +258,10 @@ pub enum Event {
     },
     /// The store could raise its send grant after all; sending goes on.
     SendingResumed,
-    /// A stored message cannot be sent: its record is damaged or unreadable.
+    /// A stored message cannot be sent. Its record is damaged: nothing behind it is sent until it
+    /// is repaired or given up on. Or it is intact, and its envelope is not of a version this
+    /// program knows: then it waits as a refusal for an operator, no handler is offered it, and
+    /// what is behind it goes on.
     Unreadable {
         /// The message.
         sequence: u64,

@@ -7,7 +7,9 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use amps_store::{AppendError, Level, PublishStore, Rejection, StoreError, StoredMessage};
+use amps_store::{
+    AppendError, EnvelopeError, Level, PublishStore, Rejection, StoreError, StoredMessage,
+};
 use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
@@ -39,7 +41,8 @@ pub struct FailedWrite {
     /// refusal comes from an earlier run, or from before 65,536 others that still wait.
     pub attempts: u32,
     /// The original message. `None` when its bytes are gone, which can happen to late
-    /// refusals only.
+    /// refusals only, or when its envelope is not of a version this program knows
+    /// ([`Event::Unreadable`]): no handler is offered that one, and [`Failed::page`] shows it.
     pub original: Option<Message>,
 }
 
@@ -232,6 +235,14 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
             durable.remove(&rejection.sequence);
         }
         let sequence = rejection.sequence;
+        if let Some(error) = unreadable(watched.store.as_ref(), sequence) {
+            // Whoever took it over would have been shown no message, and its bytes would go.
+            let error = error.to_string();
+            shared.offers.lock().declined.insert(sequence);
+            tracing::warn!(sequence, error, "a refused message waits for an operator");
+            shared.event(Event::Unreadable { sequence, error });
+            continue;
+        }
         let failed = failed_write(&shared, watched.store.as_ref(), rejection);
         let call = handler.clone();
         let run = HANDLING.scope(identity(&shared), async move { call(failed).await });
@@ -289,6 +300,15 @@ async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejecti
             }
         }
         shared.offers.changed.notified().await;
+    }
+}
+
+/// What is wrong with the envelope of a message whose record is intact.
+fn unreadable(store: &dyn PublishStore, sequence: u64) -> Option<EnvelopeError> {
+    let mut stored = StoredMessage::new();
+    match store.get(sequence, &mut stored) {
+        Ok(true) => stored.envelope().err(),
+        _ => None,
     }
 }
 

@@ -12,7 +12,8 @@ use std::time::Duration;
 use amps_client::connector::MemoryConnector;
 use amps_client::protocol::{Ack, AckKind, Status};
 use amps_client::{Client, Event, FailedWrite, Message, Outcome, Via};
-use amps_store::{Envelope, Level, PublishStore, Store, StoreError};
+use amps_store::testkit::{SimDisk, intact_messages, resign};
+use amps_store::{AppendError, Envelope, Level, PublishStore, Store, StoreError};
 use common::quirks::Quirks;
 use common::{LONG, Peer, builder, fill, memory, options, pair};
 use tokio::sync::mpsc;
@@ -483,4 +484,62 @@ async fn close_lets_the_handler_see_the_refusals_that_came_last() {
         assert_eq!(reports.recv().await.unwrap().sequence, n);
     }
     assert!(client.failed().list().is_empty());
+}
+
+/// A handler would have been shown no message, and its `Ok` would have let the bytes go.
+#[tokio::test(start_paused = true)]
+async fn a_refused_message_that_cannot_be_read_waits_for_an_operator_and_no_handler_has_it() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    for n in 1..=3 {
+        let payload = format!("body {n}");
+        store
+            .append(&Envelope::publish("t"), payload.as_bytes())
+            .unwrap();
+    }
+    store.sync().unwrap();
+    drop(store);
+    let mut bytes = disk.bytes();
+    let second = intact_messages(&bytes)
+        .into_iter()
+        .find(|m| m.sequence == 2);
+    bytes[second.unwrap().offset as usize + 40] = 9;
+    resign(&mut bytes);
+    disk.restore(bytes);
+    let (builder, mut listener) = pair();
+    let (failed, mut reports) = collect();
+    let store = disk.open(options()).unwrap();
+    let client = builder
+        .store(store)
+        .on_failed_write(move |f| {
+            let failed = failed.clone();
+            async move { Ok(failed.send(f)?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    // It was given number 2, which no server sees, and nothing ends the link.
+    assert_eq!(peer.publishes_to(3).await.len(), 2);
+    peer.refuse(3, "not entitled").await;
+    peer.ok(1).await;
+    // In order of sequence: that of 2 was passed over before.
+    assert_eq!(reports.recv().await.unwrap().sequence, 3);
+    let left = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((left.rejected, left.left), (2, 0));
+    let waits = client.failed().page(0, 9);
+    assert_eq!((waits.len(), waits[0].sequence), (1, 2));
+    assert!(waits[0].original.is_none());
+    assert!(matches!(
+        client.failed().requeue(2),
+        Err(AppendError::Envelope(_))
+    ));
+    let mut told = 0;
+    while let Some(event) = events.try_next() {
+        assert!(!matches!(event, Event::LinkLost { .. }));
+        told += u32::from(matches!(event, Event::Unreadable { sequence: 2, .. }));
+    }
+    assert!(told > 0);
+    assert!(client.failed().accept(2).unwrap());
 }

@@ -140,6 +140,11 @@ impl Batch {
         }
     }
 
+    /// Keeps the first so many messages only.
+    pub fn truncate(&mut self, messages: usize) {
+        self.places.truncate(messages);
+    }
+
     /// Puts a message behind the others, as a store of one's own does that is read. `false`:
     /// it is full, and the message is not in it.
     ///

@@ -75,7 +75,7 @@ pub struct Envelope<'a> {
 
 /// An envelope could not be read: the bytes are not one, or not one of this version. Or it
 /// cannot be stored.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("the envelope cannot be used: {0}")]
 pub struct EnvelopeError(String);
 
@@ -285,7 +285,10 @@ impl<'a> Envelope<'a> {
                 tag_len,
                 ref tag @ ..,
                 0,
-            ] if len < ONE_BYTE && tag_len < ONE_BYTE && tag.len() == usize::from(tag_len) => {
+            ] if len < ONE_BYTE
+                && usize::from(tag_len) <= MAX_TAG
+                && tag.len() == usize::from(tag_len) =>
+            {
                 Some(subject)
             }
             _ => None,
@@ -293,14 +296,20 @@ impl<'a> Envelope<'a> {
     }
 
     fn decode_any(bytes: &'a [u8]) -> Result<Self, EnvelopeError> {
-        let (envelope, used) = bincode::borrow_decode_from_slice(bytes, standard())
-            .map_err(|e| EnvelopeError(e.to_string()))?;
+        let unknown = |why: &dyn std::fmt::Display| {
+            EnvelopeError(format!(
+                "it is not of a version this program knows ({why}); another one may"
+            ))
+        };
+        let (envelope, used): (Self, _) =
+            bincode::borrow_decode_from_slice(bytes, standard()).map_err(|e| unknown(&e))?;
         if used != bytes.len() {
-            return Err(EnvelopeError(format!(
+            return Err(unknown(&format_args!(
                 "{} bytes are left over",
                 bytes.len() - used
             )));
         }
+        envelope.check()?;
         Ok(envelope)
     }
 }

@@ -92,7 +92,14 @@ impl Delivery {
             });
         }
         let ordinal = self.refuse(store, now, sequence, reason, None);
-        if planted!(GiveUpNotAwaited) || store.is_unsettled(sequence) {
+        if !store.is_unsettled(sequence) {
+            self.hold_until_durable(store, ordinal);
+        }
+    }
+
+    /// What was refused here, and by no server, is durable before anything goes out behind it.
+    pub(super) fn hold_until_durable(&mut self, store: &dyn PublishStore, ordinal: Option<u64>) {
+        if planted!(GiveUpNotAwaited) {
             return;
         }
         // What does not outlive the process cannot come back unsettled.
@@ -114,7 +121,7 @@ impl Delivery {
     }
 
     /// Where the refusal is in the log, if it is there now.
-    fn refuse(
+    pub(super) fn refuse(
         &mut self,
         store: &dyn PublishStore,
         now: Now,

@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use amps_store::{Batch, MessageRef, Rebase, StoreError};
+use amps_store::{Batch, EnvelopeError, MessageRef, Rebase, StoreError};
 
 /// What to do when the server's figure at logon is beyond anything this store can have
 /// sent.
@@ -286,6 +286,13 @@ pub enum Note {
         sequence: u64,
         /// Links lost in a row with it at the head.
         links: u32,
+    },
+    /// See [`Event::Unreadable`](crate::Event::Unreadable).
+    Unreadable {
+        /// The message.
+        sequence: u64,
+        /// What is wrong with its envelope.
+        error: EnvelopeError,
     },
     /// Everything stored at logon was sent.
     Replayed,

@@ -19,6 +19,7 @@ mod links;
 mod numbers;
 #[cfg(test)]
 mod tests;
+mod unreadable;
 
 pub use api::{
     Config, DropReason, GapPolicy, Input, Note, Now, Outgoing, Output, PublishAck, RebasePolicy,
@@ -34,6 +35,7 @@ use figures::Figures;
 use flight::Flight;
 use flush::Flushes;
 use links::Links;
+use unreadable::Unreadable;
 
 /// Whether a test planted this defect (feature `testkit`; always false without it).
 macro_rules! planted {
@@ -94,6 +96,7 @@ pub struct Delivery {
     /// it after higher numbers went out, the server's figure would cover a message that the
     /// server never had.
     wait_for: Option<u64>,
+    unreadable: Unreadable,
     pending: Pending,
     totals: Totals,
     outputs: VecDeque<Output>,
@@ -133,6 +136,7 @@ impl Delivery {
             sync_failed: false,
             stop_told: false,
             wait_for: None,
+            unreadable: Unreadable::default(),
             pending: Pending::default(),
             totals: Totals::default(),
             outputs: VecDeque::new(),
@@ -205,6 +209,10 @@ impl Delivery {
     /// is handed to [`handle`](Self::handle), or the link must end: what is settled
     /// meanwhile would go out late.
     ///
+    /// A message whose envelope this program does not know is refused here, as one that the
+    /// application gives up on ([`Note::Unreadable`], [`Output::Refused`]), and what is behind it
+    /// goes on: poll afterwards, also when there is nothing to send.
+    ///
     /// # Errors
     /// A record is damaged. Nothing is sent until it is settled, accepted or repaired:
     /// skipping it would let higher numbers overtake it for ever.
@@ -249,9 +257,15 @@ impl Delivery {
         if self.level == Level::Disk && !planted!(DurabilityNotAwaited) {
             through = through.min(store.durable().sequence);
         }
-        if self.cursor <= through {
-            into.narrow(messages, bytes);
+        into.narrow(messages, bytes);
+        while self.cursor <= through {
             store.read_unsettled(self.cursor, through, into)?;
+            if into.is_empty() || self.unreadable.keep_readable(into) {
+                break;
+            }
+            if !self.refuse_unreadable(store, now, into) || self.waits_for_give_up(store) {
+                return Ok(());
+            }
         }
         if into.is_empty() {
             self.nothing_found(store, now, through);
@@ -315,6 +329,7 @@ impl Delivery {
         let live = self.phase == Phase::Live;
         self.phase = Phase::Offline;
         self.replay_through = None;
+        self.unreadable.retry();
         self.flight.reset();
         let first = store.bounds().first_unsettled;
         if let Some((sequence, links)) = self.links.lost(now.at, live, first) {

@@ -3,6 +3,7 @@
 mod numbers;
 mod outcomes;
 mod sending;
+mod unreadable;
 
 use std::time::Duration;
 

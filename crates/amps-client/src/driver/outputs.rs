@@ -214,6 +214,13 @@ impl Driver {
                 );
                 Event::Stalled { sequence, links }
             }
+            Note::Unreadable { sequence, error } => {
+                tracing::error!(sequence, %error, "a stored message cannot be sent");
+                Event::Unreadable {
+                    sequence,
+                    error: error.to_string(),
+                }
+            }
             Note::Replayed => return self.state(ConnectionState::PublishReplayed),
             Note::StoreFailed { doing, error } => {
                 tracing::error!(doing, %error, "the store failed");

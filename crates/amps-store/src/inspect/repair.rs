@@ -179,8 +179,11 @@ impl Plan {
             let record = record?;
             self.next = self.next.max(record.sequence + 1);
             match (record.kind, record.body) {
-                (Some(RecordKind::Publish | RecordKind::Copy), Body::Message { envelope, .. }) => {
-                    if let Origin::Requeue { accepts } = envelope.origin {
+                // Also one whose envelope this program does not know: its bytes are what counts.
+                (Some(RecordKind::Publish | RecordKind::Copy), body) => {
+                    if let Body::Message { envelope, .. } = body
+                        && let Origin::Requeue { accepts } = envelope.origin
+                    {
                         self.accept(accepts);
                     }
                     let saved = self.messages.entry(record.sequence).or_default();

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::{Body, Inspection, RecordVerdict};
+use super::{Body, Inspection, Record, RecordKind, RecordVerdict};
 use crate::format::{SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SuperblockVerdict};
 use crate::report::Stop;
 
@@ -194,11 +194,9 @@ impl Inspection {
             match record.body {
                 Body::Message { .. } => out.messages += 1,
                 Body::Unreadable(_) => {
-                    let text = format!(
-                        "record {} is intact, and its body is not of this version",
-                        record.ordinal
-                    );
-                    out.problem(Severity::Damage, record.offset, record.bytes, text);
+                    let (severity, what) = unreadable(&record);
+                    let text = format!("record {} is intact, and {what}", record.ordinal);
+                    out.problem(severity, record.offset, record.bytes, text);
                 }
                 _ => {}
             }
@@ -213,5 +211,28 @@ impl Inspection {
         let size = self.view.recovered.geometry.segment_size;
         out.bytes += self.view.stamps.len() as u64 * size;
         Ok(())
+    }
+}
+
+/// What an open makes of a record whose body does not say what its kind says.
+fn unreadable(record: &Record) -> (Severity, String) {
+    use RecordKind::{Copy, Original, Publish, Rejection};
+    match record.kind {
+        Some(Publish | Copy | Original) => {
+            let text = format!(
+                "the envelope of message {} is not of a version this program knows: unsettled, it \
+                 will wait as a refusal",
+                record.sequence
+            );
+            (Severity::Notice, text)
+        }
+        Some(Rejection) => {
+            let text = format!(
+                "the reason why message {} was refused cannot be read; the refusal waits",
+                record.sequence
+            );
+            (Severity::Notice, text)
+        }
+        _ => (Severity::Damage, "its body is not of this version".into()),
     }
 }
