@@ -4,6 +4,8 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
+use crate::terminal::is_obeyed;
+
 /// Adds `payload` as `"text"` when it is UTF-8, else as `"base64"`.
 pub(crate) fn insert(object: &mut Map<String, Value>, payload: &[u8]) {
     match std::str::from_utf8(payload) {
@@ -23,8 +25,7 @@ pub(crate) fn for_people(payload: &[u8]) -> String {
 /// Text that a terminal takes as text; `None` when it would obey some of it.
 pub(crate) fn harmless(payload: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(payload).ok()?;
-    let obeyed = |c: char| c.is_control() && !matches!(c, '\n' | '\t');
-    (!text.chars().any(obeyed)).then_some(text)
+    (!text.chars().any(is_obeyed)).then_some(text)
 }
 
 /// A hex dump of sixteen bytes a line.
@@ -56,7 +57,10 @@ pub(crate) fn short(payload: &[u8], limit: usize) -> String {
     let mut out: String = text
         .chars()
         .take(limit)
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| match c.is_control() || is_obeyed(c) {
+            true => '\u{fffd}',
+            false => c,
+        })
         .collect();
     if text.chars().nth(limit).is_some() {
         out.push('…');

@@ -8,7 +8,7 @@ use amps_store::{AppendError, Appended, Options, PublishStore, Store};
 
 use crate::args::{FailedCommand, SeqFile};
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, object};
+use crate::output::{Output, SideOutput, object, say};
 use crate::show;
 use crate::store::{damaged_exit, look, unreadable};
 
@@ -22,13 +22,13 @@ const ROOM_SLICE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// One paragraph, for the first thing that went wrong.
-pub(crate) fn run(command: FailedCommand, json: bool) -> Result<Exit, Failure> {
+pub(crate) async fn run(command: FailedCommand, json: bool) -> Result<Exit, Failure> {
     match command {
         FailedCommand::List { file } => each(&file, json, Form::List),
         FailedCommand::Export { file } => each(&file, true, Form::Export),
         FailedCommand::Show(args) => show_one(&args, json),
-        FailedCommand::Accept(args) => accept(&args, json),
-        FailedCommand::Requeue(args) => requeue(&args, json),
+        FailedCommand::Accept(args) => accept(&args, json).await,
+        FailedCommand::Requeue(args) => requeue(&args, json).await,
     }
 }
 
@@ -56,7 +56,7 @@ fn each(file: &Path, json: bool, form: Form) -> Result<Exit, Failure> {
     match (form, json) {
         (Form::Export, _) => {}
         (Form::List, true) => out.object(object! { "event": "report", "waiting": waiting })?,
-        (Form::List, false) => eprintln!("{waiting} rejection(s) wait"),
+        (Form::List, false) => say(&format!("{waiting} rejection(s) wait")),
     }
     out.flush()?;
     Ok(damaged_exit(&seen))
@@ -85,7 +85,7 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
             out.line("late           after a success that covered it")?;
         }
         match &original {
-            Some(original) => out.line(&show::message_text(original))?,
+            Some(original) => show::message_text(original, &mut out)?,
             None => out.line("(its message is gone)")?,
         }
     }
@@ -93,7 +93,8 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     Ok(damaged_exit(&seen))
 }
 
-fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+async fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let out = SideOutput::stdout(json)?;
     let store = open(&args.file)?;
     let wrong = |e| Failure::store(&args.file, &e);
     if !store.accept(args.seq).map_err(wrong)? {
@@ -104,17 +105,17 @@ fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     // The acceptance must not come back after a power cut: it was told to somebody.
     store.sync().map_err(wrong)?;
     close(&store, &args.file)?;
-    let mut out = Output::stdout(json)?;
-    if json {
-        out.object(object! { "event": "accepted", "sequence": args.seq })?;
-    } else {
-        out.line(&format!("accepted {}", args.seq))?;
+    drop(store);
+    match json {
+        true => out.object(object! { "event": "accepted", "sequence": args.seq }),
+        false => out.line(&format!("accepted {}", args.seq)),
     }
-    out.flush()?;
-    Ok(Exit::Ok)
+    out.written().await;
+    Ok(out.exit())
 }
 
-fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+async fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let out = SideOutput::stdout(json)?;
     let store = open(&args.file)?;
     let appended = match requeue_with_patience(&store, args.seq) {
         Ok(Some(appended)) => appended,
@@ -133,21 +134,21 @@ fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     };
     store.sync().map_err(|e| Failure::store(&args.file, &e))?;
     close(&store, &args.file)?;
-    let mut out = Output::stdout(json)?;
+    drop(store);
     if json {
         out.object(object! {
             "event": "requeued", "sequence": args.seq, "as": appended.sequence,
-        })?;
+        });
     } else {
-        out.line(&format!("requeued {} as {}", args.seq, appended.sequence))?;
-        eprintln!(
+        out.line(&format!("requeued {} as {}", args.seq, appended.sequence));
+        say(&format!(
             "note: it is sent by the next publisher of this store, or by: amps drain --store {} \
              --server URI",
             args.file.display()
-        );
+        ));
     }
-    out.flush()?;
-    Ok(Exit::Ok)
+    out.written().await;
+    Ok(out.exit())
 }
 
 /// Waits while room is being made; nobody settles anything here, so no other room comes.

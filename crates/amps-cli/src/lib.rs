@@ -3,6 +3,9 @@
 //!
 //! Names, fields and exit codes are an interface: the README lists them.
 
+// What writes past `output` can block, or end, the work.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod args;
 mod bench;
 mod body;
@@ -19,32 +22,45 @@ mod serve;
 mod show;
 mod store;
 mod subscribe;
+mod terminal;
 mod tls;
 mod torture;
 mod units;
 
 use std::future::Future;
+use std::io;
 use std::process::ExitCode;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use clap::Parser;
+use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::{Cli, Command};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 
 /// Runs the command line of this process and returns its exit code.
 pub fn main() -> ExitCode {
-    let Cli { json, command } = Cli::parse();
+    let code = run();
+    output::finish();
+    code
+}
+
+fn run() -> ExitCode {
+    let Cli { json, command } = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return not_parsed(&error),
+    };
     let result = match command {
         Command::Serve(args) => on_runtime(serve::run(args, json)),
         Command::Publish(args) => on_runtime(publish::run(args, json)),
         Command::Subscribe(args) => on_runtime(subscribe::run(args, json)),
         Command::Drain(args) => on_runtime(drain::run(args, json)),
         Command::Demo(args) => on_runtime(demo::run(args, json)),
-        Command::Store { command } => on_runtime(async { store::run(command, json) }),
-        Command::Failed { command } => on_runtime(async { failed::run(command, json) }),
+        Command::Store { command } => on_this_thread(async { store::run(command, json) }),
+        Command::Failed { command } => on_this_thread(async { failed::run(command, json).await }),
         Command::Torture { command } => {
-            return match on_runtime(async { Ok(torture::run(&command)) }) {
+            return match on_this_thread(async { Ok(torture::run(&command)) }) {
                 Ok(code) => code,
                 Err(failure) => told(&failure),
             };
@@ -61,21 +77,87 @@ pub fn main() -> ExitCode {
 
 fn told(failure: &Failure) -> ExitCode {
     if !failure.is_silent() {
-        eprintln!("error: {failure}");
+        output::say(&format!("error: {failure}"));
     }
     failure.exit().into()
 }
 
-/// Runs `work` where timers, sockets and signals work.
+/// Help, the version, or why the command line makes no sense.
+fn not_parsed(error: &clap::Error) -> ExitCode {
+    let text = error.render().to_string();
+    if error.use_stderr() {
+        output::say_text(text.trim_end());
+        return Exit::Usage.into();
+    }
+    match output::raw(text.as_bytes()) {
+        Ok(()) => Exit::Ok.into(),
+        Err(failure) => told(&failure),
+    }
+}
+
+/// Runs `work` where timers, sockets and signals work, with threads for what goes on beside
+/// it.
 fn on_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
-    tokio::runtime::Builder::new_multi_thread()
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
+    threads_can_be_had(threads).map_err(|e| {
+        Failure::other(format!(
+            "cannot start {threads} thread(s): {e}; allow this user or container more of them \
+             (ulimit -u, pids.max)"
+        ))
+    })?;
+    let runtime = Builder::new_multi_thread()
+        .worker_threads(threads)
         .enable_all()
-        .build()
-        .map_err(|e| Failure::other(format!("cannot start the runtime: {e}")))?
-        .block_on(async {
-            let _ignored = survive_file_size_limit();
-            work.await
-        })
+        .build();
+    run_on(runtime, work)
+}
+
+/// The same for work that has nothing beside it.
+fn on_this_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
+    run_on(Builder::new_current_thread().enable_all().build(), work)
+}
+
+fn run_on<T>(
+    runtime: io::Result<Runtime>,
+    work: impl Future<Output = Result<T, Failure>>,
+) -> Result<T, Failure> {
+    let runtime = runtime.map_err(|e| Failure::other(format!("cannot start the runtime: {e}")))?;
+    let done = runtime.block_on(async {
+        let _ignored = survive_file_size_limit();
+        work.await
+    });
+    // Nothing that is still under way, a name server's answer for one, holds up the end.
+    runtime.shutdown_background();
+    done
+}
+
+/// Whether so many threads can be made: the runtime panics, or waits for ever, where not.
+fn threads_can_be_had(count: usize) -> io::Result<()> {
+    let (keep, wait) = std::sync::mpsc::channel::<()>();
+    let wait = Arc::new(Mutex::new(wait));
+    let mut made = Vec::new();
+    let mut all = Ok(());
+    for _ in 0..count {
+        let wait = Arc::clone(&wait);
+        let hold = move || {
+            let wait = wait.lock().unwrap_or_else(PoisonError::into_inner);
+            // An error means that all were made.
+            let _ = wait.recv();
+        };
+        match std::thread::Builder::new().spawn(hold) {
+            Ok(thread) => made.push(thread),
+            Err(error) => {
+                all = Err(error);
+                break;
+            }
+        }
+    }
+    drop(keep);
+    for thread in made {
+        // It does nothing that could panic.
+        let _ = thread.join();
+    }
+    all
 }
 
 /// A file size limit is to be an error of a write, not the signal that ends the process.

@@ -1,12 +1,10 @@
 //! Completion scripts and the manual page, generated from the command line itself.
 
-use std::io::Write as _;
-
 use clap::CommandFactory as _;
 
 use crate::args::Cli;
 use crate::failure::{Exit, Failure};
-use crate::output::unbuffered;
+use crate::output::raw;
 
 /// Prints a completion script.
 ///
@@ -15,9 +13,7 @@ use crate::output::unbuffered;
 pub(crate) fn completions(shell: clap_complete::Shell) -> Result<Exit, Failure> {
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut Cli::command(), "amps", &mut script);
-    unbuffered()?
-        .write_all(&script)
-        .map_err(|e| Failure::output(&e))?;
+    raw(&script)?;
     Ok(Exit::Ok)
 }
 
@@ -30,9 +26,7 @@ pub(crate) fn man() -> Result<Exit, Failure> {
     command.build();
     let mut page = Vec::new();
     pages(&command, "amps", &mut page).map_err(|e| Failure::output(&e))?;
-    unbuffered()?
-        .write_all(&page)
-        .map_err(|e| Failure::output(&e))?;
+    raw(&page)?;
     Ok(Exit::Ok)
 }
 

@@ -1,17 +1,86 @@
-//! Data on standard output, for people or one JSON object per line.
+//! The one place that writes: words to people on standard error, data on standard output.
+//!
+//! Output never decides. A command whose product is its output ([`Output`]) waits for a slow
+//! reader and ends at a closed one. Where the work is something else, data goes through a thread
+//! of its own ([`SideOutput`]): what goes wrong there is remembered for the exit code, and words
+//! to people ([`say`]) are dropped and counted before anything waits for them.
+
+mod people;
+mod writer;
 
 use std::fs::File;
-use std::io::{self, BufWriter, Write};
-use std::os::fd::AsFd;
+use std::io::{self, BufWriter, IsTerminal as _, Write};
+use std::os::fd::{AsFd, BorrowedFd};
 
 use serde_json::{Map, Value};
 
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
+use crate::terminal;
 
-/// Standard output, buffered by us alone: what is flushed was written in one system call.
-pub(crate) struct Output {
+use self::writer::Writer;
+
+pub(crate) use self::people::{finish, has_terminal, say, say_text, status};
+pub(crate) use self::writer::Patient;
+
+/// Bytes that may wait for standard output.
+const LIMIT: usize = 256 << 10;
+
+/// How lines look.
+#[derive(Clone, Copy, Debug)]
+struct Form {
     json: bool,
-    to: BufWriter<File>,
+    /// Somebody's terminal would obey what comes from outside; a pipe gets it as it is.
+    terminal: bool,
+}
+
+impl Form {
+    fn of_stdout(json: bool) -> Self {
+        Form {
+            json,
+            terminal: io::stdout().is_terminal(),
+        }
+    }
+
+    fn object(self, object: Map<String, Value>) -> Vec<u8> {
+        let text = Value::Object(object).to_string();
+        ended(match self.terminal {
+            true => terminal::json(&text).into_bytes(),
+            false => text.into_bytes(),
+        })
+    }
+
+    fn line(self, text: &str) -> Vec<u8> {
+        ended(match self.terminal {
+            true => terminal::line(text.as_bytes()).into_bytes(),
+            false => text.into(),
+        })
+    }
+
+    fn text(self, text: &str) -> Vec<u8> {
+        ended(match self.terminal {
+            true => terminal::text(text.as_bytes()).into_bytes(),
+            false => text.into(),
+        })
+    }
+
+    fn bytes(self, bytes: &[u8]) -> Vec<u8> {
+        ended(match self.terminal {
+            true => terminal::text(bytes).into_bytes(),
+            false => bytes.to_vec(),
+        })
+    }
+}
+
+fn ended(mut line: Vec<u8>) -> Vec<u8> {
+    line.push(b'\n');
+    line
+}
+
+/// Standard output of a command that exists for it, buffered by us alone: what is flushed was
+/// written in one system call.
+pub(crate) struct Output {
+    form: Form,
+    to: BufWriter<Patient>,
 }
 
 impl Output {
@@ -19,13 +88,13 @@ impl Output {
     /// There is no standard output.
     pub(crate) fn stdout(json: bool) -> Result<Self, Failure> {
         Ok(Output {
-            json,
+            form: Form::of_stdout(json),
             to: BufWriter::with_capacity(1 << 16, unbuffered()?),
         })
     }
 
     pub(crate) fn is_json(&self) -> bool {
-        self.json
+        self.form.json
     }
 
     /// Writes one object on its own line.
@@ -33,26 +102,30 @@ impl Output {
     /// # Errors
     /// The reader went away.
     pub(crate) fn object(&mut self, object: Map<String, Value>) -> Result<(), Failure> {
-        self.line(&Value::Object(object).to_string())
+        let line = self.form.object(object);
+        self.write(&line)
     }
 
-    /// Writes a line.
+    /// Writes a line; a terminal sees what would break it up as escapes.
     ///
     /// # Errors
     /// The reader went away.
     pub(crate) fn line(&mut self, text: &str) -> Result<(), Failure> {
-        self.bytes_line(text.as_bytes())
+        let line = self.form.line(text);
+        self.write(&line)
     }
 
-    /// Writes bytes as they are, and a newline.
+    /// Writes text that may have several lines.
     ///
     /// # Errors
     /// The reader went away.
-    pub(crate) fn bytes_line(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.to
-            .write_all(bytes)
-            .and_then(|()| self.to.write_all(b"\n"))
-            .map_err(|e| Failure::output(&e))
+    pub(crate) fn text(&mut self, text: &str) -> Result<(), Failure> {
+        let text = self.form.text(text);
+        self.write(&text)
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        self.to.write_all(bytes).map_err(|e| Failure::output(&e))
     }
 
     /// Hands everything to the reader.
@@ -64,17 +137,116 @@ impl Output {
     }
 }
 
+/// Standard output beside the work of a command: a thread writes, and whoever has something
+/// to say decides whether to wait for room. An error ends the output, nothing else.
+pub(crate) struct SideOutput {
+    form: Form,
+    to: Writer,
+}
+
+impl SideOutput {
+    /// # Errors
+    /// There is no standard output, or no thread.
+    pub(crate) fn stdout(json: bool) -> Result<Self, Failure> {
+        let to = Writer::start(unbuffered()?, "standard output", LIMIT)
+            .map_err(|e| Failure::other(format!("cannot start a thread for the output: {e}")))?;
+        Ok(SideOutput {
+            form: Form::of_stdout(json),
+            to,
+        })
+    }
+
+    pub(crate) fn is_json(&self) -> bool {
+        self.form.json
+    }
+
+    /// Says an object; it waits in memory while the reader is slow.
+    pub(crate) fn object(&self, object: Map<String, Value>) {
+        self.to.push(&self.form.object(object));
+    }
+
+    /// Says a line.
+    pub(crate) fn line(&self, text: &str) {
+        self.to.push(&self.form.line(text));
+    }
+
+    /// Says bytes as they are.
+    pub(crate) fn bytes(&self, bytes: &[u8]) {
+        self.to.push(&self.form.bytes(bytes));
+    }
+
+    /// Says an object if there is room for it, and nothing otherwise.
+    pub(crate) fn object_if_room(&self, object: Map<String, Value>) -> bool {
+        self.to.push_if_room(&self.form.object(object))
+    }
+
+    /// Waits until the reader has taken enough that more may be said. There is always room
+    /// when nobody will read it any more. Cancel safe.
+    pub(crate) async fn room(&self) {
+        self.to.room().await;
+    }
+
+    /// What went wrong so far, for a command that exists for its output.
+    ///
+    /// # Errors
+    /// As [`Failure::output`].
+    pub(crate) fn check(&self) -> Result<(), Failure> {
+        match self.to.failed() {
+            Some(error) => Err(Failure::output(&error)),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until all of it is written, or cannot be. Cancel safe.
+    pub(crate) async fn written(&self) {
+        self.to.written().await;
+    }
+
+    /// The exit code that the output stands for: somebody did not get the data. The work is
+    /// done all the same.
+    pub(crate) fn exit(&self) -> Exit {
+        match self.to.failed() {
+            Some(error) => {
+                say(&format!(
+                    "error: cannot write the output: {error}; everything else was done"
+                ));
+                Exit::Other
+            }
+            None => Exit::Ok,
+        }
+    }
+}
+
+/// Writes bytes to standard output as they are: a generated script, a manual page.
+///
+/// # Errors
+/// The reader went away.
+pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
+    unbuffered()?
+        .write_all(bytes)
+        .map_err(|e| Failure::output(&e))
+}
+
 /// Standard output without the standard library's line buffer: one `write` is one
-/// `write(2)`.
+/// `write(2)`, and one that has no room now waits for it.
 ///
 /// # Errors
 /// There is no standard output.
-pub(crate) fn unbuffered() -> Result<File, Failure> {
-    io::stdout()
-        .as_fd()
-        .try_clone_to_owned()
-        .map(File::from)
+pub(crate) fn unbuffered() -> Result<Patient, Failure> {
+    own(io::stdout().as_fd())
         .map_err(|e| Failure::other(format!("there is no standard output: {e}")))
+}
+
+/// Writes a line to standard error now, for a caller to whom it is data.
+///
+/// # Errors
+/// It cannot be written.
+pub(crate) fn data_on_stderr(line: &str) -> io::Result<()> {
+    own(io::stderr().as_fd())?.write_all(&ended(line.into()))
+}
+
+fn own(fd: BorrowedFd<'_>) -> io::Result<Patient> {
+    Ok(Patient::new(File::from(fd.try_clone_to_owned()?)))
 }
 
 /// Builds a JSON object in the order given.

@@ -8,6 +8,7 @@ use amps_store::{Level, Options, PublishStore, Store};
 use crate::args::Publish;
 use crate::failure::{Exit, Failure};
 use crate::lines::{Line, Lines, open_file};
+use crate::output::say;
 use crate::sending::{self, Input, Job};
 use crate::tls;
 
@@ -34,9 +35,9 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         0
     };
     if args.resume && resume_at == 0 && store.bounds().last > 0 {
-        eprintln!(
+        say(
             "note: the store has published before, but not with --resume: it knows no line \
-             number, so this run starts with line 1"
+             number, so this run starts with line 1",
         );
     }
     let lines = Lines::open(&args.file, resume_at)?;

@@ -17,7 +17,7 @@ use tokio::time::Instant;
 
 use crate::failure::{Exit, Failure};
 use crate::lines::{Line, Lines};
-use crate::output::{Output, object};
+use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
 
 use self::progress::Progress;
@@ -72,10 +72,10 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         input,
         json,
     } = job;
-    let mut out = Output::stdout(json)?;
+    let out = SideOutput::stdout(json)?;
     let refused = Refused::before(&store);
     let recovered = store.bounds().unsettled;
-    tell_recovered(&mut out, recovered, path.as_deref(), &store)?;
+    tell_recovered(&out, recovered, path.as_deref(), &store);
 
     let mut builder = Client::builder(store.client_name())
         .store(store.clone())
@@ -86,23 +86,19 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         builder = builder.server(server.as_str());
     }
     let client = builder.open().await.map_err(|e| client_failure(&e))?;
-    let progress = Progress::start(&client);
-    let notes = tokio::spawn(notes::tell(
-        client.events(),
-        progress.bar(),
-        store_name(path.as_deref()),
-    ));
+    let mut progress = Progress::start(&client);
+    let notes = tokio::spawn(notes::tell(client.events(), store_name(path.as_deref())));
 
     let mut exits = vec![Exit::Ok];
     let mut accepted = 0;
     let mut skip_flush = false;
     let resumed_at = input.as_ref().map_or(0, |input| input.resumed_at);
     if let Some(input) = input {
-        let fed = feed(&client, input, flush_timeout, &mut out, &mut accepted).await;
+        let fed = feed(&client, input, flush_timeout, &out, &mut accepted).await;
         if let Err(stopped) = fed {
             skip_flush = stopped.skip_flush;
             exits.push(stopped.failure.exit());
-            progress.say(&format!("error: {}", stopped.failure));
+            say(&format!("error: {}", stopped.failure));
         }
     }
     // What is left is in the report, whatever the reason. Acknowledgements had their time:
@@ -118,7 +114,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         _ => None,
     };
     progress.finish();
-    let rejected = refused.tell_new(&store, &mut out)?;
+    let rejected = refused.tell_new(&store, &out).await;
     let closed = client.close(patience).await;
     let counts = client.health().counts;
     // The events end with the client; a teller that does not must not hide the report.
@@ -136,45 +132,47 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         resumed_at,
     };
     if let Some(error) = closed.error {
-        eprintln!(
+        say(&format!(
             "note: {} was not closed cleanly: {error}",
             store_name(path.as_deref())
-        );
+        ));
     }
     if report.left > 0 {
         exits.push(Exit::Left);
         if let Some((server, reason)) = refusal {
             exits.push(Exit::LogonRefused);
-            eprintln!(
+            say(&format!(
                 "error: {server} refused the logon: {reason}; check user, password and client \
                  name. {}",
                 advice(&report, path.as_deref())
-            );
+            ));
         } else {
-            eprintln!(
+            say(&format!(
                 "error: the flush timeout of {flush_timeout:?} ended first. {}",
                 advice(&report, path.as_deref())
-            );
+            ));
         }
     }
     if report.rejected > 0 {
         exits.push(Exit::Rejected);
         if let Some(path) = &path {
-            eprintln!(
+            say(&format!(
                 "note: {} message(s) were refused and wait for you: amps failed list {}",
                 report.rejected,
                 path.display()
-            );
+            ));
         }
     }
     if report.rejected > rejected {
-        eprintln!(
+        say(&format!(
             "note: {} of them came too late for the list",
             report.rejected - rejected
-        );
+        ));
     }
-    report.tell(&mut out)?;
-    out.flush()?;
+    drop((client, store));
+    report.tell(&out);
+    out.written().await;
+    exits.push(out.exit());
     Ok(exits.into_iter().min().unwrap_or(Exit::Ok))
 }
 
@@ -196,7 +194,7 @@ async fn feed(
     client: &Client,
     mut input: Input,
     patience: Duration,
-    out: &mut Output,
+    out: &SideOutput,
     accepted: &mut u64,
 ) -> Result<(), Stopped> {
     let go_on = |failure| Stopped {
@@ -219,9 +217,8 @@ async fn feed(
             let stored = object! {
                 "event": "stored", "line": line.number, "sequence": receipt.sequence(),
             };
-            out.object(stored)
-                .and_then(|()| out.flush())
-                .map_err(go_on)?;
+            out.room().await;
+            out.object(stored);
         }
     }
     Ok(())
@@ -314,12 +311,7 @@ fn client_failure(error: &amps_client::OpenError) -> Failure {
     Failure::new(exit, error.to_string())
 }
 
-fn tell_recovered(
-    out: &mut Output,
-    recovered: u64,
-    path: Option<&std::path::Path>,
-    store: &Store,
-) -> Result<(), Failure> {
+fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&std::path::Path>, store: &Store) {
     let report = store.report();
     let found = report.set_aside > 0 || !report.lost.is_empty() || !report.ignored.is_empty();
     if out.is_json() && (recovered > 0 || found) {
@@ -337,16 +329,14 @@ fn tell_recovered(
             "set_aside_rejections": report.set_aside_rejections.clone(),
             "damage_ignored": report.ignored.len(),
             "given_up": lost,
-        })?;
-        out.flush()?;
+        });
     }
     if recovered > 0 && !out.is_json() {
-        eprintln!(
+        say(&format!(
             "note: {} holds {recovered} unsettled message(s) of an earlier run; they go first",
             store_name(path)
-        );
+        ));
     }
-    Ok(())
 }
 
 fn advice(report: &Report, path: Option<&std::path::Path>) -> String {

@@ -5,7 +5,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Serve;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, object};
+use crate::output::{SideOutput, object};
 use crate::tls;
 
 /// Serves until it is interrupted or terminated.
@@ -49,25 +49,25 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
         stop(SignalKind::terminate())?,
     );
 
+    let out = SideOutput::stdout(json)?;
     let sandbox = builder.start().await.map_err(|e| {
         Failure::other(format!(
             "cannot serve: {e}; choose another --listen or --journal"
         ))
     })?;
-    let mut out = Output::stdout(json)?;
     for uri in sandbox.uris() {
         match json {
-            true => out.object(object! { "event": "listening", "uri": uri.to_string() })?,
-            false => out.line(&format!("listening {uri}"))?,
+            true => out.object(object! { "event": "listening", "uri": uri.to_string() }),
+            false => out.line(&format!("listening {uri}")),
         }
     }
-    out.flush()?;
     tokio::select! {
         _ = interrupt.recv() => {}
         _ = terminate.recv() => {}
     }
     sandbox.stop().await;
-    Ok(Exit::Ok)
+    out.written().await;
+    Ok(out.exit())
 }
 
 fn fault(text: &str) -> Result<Fault, Failure> {

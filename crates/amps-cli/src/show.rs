@@ -7,7 +7,8 @@ use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
 use crate::body;
-use crate::output::object;
+use crate::failure::Failure;
+use crate::output::{Output, object};
 
 /// Characters of a payload that a list shows.
 const IN_LIST: usize = 80;
@@ -83,20 +84,21 @@ pub(crate) fn message_line(message: &Message) -> String {
     )
 }
 
-/// A message in full, for a person.
-pub(crate) fn message_text(message: &Message) -> String {
-    let mut text = String::new();
+/// Shows a message in full to a person.
+///
+/// # Errors
+/// The reader went away.
+pub(crate) fn message_text(message: &Message, out: &mut Output) -> Result<(), Failure> {
     for (name, value) in message_object(message) {
         let shown = match (name.as_str(), &value) {
             ("text" | "base64", _) => continue,
             ("user_tag", Value::Object(tag)) => tag.values().next().map_or_else(String::new, plain),
             (_, value) => plain(value),
         };
-        text.push_str(&format!("{name:<15}{shown}\n"));
+        out.line(&format!("{name:<15}{shown}"))?;
     }
-    text.push('\n');
-    text.push_str(&body::for_people(&message.payload));
-    text
+    out.line("")?;
+    out.text(&body::for_people(&message.payload))
 }
 
 /// A rejection, with its message if the bytes are still there.

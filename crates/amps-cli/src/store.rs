@@ -15,7 +15,7 @@ use serde_json::{Map, Value};
 use crate::args::{Select, SeqFile, StoreCommand, StoreInfo, StoreList};
 use crate::body;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, object};
+use crate::output::{Output, object, say};
 use crate::show;
 
 /// Runs one of the subcommands.
@@ -60,12 +60,12 @@ pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     if places == 0 {
         return Exit::Ok;
     }
-    eprintln!(
+    say(&format!(
         "error: the store {} is damaged in {places} place(s), and messages may be missing here; \
          see which with: amps store verify {}",
         seen.path().display(),
         seen.path().display()
-    );
+    ));
     Exit::Damaged
 }
 
@@ -208,7 +208,7 @@ fn list(args: &StoreList, out: &mut Output) -> Result<Exit, Failure> {
     if out.is_json() {
         out.object(object! { "event": "report", "listed": listed })?;
     } else {
-        eprintln!("{listed} message(s)");
+        say(&format!("{listed} message(s)"));
     }
     Ok(damaged_exit(&seen))
 }
@@ -231,7 +231,7 @@ fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
     };
     match out.is_json() {
         true => out.object(show::message_object(&message))?,
-        false => out.line(&show::message_text(&message))?,
+        false => show::message_text(&message, out)?,
     }
     out.flush()?;
     Ok(damaged_exit(&seen))

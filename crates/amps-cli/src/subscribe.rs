@@ -1,16 +1,13 @@
 //! `amps subscribe`: bodies, byte for byte.
 
-use std::future::{Future as _, poll_fn};
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
-use std::pin::pin;
-use std::task::Poll;
 use std::time::Duration;
 
 use amps_client::{Client, CommandError, Delivered, LogonError, Subscription, SubscriptionEnd};
 
 use crate::args::Subscribe;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, object};
+use crate::output::{SideOutput, object, say};
 use crate::{body, tls};
 
 /// Messages held while standard output is slow. When even these are not enough, the
@@ -36,7 +33,7 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
         .await
         .map_err(|e| Failure::other(e.to_string()))?;
     let mut printer = Printer {
-        out: Output::stdout(json)?,
+        out: SideOutput::stdout(json)?,
         left: args.count.unwrap_or(u64::MAX),
         printed: 0,
         bookmark: args.from_start.then(|| "0".to_owned()),
@@ -57,10 +54,11 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
     }
     if json {
         let report = object! { "event": "report", "received": printer.printed };
-        printer.out.object(report)?;
+        printer.out.object(report);
     }
-    printer.out.flush()?;
     client.close(Duration::from_secs(1)).await;
+    printer.out.written().await;
+    printer.out.check()?;
     Ok(Exit::Ok)
 }
 
@@ -81,7 +79,7 @@ async fn logged_on(client: &Client) -> Result<(), Failure> {
             }
             Err(error) if !told => {
                 told = true;
-                eprintln!("note: {error}; trying on");
+                say(&format!("note: {error}; trying on"));
             }
             Err(_) => {}
         }
@@ -96,7 +94,7 @@ fn refused(topic: &str, error: &CommandError) -> Failure {
 
 /// Prints what arrives and remembers where it stands.
 struct Printer {
-    out: Output,
+    out: SideOutput,
     left: u64,
     printed: u64,
     /// Where to begin, or behind what to go on.
@@ -107,8 +105,13 @@ impl Printer {
     /// Prints until enough was seen or the subscription must be placed again.
     async fn print(&mut self, mut subscription: Subscription) -> Result<(), Failure> {
         while self.left > 0 {
-            match self.next(&mut subscription).await? {
-                Some(Ok(delivered)) => self.one(delivered)?,
+            match subscription.next().await {
+                Some(Ok(delivered)) => {
+                    // A slow reader holds back what is read from the server.
+                    self.out.room().await;
+                    self.out.check()?;
+                    self.one(delivered);
+                }
                 Some(Err(SubscriptionEnd::Command(error @ CommandError::Refused(_)))) => {
                     return Err(Failure::other(format!("the subscription ended: {error}")));
                 }
@@ -124,21 +127,7 @@ impl Printer {
         Ok(())
     }
 
-    /// The next message. What was printed is handed to the reader before waiting for more.
-    async fn next(
-        &mut self,
-        subscription: &mut Subscription,
-    ) -> Result<Option<Result<Delivered, SubscriptionEnd>>, Failure> {
-        let mut next = pin!(subscription.next());
-        let ready = poll_fn(|context| Poll::Ready(next.as_mut().poll(context))).await;
-        if let Poll::Ready(message) = ready {
-            return Ok(message);
-        }
-        self.out.flush()?;
-        Ok(next.await)
-    }
-
-    fn one(&mut self, delivered: Delivered) -> Result<(), Failure> {
+    fn one(&mut self, delivered: Delivered) {
         if self.out.is_json() {
             let mut message = object! {
                 "event": "message",
@@ -146,16 +135,15 @@ impl Printer {
                 "bookmark": delivered.bookmark.clone(),
             };
             body::insert(&mut message, &delivered.data);
-            self.out.object(message)?;
+            self.out.object(message);
         } else {
-            self.out.bytes_line(&delivered.data)?;
+            self.out.bytes(&delivered.data);
         }
         self.left -= 1;
         self.printed += 1;
         if delivered.bookmark.is_some() {
             self.bookmark = delivered.bookmark;
         }
-        Ok(())
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use amps_store::{AppendError, Envelope, OpenError, Options, PublishStore as _, Store, StoreError};
 
 use crate::args::{TortureCommand, TortureWrite};
-use crate::output::unbuffered;
+use crate::output::{Patient, data_on_stderr, unbuffered};
 
 use self::payload::Payloads;
 
@@ -96,16 +96,16 @@ pub(crate) fn run(command: &TortureCommand) -> ExitCode {
 
 fn write(args: &TortureWrite) -> Code {
     if args.min_len > args.max_len {
-        eprintln!(
-            "error: --min-len {} is above --max-len {}",
+        tell(&format!(
+            "--min-len {} is above --max-len {}",
             args.min_len, args.max_len
-        );
+        ));
         return Code::Usage;
     }
     let mut says = match unbuffered() {
         Ok(stdout) => Says(stdout),
         Err(failure) => {
-            eprintln!("error: {failure}");
+            tell(&failure.to_string());
             return Code::Io;
         }
     };
@@ -115,16 +115,21 @@ fn write(args: &TortureWrite) -> Code {
             code: Code::Io,
             text,
         }) => {
-            eprintln!("error: {text}");
+            tell(&text);
             // The rig sees the exit code when even its pipe is gone.
             let _ = says.line(&format!("fatal {}", text.replace('\n', " ")));
             Code::Io
         }
         Err(Fatal { code, text }) => {
-            eprintln!("error: {text}");
+            tell(&text);
             code
         }
     }
+}
+
+/// Says what went wrong. A rig that does not listen has the exit code.
+fn tell(text: &str) {
+    let _ = data_on_stderr(&format!("error: {text}"));
 }
 
 fn try_write(args: &TortureWrite, says: &mut Says) -> Result<(), Fatal> {
@@ -185,7 +190,7 @@ fn make_directory(dir: &Path, sync: &impl Fn(&Path) -> io::Result<()>) -> io::Re
 }
 
 /// Standard output of the contract: one `write(2)` per line.
-struct Says(File);
+struct Says(Patient);
 
 impl Says {
     fn line(&mut self, text: &str) -> Result<(), Fatal> {

@@ -61,6 +61,9 @@
 //!   `amps_client_unsettled`, `_store_bytes`, `_in_flight`, read once a second.
 //! - `testkit`: frames of stored messages and defects on demand, for simulations.
 
+// A library has no words of its own for the terminal of its application.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 pub mod backoff;
 pub mod blocking;
 mod builder;

@@ -46,6 +46,9 @@
 //! time an argument. A simulation can drive them without sockets. [`Sandbox`] puts sockets,
 //! timers and a file under them.
 
+// A library has no words of its own for the terminal of its application.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod config;
 mod fault;
 mod filter;

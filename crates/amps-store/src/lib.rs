@@ -1,5 +1,8 @@
 //! The publish store: a bounded, memory-mapped ring log that is also the send queue.
 
+// A library has no words of its own for the terminal of its application.
+#![deny(clippy::print_stdout, clippy::print_stderr)]
+
 mod api;
 mod bare;
 mod batch;

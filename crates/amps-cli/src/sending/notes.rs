@@ -1,13 +1,12 @@
 //! What happens on the way, told on standard error in words.
 
 use amps_client::{ConnectionState, Event, Events, LinkEnd};
-use indicatif::ProgressBar;
 
-use super::progress::say;
+use crate::output::say;
 
 /// Tells events until the client is closed. An outage is told once, however many attempts it
 /// takes.
-pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: String) {
+pub(super) async fn tell(mut events: Events, store: String) {
     let mut outage: Option<String> = None;
     while let Some(event) = events.next().await {
         let text = match event {
@@ -119,7 +118,7 @@ pub(super) async fn tell(mut events: Events, bar: Option<ProgressBar>, store: St
             }
             _ => continue,
         };
-        say(bar.as_ref(), &format!("note: {text}"));
+        say(&format!("note: {text}"));
     }
 }
 

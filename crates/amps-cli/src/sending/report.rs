@@ -1,16 +1,19 @@
 //! What became of the messages.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use amps_store::{PublishStore, Rejection, Store, StoredMessage};
 use serde_json::{Map, Value};
 
 use crate::body;
-use crate::failure::Failure;
-use crate::output::{Output, object};
+use crate::output::{SideOutput, object, say};
 
 /// Rejections read from the store at once.
 const PAGE: usize = 256;
+
+/// How long a refusal waits for the reader of those before it.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Rejected lines shown to a person one by one.
 const SHOWN: u64 = 20;
@@ -29,11 +32,8 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Prints it, the last thing on standard output.
-    ///
-    /// # Errors
-    /// The reader went away.
-    pub(super) fn tell(&self, out: &mut Output) -> Result<(), Failure> {
+    /// Says it, the last thing on standard output.
+    pub(super) fn tell(&self, out: &SideOutput) {
         let Report {
             published,
             persisted,
@@ -60,7 +60,7 @@ impl Report {
         out.line(&format!(
             "published {published}  persisted {persisted}  persisted_at_logon \
              {persisted_at_logon}  rejected {rejected}  left {left}  resent {resent}"
-        ))
+        ));
     }
 }
 
@@ -73,39 +73,59 @@ impl Refused {
     /// Looks at the store before the client does.
     pub(super) fn before(store: &Store) -> Self {
         let mut before = HashSet::new();
-        for_each(store, |rejection| {
-            before.insert(rejection.sequence);
-            Ok::<(), Failure>(())
-        })
-        .unwrap_or_default();
+        let mut from = 0;
+        while let Some(page) = page(store, &mut from) {
+            before.extend(page.iter().map(|rejection| rejection.sequence));
+        }
         Refused { before }
     }
 
-    /// Prints each message that was refused in this run, with the reason. Returns how many.
-    ///
-    /// # Errors
-    /// The reader went away.
-    pub(super) fn tell_new(&self, store: &Store, out: &mut Output) -> Result<u64, Failure> {
-        let mut told = 0;
+    /// Says each message that was refused in this run, with the reason. Returns how many there
+    /// are. A reader who takes nothing for a while is told of no more of them: the store is to
+    /// be closed, whoever reads.
+    pub(super) async fn tell_new(&self, store: &Store, out: &SideOutput) -> u64 {
+        let (mut told, mut untold) = (0, 0);
+        let mut listens = true;
         let mut message = StoredMessage::new();
-        for_each(store, |rejection| {
-            if self.before.contains(&rejection.sequence) {
-                return Ok(());
+        let mut from = 0;
+        while let Some(page) = page(store, &mut from) {
+            for rejection in &page {
+                if self.before.contains(&rejection.sequence) {
+                    continue;
+                }
+                told += 1;
+                let found = store.get(rejection.sequence, &mut message).unwrap_or(false);
+                let original = found.then_some(&message);
+                if out.is_json() {
+                    listens = listens && tokio::time::timeout(PATIENCE, out.room()).await.is_ok();
+                    let object = rejected_object(rejection, original);
+                    if !out.object_if_room(object) {
+                        untold += 1;
+                    }
+                    continue;
+                }
+                match told {
+                    1..=SHOWN => out.line(&rejected_line(rejection, original)),
+                    n if n == SHOWN + 1 => out.line("… and more: amps failed list"),
+                    _ => {}
+                }
             }
-            told += 1;
-            let found = store.get(rejection.sequence, &mut message).unwrap_or(false);
-            let original = found.then_some(&message);
-            if out.is_json() {
-                return out.object(rejected_object(rejection, original));
-            }
-            match told {
-                1..=SHOWN => out.line(&rejected_line(rejection, original)),
-                n if n == SHOWN + 1 => out.line("… and more: amps failed list"),
-                _ => Ok(()),
-            }
-        })?;
-        Ok(told)
+        }
+        if untold > 0 {
+            say(&format!(
+                "note: nobody read standard output in time, so {untold} refused message(s) were \
+                 not listed; they wait in the store"
+            ));
+        }
+        told
     }
+}
+
+/// Rejections that wait, a page at a time.
+fn page(store: &Store, from: &mut u64) -> Option<Vec<Rejection>> {
+    let page = store.rejections(*from, PAGE);
+    *from = page.last()?.sequence + 1;
+    Some(page)
 }
 
 /// A rejection with its message, as an event of a run.
@@ -144,22 +164,4 @@ fn rejected_line(rejection: &Rejection, original: Option<&StoredMessage>) -> Str
 /// The line a message came from, when it was published with `--resume`.
 fn line_number(tag: &[u8]) -> Option<u64> {
     std::str::from_utf8(tag).ok()?.parse().ok()
-}
-
-/// Visits every rejection that waits, a page at a time.
-pub(crate) fn for_each<E>(
-    store: &impl PublishStore,
-    mut visit: impl FnMut(&Rejection) -> Result<(), E>,
-) -> Result<(), E> {
-    let mut from = 0;
-    loop {
-        let page = store.rejections(from, PAGE);
-        let Some(last) = page.last() else {
-            return Ok(());
-        };
-        from = last.sequence + 1;
-        for rejection in &page {
-            visit(rejection)?;
-        }
-    }
 }

@@ -8,8 +8,9 @@ use super::{damaged_exit, look, shown, unreadable};
 use crate::args::{Select, StoreDump};
 use crate::body;
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, object};
+use crate::output::{Output, object, say};
 use crate::show;
+use crate::terminal::is_obeyed;
 
 /// Shows every record that passes the filter, in file order.
 pub(super) fn dump(args: &StoreDump, out: &mut Output) -> Result<Exit, Failure> {
@@ -38,7 +39,7 @@ pub(super) fn dump(args: &StoreDump, out: &mut Output) -> Result<Exit, Failure> 
     if out.is_json() {
         out.object(counts.report(seen.is_moving()))?;
     } else {
-        eprintln!("{}", counts.sentence());
+        say(&counts.sentence());
     }
     Ok(damaged_exit(&seen))
 }
@@ -210,7 +211,13 @@ fn text(record: &Record, hex: bool) -> Vec<String> {
 /// What came from outside must not move the cursor.
 fn printable(text: &str) -> String {
     text.chars()
-        .map(|c| if c.is_control() { '\u{fffd}' } else { c })
+        .map(|c| {
+            if c.is_control() || is_obeyed(c) {
+                '\u{fffd}'
+            } else {
+                c
+            }
+        })
         .collect()
 }
 

@@ -13,7 +13,7 @@ use serde_json::{Map, Value};
 use super::{damaged_exit, look, new_file, unreadable};
 use crate::args::{StoreExport, StoreImport, StoreRepair};
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, object, unbuffered};
+use crate::output::{Output, object, say, unbuffered};
 
 /// Writes what is intact to a new store, and says what is not.
 pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failure> {
@@ -182,10 +182,10 @@ pub(super) fn export(args: &StoreExport) -> Result<Exit, Failure> {
                 other => Failure::other(other.to_string()),
             },
         )?;
-    eprintln!(
+    say(&format!(
         "{} message(s), {} of them rejected",
         done.messages, done.rejections
-    );
+    ));
     let exit = damaged_exit(&seen);
     if done.unreadable > 0 {
         return Err(Failure::new(
@@ -219,10 +219,10 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
     if imported.is_err()
         && let Err(error) = std::fs::remove_file(&args.file)
     {
-        eprintln!(
+        say(&format!(
             "note: the unfinished store {} could not be removed: {error}",
             args.file.display()
-        );
+        ));
     }
     let imported = imported?;
     if out.is_json() {

@@ -1,14 +1,13 @@
 //! `amps torture dump`: what survived, as binary frames. Nothing in the directory changes.
 
-use std::fs::File;
 use std::io::{self, BufWriter, Write};
 
 use amps_store::inspect::{Filter, Inspection};
 
 use crate::args::TortureDump;
-use crate::output::{object, unbuffered};
+use crate::output::{Patient, data_on_stderr, object, unbuffered};
 
-use super::{Code, FILE, Fatal};
+use super::{Code, FILE, Fatal, tell};
 
 /// Dumps the unsettled messages and says how recovery ended.
 pub(super) fn dump(args: &TortureDump) -> Code {
@@ -29,11 +28,10 @@ pub(super) fn dump(args: &TortureDump) -> Code {
                 "set_aside": 0,
                 "dropped": 0,
             };
-            eprintln!("{}", serde_json::Value::Object(line));
-            code
+            tell_status(line).map_or_else(|fatal| fatal.code, |()| code)
         }
         Err(Fatal { code, text }) => {
-            eprintln!("error: {text}");
+            tell(&text);
             code
         }
     }
@@ -68,7 +66,7 @@ fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
         "set_aside": report.set_aside,
         "dropped": seen.info().dropped(),
     };
-    eprintln!("{}", serde_json::Value::Object(line));
+    tell_status(line)?;
     Ok(if damaged && !args.salvage {
         Code::Damaged
     } else {
@@ -76,9 +74,15 @@ fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
     })
 }
 
+/// The line that a rig judges by.
+fn tell_status(line: serde_json::Map<String, serde_json::Value>) -> Result<(), Fatal> {
+    data_on_stderr(&serde_json::Value::Object(line).to_string())
+        .map_err(|e| Fatal::io(format!("cannot write to standard error: {e}")))
+}
+
 /// `seq u64 LE, len u32 LE, payload`, again and again.
 struct Frames {
-    to: BufWriter<File>,
+    to: BufWriter<Patient>,
     first: u64,
     last: u64,
     count: u64,

@@ -1,0 +1,139 @@
+//! Words to people on standard error. They are never waited for: a thread writes them, and
+//! those for which there is no room are dropped and counted.
+
+use std::io::{self, IsTerminal as _};
+use std::os::fd::AsFd as _;
+use std::sync::{Mutex, OnceLock, PoisonError};
+use std::time::Duration;
+
+use super::own;
+use super::writer::Writer;
+use crate::terminal;
+
+/// Bytes that may wait for standard error.
+const LIMIT: usize = 64 << 10;
+
+/// How long the last words wait for their reader.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Takes the line away that a status stands in.
+const CLEAR: &str = "\r\x1b[K";
+
+struct People {
+    /// `None`: no thread could be made.
+    writer: Option<Writer>,
+    terminal: bool,
+    said: Mutex<Said>,
+}
+
+#[derive(Default)]
+struct Said {
+    /// What stands in the last line of a terminal.
+    status: String,
+    /// Lines nobody will see.
+    dropped: u64,
+    /// Without a thread: nobody read in time, so nobody is asked again.
+    gave_up: bool,
+}
+
+static PEOPLE: OnceLock<People> = OnceLock::new();
+
+fn people() -> &'static People {
+    PEOPLE.get_or_init(|| {
+        let stderr = own(io::stderr().as_fd());
+        People {
+            writer: stderr.and_then(|to| Writer::start(to, "words", LIMIT)).ok(),
+            terminal: has_terminal(),
+            said: Mutex::default(),
+        }
+    })
+}
+
+/// Whether somebody looks at standard error.
+pub(crate) fn has_terminal() -> bool {
+    io::stderr().is_terminal()
+}
+
+/// Says a line to people, or drops it.
+pub(crate) fn say(line: &str) {
+    people().say(line, terminal::line);
+}
+
+/// Says text that may have several lines, or drops it.
+pub(crate) fn say_text(text: &str) {
+    people().say(text, terminal::text);
+}
+
+/// Shows this in the last line of a terminal until the next time; nothing takes it away. Call
+/// it only where [`has_terminal`].
+pub(crate) fn status(line: &str) {
+    people().status(line);
+}
+
+/// Waits for the last words, not for long.
+pub(crate) fn finish() {
+    let Some(people) = PEOPLE.get() else {
+        return;
+    };
+    let dropped = {
+        let said = people.said.lock().unwrap_or_else(PoisonError::into_inner);
+        said.dropped
+    };
+    if let Some(writer) = &people.writer {
+        if dropped > 0 {
+            writer.push(note(dropped).as_bytes());
+        }
+        writer.written_within(PATIENCE);
+    }
+}
+
+fn note(dropped: u64) -> String {
+    format!("note: {dropped} line(s) were not said: nobody read standard error in time\n")
+}
+
+fn columns() -> usize {
+    match rustix::termios::tcgetwinsize(io::stderr()) {
+        Ok(size) if size.ws_col > 1 => usize::from(size.ws_col) - 1,
+        _ => 79,
+    }
+}
+
+impl People {
+    fn say(&self, line: &str, harmless: fn(&[u8]) -> String) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        let line = match self.terminal {
+            true => harmless(line.as_bytes()),
+            false => line.to_owned(),
+        };
+        let clear = if said.status.is_empty() { "" } else { CLEAR };
+        let before = match said.dropped {
+            0 => String::new(),
+            dropped => note(dropped),
+        };
+        let bytes = format!("{clear}{before}{line}\n{}", said.status);
+        let taken = match &self.writer {
+            Some(writer) => writer.push_if_room(bytes.as_bytes()),
+            None if said.gave_up => false,
+            None => {
+                let to = own(io::stderr().as_fd());
+                let written = to.and_then(|mut to| to.write_within(bytes.as_bytes(), PATIENCE));
+                said.gave_up = written.is_err();
+                written.is_ok()
+            }
+        };
+        said.dropped = if taken { 0 } else { said.dropped + 1 };
+    }
+
+    fn status(&self, line: &str) {
+        let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
+        // One that wraps could not be taken away again.
+        said.status = terminal::line(line.as_bytes())
+            .chars()
+            .take(columns())
+            .collect();
+        if let Some(writer) = &self.writer {
+            // Without room it is shown the next time.
+            writer.push_if_room(format!("{CLEAR}{}", said.status).as_bytes());
+        }
+    }
+}
