@@ -155,6 +155,9 @@ pub(crate) struct Sending {
     /// How long to wait for acknowledgements at the end, and for room while the store is full.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = units::duration)]
     pub(crate) flush_timeout: Duration,
+    /// Say this often what is published and what waits; under --json in objects "status".
+    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    pub(crate) status_interval: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -182,10 +185,19 @@ pub(crate) struct Publish {
     /// Merge each message into the record it identifies, instead of replacing it.
     #[arg(long)]
     pub(crate) delta: bool,
-    /// Remember the line number with each message, and continue behind the last line that is
-    /// safely in the store.
+    /// Continue behind the last line that is safely in the store, in the same input.
+    ///
+    /// Each message remembers where its line ends, and a checksum of everything up to there: an
+    /// input that does not begin with the same lines is an error. A last line without a newline
+    /// waits for the next run.
     #[arg(long, requires = "store")]
     pub(crate) resume: bool,
+    /// With --resume: go on with this line, counted from 1, whatever input it was before.
+    #[arg(long, value_name = "LINE", requires = "store", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) resume_from: Option<u64>,
+    /// With --resume: the input is complete, so that a last line without a newline is one.
+    #[arg(long)]
+    pub(crate) final_line: bool,
     /// Publish at most this many messages a second.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub(crate) rate: Option<u64>,
@@ -364,6 +376,13 @@ pub(crate) enum FailedCommand {
         /// The store.
         file: PathBuf,
     },
+}
+
+impl FailedCommand {
+    /// Whether it opens the store and listens for signals while it works.
+    pub(crate) fn changes(&self) -> bool {
+        matches!(self, FailedCommand::Accept(_) | FailedCommand::Requeue(_))
+    }
 }
 
 #[derive(Debug, Args)]

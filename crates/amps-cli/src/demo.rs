@@ -18,6 +18,7 @@ use tokio::time::{Instant, timeout};
 
 use crate::args::Demo;
 use crate::failure::{Exit, Failure};
+use crate::resume::Stored;
 use crate::store::look;
 
 use self::story::Story;
@@ -280,8 +281,8 @@ async fn second_publisher(
     let recovered = store.bounds().unsettled;
     let resume_at = store
         .resume_tag()
-        .and_then(|tag| String::from_utf8(tag).ok()?.parse::<u64>().ok())
-        .unwrap_or(0);
+        .and_then(|tag| Stored::from_tag(&tag))
+        .map_or(0, Stored::lines);
     story.tell(&format!(
         "It recovered {recovered} unsettled messages. The last line in the store is {resume_at}."
     ))?;

@@ -5,6 +5,7 @@ use amps_store::{Options, Store};
 use crate::args::Drain;
 use crate::failure::{Exit, Failure};
 use crate::sending::{self, Job};
+use crate::signals::Stop;
 use crate::tls;
 
 /// Sends everything unsettled and waits for the acknowledgements.
@@ -12,6 +13,7 @@ use crate::tls;
 /// # Errors
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
+    let stop = Stop::listen()?;
     let connector = tls::connector(&args.sending.server, &args.sending.tls)?;
     let store = Store::open_existing(&args.store, Options::new()).map_err(|e| Failure::open(&e))?;
     sending::run(Job {
@@ -20,7 +22,9 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
         servers: args.sending.server,
         connector,
         flush_timeout: args.sending.flush_timeout,
+        status_interval: args.sending.status_interval,
         input: None,
+        stop,
         json,
     })
     .await

@@ -10,6 +10,7 @@ use crate::args::{FailedCommand, SeqFile};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, SideOutput, object, say};
 use crate::show;
+use crate::signals::Stop;
 use crate::store::{damaged_exit, look, unreadable};
 
 /// How long room may take to come that the store is making.
@@ -94,6 +95,7 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
 }
 
 async fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let stop = Stop::listen()?;
     let out = SideOutput::stdout(json)?;
     let store = open(&args.file)?;
     let wrong = |e| Failure::store(&args.file, &e);
@@ -110,11 +112,11 @@ async fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
         true => out.object(object! { "event": "accepted", "sequence": args.seq }),
         false => out.line(&format!("accepted {}", args.seq)),
     }
-    out.written().await;
-    Ok(out.exit())
+    Ok(out.last_words(&stop).await)
 }
 
 async fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
+    let stop = Stop::listen()?;
     let out = SideOutput::stdout(json)?;
     let store = open(&args.file)?;
     let appended = match requeue_with_patience(&store, args.seq) {
@@ -147,8 +149,7 @@ async fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
             args.file.display()
         ));
     }
-    out.written().await;
-    Ok(out.exit())
+    Ok(out.last_words(&stop).await)
 }
 
 /// Waits while room is being made; nobody settles anything here, so no other room comes.

@@ -17,9 +17,11 @@ mod lines;
 mod meta;
 mod output;
 mod publish;
+mod resume;
 mod sending;
 mod serve;
 mod show;
+mod signals;
 mod store;
 mod subscribe;
 mod terminal;
@@ -36,7 +38,7 @@ use clap::Parser;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Cli, Command};
+use crate::args::{Cli, Command, StoreCommand};
 use crate::failure::{Exit, Failure};
 
 /// Runs the command line of this process and returns its exit code.
@@ -57,8 +59,15 @@ fn run() -> ExitCode {
         Command::Subscribe(args) => on_runtime(subscribe::run(args, json)),
         Command::Drain(args) => on_runtime(drain::run(args, json)),
         Command::Demo(args) => on_runtime(demo::run(args, json)),
+        // It listens for signals while it reads.
+        Command::Store {
+            command: command @ StoreCommand::Import(_),
+        } => on_runtime(async { store::run(command, json) }),
         Command::Store { command } => on_this_thread(async { store::run(command, json) }),
-        Command::Failed { command } => on_this_thread(async { failed::run(command, json).await }),
+        Command::Failed { command } => match command.changes() {
+            true => on_runtime(failed::run(command, json)),
+            false => on_this_thread(failed::run(command, json)),
+        },
         Command::Torture { command } => {
             return match on_this_thread(async { Ok(torture::run(&command)) }) {
                 Ok(code) => code,

@@ -1,13 +1,19 @@
 //! Lines of a file or of standard input, byte for byte, in bounded memory.
 
-use std::fs::File;
-use std::io::{self, BufRead, BufReader, Read};
-use std::path::{Path, PathBuf};
+use std::fs::{File, OpenOptions};
+use std::io::{self, IsTerminal as _, Read};
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::path::Path;
 
 use bytes::Bytes;
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::fs::OFlags;
 use tokio::sync::mpsc;
 
 use crate::failure::Failure;
+use crate::resume::{Place, Stored};
+use crate::signals::Stop;
 
 /// Longest line that is read into memory; a store's largest record is usually smaller.
 pub(crate) const MAX_LINE: usize = 64 << 20;
@@ -18,166 +24,389 @@ const BUFFER: usize = 64 << 10;
 /// Batches that may wait for the publisher.
 const BATCHES: usize = 4;
 
+/// An input, opened once: a pipe has nothing for whoever opens it again.
+pub(crate) struct Source {
+    file: File,
+    name: String,
+}
+
+impl Source {
+    /// Opens `path`; `-` is standard input. A named pipe is not waited for here, but when it is
+    /// read, where a signal ends the waiting.
+    ///
+    /// # Errors
+    /// It is missing, a directory, or may not be read.
+    pub(crate) fn open(path: &Path) -> Result<Self, Failure> {
+        if path.as_os_str() == "-" {
+            let stdin = io::stdin().as_fd().try_clone_to_owned();
+            let stdin =
+                stdin.map_err(|e| Failure::other(format!("there is no standard input: {e}")))?;
+            return Ok(Source {
+                file: stdin.into(),
+                name: "standard input".to_owned(),
+            });
+        }
+        let name = path.display().to_string();
+        let advice = |e: &io::Error| match e.kind() {
+            io::ErrorKind::NotFound => "check the path, or use - to read standard input",
+            io::ErrorKind::PermissionDenied => "make it readable for this user",
+            _ => "name a file that can be read from start to end",
+        };
+        let wrong =
+            |e: io::Error| Failure::other(format!("cannot read {name}: {e}; {}", advice(&e)));
+        let mut options = OpenOptions::new();
+        let flags = OFlags::NONBLOCK.bits().cast_signed();
+        let file = options.read(true).custom_flags(flags).open(path);
+        let file = file.map_err(wrong)?;
+        if file.metadata().map_err(wrong)?.is_dir() {
+            return Err(wrong(io::ErrorKind::IsADirectory.into()));
+        }
+        Ok(Source { file, name })
+    }
+
+    /// How it is called.
+    pub(crate) fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Whether it has an end that is known, which a pipe or a terminal has not.
+    fn has_known_end(&self) -> bool {
+        self.file.metadata().is_ok_and(|found| found.is_file())
+    }
+
+    /// To be read until a signal comes, which is an error then.
+    pub(crate) fn until(self, stop: Stop) -> Stoppable {
+        Stoppable {
+            file: self.file,
+            stop,
+        }
+    }
+}
+
+/// Reads until the first signal, and waits for data also where it was set to refuse.
+pub(crate) struct Stoppable {
+    file: File,
+    stop: Stop,
+}
+
+impl Stoppable {
+    fn stopped(&self) -> Option<io::Error> {
+        let signal = self.stop.asked()?;
+        Some(io::Error::other(format!("{signal} ended the reading")))
+    }
+}
+
+impl Read for Stoppable {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            let wakes = self.stop.wakes();
+            let mut fds = [
+                PollFd::new(&self.file, PollFlags::IN),
+                PollFd::from_borrowed_fd(wakes, PollFlags::IN),
+            ];
+            match poll(&mut fds, None) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(error) => return Err(error.into()),
+            }
+            if let Some(stopped) = self.stopped() {
+                return Err(stopped);
+            }
+            match self.file.read(buffer) {
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                // A terminal that was hung up has no more lines.
+                Err(error)
+                    if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+                        && self.file.is_terminal() =>
+                {
+                    return Ok(0);
+                }
+                done => return done,
+            }
+        }
+    }
+}
+
 /// A line without its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Counted from 1.
-    pub(crate) number: u64,
+    /// Where it ends; its line is counted from 1.
+    pub(crate) end: Place,
     /// The bytes before the newline; a carriage return stays part of them.
     pub(crate) bytes: Bytes,
+}
+
+/// What becomes of a last line that has no newline.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LastLine {
+    /// It is a line.
+    Counts,
+    /// Somebody may still be writing it.
+    Waits,
+}
+
+/// How the reading ended.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Ended {
+    /// Bytes of a line that was not finished, and is no message.
+    pub(crate) unfinished: u64,
+}
+
+enum Part {
+    Lines(Vec<Line>),
+    Failed(Failure),
+    Ended(Ended),
 }
 
 /// The lines of an input, read by a thread of their own so that a slow input never holds
 /// up an async worker.
 pub(crate) struct Lines {
-    from: mpsc::Receiver<Result<Vec<Line>, Failure>>,
+    from: mpsc::Receiver<Part>,
     ready: std::vec::IntoIter<Line>,
+    ended: Ended,
+    known_end: bool,
 }
 
 impl Lines {
-    /// Opens `path` (`-` is standard input) and starts reading behind line `skip`.
+    /// Starts reading behind what was stored before, which must be there.
     ///
     /// # Errors
-    /// The file is missing or may not be read.
-    pub(crate) fn open(path: &Path, skip: u64) -> Result<Self, Failure> {
-        let (input, name): (Box<dyn Read + Send>, PathBuf) = if path.as_os_str() == "-" {
-            (Box::new(io::stdin()), "standard input".into())
-        } else {
-            (Box::new(open_file(path)?), path.to_owned())
-        };
-        Ok(Self::start(input, name, skip))
-    }
-
-    fn start(input: Box<dyn Read + Send>, name: PathBuf, skip: u64) -> Self {
+    /// There is no thread.
+    pub(crate) fn start(
+        source: Source,
+        stored: Stored,
+        last: LastLine,
+        stop: Stop,
+    ) -> Result<Self, Failure> {
         let (to, from) = mpsc::channel(BATCHES);
-        std::thread::spawn(move || read(BufReader::with_capacity(BUFFER, input), &name, skip, &to));
-        Lines {
+        let known_end = source.has_known_end();
+        let name = source.name.clone();
+        let mut input = source.until(stop);
+        let mut reader = Reader::new(name, stored, last);
+        let read = move || {
+            let end = reader.run(&mut input, &to, |input| input.stopped().is_some());
+            // A receiver that is gone has ended the run for a reason of its own.
+            let _ = to.blocking_send(end.map_or_else(Part::Failed, Part::Ended));
+        };
+        std::thread::Builder::new()
+            .name("input".to_owned())
+            .spawn(read)
+            .map_err(|e| Failure::other(format!("cannot start a thread for the input: {e}")))?;
+        Ok(Lines {
             from,
             ready: Vec::new().into_iter(),
-        }
+            ended: Ended::default(),
+            known_end,
+        })
     }
 
-    /// The next line, `None` at the end of input. Cancel safe: a line is either returned or
-    /// still there.
+    /// Whether the input is a file that can be read again from where this run stops.
+    pub(crate) fn has_known_end(&self) -> bool {
+        self.known_end
+    }
+
+    /// How the reading ended, once [`next`](Self::next) has said that it did.
+    pub(crate) fn ended(&self) -> Ended {
+        self.ended
+    }
+
+    /// The next line, `None` at the end of input, or behind the lines that were read when a
+    /// signal came. Cancel safe: a line is either returned or still there.
     ///
     /// # Errors
-    /// The input cannot be read, or a line is longer than [`MAX_LINE`].
+    /// The input cannot be read, is another one, or a line is longer than [`MAX_LINE`].
     pub(crate) async fn next(&mut self) -> Result<Option<Line>, Failure> {
         loop {
             if let Some(line) = self.ready.next() {
                 return Ok(Some(line));
             }
             match self.from.recv().await {
-                Some(batch) => self.ready = batch?.into_iter(),
+                Some(Part::Lines(lines)) => self.ready = lines.into_iter(),
+                Some(Part::Failed(failure)) => return Err(failure),
+                Some(Part::Ended(ended)) => self.ended = ended,
                 None => return Ok(None),
             }
         }
     }
+
+    /// Reads no more. Returns how many lines were read and not given out.
+    pub(crate) fn give_up(&mut self) -> u64 {
+        self.from.close();
+        let mut lines = self.ready.len();
+        self.ready = Vec::new().into_iter();
+        while let Ok(part) = self.from.try_recv() {
+            match part {
+                Part::Lines(more) => lines += more.len(),
+                Part::Ended(ended) => self.ended = ended,
+                Part::Failed(_) => {}
+            }
+        }
+        lines as u64
+    }
 }
 
-/// Opens an input file.
-///
-/// # Errors
-/// It is missing, a directory, or may not be read.
-pub(crate) fn open_file(path: &Path) -> Result<File, Failure> {
-    let advice = |e: &io::Error| match e.kind() {
-        io::ErrorKind::NotFound => "check the path, or use --file - to read standard input",
-        io::ErrorKind::PermissionDenied => "make it readable for this user",
-        _ => "name a file that can be read from start to end",
-    };
-    let wrong = |e: io::Error| {
+/// Takes an input apart.
+struct Reader {
+    name: String,
+    stored: Stored,
+    last: LastLine,
+    at: Place,
+    /// The line that has no end so far.
+    begun: Vec<u8>,
+    batch: Vec<Line>,
+}
+
+impl Reader {
+    fn new(name: String, stored: Stored, last: LastLine) -> Self {
+        Reader {
+            name,
+            stored,
+            last,
+            at: Place::START,
+            begun: Vec::new(),
+            batch: Vec::new(),
+        }
+    }
+
+    fn run<R: Read>(
+        &mut self,
+        input: &mut R,
+        to: &mpsc::Sender<Part>,
+        stopped: impl Fn(&R) -> bool,
+    ) -> Result<Ended, Failure> {
+        let mut buffer = vec![0; BUFFER];
+        loop {
+            let unfinished = Ended {
+                unfinished: self.begun.len() as u64,
+            };
+            let read = match input.read(&mut buffer) {
+                Ok(0) => {
+                    let ended = self.end()?;
+                    self.hand_on(to);
+                    return Ok(ended);
+                }
+                Ok(read) => read,
+                Err(_) if stopped(input) => return Ok(unfinished),
+                Err(error) => return Err(self.failed(&error.to_string())),
+            };
+            let taken = self.take(&buffer[..read]);
+            if !self.hand_on(to) {
+                return Ok(unfinished);
+            }
+            taken?;
+        }
+    }
+
+    /// `false`: nobody wants them.
+    fn hand_on(&mut self, to: &mpsc::Sender<Part>) -> bool {
+        let batch = std::mem::take(&mut self.batch);
+        batch.is_empty() || to.blocking_send(Part::Lines(batch)).is_ok()
+    }
+
+    fn failed(&self, why: &str) -> Failure {
         Failure::other(format!(
-            "cannot read {}: {e}; {}",
-            path.display(),
-            advice(&e)
+            "cannot read line {} of {}: {why}; the lines before it were taken",
+            self.at.line + 1,
+            self.name
         ))
-    };
-    let file = File::open(path).map_err(wrong)?;
-    if file.metadata().map_err(wrong)?.is_dir() {
-        return Err(wrong(io::ErrorKind::IsADirectory.into()));
     }
-    Ok(file)
-}
 
-fn read(
-    mut input: BufReader<Box<dyn Read + Send>>,
-    name: &Path,
-    skip: u64,
-    to: &mpsc::Sender<Result<Vec<Line>, Failure>>,
-) {
-    let mut batch = Vec::new();
-    let mut number = 0;
-    loop {
-        // The next line needs a read that may wait: hand on what is there.
-        if !input.buffer().contains(&b'\n')
-            && !batch.is_empty()
-            && to.blocking_send(Ok(std::mem::take(&mut batch))).is_err()
-        {
-            return;
+    fn take(&mut self, mut bytes: &[u8]) -> Result<(), Failure> {
+        while let Some(newline) = bytes.iter().position(|&b| b == b'\n') {
+            self.begin(&bytes[..newline])?;
+            self.line()?;
+            self.at.pass(b"\n");
+            bytes = &bytes[newline + 1..];
         }
-        match next_line(&mut input) {
-            Ok(None) => return,
-            Ok(Some(bytes)) => {
-                number += 1;
-                if number > skip {
-                    batch.push(Line {
-                        number,
-                        bytes: bytes.into(),
-                    });
-                }
-            }
-            Err(error) => {
-                let told = Failure::other(format!(
-                    "cannot read line {} of {}: {error}; the lines before it were taken",
-                    number + 1,
-                    name.display()
-                ));
-                if batch.is_empty() || to.blocking_send(Ok(batch)).is_ok() {
-                    // A receiver that is gone has ended the run for a reason of its own.
-                    let _ = to.blocking_send(Err(told));
-                }
-                return;
-            }
-        }
+        self.begin(bytes)
     }
-}
 
-/// Reads up to a newline, which is dropped, or to the end of input.
-fn next_line(input: &mut impl BufRead) -> io::Result<Option<Vec<u8>>> {
-    let mut line = Vec::new();
-    let read = input
-        .by_ref()
-        .take(MAX_LINE as u64 + 1)
-        .read_until(b'\n', &mut line)?;
-    if read == 0 {
-        return Ok(None);
+    fn begin(&mut self, bytes: &[u8]) -> Result<(), Failure> {
+        if self.begun.len() + bytes.len() > MAX_LINE {
+            return Err(self.failed(&format!("it is longer than {MAX_LINE} bytes")));
+        }
+        self.begun.extend_from_slice(bytes);
+        self.at.pass(bytes);
+        Ok(())
     }
-    if line.last() == Some(&b'\n') {
-        line.pop();
-    } else if read > MAX_LINE {
-        return Err(io::Error::other(format!(
-            "it is longer than {MAX_LINE} bytes"
-        )));
+
+    /// What was begun is a line.
+    fn line(&mut self) -> Result<(), Failure> {
+        let bytes = std::mem::take(&mut self.begun);
+        let end = self.at.end_of_line();
+        if end.line == self.stored.lines() {
+            self.stored.check(&end).map_err(|why| self.another(&why))?;
+        }
+        if end.line > self.stored.lines() {
+            self.batch.push(Line {
+                end,
+                bytes: bytes.into(),
+            });
+        }
+        Ok(())
     }
-    Ok(Some(line))
+
+    /// The end of input.
+    fn end(&mut self) -> Result<Ended, Failure> {
+        let stored = self.stored.lines();
+        // One that an earlier run took for a line is one.
+        let counts = self.last == LastLine::Counts || self.at.line + 1 == stored;
+        if !self.begun.is_empty() && counts {
+            self.line()?;
+        }
+        if self.at.line < stored {
+            let why = match self.stored {
+                Stored::Place(place) => format!("the last run stored {place}, and it has"),
+                Stored::Lines(_) => format!("{stored} line(s) are to be passed over, and it has"),
+            };
+            return Err(self.another(&format!("{why} {} line(s)", self.at.line)));
+        }
+        Ok(Ended {
+            unfinished: self.begun.len() as u64,
+        })
+    }
+
+    fn another(&self, why: &str) -> Failure {
+        Failure::other(format!(
+            "{} is not the input of the last run, or it was changed: {why}. Nothing of it was \
+             published; to go on with it on purpose, say at which line with --resume-from LINE \
+             (1 is its first)",
+            self.name
+        ))
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn lines(input: &'static [u8], skip: u64) -> Vec<(u64, Vec<u8>)> {
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            let mut lines = Lines::start(Box::new(input), "test".into(), skip);
-            let mut out = Vec::new();
-            while let Some(line) = lines.next().await.unwrap() {
-                out.push((line.number, line.bytes.to_vec()));
+    /// Lines with their numbers, and how it ended.
+    type Found = (Vec<(u64, Vec<u8>)>, Result<Ended, String>);
+
+    fn read(input: impl Read, stored: Stored, last: LastLine) -> Found {
+        let (to, mut from) = mpsc::channel(100);
+        let mut input = input;
+        let ended = Reader::new("test".to_owned(), stored, last).run(&mut input, &to, |_| false);
+        drop(to);
+        let mut out = Vec::new();
+        while let Some(part) = from.blocking_recv() {
+            if let Part::Lines(lines) = part {
+                out.extend(lines.iter().map(|l| (l.end.line, l.bytes.to_vec())));
             }
-            out
-        })
+        }
+        (out, ended.map_err(|failure| failure.to_string()))
+    }
+
+    fn lines(input: &[u8], skip: u64) -> Vec<(u64, Vec<u8>)> {
+        read(input, Stored::Lines(skip), LastLine::Counts).0
+    }
+
+    /// Where the last line of this ends.
+    fn place(input: &[u8]) -> Stored {
+        let mut reader = Reader::new(String::new(), Stored::Lines(0), LastLine::Counts);
+        reader.take(input).unwrap();
+        reader.end().unwrap();
+        Stored::Place(reader.batch.pop().unwrap().end)
     }
 
     #[test]
@@ -198,23 +427,70 @@ mod tests {
     #[test]
     fn skipped_lines_keep_their_numbers() {
         assert_eq!(lines(b"1\n2\n3\n", 2), [(3, b"3".to_vec())]);
-        assert_eq!(lines(b"1\n2\n3", 9), []);
+        let (found, ended) = read(&b"1\n2\n3"[..], Stored::Lines(9), LastLine::Counts);
+        assert_eq!(found, []);
+        assert!(ended.unwrap_err().contains("it has 3 line(s)"));
     }
 
     #[test]
     fn a_line_beyond_the_limit_is_an_error_behind_the_lines_before_it() {
         let input = (&b"first\n"[..]).chain(io::repeat(b'x'));
-        let mut lines = Lines::start(Box::new(input), "test".into(), 0);
-        let runtime = tokio::runtime::Builder::new_current_thread()
-            .build()
-            .unwrap();
-        runtime.block_on(async {
-            assert_eq!(lines.next().await.unwrap().unwrap().bytes, "first");
-            let error = lines.next().await.unwrap_err().to_string();
+        let (found, ended) = read(input, Stored::Lines(0), LastLine::Counts);
+        assert_eq!(found, [(1, b"first".to_vec())]);
+        let error = ended.unwrap_err();
+        assert!(
+            error.contains("line 2 of test") && error.contains("longer"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn only_the_same_beginning_is_passed_over() {
+        let stored = place(b"one\ntwo\n");
+        let rest = |input: &[u8]| read(input, stored, LastLine::Waits);
+        let more = vec![(3, b"three".to_vec())];
+        assert_eq!(rest(b"one\ntwo\n"), (vec![], Ok(Ended::default())));
+        assert_eq!(rest(b"one\ntwo\nthree\n"), (more, Ok(Ended::default())));
+        for other in [
+            &b"one\n"[..],
+            b"",
+            b"ONE\ntwo\n",
+            b"one\ntwo2\n",
+            b"on\netwo\n",
+        ] {
+            let (found, ended) = rest(other);
+            assert_eq!(found, []);
+            let error = ended.unwrap_err();
             assert!(
-                error.contains("line 2 of test") && error.contains("longer"),
+                error.contains("the last run stored line 2 to end at byte 7"),
                 "{error}"
             );
-        });
+        }
+    }
+
+    #[test]
+    fn a_line_that_is_still_written_waits() {
+        let stored = place(b"one\n");
+        let waits = Ok(Ended { unfinished: 3 });
+        assert_eq!(
+            read(&b"one\nthr"[..], stored, LastLine::Waits),
+            (vec![], waits)
+        );
+        let three = vec![(2, b"three".to_vec())];
+        let whole = read(&b"one\nthree\n"[..], stored, LastLine::Waits);
+        assert_eq!(whole, (three.clone(), Ok(Ended::default())));
+        let complete = read(&b"one\nthree"[..], stored, LastLine::Counts);
+        assert_eq!(complete, (three, Ok(Ended::default())));
+        // What was taken as a last line is the same line with its newline, and no other one.
+        let stored = place(b"one\nthree");
+        for same in [&b"one\nthree"[..], b"one\nthree\n"] {
+            let found = read(same, stored, LastLine::Waits);
+            assert_eq!(found, (vec![], Ok(Ended::default())));
+        }
+        assert!(
+            read(&b"one\nthreeee\n"[..], stored, LastLine::Waits)
+                .1
+                .is_err()
+        );
     }
 }

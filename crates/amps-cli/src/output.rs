@@ -15,6 +15,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use serde_json::{Map, Value};
 
 use crate::failure::{Exit, Failure};
+use crate::signals::Stop;
 use crate::terminal;
 
 use self::writer::Writer;
@@ -202,18 +203,21 @@ impl SideOutput {
         self.to.written().await;
     }
 
-    /// The exit code that the output stands for: somebody did not get the data. The work is
-    /// done all the same.
-    pub(crate) fn exit(&self) -> Exit {
-        match self.to.failed() {
-            Some(error) => {
-                say(&format!(
-                    "error: cannot write the output: {error}; everything else was done"
-                ));
-                Exit::Other
-            }
-            None => Exit::Ok,
-        }
+    /// Waits for the reader of the last words until a second signal. The exit code that the
+    /// output stands for: somebody did not get the data. The work is done all the same.
+    pub(crate) async fn last_words(&self, stop: &Stop) -> Exit {
+        let why = tokio::select! {
+            biased;
+            () = self.written() => match self.to.failed() {
+                None => return Exit::Ok,
+                Some(error) => error.to_string(),
+            },
+            () = stop.second() => "nobody read it before the second signal".to_owned(),
+        };
+        say(&format!(
+            "error: cannot write the output: {why}; everything else was done"
+        ));
+        Exit::Other
     }
 }
 

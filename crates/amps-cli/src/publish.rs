@@ -2,14 +2,16 @@
 
 use std::path::Path;
 
-use amps_client::Message;
+use amps_client::{Client, Message};
 use amps_store::{Level, Options, PublishStore, Store};
 
 use crate::args::Publish;
 use crate::failure::{Exit, Failure};
-use crate::lines::{Line, Lines, open_file};
+use crate::lines::{LastLine, Line, Lines, Source};
 use crate::output::say;
+use crate::resume::Stored;
 use crate::sending::{self, Input, Job};
+use crate::signals::Stop;
 use crate::tls;
 
 /// Publishes every line, then waits for the acknowledgements.
@@ -17,30 +19,36 @@ use crate::tls;
 /// # Errors
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
-    if args.topic.is_empty() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "the topic is empty; name one with --topic",
-        ));
+    let stop = Stop::listen()?;
+    // What would be refused later leaves no file behind either.
+    let refused = |e: &dyn std::fmt::Display| Failure::new(Exit::Usage, e.to_string());
+    Message::publish(args.topic.clone(), "")
+        .check()
+        .map_err(|e| refused(&format!("--topic: {e}")))?;
+    if let Some(name) = &args.client_name {
+        Client::check_name(name).map_err(|e| refused(&e))?;
     }
     let connector = tls::connector(&args.sending.server, &args.sending.tls)?;
     // Before the store is created, so that a wrong path leaves nothing behind.
-    if args.file.as_os_str() != "-" {
-        open_file(&args.file)?;
-    }
+    let source = Source::open(&args.file)?;
     let store = open_store(&args)?;
-    let resume_at = if args.resume {
-        resume_point(&store)?
-    } else {
-        0
+    let resume = args.resume || args.resume_from.is_some();
+    let stored = match args.resume_from {
+        Some(line) => Stored::Lines(line - 1),
+        None if args.resume => resume_point(&store)?,
+        None => Stored::Lines(0),
     };
-    if args.resume && resume_at == 0 && store.bounds().last > 0 {
+    if args.resume && stored.lines() == 0 && args.resume_from.is_none() && store.bounds().last > 0 {
         say(
             "note: the store has published before, but not with --resume: it knows no line \
              number, so this run starts with line 1",
         );
     }
-    let lines = Lines::open(&args.file, resume_at)?;
+    let last = match resume && !args.final_line {
+        true => LastLine::Waits,
+        false => LastLine::Counts,
+    };
+    let lines = Lines::start(source, stored, last, stop.clone())?;
 
     let sandbox = if args.sandbox {
         Some(sending::embedded_sandbox().await?)
@@ -51,7 +59,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         Some(sandbox) => vec![sandbox.uri()],
         None => args.sending.server.clone(),
     };
-    let (topic, delta, resume) = (args.topic, args.delta, args.resume);
+    let (topic, delta) = (args.topic, args.delta);
     let result = sending::run(Job {
         store,
         path: args.store.clone(),
@@ -61,10 +69,13 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         input: Some(Input {
             lines,
             message: Box::new(move |line| to_message(&topic, delta, resume, line)),
-            resumed_at: resume_at,
+            resumed_at: stored.lines(),
+            unfinished_waits: last == LastLine::Waits,
             rate: args.rate,
             announce: args.announce,
         }),
+        status_interval: args.sending.status_interval,
+        stop,
         json,
     })
     .await;
@@ -95,8 +106,8 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
     .map_err(|e| Failure::open(&e))
 }
 
-/// The user tag of a message is its line number in decimal digits, so that people can read
-/// it in `amps store get`.
+/// The user tag of a message says where its line ends in the input, so that people can read it
+/// in `amps store get`.
 fn to_message(topic: &str, delta: bool, tagged: bool, line: &Line) -> Message {
     let (topic, bytes) = (topic.to_owned(), line.bytes.clone());
     let message = match delta {
@@ -104,26 +115,30 @@ fn to_message(topic: &str, delta: bool, tagged: bool, line: &Line) -> Message {
         false => Message::publish(topic, bytes),
     };
     match tagged {
-        true => message.user_tag(line.number.to_string()),
+        true => message.user_tag(line.end.tag()),
         false => message,
     }
 }
 
-/// The last line that is safely in the store, 0 when none is.
-fn resume_point(store: &Store) -> Result<u64, Failure> {
+/// What of the input is safely in the store.
+fn resume_point(store: &Store) -> Result<Stored, Failure> {
     let Some(tag) = store.resume_tag().filter(|tag| !tag.is_empty()) else {
-        return Ok(0);
+        return Ok(Stored::Lines(0));
     };
-    std::str::from_utf8(&tag)
-        .ok()
-        .and_then(|text| text.parse().ok())
-        .ok_or_else(|| {
-            Failure::other(format!(
-                "the store's resume point is {:?}, not a line number: another program published \
+    let stored = Stored::from_tag(&tag).ok_or_else(|| {
+        Failure::other(format!(
+            "the store's resume point is {:?}, not a place in an input: another program published \
              with this store; continue with that program, or publish without --resume",
-                String::from_utf8_lossy(&tag)
-            ))
-        })
+            String::from_utf8_lossy(&tag)
+        ))
+    })?;
+    if let Stored::Lines(lines) = stored {
+        say(&format!(
+            "note: the resume point is a line number, as earlier versions wrote it: {lines} \
+             line(s) are passed over, and whether they are the ones of then cannot be told"
+        ));
+    }
+    Ok(stored)
 }
 
 /// How a store is named to people.

@@ -1,27 +1,29 @@
 //! What publish and drain share: send what the store holds and what comes in, wait for the
 //! acknowledgements, and report.
 
+mod feed;
 mod notes;
-mod progress;
 mod report;
+mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use amps_client::connector::Connector;
-use amps_client::{Client, LinkEnd, LogonError, Message, PublishError, PublishFailure};
+use amps_client::{Client, LinkEnd, LogonError};
 use amps_sandbox::Sandbox;
-use amps_store::{AppendError, PublishStore, Store, StoreError};
-use tokio::time::Instant;
+use amps_store::{PublishStore, Store};
 
 use crate::failure::{Exit, Failure};
-use crate::lines::{Line, Lines};
 use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
+use crate::signals::Stop;
 
-use self::progress::Progress;
+pub(crate) use self::feed::Input;
+use self::feed::{Fed, feed};
 use self::report::{Refused, Report};
+use self::watch::Watch;
 
 /// A close that finds the disk or the server slow gives up after this; nothing is lost by
 /// it but the tidy end.
@@ -35,26 +37,11 @@ pub(crate) struct Job {
     pub(crate) servers: Vec<String>,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) flush_timeout: Duration,
+    /// How often to say what waits.
+    pub(crate) status_interval: Option<Duration>,
     pub(crate) input: Option<Input>,
+    pub(crate) stop: Stop,
     pub(crate) json: bool,
-}
-
-/// Lines to publish behind what the store holds.
-pub(crate) struct Input {
-    pub(crate) lines: Lines,
-    pub(crate) message: Box<dyn Fn(&Line) -> Message + Send>,
-    /// Lines skipped because an earlier run stored them.
-    pub(crate) resumed_at: u64,
-    /// Messages a second.
-    pub(crate) rate: Option<u64>,
-    pub(crate) announce: bool,
-}
-
-/// Why reading ended before the end of input.
-struct Stopped {
-    failure: Failure,
-    /// Waiting again would wait for the same thing.
-    skip_flush: bool,
 }
 
 /// Does the job.
@@ -69,13 +56,16 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         servers,
         connector,
         flush_timeout,
+        status_interval,
         input,
+        stop,
         json,
     } = job;
-    let out = SideOutput::stdout(json)?;
+    let path = path.as_deref();
+    let out = Arc::new(SideOutput::stdout(json)?);
     let refused = Refused::before(&store);
     let recovered = store.bounds().unsettled;
-    tell_recovered(&out, recovered, path.as_deref(), &store);
+    tell_recovered(&out, recovered, path, &store);
 
     let mut builder = Client::builder(store.client_name())
         .store(store.clone())
@@ -86,25 +76,40 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         builder = builder.server(server.as_str());
     }
     let client = builder.open().await.map_err(|e| client_failure(&e))?;
-    let mut progress = Progress::start(&client);
-    let notes = tokio::spawn(notes::tell(client.events(), store_name(path.as_deref())));
+    let watch = Watch {
+        client: client.clone(),
+        out: Arc::clone(&out),
+        stop: stop.clone(),
+        every: status_interval,
+        in_memory: path.is_none(),
+        flush_timeout,
+    };
+    let watch = tokio::spawn(watch.run());
+    let notes = tokio::spawn(notes::tell(client.events(), store_name(path)));
 
     let mut exits = vec![Exit::Ok];
-    let mut accepted = 0;
     let mut skip_flush = false;
-    let resumed_at = input.as_ref().map_or(0, |input| input.resumed_at);
+    let mut fed = Fed::default();
+    let resumed_at = input.as_ref().map(|input| input.resumed_at);
     if let Some(input) = input {
-        let fed = feed(&client, input, flush_timeout, &out, &mut accepted).await;
-        if let Err(stopped) = fed {
+        let waits = input.unfinished_waits;
+        let keeps = input.lines.has_known_end();
+        fed = feed(&client, input, flush_timeout, &out, &stop).await;
+        if let Some(stopped) = &fed.failed {
             skip_flush = stopped.skip_flush;
             exits.push(stopped.failure.exit());
             say(&format!("error: {}", stopped.failure));
         }
+        exits.push(fed_exit(&fed, waits, keeps));
     }
     // What is left is in the report, whatever the reason. Acknowledgements had their time:
     // a close that finds some missing does not wait for them again.
-    let flushed = !skip_flush && client.publish_flush(flush_timeout).await.is_ok();
-    let patience = if flushed { CLOSE } else { Duration::ZERO };
+    let flushed = !skip_flush
+        && tokio::select! {
+            biased;
+            flushed = client.publish_flush(flush_timeout) => flushed.is_ok(),
+            () = stop.second() => false,
+        };
     let refusal = match client.wait_logged_on(Duration::ZERO).await {
         Err(LogonError::Refused { server, reason })
         | Err(LogonError::Deadline {
@@ -113,12 +118,22 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         }) => Some((server, reason.to_string())),
         _ => None,
     };
-    progress.finish();
+    watch.abort();
+    // It held a handle of the client, and so of the store.
+    let _ = watch.await;
+    crate::output::status("");
     let rejected = refused.tell_new(&store, &out).await;
-    let closed = client.close(patience).await;
+    let patience = if flushed { CLOSE } else { Duration::ZERO };
+    let closed = tokio::select! {
+        biased;
+        closed = client.close(patience) => closed,
+        () = stop.second() => client.close(Duration::ZERO).await,
+    };
     let counts = client.health().counts;
     // The events end with the client; a teller that does not must not hide the report.
     let _ = tokio::time::timeout(Duration::from_secs(1), notes).await;
+    // From here on another process may have the store, however long the last words take.
+    drop((client, store));
 
     let report = Report {
         published: counts.published,
@@ -127,35 +142,41 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         rejected: counts.rejected,
         left: closed.left,
         resent: counts.resent,
+        stopped: fed.cut || stop.asked().is_some(),
+        signal: stop.asked(),
         recovered,
-        lines: accepted,
-        resumed_at,
+        lines: fed.accepted,
+        resumed_at: resumed_at.unwrap_or(0),
+        next_line: resumed_at.map(|at| at + fed.accepted + 1),
+        unfinished: fed.unfinished,
+        unstored: fed.unstored,
     };
     if let Some(error) = closed.error {
         say(&format!(
             "note: {} was not closed cleanly: {error}",
-            store_name(path.as_deref())
+            store_name(path)
         ));
     }
     if report.left > 0 {
         exits.push(Exit::Left);
+        let advice = advice(&report, path);
         if let Some((server, reason)) = refusal {
             exits.push(Exit::LogonRefused);
             say(&format!(
                 "error: {server} refused the logon: {reason}; check user, password and client \
-                 name. {}",
-                advice(&report, path.as_deref())
+                 name. {advice}"
             ));
+        } else if stop.is_repeated() {
+            say(&format!("error: a second signal ended the wait. {advice}"));
         } else {
             say(&format!(
-                "error: the flush timeout of {flush_timeout:?} ended first. {}",
-                advice(&report, path.as_deref())
+                "error: the flush timeout of {flush_timeout:?} ended first. {advice}"
             ));
         }
     }
     if report.rejected > 0 {
         exits.push(Exit::Rejected);
-        if let Some(path) = &path {
+        if let Some(path) = path {
             say(&format!(
                 "note: {} message(s) were refused and wait for you: amps failed list {}",
                 report.rejected,
@@ -169,11 +190,39 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
             report.rejected - rejected
         ));
     }
-    drop((client, store));
     report.tell(&out);
-    out.written().await;
-    exits.push(out.exit());
+    exits.push(out.last_words(&stop).await);
     Ok(exits.into_iter().min().unwrap_or(Exit::Ok))
+}
+
+/// What the input adds to the exit code, said to people.
+fn fed_exit(fed: &Fed, unfinished_waits: bool, keeps: bool) -> Exit {
+    let mut exit = Exit::Ok;
+    if fed.cut && keeps {
+        exit = Exit::Other;
+    }
+    if fed.unfinished > 0 && !fed.cut && unfinished_waits {
+        exit = Exit::Other;
+        say(&format!(
+            "error: the last line has {} byte(s) and no newline: it may still be written, so it \
+             waits for the next run; --final-line says that the input is complete",
+            fed.unfinished
+        ));
+    } else if fed.unfinished > 0 && !keeps {
+        say(&format!(
+            "note: {} byte(s) of an unfinished line were read and are no message",
+            fed.unfinished
+        ));
+    }
+    if fed.unstored > 0 {
+        exit = Exit::Other;
+        say(&format!(
+            "error: {} more line(s) were read, and are not in the store; their input cannot be \
+             read again",
+            fed.unstored
+        ));
+    }
+    exit
 }
 
 /// Starts a sandbox on a free port of the loopback interface.
@@ -189,120 +238,6 @@ pub(crate) async fn embedded_sandbox() -> Result<Sandbox, Failure> {
         .map_err(|e| Failure::other(format!("cannot start the embedded sandbox server: {e}")))
 }
 
-/// Takes lines until the input ends, the store stays full, or something breaks.
-async fn feed(
-    client: &Client,
-    mut input: Input,
-    patience: Duration,
-    out: &SideOutput,
-    accepted: &mut u64,
-) -> Result<(), Stopped> {
-    let go_on = |failure| Stopped {
-        failure,
-        skip_flush: false,
-    };
-    let mut pace = input.rate.map(Pace::new);
-    while let Some(line) = input.lines.next().await.map_err(go_on)? {
-        if let Some(pace) = &mut pace {
-            pace.wait().await;
-        }
-        let message = (input.message)(&line);
-        let deadline = Instant::now() + patience;
-        let receipt = match client.send_deadline(message, deadline).await {
-            Ok(receipt) => receipt,
-            Err(error) => return Err(stopped(&error, &line, *accepted, patience)),
-        };
-        *accepted += 1;
-        if input.announce {
-            let stored = object! {
-                "event": "stored", "line": line.number, "sequence": receipt.sequence(),
-            };
-            out.room().await;
-            out.object(stored);
-        }
-    }
-    Ok(())
-}
-
-/// An upper bound on messages a second. What a timer overslept is made up for, a longer
-/// pause is not: it must not be followed by a burst.
-struct Pace {
-    period: Duration,
-    due: Instant,
-}
-
-impl Pace {
-    /// Timers are this coarse.
-    const GRAIN: Duration = Duration::from_millis(5);
-
-    fn new(per_second: u64) -> Self {
-        Pace {
-            period: Duration::from_secs_f64(1.0 / per_second as f64),
-            due: Instant::now(),
-        }
-    }
-
-    async fn wait(&mut self) {
-        tokio::time::sleep_until(self.due).await;
-        self.due = self.after(Instant::now());
-    }
-
-    fn after(&self, now: Instant) -> Instant {
-        let earliest = now.checked_sub(Self::GRAIN).unwrap_or(now);
-        (self.due + self.period).max(earliest)
-    }
-}
-
-/// Says why a line could not be stored, and how far the run got.
-fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration) -> Stopped {
-    let so_far = format!(
-        "{accepted} line(s) were accepted; line {} was not",
-        line.number
-    );
-    let (reason, waited) = match &error.reason {
-        PublishFailure::Deadline(last) => (&**last, true),
-        reason => (reason, false),
-    };
-    let (exit, text, skip_flush) = match reason {
-        PublishFailure::Store(AppendError::NoSpace { .. }) => (
-            Exit::NoSpace,
-            format!("{reason}: {so_far}; nothing accepted is lost"),
-            waited,
-        ),
-        PublishFailure::Store(AppendError::Full { .. }) => (
-            Exit::Left,
-            format!(
-                "the store stayed full for {patience:?}: {so_far}. Check that the server is \
-                 reachable, or use a store with a larger --capacity; nothing accepted is lost"
-            ),
-            true,
-        ),
-        PublishFailure::Store(AppendError::Store(StoreError::NoSpace { .. })) => (
-            Exit::NoSpace,
-            format!("{reason}: {so_far}; nothing accepted is lost"),
-            waited,
-        ),
-        PublishFailure::Store(AppendError::TooLarge { .. }) | PublishFailure::TooLarge { .. } => (
-            Exit::Other,
-            format!(
-                "line {} ({} bytes) is too large: {error}. {so_far}; nothing accepted is lost",
-                line.number,
-                line.bytes.len()
-            ),
-            false,
-        ),
-        _ => (
-            Exit::Other,
-            format!("{error}: {so_far}; nothing accepted is lost"),
-            false,
-        ),
-    };
-    Stopped {
-        failure: Failure::new(exit, text),
-        skip_flush,
-    }
-}
-
 fn client_failure(error: &amps_client::OpenError) -> Failure {
     let exit = match error {
         amps_client::OpenError::Uri(_) | amps_client::OpenError::BadClientName(_) => Exit::Usage,
@@ -311,7 +246,7 @@ fn client_failure(error: &amps_client::OpenError) -> Failure {
     Failure::new(exit, error.to_string())
 }
 
-fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&std::path::Path>, store: &Store) {
+fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&Path>, store: &Store) {
     let report = store.report();
     let found = report.set_aside > 0 || !report.lost.is_empty() || !report.ignored.is_empty();
     if out.is_json() && (recovered > 0 || found) {
@@ -339,7 +274,7 @@ fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&std::path::Pat
     }
 }
 
-fn advice(report: &Report, path: Option<&std::path::Path>) -> String {
+fn advice(report: &Report, path: Option<&Path>) -> String {
     match path {
         Some(path) => format!(
             "{} message(s) stay in the store {p}; send them with: amps drain --store {p} --server URI",
@@ -351,27 +286,5 @@ fn advice(report: &Report, path: Option<&std::path::Path>) -> String {
              to keep them",
             report.left
         ),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_pause_is_not_followed_by_a_burst() {
-        let start = Instant::now();
-        let mut pace = Pace {
-            period: Duration::from_millis(1),
-            due: start,
-        };
-        pace.due = pace.after(start);
-        assert_eq!(pace.due, start + Duration::from_millis(1));
-        // Overslept by two periods: the next two are due at once.
-        pace.due = pace.after(start + Duration::from_millis(3));
-        assert_eq!(pace.due, start + Duration::from_millis(2));
-        let later = start + Duration::from_secs(60);
-        pace.due = pace.after(later);
-        assert_eq!(pace.due, later - Pace::GRAIN);
     }
 }

@@ -1,11 +1,11 @@
 //! `amps serve`: the sandbox server in a process of its own.
 
 use amps_sandbox::{Fault, Sandbox};
-use tokio::signal::unix::{SignalKind, signal};
 
 use crate::args::Serve;
 use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object};
+use crate::signals::Stop;
 use crate::tls;
 
 /// Serves until it is interrupted or terminated.
@@ -42,12 +42,7 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
         builder = builder.fault(fault(text)?);
     }
     // Before the first word on standard output: who reads it may signal at once.
-    let stop =
-        |kind| signal(kind).map_err(|e| Failure::other(format!("cannot wait for signals: {e}")));
-    let (mut interrupt, mut terminate) = (
-        stop(SignalKind::interrupt())?,
-        stop(SignalKind::terminate())?,
-    );
+    let stop = Stop::listen()?;
 
     let out = SideOutput::stdout(json)?;
     let sandbox = builder.start().await.map_err(|e| {
@@ -61,13 +56,13 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
             false => out.line(&format!("listening {uri}")),
         }
     }
+    stop.first().await;
     tokio::select! {
-        _ = interrupt.recv() => {}
-        _ = terminate.recv() => {}
+        biased;
+        () = sandbox.stop() => {}
+        () = stop.second() => {}
     }
-    sandbox.stop().await;
-    out.written().await;
-    Ok(out.exit())
+    Ok(out.last_words(&stop).await)
 }
 
 fn fault(text: &str) -> Result<Fault, Failure> {

@@ -8,6 +8,7 @@ use amps_client::{Client, CommandError, Delivered, LogonError, Subscription, Sub
 use crate::args::Subscribe;
 use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
+use crate::signals::Stop;
 use crate::{body, tls};
 
 /// Messages held while standard output is slow. When even these are not enough, the
@@ -22,6 +23,7 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// # Errors
 /// A bad URI, a refused logon or a refused subscription.
 pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
+    let stop = Stop::listen()?;
     let connector = tls::connector(&args.server, &args.tls)?;
     let mut builder =
         Client::builder(format!("amps-subscribe-{:016x}", random())).connector(connector);
@@ -38,28 +40,35 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
         printed: 0,
         bookmark: args.from_start.then(|| "0".to_owned()),
     };
-    while printer.left > 0 {
-        logged_on(&client).await?;
-        let mut wanted = amps_client::Subscribe::topic(args.topic.as_str()).buffer(BUFFER);
-        if let Some(bookmark) = &printer.bookmark {
-            wanted = wanted.bookmark(bookmark.as_str());
-        }
-        match client.subscribe(wanted).await {
-            Ok(subscription) => printer.print(subscription).await?,
-            Err(
-                CommandError::Disconnected | CommandError::NotConnected | CommandError::Timeout,
-            ) => {}
-            Err(error) => return Err(refused(&args.topic, &error)),
-        }
+    let ended = tokio::select! {
+        biased;
+        ended = printer.print_all(&client, &args.topic) => ended,
+        () = stop.first() => Ok(()),
+    };
+    if json && ended.is_ok() {
+        printer.out.object(object! {
+            "event": "report",
+            "received": printer.printed,
+            "stopped": stop.asked().is_some(),
+            "signal": stop.asked(),
+        });
     }
-    if json {
-        let report = object! { "event": "report", "received": printer.printed };
-        printer.out.object(report);
+    let closed = client.close(Duration::from_secs(1));
+    tokio::select! {
+        _ = closed => {}
+        () = stop.second() => {}
     }
-    client.close(Duration::from_secs(1)).await;
-    printer.out.written().await;
-    printer.out.check()?;
-    Ok(Exit::Ok)
+    ended?;
+    tokio::select! {
+        biased;
+        () = printer.out.written() => printer.out.check()?,
+        () = stop.second() => return Ok(Exit::Other),
+    }
+    // What was asked for in number has an end, which was not reached.
+    Ok(match args.count.is_some() && printer.left > 0 {
+        true => Exit::Other,
+        false => Exit::Ok,
+    })
 }
 
 /// Waits as long as it takes; only a refusal ends it.
@@ -102,16 +111,34 @@ struct Printer {
 }
 
 impl Printer {
+    /// Prints until enough was seen, through any number of subscriptions. Cancel safe: a
+    /// message is printed or not taken.
+    async fn print_all(&mut self, client: &Client, topic: &str) -> Result<(), Failure> {
+        while self.left > 0 {
+            logged_on(client).await?;
+            let mut wanted = amps_client::Subscribe::topic(topic).buffer(BUFFER);
+            if let Some(bookmark) = &self.bookmark {
+                wanted = wanted.bookmark(bookmark.as_str());
+            }
+            match client.subscribe(wanted).await {
+                Ok(subscription) => self.print(subscription).await?,
+                Err(
+                    CommandError::Disconnected | CommandError::NotConnected | CommandError::Timeout,
+                ) => {}
+                Err(error) => return Err(refused(topic, &error)),
+            }
+        }
+        Ok(())
+    }
+
     /// Prints until enough was seen or the subscription must be placed again.
     async fn print(&mut self, mut subscription: Subscription) -> Result<(), Failure> {
         while self.left > 0 {
+            // A slow reader holds back what is read from the server.
+            self.out.room().await;
+            self.out.check()?;
             match subscription.next().await {
-                Some(Ok(delivered)) => {
-                    // A slow reader holds back what is read from the server.
-                    self.out.room().await;
-                    self.out.check()?;
-                    self.one(delivered);
-                }
+                Some(Ok(delivered)) => self.one(delivered),
                 Some(Err(SubscriptionEnd::Command(error @ CommandError::Refused(_)))) => {
                     return Err(Failure::other(format!("the subscription ended: {error}")));
                 }

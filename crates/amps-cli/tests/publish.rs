@@ -51,7 +51,7 @@ fn the_report_has_the_fields_of_the_contract() {
     let ran = run_with_input(&mut publish(&server.uri), b"1\n2\n3\n").expect(0);
     assert_eq!(
         ran.text(),
-        "published 3  persisted 3  persisted_at_logon 0  rejected 0  left 0  resent 0\n"
+        "published 3  persisted 3  persisted_at_logon 0  rejected 0  left 0  resent 0  stopped 0\n"
     );
     let report = run_with_input(publish(&server.uri).arg("--json"), b"1\n")
         .expect(0)
@@ -333,7 +333,9 @@ fn a_store_is_looked_into_while_its_publisher_runs() {
         (&info["unsettled"], &info["rejections"]),
         (&3.into(), &0.into())
     );
-    assert_eq!(info["resume_tag"]["text"], "3");
+    // Line 3 ends 17 bytes into the input; the rest is the checksum.
+    let tag = info["resume_tag"]["text"].as_str().unwrap();
+    assert!(tag.starts_with("3:17:") && tag.len() == 21, "{tag}");
     assert_eq!(info["state"], "in use");
 
     let listed = run(amps().args(["store", "list", "--json"]).arg(&store))

@@ -472,10 +472,7 @@ impl Builder {
     }
 
     fn check(&self) -> Result<(), OpenError> {
-        let bad = |c: char| c.is_control() || c == '[' || c == ']';
-        if self.name.is_empty() || self.name.chars().any(bad) {
-            return Err(OpenError::BadClientName(self.name.clone()));
-        }
+        check_name(&self.name)?;
         if let Some(store) = &self.store {
             let found = store.client_name();
             if found != self.name {
@@ -559,6 +556,14 @@ impl Builder {
                 "refused messages wait in the store, and there is no failed-write handler"
             );
         }
+    }
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
+    let bad = |c: char| c.is_control() || c == '[' || c == ']';
+    match name.is_empty() || name.chars().any(bad) {
+        true => Err(OpenError::BadClientName(name.to_owned())),
+        false => Ok(()),
     }
 }
 

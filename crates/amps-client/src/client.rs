@@ -10,10 +10,11 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::builder::{Builder, YEAR};
+use crate::builder::{Builder, YEAR, check_name};
 use crate::driver::Ask;
 use crate::error::{
-    CloseReport, CommandError, FlushError, FlushReport, LogonError, PublishError, PublishFailure,
+    CloseReport, CommandError, FlushError, FlushReport, LogonError, OpenError, PublishError,
+    PublishFailure,
 };
 use crate::event::{ConnectionState, Events, LinkEnd};
 use crate::failed::{Failed, is_handling};
@@ -114,6 +115,14 @@ impl Client {
     /// with its sequence numbers. Two live publishers must never share one.
     pub fn builder(name: impl Into<String>) -> Builder {
         Builder::new(name.into())
+    }
+
+    /// Whether a client may have this name, before anything is created for it.
+    ///
+    /// # Errors
+    /// [`OpenError::BadClientName`], as [`Builder::open`] would say.
+    pub fn check_name(name: &str) -> Result<(), OpenError> {
+        check_name(name)
     }
 
     /// The client's name.

@@ -203,9 +203,13 @@ impl Message {
         }
     }
 
-    /// Why the server would not understand this message, if so. Checked before it is
-    /// stored, because a stored message is resent for ever.
-    pub(crate) fn check(&self) -> Result<(), BadMessage> {
+    /// Whether a server would understand this message. Every publish checks it before the
+    /// message is stored, because a stored message is resent for ever; ask earlier where
+    /// something is created for it.
+    ///
+    /// # Errors
+    /// What no server understands.
+    pub fn check(&self) -> Result<(), BadMessage> {
         check_topic(&self.topic)?;
         if self.user_tag.len() > MAX_TAG {
             return Err(BadMessage::Tag(self.user_tag.len()));

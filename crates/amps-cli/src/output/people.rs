@@ -64,10 +64,11 @@ pub(crate) fn say_text(text: &str) {
     people().say(text, terminal::text);
 }
 
-/// Shows this in the last line of a terminal until the next time; nothing takes it away. Call
-/// it only where [`has_terminal`].
+/// Shows this in the last line of a terminal until the next time; nothing takes it away.
 pub(crate) fn status(line: &str) {
-    people().status(line);
+    if has_terminal() {
+        people().status(line);
+    }
 }
 
 /// Waits for the last words, not for long.

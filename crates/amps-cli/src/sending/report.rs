@@ -8,6 +8,7 @@ use serde_json::{Map, Value};
 
 use crate::body;
 use crate::output::{SideOutput, object, say};
+use crate::resume::Stored;
 
 /// Rejections read from the store at once.
 const PAGE: usize = 256;
@@ -26,9 +27,19 @@ pub(super) struct Report {
     pub(super) rejected: u64,
     pub(super) left: u64,
     pub(super) resent: u64,
+    /// The run ended before its input did, or was asked to end.
+    pub(super) stopped: bool,
+    /// What asked first.
+    pub(super) signal: Option<&'static str>,
     pub(super) recovered: u64,
     pub(super) lines: u64,
     pub(super) resumed_at: u64,
+    /// Where a next run would go on.
+    pub(super) next_line: Option<u64>,
+    /// Bytes of an unfinished line, which is no message.
+    pub(super) unfinished: u64,
+    /// Lines that were read and are not stored.
+    pub(super) unstored: u64,
 }
 
 impl Report {
@@ -41,6 +52,7 @@ impl Report {
             rejected,
             left,
             resent,
+            stopped,
             ..
         } = self;
         if out.is_json() {
@@ -52,14 +64,20 @@ impl Report {
                 "rejected": *rejected,
                 "left": *left,
                 "resent": *resent,
+                "stopped": *stopped,
+                "signal": self.signal,
                 "recovered": self.recovered,
                 "lines": self.lines,
                 "resumed_at": self.resumed_at,
+                "next_line": self.next_line,
+                "unfinished": self.unfinished,
+                "unstored": self.unstored,
             });
         }
         out.line(&format!(
             "published {published}  persisted {persisted}  persisted_at_logon \
-             {persisted_at_logon}  rejected {rejected}  left {left}  resent {resent}"
+             {persisted_at_logon}  rejected {rejected}  left {left}  resent {resent}  stopped {}",
+            u8::from(*stopped)
         ));
     }
 }
@@ -163,5 +181,5 @@ fn rejected_line(rejection: &Rejection, original: Option<&StoredMessage>) -> Str
 
 /// The line a message came from, when it was published with `--resume`.
 fn line_number(tag: &[u8]) -> Option<u64> {
-    std::str::from_utf8(tag).ok()?.parse().ok()
+    Stored::from_tag(tag).map(Stored::lines)
 }

@@ -1,19 +1,22 @@
 //! `amps store repair`, `export` and `import`: messages from one store to another.
 
-use std::fs::File;
-use std::io::{self, BufReader, BufWriter, Read};
+use std::io::{BufReader, BufWriter};
+use std::ops::RangeInclusive;
 use std::path::Path;
 
+use amps_client::{Client, Message};
 use amps_store::inspect::{
     self, ExportError, Filter, ImportError, MessageState, RepairError, Unsaved,
 };
-use amps_store::{AppendError, Options, PublishStore as _, Store};
+use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
 
 use super::{damaged_exit, look, new_file, unreadable};
 use crate::args::{StoreExport, StoreImport, StoreRepair};
 use crate::failure::{Exit, Failure};
+use crate::lines::{Source, Stoppable};
 use crate::output::{Output, object, say, unbuffered};
+use crate::signals::Stop;
 
 /// Writes what is intact to a new store, and says what is not.
 pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failure> {
@@ -202,17 +205,14 @@ pub(super) fn export(args: &StoreExport) -> Result<Exit, Failure> {
 
 /// Makes a new store of the lines of an export.
 pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failure> {
-    let (from, name): (Box<dyn Read>, String) = if args.from.as_os_str() == "-" {
-        (Box::new(io::stdin()), "standard input".to_owned())
-    } else {
-        let name = args.from.display().to_string();
-        let file = File::open(&args.from).map_err(|error| {
-            Failure::other(format!(
-                "cannot read {name}: {error}; check the path and that it is readable"
-            ))
-        })?;
-        (Box::new(file), name)
-    };
+    if let Some(name) = &args.client_name {
+        // Before anything is created.
+        Client::check_name(name).map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
+    }
+    let stop = Stop::listen()?;
+    let from = Source::open(&args.from)?;
+    let name = from.name().to_owned();
+    let from = from.until(stop);
     // An empty file is a store that is not created yet; like this nobody's store is touched.
     drop(new_file(&args.file)?);
     let imported = fill(args, from, &name);
@@ -246,7 +246,7 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
     Ok(Exit::Ok)
 }
 
-fn fill(args: &StoreImport, from: Box<dyn Read>, name: &str) -> Result<inspect::Imported, Failure> {
+fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<inspect::Imported, Failure> {
     let mut options = Options::new();
     if let Some(capacity) = args.capacity {
         options = options.capacity(capacity);
@@ -257,11 +257,33 @@ fn fill(args: &StoreImport, from: Box<dyn Read>, name: &str) -> Result<inspect::
     let store = Store::open(&args.file, options).map_err(|e| Failure::open(&e))?;
     let imported = inspect::import(BufReader::new(from), &store)
         .map_err(|error| not_imported(&args.file, name, &error))?;
+    if let Some((first, last)) = imported.sequences {
+        sendable(&store, first..=last, name)?;
+    }
     let wrong = |e| Failure::store(&args.file, &e);
     store.sync().map_err(wrong)?;
     // Nothing was handed to a transport.
     store.close(0).map_err(wrong)?;
     Ok(imported)
+}
+
+/// What no server understands is resent for ever; better that nobody takes it.
+fn sendable(store: &Store, imported: RangeInclusive<u64>, name: &str) -> Result<(), Failure> {
+    let mut message = StoredMessage::new();
+    for (sequence, line) in imported.zip(1_u64..) {
+        if !matches!(store.get(sequence, &mut message), Ok(true)) {
+            continue;
+        }
+        let Some(sent) = Message::from_stored(&message) else {
+            continue;
+        };
+        sent.check().map_err(|e| {
+            Failure::other(format!(
+                "{name}, message {line} of those to import: {e}; nothing was imported"
+            ))
+        })?;
+    }
+    Ok(())
 }
 
 fn not_imported(file: &Path, name: &str, error: &ImportError) -> Failure {

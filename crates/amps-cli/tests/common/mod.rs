@@ -14,6 +14,7 @@ use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
 
+use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// A server nobody runs: the discard port of the loopback interface.
@@ -156,6 +157,41 @@ impl Running {
             .expect("the process reads");
     }
 
+    /// Sends it a signal, by its own pid.
+    pub fn signal(&self, signal: Signal) {
+        let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
+        kill_process(pid, signal).expect("it is our child");
+    }
+
+    /// Writes to its standard input in one call, and leaves it open.
+    pub fn write(&mut self, bytes: &[u8]) {
+        let stdin = self.stdin.as_mut().expect("stdin is open");
+        stdin
+            .write_all(bytes)
+            .and_then(|()| stdin.flush())
+            .expect("the process reads");
+    }
+
+    /// Reads standard output until an object is this event and `wanted`.
+    #[track_caller]
+    pub fn hear(&mut self, event: &str, wanted: impl Fn(&Value) -> bool) -> Value {
+        while let Some(line) = self.line() {
+            let object: Value = serde_json::from_str(&line).expect("one object per line");
+            if object["event"] == event && wanted(&object) {
+                return object;
+            }
+        }
+        panic!("no such {event}");
+    }
+
+    /// Its end, with its standard input still open: the exit code and the report.
+    #[track_caller]
+    pub fn end(mut self) -> (Option<i32>, Value) {
+        let report = self.hear("report", |_| true);
+        assert!(self.line().is_none(), "the report is the last object");
+        (self.child.wait().expect("it ends").code(), report)
+    }
+
     pub fn close_stdin(&mut self) {
         self.stdin = None;
     }
@@ -173,6 +209,12 @@ impl Running {
             hear(&line);
         }
         self.child.wait().expect("it ends");
+    }
+
+    /// Its end, with its standard input still open.
+    pub fn wait_open(mut self) -> Option<i32> {
+        while self.line().is_some() {}
+        self.child.wait().expect("it ends").code()
     }
 
     pub fn wait(mut self) -> Option<i32> {
