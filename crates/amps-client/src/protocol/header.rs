@@ -178,6 +178,9 @@ pub struct Header<'a> {
     pub group_sequence: Option<u64>,
     /// `uri` of a redirect, which no documentation describes (`amps-protocol.md` §5.5).
     pub uri: Option<Cow<'a, str>>,
+    /// The key of the last field that could not be read; only from [`Header::salvage`]. A
+    /// number like that is absent, and a text is one that names nothing.
+    pub unreadable: Option<String>,
 }
 
 impl<'a> Header<'a> {
@@ -201,7 +204,7 @@ impl<'a> Header<'a> {
         let bounded = &frame[..frame.len().min(max)];
         let mut header = Header::default();
         let mut reader = Reader::new(bounded);
-        let length = reader.object(|key, value| header.set(key, value));
+        let length = reader.object(|key, value| header.set(key, value).map(drop));
         header.length = length.map_err(|error| match error.kind {
             HeaderErrorKind::UnexpectedEnd if bounded.len() < frame.len() => HeaderError {
                 at: max,
@@ -211,6 +214,50 @@ impl<'a> Header<'a> {
         })?;
         let body = &frame[header.length..];
         Ok((header, body))
+    }
+
+    /// As [`Header::parse`], for what a server sends: one odd field must not cost what the
+    /// others say. An ended link would be answered at the next logon with a figure that covers
+    /// what an ack on it refused, and a server that means its odd field sends it again.
+    ///
+    /// Of an ack everything is read that can be, however long its header is: a text that is not
+    /// UTF-8, has an escape that means nothing or many of them is kept as far as it goes. Of
+    /// other frames only a number may be unreadable: half a topic or bookmark helps nobody.
+    /// A sequence above 2⁶⁴ is read as 2⁶⁴ − 1, which no publisher can reach either.
+    ///
+    /// # Errors
+    /// As [`Header::parse`].
+    pub fn salvage(frame: &'a [u8]) -> Result<(Header<'a>, &'a [u8]), HeaderError> {
+        let error = match Header::parse(frame) {
+            Err(error) => error,
+            whole => return whole,
+        };
+        let mut header = Header::default();
+        let mut texts = true;
+        let length = Reader::lenient(frame).object(|key, value| {
+            let spoiled = matches!(value, Value::Spoiled(_));
+            let beyond = matches!(key, "s" | "seq") && value.is_beyond();
+            match header.set(key, value) {
+                Err(_) if beyond => header.sequence = Some(u64::MAX),
+                Ok(true) if spoiled && key == "reason" => texts = false,
+                Ok(true) if spoiled => {
+                    texts = false;
+                    header.unreadable = Some(key.to_owned());
+                }
+                Err(_) => header.unreadable = Some(key.to_owned()),
+                Ok(_) => {}
+            }
+            Ok(())
+        });
+        header.length = length.map_err(|_| error.clone())?;
+        let is_ack = header.verb == Some(Verb::Ack);
+        match is_ack || (texts && header.length <= DEFAULT_MAX_HEADER) {
+            true => {
+                let body = &frame[header.length..];
+                Ok((header, body))
+            }
+            false => Err(error),
+        }
     }
 
     /// The kind of an ack frame.
@@ -223,21 +270,22 @@ impl<'a> Header<'a> {
         Reason::new(self.reason_text.as_deref().unwrap_or_default())
     }
 
-    fn set(&mut self, key: &str, value: Value<'a>) -> Result<(), HeaderErrorKind> {
+    /// Takes in one member. `false`: nobody knows the key.
+    fn set(&mut self, key: &str, value: Value<'a>) -> Result<bool, HeaderErrorKind> {
         let text = match key {
             "c" | "cmd" => {
                 self.verb = value.text().map(Verb::from_wire);
-                return Ok(());
+                return Ok(true);
             }
             "a" | "ack_type" => {
                 self.acks = value
                     .text()
                     .map_or(AckKinds::NONE, |list| AckKinds::from_wire(&list));
-                return Ok(());
+                return Ok(true);
             }
             "status" => {
                 self.status = value.text().map(|word| Status::from_wire(&word));
-                return Ok(());
+                return Ok(true);
             }
             "cid" | "cmd_id" => &mut self.command_id,
             "t" | "topic" => &mut self.topic,
@@ -263,10 +311,10 @@ impl<'a> Header<'a> {
             _ => return self.set_number(key, value),
         };
         *text = value.text();
-        Ok(())
+        Ok(true)
     }
 
-    fn set_number(&mut self, key: &str, value: Value<'a>) -> Result<(), HeaderErrorKind> {
+    fn set_number(&mut self, key: &str, value: Value<'a>) -> Result<bool, HeaderErrorKind> {
         let number = match key {
             "s" | "seq" => &mut self.sequence,
             "e" | "expiration" => &mut self.expiration,
@@ -280,10 +328,12 @@ impl<'a> Header<'a> {
             "records_deleted" => &mut self.records_deleted,
             "records_returned" => &mut self.records_returned,
             "gseq" => &mut self.group_sequence,
-            _ => return Ok(()),
+            _ => return Ok(false),
         };
-        *number = value.number()?;
-        Ok(())
+        let read = value.number();
+        // Of a key that comes twice the last counts, readable or not.
+        *number = read.ok().flatten();
+        read.map(|_| true)
     }
 }
 
@@ -312,7 +362,7 @@ impl<'a> SowRecords<'a> {
 
     fn record(&mut self) -> Result<SowRecord<'a>, HeaderError> {
         let start = self.at;
-        let (header, rest) = Header::parse(&self.body[start..]).map_err(|error| HeaderError {
+        let (header, rest) = Header::salvage(&self.body[start..]).map_err(|error| HeaderError {
             at: start + error.at,
             ..error
         })?;
@@ -478,6 +528,117 @@ mod tests {
                 kind: HeaderErrorKind::TooLong { max: 1000 }
             }
         );
+    }
+
+    /// A refusal with one odd field ended the link; the next logon's figure covered the refused
+    /// message, and it counted as persisted.
+    #[test]
+    fn an_ack_is_read_as_far_as_it_can_be() {
+        let read = |fields: &[u8]| {
+            let frame = [
+                br#"{"c":"ack","cid":"7","#,
+                fields,
+                br#","status":"failure"}"#,
+            ]
+            .concat();
+            assert!(Header::parse(&frame).is_err());
+            let (header, body) = Header::salvage(&frame).unwrap();
+            assert!(body.is_empty());
+            assert_eq!(header.status, Some(Status::Failure));
+            let reason = header.reason_text.as_deref().map(str::to_owned);
+            (header.sequence, reason, header.unreadable)
+        };
+        let odd = |key: &str| Some(key.to_owned());
+        for number in [
+            "-1",
+            "1e1",
+            "1.0",
+            "true",
+            "\"\"",
+            "\" 10\"",
+            "+10",
+            "{\"s\":[1,\"}\"]}",
+            "[]",
+        ] {
+            let fields = format!("\"s\":5,\"s\":{number}");
+            assert_eq!(read(fields.as_bytes()), (None, None, odd("s")), "{number}");
+        }
+        // What is beyond 64 bits is beyond what a publisher can reach.
+        for number in ["18446744073709551616", "\"99999999999999999999\""] {
+            let fields = format!("\"s\":{number}");
+            assert_eq!(read(fields.as_bytes()), (Some(u64::MAX), None, None));
+        }
+        assert_eq!(
+            read(br#""s":3,"matches":-1"#),
+            (Some(3), None, odd("matches"))
+        );
+        let reason = |text: &str| (Some(3), Some(text.to_owned()), None);
+        assert_eq!(
+            read(b"\"s\":3,\"reason\":\"caf\xe9!\""),
+            reason("caf\u{fffd}!")
+        );
+        assert_eq!(
+            read(br#""s":3,"reason":"a\q\ud800b\u00g1""#),
+            reason("a\u{fffd}\u{fffd}b\u{fffd}g1")
+        );
+        assert_eq!(read(br#""s":3,"reason":{"why":"}"}"#), reason("\u{fffd}"));
+        // Unknown keys are nobody's loss.
+        assert_eq!(read(br#""s":3,"zz":[{}],"yy":"\q""#), (Some(3), None, None));
+    }
+
+    #[test]
+    fn an_unreadable_command_id_names_nobody() {
+        for id in [&b"\"c7\\q\""[..], b"\"\xff\"", b"{}", b"nope"] {
+            let frame = [&b"{\"c\":\"ack\",\"cid\":"[..], id, b"}"].concat();
+            let (header, _) = Header::salvage(&frame).unwrap();
+            let id = header.command_id.unwrap();
+            assert!(id.contains('\u{fffd}'), "{id}");
+            assert_eq!(header.unreadable.as_deref(), Some("cid"));
+        }
+    }
+
+    #[test]
+    fn an_ack_may_have_a_header_of_any_length() {
+        for text in ["x", "\\u00e9"] {
+            let long = text.repeat(2 * DEFAULT_MAX_HEADER / text.len());
+            let frame = format!(
+                r#"{{"c":"ack","reason":"{long}","a":"persisted","status":"failure","s":5}}"#
+            );
+            assert!(matches!(
+                Header::parse(frame.as_bytes()).unwrap_err().kind,
+                HeaderErrorKind::TooLong { .. }
+            ));
+            let (header, _) = Header::salvage(frame.as_bytes()).unwrap();
+            assert_eq!(
+                (header.sequence, header.ack_kind()),
+                (Some(5), Some(AckKind::Persisted))
+            );
+            assert!(header.reason_text.unwrap().len() >= 128);
+            assert_eq!(header.unreadable, None);
+            // Not of a message: half a topic is no topic.
+            let frame = format!(r#"{{"c":"p","t":"{long}","sub_id":"s1"}}"#);
+            assert!(Header::salvage(frame.as_bytes()).is_err());
+        }
+    }
+
+    #[test]
+    fn of_a_message_only_numbers_may_be_odd() {
+        let (header, body) =
+            Header::salvage(br#"{"c":"p","t":"t","e":-1,"sub_id":"s1"}body"#).unwrap();
+        assert_eq!((header.expiration, body), (None, &b"body"[..]));
+        assert_eq!(header.topic.as_deref(), Some("t"));
+        for frame in [
+            &b"{\"c\":\"p\",\"t\":\"\xff\"}"[..],
+            b"{\"c\":\"p\",\"bm\":\"\\q\"}",
+            b"{\"c\":\"p\",\"t\":{}}",
+            b"{\"c\":\"ack\",\"\\q\":1}",
+            b"{\"c\":\"ack\",\"s\":-1",
+            b"{\"c\":\"ack\",\"s\":[}",
+            b"{\"c\":\"ack\",\"s\":1]}",
+        ] {
+            let strict = Header::parse(frame).unwrap_err();
+            assert_eq!(Header::salvage(frame).unwrap_err(), strict);
+        }
     }
 
     #[test]

@@ -62,6 +62,9 @@ pub(super) enum Value<'a> {
     Text(Cow<'a, str>),
     Bare(&'a str),
     Null,
+    /// Only from a lenient reader: what could be made of a value that cannot be read, never
+    /// empty and never equal to what a peer could have meant.
+    Spoiled(String),
 }
 
 impl<'a> Value<'a> {
@@ -70,6 +73,7 @@ impl<'a> Value<'a> {
             Value::Text(text) => Some(text),
             Value::Bare(text) => Some(Cow::Borrowed(text)),
             Value::Null => None,
+            Value::Spoiled(text) => Some(Cow::Owned(text)),
         }
     }
 
@@ -84,17 +88,48 @@ impl<'a> Value<'a> {
             .map(Some)
             .map_err(|_| HeaderErrorKind::BadNumber)
     }
+
+    /// Whether it is a number above 2⁶⁴ − 1.
+    pub(super) fn is_beyond(&self) -> bool {
+        let text = match self {
+            Value::Text(text) => text,
+            Value::Bare(text) => *text,
+            Value::Null | Value::Spoiled(_) => return false,
+        };
+        let digits = !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit());
+        digits && text.parse::<u64>().is_err()
+    }
 }
+
+/// What a lenient reader copies of one text with escapes; it scans the rest.
+const KEPT: usize = 64 * 1024;
 
 /// Reads one object from the start of some bytes.
 pub(super) struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
+    lenient: bool,
+    /// The text read last is not what the peer wrote.
+    spoiled: bool,
 }
 
 impl<'a> Reader<'a> {
     pub(super) fn new(bytes: &'a [u8]) -> Self {
-        Reader { bytes, at: 0 }
+        Reader {
+            bytes,
+            at: 0,
+            lenient: false,
+            spoiled: false,
+        }
+    }
+
+    /// A reader that goes on behind a value which cannot be read, as long as it is clear where
+    /// the value ends. Keys must be sound.
+    pub(super) fn lenient(bytes: &'a [u8]) -> Self {
+        Reader {
+            lenient: true,
+            ..Reader::new(bytes)
+        }
     }
 
     /// Reads the object at the start, member by member; its length in bytes.
@@ -111,7 +146,11 @@ impl<'a> Reader<'a> {
             if self.peek()? != b'"' {
                 return Err(self.expected("a key"));
             }
+            self.spoiled = false;
             let key = self.string()?;
+            if self.spoiled {
+                return Err(self.expected("a key"));
+            }
             self.expect(b':', "':'")?;
             self.peek()?;
             let at = self.at;
@@ -128,10 +167,42 @@ impl<'a> Reader<'a> {
     }
 
     fn value(&mut self) -> Result<Value<'a>, HeaderError> {
-        match self.peek()? {
+        let start = self.at;
+        self.spoiled = false;
+        let value = match self.peek()? {
             b'"' => self.string().map(Value::Text),
             b'{' | b'[' => Err(self.fail(HeaderErrorKind::Nested)),
             _ => self.bare(),
+        };
+        match value {
+            Ok(Value::Text(text)) if self.spoiled => Ok(Value::Spoiled(text.into_owned())),
+            Err(HeaderError {
+                kind: HeaderErrorKind::Nested | HeaderErrorKind::BadValue,
+                ..
+            }) if self.lenient => {
+                self.at = start;
+                self.skip()?;
+                Ok(Value::Spoiled(char::REPLACEMENT_CHARACTER.into()))
+            }
+            value => value,
+        }
+    }
+
+    /// Goes behind a value of whatever form: to the comma or brace that ends the member.
+    fn skip(&mut self) -> Result<(), HeaderError> {
+        let mut depth = 0u64;
+        loop {
+            match self.byte()? {
+                b',' | b'}' | b']' if depth == 0 => return Ok(()),
+                b'{' | b'[' => depth += 1,
+                b'}' | b']' => depth -= 1,
+                b'"' => {
+                    self.string()?;
+                    continue;
+                }
+                _ => {}
+            }
+            self.at += 1;
         }
     }
 
@@ -160,21 +231,47 @@ impl<'a> Reader<'a> {
 
     fn string(&mut self) -> Result<Cow<'a, str>, HeaderError> {
         self.at += 1;
-        let start = self.at;
-        let run = self.run();
+        let first = self.utf8_run()?;
         if self.byte()? == b'"' {
             self.at += 1;
-            return utf8(run, start).map(Cow::Borrowed);
+            return Ok(first);
         }
-        let mut text = utf8(run, start)?.to_owned();
+        let mut text = first.into_owned();
         while self.byte()? == b'\\' {
             self.at += 1;
-            text.push(self.escape()?);
-            let start = self.at;
-            text.push_str(utf8(self.run(), start)?);
+            let escaped = match self.escape() {
+                Err(HeaderError {
+                    kind: HeaderErrorKind::BadEscape,
+                    ..
+                }) if self.lenient => {
+                    self.spoiled = true;
+                    char::REPLACEMENT_CHARACTER
+                }
+                escaped => escaped?,
+            };
+            let run = self.utf8_run()?;
+            if self.lenient && text.len() >= KEPT {
+                self.spoiled = true;
+                continue;
+            }
+            text.push(escaped);
+            text.push_str(&run);
         }
         self.at += 1;
         Ok(Cow::Owned(text))
+    }
+
+    fn utf8_run(&mut self) -> Result<Cow<'a, str>, HeaderError> {
+        let start = self.at;
+        let run = self.run();
+        match utf8(run, start) {
+            Ok(text) => Ok(Cow::Borrowed(text)),
+            Err(_) if self.lenient => {
+                self.spoiled = true;
+                Ok(String::from_utf8_lossy(run))
+            }
+            Err(error) => Err(error),
+        }
     }
 
     fn run(&mut self) -> &'a [u8] {
