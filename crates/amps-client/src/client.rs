@@ -19,6 +19,7 @@ use crate::error::{
 use crate::event::{ConnectionState, Events, LinkEnd};
 use crate::failed::{Failed, is_handling};
 use crate::message::{Message, check_topic};
+use crate::protocol::Reason;
 use crate::receipt::Receipt;
 use crate::session::ServerInfo;
 use crate::shared::{CloseRequest, End, Shared, unix_micros};
@@ -67,7 +68,7 @@ pub struct Counts {
     pub persisted_at_logon: u64,
     /// Refused, with the refusal in the log.
     pub rejected: u64,
-    /// Sent although they may have been sent before.
+    /// Sent although they may have been sent before, under the same number or another.
     pub resent: u64,
     /// Refusals that came after a success.
     pub late: u64,
@@ -92,6 +93,8 @@ pub struct Health {
     pub last_error: Option<(String, LinkEnd)>,
     /// No more attempts to connect are made, for this reason.
     pub gave_up: Option<&'static str>,
+    /// The last logon that a server refused, where and why; none if one was accepted since.
+    pub logon_refused: Option<(String, Reason)>,
     /// Logons accepted in this run.
     pub logons: u64,
     /// Messages in the store that are not settled.
@@ -476,6 +479,7 @@ impl Client {
             server_info: status.server_info.clone(),
             last_error: status.last.clone(),
             gave_up: status.gave_up,
+            logon_refused: status.logon_refused.clone(),
             logons: status.logons,
             unsettled: bounds.unsettled,
             first_unsettled: bounds.first_unsettled,

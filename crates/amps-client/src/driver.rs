@@ -282,6 +282,9 @@ impl Driver {
             status.last = Some((self.work.server.clone(), end.clone()));
             status.refused = if refused { status.refused + 1 } else { 0 };
             status.refusals += u64::from(refused);
+            if let LinkEnd::LogonRefused(reason) = &end {
+                status.logon_refused = Some((self.work.server.clone(), reason.clone()));
+            }
             status.servers = servers;
         });
         let server = self.work.server.clone();
@@ -452,6 +455,7 @@ impl Driver {
             status.server.clone_from(&server);
             if state == ConnectionState::LoggedOn {
                 status.refused = 0;
+                status.logon_refused = None;
                 status.logons += 1;
             }
         });

@@ -52,6 +52,9 @@ pub enum LinkEnd {
     LogonTimeout,
     /// The server refused the logon.
     LogonRefused(Reason),
+    /// The server answered the logon for this client name, which is not ours: neither its
+    /// figure nor what would be sent on such a link is about this client.
+    LoggedOnAs(String),
     /// The authenticator had no credentials.
     Authenticator(String),
     /// Nothing was heard for twice the heartbeat interval.
@@ -63,6 +66,9 @@ pub enum LinkEnd {
     ForeignFigure,
     /// The server named a number no publisher can reach (2^63 or more).
     BadFigure,
+    /// The server's figure for this client name is so high that no numbers are left above it
+    /// (2^63 − 2^48 − 2^47 or more). Use another client name.
+    NoNumbersLeft,
     /// The store could not do what the link needs.
     Store(String),
     /// The client was closed.
@@ -82,6 +88,10 @@ impl fmt::Display for LinkEnd {
             LinkEnd::ConnectTimeout => f.write_str("the connection could not be opened in time"),
             LinkEnd::LogonTimeout => f.write_str("the logon was not answered in time"),
             LinkEnd::LogonRefused(reason) => write!(f, "the logon was refused: {reason}"),
+            LinkEnd::LoggedOnAs(name) => write!(
+                f,
+                "the server answered the logon for another client name: {name}"
+            ),
             LinkEnd::Authenticator(error) => write!(f, "no credentials: {error}"),
             LinkEnd::HeartbeatLost => {
                 f.write_str("nothing was heard for twice the heartbeat interval")
@@ -91,6 +101,9 @@ impl fmt::Display for LinkEnd {
                 f.write_str("the server speaks of messages this client never sent")
             }
             LinkEnd::BadFigure => f.write_str("the server named an impossible number"),
+            LinkEnd::NoNumbersLeft => f.write_str(
+                "the server's number for this client name leaves none above it; use another name",
+            ),
             LinkEnd::Store(error) => write!(f, "the store failed: {error}"),
             LinkEnd::Shutdown => f.write_str("the client was closed"),
             LinkEnd::ClientFailed(why) => f.write_str(why),
@@ -215,6 +228,13 @@ pub enum Event {
         figure: Option<u64>,
         /// The server's reason.
         reason: Reason,
+    },
+    /// The server sent a field that cannot be read, such as a sequence that is no number. An ack
+    /// without a readable sequence settles nothing, and a refusal without one names nobody
+    /// ([`Unattributed`](Self::Unattributed)); whatever else the frame said counts.
+    UnreadableField {
+        /// Its key on the wire.
+        field: String,
     },
     /// Without a store: messages were accepted and never handed to the link that ended. They
     /// are gone. What was written just before it ended may be lost as well, and nothing can

@@ -15,7 +15,7 @@ use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::Offers;
 use crate::message::{Message, size};
-use crate::protocol::Publish;
+use crate::protocol::{Publish, Reason};
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
 
@@ -68,6 +68,8 @@ pub(crate) struct LinkStatus {
     pub(crate) refused: usize,
     /// Logons refused, all in all.
     pub(crate) refusals: u64,
+    /// The last logon refused, where and why, unless one was accepted since.
+    pub(crate) logon_refused: Option<(String, Reason)>,
     /// Servers to try in turn.
     pub(crate) servers: usize,
     pub(crate) logons: u64,

@@ -13,10 +13,13 @@ impl Delivery {
         if self.phase != Phase::Live {
             // Nothing was sent on this link yet, or it must not be trusted any more: what an
             // ack covers here is not known to be ours, and a refusal is told all the same.
-            if let Verdict::Refused(reason) = ack.verdict {
+            if let Verdict::Refused(reason) | Verdict::Stray(reason) = ack.verdict {
                 self.unattributed(ack.figure, reason);
             }
             return;
+        }
+        if let Verdict::Stray(reason) = ack.verdict {
+            return self.unattributed(ack.figure, reason);
         }
         let judged = match ack.figure {
             Some(figure) => match self.figures.on_ack(figure) {
@@ -39,6 +42,8 @@ impl Delivery {
         };
         match (ack.verdict, judged) {
             (Verdict::Persisted, Some(through)) => {
+                // Where number and id differ, both cover what is up to the lower one.
+                let through = ack.sequence.map_or(through, |id| id.min(through));
                 let so_far = self.pending.through.get_or_insert(through);
                 *so_far = through.max(*so_far);
             }
@@ -47,7 +52,12 @@ impl Delivery {
                     self.single(store, sequence);
                 }
             }
-            (Verdict::Refused(reason), judged) => {
+            (Verdict::Refused(reason) | Verdict::Stray(reason), judged) => {
+                if let (Some(number), Some(id)) = (judged, ack.sequence)
+                    && number != id
+                {
+                    return self.unattributed(ack.figure, reason);
+                }
                 // A number below the rebase is another numbering's; the command id, if
                 // there is one, is still ours.
                 match judged.or(ack.sequence.filter(|s| self.figures.may_have_sent(*s))) {
@@ -84,11 +94,21 @@ impl Delivery {
         sequence: u64,
         reason: &str,
     ) {
-        if self.sync_failed {
-            let error = "nothing can be made durable, and a give-up must be".to_owned();
+        // The store knows of a failed sync before anybody told us. What it held in memory
+        // only would never be durable, and everything behind it would wait for that.
+        let possible = match self.sync_failed {
+            true => Err(StoreError::SyncFailed(
+                "nothing can be made durable, and a give-up must be".to_owned(),
+            )),
+            false => match store.request_sync() {
+                Err(StoreError::InMemory) => Ok(()),
+                asked => asked,
+            },
+        };
+        if let Err(error) = possible {
             return self.note(Note::StoreFailed {
                 doing: "give up on a message",
-                error: StoreError::SyncFailed(error),
+                error,
             });
         }
         let ordinal = self.refuse(store, now, sequence, reason, None);

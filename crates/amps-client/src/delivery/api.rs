@@ -93,6 +93,9 @@ pub enum Verdict<'a> {
     Persisted,
     /// Refused: this message alone.
     Refused(&'a str),
+    /// Refused, under a command id that this client never gave out: whatever number comes with
+    /// it, it names none of its messages for sure.
+    Stray(&'a str),
 }
 
 /// Something that happened to the link, the store or the application.
@@ -163,6 +166,8 @@ pub enum DropReason {
     ForeignFigure,
     /// The server named a number of 2^63 or more.
     BadFigure,
+    /// The server's figure is so high that the store gives out no numbers above it.
+    NoNumbersLeft,
     /// The server is behind and the policy is to try the next.
     PublishGap,
     /// The store could not write what a rebase needs.
@@ -319,7 +324,7 @@ pub struct ToSend<'a> {
     pub sequence: u64,
     /// The number to send it under.
     pub wire: u64,
-    /// It may have been sent before.
+    /// It may have been sent before, under this number or another.
     pub again: bool,
     /// What to send.
     pub message: MessageRef<'a>,
@@ -333,7 +338,7 @@ pub struct Outgoing<'a> {
     pub(super) nth: usize,
     pub(super) rebase: Option<Rebase>,
     /// Sequences up to here may have been sent before.
-    pub(super) reach: u64,
+    pub(super) sent: u64,
 }
 
 impl<'a> Iterator for Outgoing<'a> {
@@ -346,7 +351,7 @@ impl<'a> Iterator for Outgoing<'a> {
         Some(ToSend {
             sequence,
             wire: wire(self.rebase, sequence),
-            again: sequence <= self.reach,
+            again: sequence <= self.sent,
             message,
         })
     }
@@ -376,7 +381,8 @@ pub struct Totals {
     pub persisted_at_logon: u64,
     /// Refused, with the refusal in the log (late ones not counted: the success stands).
     pub rejected: u64,
-    /// Handed to a transport although they may have been sent before.
+    /// Handed to a transport although they may have been sent before, under the same number or,
+    /// before a rebase of this run, under another.
     pub resent: u64,
     /// Handed to a transport, all in all.
     pub sent: u64,

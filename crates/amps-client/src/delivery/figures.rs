@@ -41,6 +41,12 @@ pub(super) struct Figures {
     rebase: Option<Rebase>,
     /// M: the highest sequence that may have been sent, in this run or before.
     reach: u64,
+    /// The highest sequence that may have been sent under any numbering: what a rebase does
+    /// not lower. It tells of duplicates, and settles nothing.
+    sent: u64,
+    /// The first sequence of this run, and how many unsettled ones there were before it.
+    first_new: u64,
+    recovered: u64,
     /// G: sequences up to here may be handed to a transport.
     grant: u64,
     /// Rebases still allowed in this run.
@@ -53,10 +59,13 @@ pub(super) struct Figures {
 
 impl Figures {
     pub(super) fn new(store: &dyn PublishStore) -> Self {
-        let numbers = store.numbers();
+        let (numbers, bounds) = (store.numbers(), store.bounds());
         Figures {
             rebase: numbers.rebase,
             reach: numbers.found_grant,
+            sent: numbers.found_grant,
+            first_new: bounds.next,
+            recovered: bounds.unsettled,
             grant: numbers.grant,
             rebases_left: 1,
             known: None,
@@ -70,6 +79,10 @@ impl Figures {
 
     pub(super) fn reach(&self) -> u64 {
         self.reach
+    }
+
+    pub(super) fn sent(&self) -> u64 {
+        self.sent
     }
 
     pub(super) fn grant(&self) -> u64 {
@@ -112,6 +125,7 @@ impl Figures {
 
     pub(super) fn handed_over(&mut self, sequence: u64) {
         self.reach = self.reach.max(sequence);
+        self.sent = self.sent.max(sequence);
         self.known = Some(self.known.unwrap_or(0).max(sequence));
     }
 
@@ -140,6 +154,19 @@ impl Figures {
 
     pub(super) fn allow_rebase(&mut self) {
         self.rebases_left = 1;
+    }
+
+    /// How many unsettled messages from `from` on may have been sent, at most.
+    pub(super) fn may_be_duplicates(&self, store: &dyn PublishStore, from: u64) -> u64 {
+        if self.sent < from {
+            return 0;
+        }
+        // Numbers are skipped at an open, so a span of them says less than a count.
+        let of_this_run = (self.sent + 1).saturating_sub(self.first_new);
+        let unsettled = store.bounds().unsettled;
+        (self.sent - from + 1)
+            .min(self.recovered + of_this_run)
+            .min(unsettled)
     }
 
     pub(super) fn rebased(&mut self, store: &dyn PublishStore, rebase: Rebase) {

@@ -224,7 +224,7 @@ impl Delivery {
     ) -> Result<Outgoing<'b>, ReadError> {
         into.clear();
         self.read_ahead(store, now, into)?;
-        let reach = self.figures.reach();
+        let sent = self.figures.sent();
         self.take_out(now, into);
         if self.figures.grant_is_low(self.config.grant_step) {
             self.want_grant(store, now);
@@ -232,7 +232,7 @@ impl Delivery {
         Ok(Outgoing {
             nth: 0,
             rebase: self.figures.rebase(),
-            reach,
+            sent,
             batch: into,
         })
     }
@@ -279,8 +279,9 @@ impl Delivery {
             return;
         };
         let (first, last, count) = (first.sequence, last.sequence, batch.len() as u64);
-        if self.figures.may_have_sent(first) {
-            let again = |message: &MessageRef<'_>| self.figures.may_have_sent(message.sequence);
+        let sent = self.figures.sent();
+        if first <= sent {
+            let again = |message: &MessageRef<'_>| message.sequence <= sent;
             self.totals.resent += batch.iter().filter(again).count() as u64;
         }
         self.totals.sent += count;

@@ -105,13 +105,11 @@ impl Delivery {
         result: Result<Rebase, StoreError>,
     ) {
         self.rebasing = false;
+        // Its figure leaves no numbers above it: nothing is wrong with the store.
+        let full = matches!(result, Err(StoreError::OutOfRange(_)));
         let done = match result {
             Ok(rebase) => {
-                let reach = self.figures.reach();
-                let possible_duplicates = match reach >= rebase.from {
-                    true => store.bounds().unsettled.min(reach - rebase.from + 1),
-                    false => 0,
-                };
+                let possible_duplicates = self.figures.may_be_duplicates(store, rebase.from);
                 self.figures.rebased(store, rebase);
                 self.note(Note::Rebased {
                     from: rebase.from,
@@ -120,6 +118,7 @@ impl Delivery {
                 });
                 true
             }
+            Err(_) if full => false,
             Err(error) => {
                 self.note(Note::StoreFailed {
                     doing: "rebase above the server's figure",
@@ -130,6 +129,10 @@ impl Delivery {
         };
         match self.phase {
             Phase::Rebasing(Logon::Asked) if done => self.go_live(store),
+            Phase::Rebasing(Logon::Asked) if full => {
+                self.links.suspect();
+                self.drop_link(DropReason::NoNumbersLeft);
+            }
             Phase::Rebasing(Logon::Asked) => self.drop_link(DropReason::StoreFailed),
             Phase::Rebasing(Logon::Behind { figure }) => {
                 self.phase = Phase::Offline;

@@ -33,6 +33,7 @@ const WRITE_KEEP: usize = 4 * WRITE_BATCH;
 pub(super) enum Owned {
     LoggedOn,
     LogonRefused(Reason),
+    LoggedOnAs(String),
     Challenge(Credentials),
     HeartbeatInitiated,
     Resubscribed,
@@ -44,6 +45,7 @@ pub(super) enum Owned {
         subscription: u64,
         error: Option<CommandError>,
     },
+    Unreadable(String),
     Unhandled(UnhandledAck),
     Nothing,
 }
@@ -53,6 +55,7 @@ impl From<Received<'_>> for Owned {
         match received {
             Received::LoggedOn { .. } => Owned::LoggedOn,
             Received::LogonRefused(reason) => Owned::LogonRefused(reason),
+            Received::LoggedOnAs(name) => Owned::LoggedOnAs(name.to_owned()),
             Received::Challenge(challenge) => Owned::Challenge(challenge),
             Received::HeartbeatInitiated => Owned::HeartbeatInitiated,
             Received::Resubscribed => Owned::Resubscribed,
@@ -65,6 +68,7 @@ impl From<Received<'_>> for Owned {
                 subscription,
                 error,
             },
+            Received::Unreadable { field } => Owned::Unreadable(cut(field).to_owned()),
             Received::Unhandled(header) => Owned::Unhandled(unhandled(header)),
         }
     }
@@ -327,6 +331,7 @@ impl Driver {
                 match item {
                     Owned::Nothing => {}
                     Owned::LogonRefused(reason) => return Err(LinkEnd::LogonRefused(reason)),
+                    Owned::LoggedOnAs(name) => return Err(LinkEnd::LoggedOnAs(name)),
                     Owned::Challenge(challenge) => self.challenge(server, challenge).await?,
                     Owned::LoggedOn => self.logged_on(server),
                     item => self.received(item),
@@ -379,8 +384,13 @@ impl Driver {
                 let end = error.map(SubscriptionEnd::Command);
                 self.work.readers.end(subscription, end);
             }
+            Owned::Unreadable(field) => self.unreadable_field(field),
             Owned::Unhandled(ack) => self.nobodys(ack),
-            Owned::LoggedOn | Owned::LogonRefused(_) | Owned::Challenge(_) | Owned::Nothing => {}
+            Owned::LoggedOn
+            | Owned::LogonRefused(_)
+            | Owned::LoggedOnAs(_)
+            | Owned::Challenge(_)
+            | Owned::Nothing => {}
         }
     }
 

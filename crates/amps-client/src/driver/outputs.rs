@@ -137,6 +137,12 @@ impl Driver {
         self.unhandled(ack);
     }
 
+    /// One field of a frame meant nothing; the rest of it counts.
+    pub(super) fn unreadable_field(&mut self, field: String) {
+        tracing::warn!(field, "the server sent a field that cannot be read");
+        self.shared.event(Event::UnreadableField { field });
+    }
+
     pub(super) fn unhandled(&mut self, ack: UnhandledAck) {
         if let Err(mpsc::error::TrySendError::Full(ack)) = self.unhandled.try_send(ack) {
             tracing::warn!(
@@ -246,6 +252,7 @@ fn link_end(why: DropReason) -> LinkEnd {
     match why {
         DropReason::ForeignFigure => LinkEnd::ForeignFigure,
         DropReason::BadFigure => LinkEnd::BadFigure,
+        DropReason::NoNumbersLeft => LinkEnd::NoNumbersLeft,
         DropReason::PublishGap => LinkEnd::PublishGap,
         DropReason::StoreFailed => LinkEnd::Store("it could not write a rebase".to_owned()),
     }

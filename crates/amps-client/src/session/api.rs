@@ -71,6 +71,8 @@ pub enum Received<'a> {
     },
     /// The server refused the logon; the link is of no more use.
     LogonRefused(Reason),
+    /// The server accepted the logon of another client name than ours; the link is of no use.
+    LoggedOnAs(&'a str),
     /// The server asks again; answer with [`Session::answer_challenge`](super::Session::answer_challenge).
     Challenge(Credentials),
     /// The server confirmed heartbeats.
@@ -100,6 +102,11 @@ pub enum Received<'a> {
         subscription: u64,
         /// Why, unless it simply came to its end.
         error: Option<CommandError>,
+    },
+    /// A field of a frame could not be read; what the rest of the frame says follows.
+    Unreadable {
+        /// Its key.
+        field: &'a str,
     },
     /// An ack that belongs to nothing, or a command that no client knows.
     Unhandled(&'a Header<'a>),

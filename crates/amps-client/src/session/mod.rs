@@ -178,7 +178,10 @@ impl Session {
         sink: &mut dyn FnMut(Received<'_>),
     ) -> Result<(), HeaderError> {
         self.heard = now;
-        let (header, body) = Header::parse(frame)?;
+        let (header, body) = Header::salvage(frame)?;
+        if let Some(field) = &header.unreadable {
+            sink(Received::Unreadable { field });
+        }
         match &header.verb {
             Some(Verb::Ack) => self.ack(now, &header, out, sink),
             Some(Verb::Publish | Verb::DeltaPublish) => {
@@ -456,8 +459,45 @@ fn wire_id(id: u64) -> String {
     format!("c{id}")
 }
 
-fn own_id(text: &str) -> Option<u64> {
-    text.strip_prefix('c')?.parse().ok()
+/// Whom the command id of an ack names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Named {
+    /// There is none, as in conflated acks.
+    Nobody,
+    /// It has the form of the session's own ids, whether or not it gave this one out: it is
+    /// about a command that is no publish.
+    Own(u64),
+    /// The publish of this sequence.
+    Publish(u64),
+    /// No command of this client has it.
+    Stranger,
+}
+
+impl Named {
+    /// `publish_ids`: publishes carry ids; otherwise no id can be one of theirs.
+    fn by(id: Option<&str>, publish_ids: bool) -> Named {
+        let Some(id) = id.filter(|id| !id.is_empty()) else {
+            return Named::Nobody;
+        };
+        if let Some(digits) = id.strip_prefix('c')
+            && !digits.is_empty()
+            && digits.bytes().all(|byte| byte.is_ascii_digit())
+        {
+            // 0 is never given out.
+            return Named::Own(number(digits).unwrap_or(0));
+        }
+        match number(id) {
+            Some(sequence) if publish_ids => Named::Publish(sequence),
+            _ => Named::Stranger,
+        }
+    }
+}
+
+/// A number as this client writes it: what it did not write it does not take for its own.
+fn number(text: &str) -> Option<u64> {
+    let digits = text.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = digits && (text == "0" || !text.starts_with('0'));
+    plain.then(|| text.parse().ok()).flatten()
 }
 
 fn sub_id(subscription: u64) -> String {
@@ -465,5 +505,5 @@ fn sub_id(subscription: u64) -> String {
 }
 
 fn own_sub(text: &str) -> Option<u64> {
-    text.trim().strip_prefix('s')?.parse().ok()
+    number(text.trim().strip_prefix('s')?)
 }

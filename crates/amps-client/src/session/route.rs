@@ -7,8 +7,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::{
-    Credentials, MAX_CHALLENGES, Phase, Placed, Received, ServerInfo, Session, What, own_id,
-    own_sub,
+    Credentials, MAX_CHALLENGES, Named, Phase, Placed, Received, ServerInfo, Session, What, own_sub,
 };
 use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
@@ -25,55 +24,67 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let waiting_id = header.command_id.as_deref().and_then(own_id);
+        let named = Named::by(header.command_id.as_deref(), self.config.publish_ids);
         if let Phase::LoggingOn { id, challenges, .. } = self.phase {
             let processed = header.ack_kind() == Some(AckKind::Processed);
-            if waiting_id == Some(id) && (processed || header.status != Some(Status::Success)) {
+            if named == Named::Own(id) && (processed || header.status != Some(Status::Success)) {
                 return self.logon_ack(now, header, challenges, out, sink);
             }
             // Nothing was sent on this link that it could be about.
             return sink(Received::Unhandled(header));
         }
-        if let Some(id) = waiting_id
-            && self.waiting.contains_key(&id)
-        {
-            return self.command_ack(id, header, out, sink);
+        let mut by_command = None;
+        if let Named::Own(id) = named {
+            if self.waiting.contains_key(&id) {
+                return self.command_ack(id, header, out, sink);
+            }
+            by_command = self.placed_by(id);
         }
-        let failed = header.status == Some(Status::Failure);
-        let succeeded = header.status == Some(Status::Success);
-        let persisted = header.ack_kind() == Some(AckKind::Persisted);
-        let by_command = waiting_id.and_then(|id| self.placed_by(id));
         let by_name = header.sub_id.as_deref().or(header.query_id.as_deref());
         if by_name.is_some() || by_command.is_some() {
             let subscription = by_name.and_then(own_sub).or(by_command);
             // Progress of a bookmark subscription, never of the publish store (§7).
             return self.subscription_ack(subscription, header, out, sink);
         }
+        match self.publish_ack(named, header) {
+            Some(ack) => sink(Received::Ack(ack)),
+            None => sink(Received::Unhandled(header)),
+        }
+    }
+
+    /// What an ack says of publishes, if it is about any.
+    fn publish_ack<'h>(&self, named: Named, header: &'h Header<'_>) -> Option<PublishAck<'h>> {
         if !self.config.stored {
-            return sink(Received::Unhandled(header));
+            return None;
         }
         let figure = header.sequence.filter(|sequence| *sequence > 0);
-        let sequence = match self.config.publish_ids {
-            true => header.command_id.as_deref().and_then(|id| id.parse().ok()),
-            false => None,
+        let kind = header.ack_kind();
+        let reason = header.reason_text.as_deref().unwrap_or_default();
+        let (sequence, verdict) = match (named, header.status?) {
+            // Of a command that nobody waits for any more: its number, if it has one, is another
+            // publisher's (`amps-publish-semantics.md` §2).
+            (Named::Own(_), _) => return None,
+            (Named::Stranger, Status::Failure) if is_of_a_publish(kind) => {
+                (None, Verdict::Stray(reason))
+            }
+            (Named::Stranger, _) => return None,
+            (Named::Nobody, Status::Failure) => (None, Verdict::Refused(reason)),
+            (Named::Publish(id), Status::Failure) => (Some(id), Verdict::Refused(reason)),
+            (_, Status::Success) if kind != Some(AckKind::Persisted) => return None,
+            (Named::Publish(id), Status::Success) => (Some(id), Verdict::Persisted),
+            (Named::Nobody, Status::Success) => (None, Verdict::Persisted),
+            // No word that is known for success or failure.
+            (_, Status::Retry | Status::Unknown) => return None,
         };
-        let names_nothing = header.command_id.is_none() && figure.is_none();
-        if persisted && succeeded && (figure.is_some() || sequence.is_some()) {
-            sink(Received::Ack(PublishAck {
-                figure,
-                sequence,
-                verdict: Verdict::Persisted,
-            }));
-        } else if failed && (figure.is_some() || sequence.is_some() || names_nothing) {
-            let reason = header.reason_text.as_deref().unwrap_or_default();
-            sink(Received::Ack(PublishAck {
-                figure,
-                sequence,
-                verdict: Verdict::Refused(reason),
-            }));
-        } else if !(succeeded && sequence.is_some()) {
-            sink(Received::Unhandled(header));
+        let names_nothing = figure.is_none() && sequence.is_none();
+        if verdict == Verdict::Persisted && names_nothing {
+            return None;
         }
+        Some(PublishAck {
+            figure,
+            sequence,
+            verdict,
+        })
     }
 
     fn logon_ack(
@@ -86,6 +97,12 @@ impl Session {
     ) {
         match header.status {
             Some(Status::Success) => {
+                // Its figure counts what somebody else has sent, and so would this link.
+                let name = header.client_name.as_deref().unwrap_or_default();
+                if !name.is_empty() && name != self.config.client_name {
+                    self.phase = Phase::Offline;
+                    return sink(Received::LoggedOnAs(cut(name)));
+                }
                 self.phase = Phase::LoggedOn;
                 let hash = header
                     .bookmark
@@ -344,6 +361,11 @@ impl Placed {
             self.bookmark = Some(bookmark.clone());
         }
     }
+}
+
+/// Whether a refusal of this kind can be one of a publish.
+fn is_of_a_publish(kind: Option<AckKind>) -> bool {
+    matches!(kind, None | Some(AckKind::Persisted | AckKind::Processed))
 }
 
 /// Why an ack is no success: the server's words, or else its status, which may be a word

@@ -407,3 +407,105 @@ fn a_short_lived_link_and_a_figure_that_runs_ahead_point_to_a_shared_name() {
     rig.lose();
     assert!(!rig.delivery.wants_longest_delay());
 }
+
+/// A rebase took back the mark of what had gone out: what went out a second time was neither
+/// counted nor marked, just when the server could not tell that it was the same.
+#[test]
+fn what_is_sent_again_after_a_rebase_is_sent_again() {
+    let mut rig = rig();
+    rig.publish(10);
+    rig.logon(0);
+    rig.send();
+    rig.ok(2);
+    rig.lose();
+    rig.publish(3);
+    let outputs = rig.logon(1_000_000);
+    let duplicates = |outputs: &[Output]| {
+        notes(outputs).into_iter().find_map(|note| match note {
+            Note::Rebased {
+                possible_duplicates,
+                ..
+            } => Some(*possible_duplicates),
+            _ => None,
+        })
+    };
+    assert_eq!(duplicates(&outputs), Some(8));
+    let mut few = Batch::new(9, usize::MAX);
+    let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut few);
+    let again: Vec<bool> = next.unwrap().map(|to_send| to_send.again).collect();
+    assert_eq!(again, [[true; 8].as_slice(), &[false]].concat());
+    assert_eq!(rig.delivery.totals().resent, 8);
+    // The second rebase of a run knows of both numberings.
+    rig.lose();
+    rig.input(Input::AllowRebase);
+    let outputs = rig.logon(1 << 40);
+    assert_eq!(duplicates(&outputs), Some(9));
+    assert_eq!(rig.send().len(), 11);
+    assert_eq!(rig.delivery.totals().resent, 8 + 9);
+    // What settles goes by the numbering in force: nothing of it is beyond the first one.
+    assert_eq!(rig.delivery.handed_over(), 13);
+}
+
+#[test]
+fn what_an_earlier_run_may_have_sent_is_counted_and_what_it_cannot_have_sent_is_not() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.publish(4);
+    rig.logon(0);
+    rig.send();
+    drop(rig);
+    let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+    rig.publish(5);
+    let outputs = rig.logon(1 << 40);
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::Rebased {
+            from: 1,
+            possible_duplicates: 4,
+            ..
+        }
+    )));
+    assert_eq!(rig.send().len(), 9);
+    assert_eq!(rig.delivery.totals().resent, 4);
+}
+
+#[test]
+fn a_rebase_that_failed_sends_nothing_and_is_asked_for_again() {
+    let mut rig = rig();
+    rig.publish(3);
+    for error in [
+        StoreError::SyncFailed("EIO".into()),
+        StoreError::OutOfRange(500),
+    ] {
+        rig.carry_out = false;
+        assert_eq!(rebases(&rig.logon(500)), 1);
+        let full = matches!(error, StoreError::OutOfRange(_));
+        let outputs = rig.input(Input::Rebased(Err(error)));
+        assert_eq!(
+            drops(&outputs),
+            Some(match full {
+                true => DropReason::NoNumbersLeft,
+                false => DropReason::StoreFailed,
+            })
+        );
+        let blamed = notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::StoreFailed { .. }));
+        assert_eq!(blamed, !full, "{outputs:?}");
+        assert_eq!(rig.delivery.wants_longest_delay(), full);
+        assert!(!rig.delivery.is_live() && rig.send().is_empty());
+        rig.ok(3);
+        assert_eq!(rig.unsettled(), 3, "such a link settles nothing");
+        rig.lose();
+        // Without a link as well.
+        assert_eq!(rebases(&rig.logon(500)), 1);
+        rig.lose();
+        let failed = StoreError::SyncFailed("EIO".into());
+        assert_eq!(drops(&rig.input(Input::Rebased(Err(failed)))), None);
+        assert!(!rig.delivery.is_live() && rig.send().is_empty());
+    }
+    rig.carry_out = true;
+    assert_eq!(rebases(&rig.logon(500)), 1);
+    assert_eq!(rig.send()[0], (1, rebase_above(500) + 1));
+}

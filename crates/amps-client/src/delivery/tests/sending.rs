@@ -328,3 +328,26 @@ fn a_message_given_up_is_no_publish_gap() {
         }
     )));
 }
+
+/// A give-up that came between a failed sync and its telling waited for a durability that
+/// nothing could reach any more, and everything behind it with it.
+#[test]
+fn a_give_up_after_a_failed_sync_that_was_not_told_yet_stops_nothing() {
+    let disk = SimDisk::new();
+    let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
+    rig.publish(3);
+    rig.logon(0);
+    disk.fail(Fault::Sync(0));
+    rig.store.sync().unwrap_err();
+    let outputs = rig.input(Input::GiveUp {
+        sequence: 1,
+        reason: "given up",
+    });
+    assert!(matches!(notes(&outputs)[..], [Note::StoreFailed { .. }]));
+    assert!(rig.store.is_unsettled(1) && refused(&outputs).is_none());
+    assert_eq!(rig.send(), [(1, 1), (2, 2), (3, 3)]);
+    let outputs = rig.input(Input::SyncFailed);
+    assert!(notes(&outputs).is_empty(), "{outputs:?}");
+    rig.ok(3);
+    assert_eq!(rig.unsettled(), 0);
+}
