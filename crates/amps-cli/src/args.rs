@@ -158,6 +158,10 @@ pub(crate) struct Sending {
     /// Say this often what is published and what waits; under --json in objects "status".
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub(crate) status_interval: Option<Duration>,
+    /// Send each message's sequence as command id, for servers whose refusals name no message
+    /// otherwise.
+    #[arg(long)]
+    pub(crate) publish_ids: bool,
 }
 
 #[derive(Debug, Args)]

@@ -23,6 +23,7 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
         connector,
         flush_timeout: args.sending.flush_timeout,
         status_interval: args.sending.status_interval,
+        publish_ids: args.sending.publish_ids,
         input: None,
         stop,
         json,

@@ -66,6 +66,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         servers,
         connector,
         flush_timeout: args.sending.flush_timeout,
+        publish_ids: args.sending.publish_ids,
         input: Some(Input {
             lines,
             message: Box::new(move |line| to_message(&topic, delta, resume, line)),

@@ -10,8 +10,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use amps_client::Client;
 use amps_client::connector::Connector;
-use amps_client::{Client, LinkEnd, LogonError};
 use amps_sandbox::Sandbox;
 use amps_store::{PublishStore, Store};
 
@@ -39,6 +39,8 @@ pub(crate) struct Job {
     pub(crate) flush_timeout: Duration,
     /// How often to say what waits.
     pub(crate) status_interval: Option<Duration>,
+    /// Publishes carry their sequence as command id.
+    pub(crate) publish_ids: bool,
     pub(crate) input: Option<Input>,
     pub(crate) stop: Stop,
     pub(crate) json: bool,
@@ -57,6 +59,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         connector,
         flush_timeout,
         status_interval,
+        publish_ids,
         input,
         stop,
         json,
@@ -70,6 +73,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let mut builder = Client::builder(store.client_name())
         .store(store.clone())
         .connector(connector)
+        .publish_ids(publish_ids)
         // A person decides what becomes of a refusal: it waits in the store.
         .on_failed_write(|_| async { Err("it waits for `amps failed`".into()) });
     for server in &servers {
@@ -110,19 +114,13 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
             flushed = client.publish_flush(flush_timeout) => flushed.is_ok(),
             () = stop.second() => false,
         };
-    let refusal = match client.wait_logged_on(Duration::ZERO).await {
-        Err(LogonError::Refused { server, reason })
-        | Err(LogonError::Deadline {
-            last: Some((server, LinkEnd::LogonRefused(reason))),
-            ..
-        }) => Some((server, reason.to_string())),
-        _ => None,
-    };
+    // Whatever the last attempt ended with: another server may be down.
+    let refusal = client.health().logon_refused;
     watch.abort();
     // It held a handle of the client, and so of the store.
     let _ = watch.await;
     crate::output::status("");
-    let rejected = refused.tell_new(&store, &out).await;
+    let told = refused.tell_new(&store, &out).await;
     let patience = if flushed { CLOSE } else { Duration::ZERO };
     let closed = tokio::select! {
         biased;
@@ -140,6 +138,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         persisted: counts.persisted,
         persisted_at_logon: counts.persisted_at_logon,
         rejected: counts.rejected,
+        late: counts.late,
+        unattributed: counts.unattributed,
         left: closed.left,
         resent: counts.resent,
         stopped: fed.cut || stop.asked().is_some(),
@@ -174,22 +174,10 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
             ));
         }
     }
-    if report.rejected > 0 {
+    if report.refusals() > 0 {
         exits.push(Exit::Rejected);
-        if let Some(path) = path {
-            say(&format!(
-                "note: {} message(s) were refused and wait for you: amps failed list {}",
-                report.rejected,
-                path.display()
-            ));
-        }
     }
-    if report.rejected > rejected {
-        say(&format!(
-            "note: {} of them came too late for the list",
-            report.rejected - rejected
-        ));
-    }
+    report.tell_refusals(told, path);
     report.tell(&out);
     exits.push(out.last_words(&stop).await);
     Ok(exits.into_iter().min().unwrap_or(Exit::Ok))

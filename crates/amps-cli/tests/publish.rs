@@ -51,7 +51,8 @@ fn the_report_has_the_fields_of_the_contract() {
     let ran = run_with_input(&mut publish(&server.uri), b"1\n2\n3\n").expect(0);
     assert_eq!(
         ran.text(),
-        "published 3  persisted 3  persisted_at_logon 0  rejected 0  left 0  resent 0  stopped 0\n"
+        "published 3  persisted 3  persisted_at_logon 0  rejected 0  late 0  unattributed 0  left 0  \
+         resent 0  stopped 0\n"
     );
     let report = run_with_input(publish(&server.uri).arg("--json"), b"1\n")
         .expect(0)
@@ -61,6 +62,8 @@ fn the_report_has_the_fields_of_the_contract() {
         ("persisted", 1),
         ("persisted_at_logon", 0),
         ("rejected", 0),
+        ("late", 0),
+        ("unattributed", 0),
         ("left", 0),
         ("resent", 0),
     ] {

@@ -5,9 +5,10 @@ use amps_client::{ConnectionState, Event, Events, LinkEnd};
 use crate::output::say;
 
 /// Tells events until the client is closed. An outage is told once, however many attempts it
-/// takes.
+/// takes, and so is a server whose fields cannot be read.
 pub(super) async fn tell(mut events: Events, store: String) {
     let mut outage: Option<String> = None;
+    let mut unreadable = false;
     while let Some(event) = events.next().await {
         let text = match event {
             Event::SetAside { records, sequences } => format!(
@@ -101,8 +102,21 @@ pub(super) async fn tell(mut events: Events, store: String) {
                 "message {sequence} was the first unsettled one at the end of {links} \
                  connections; the server may stumble over it"
             ),
-            Event::Unattributed { reason, .. } => {
-                format!("the server refused a message without saying which: {reason}")
+            Event::Unattributed { figure, reason } => match figure {
+                Some(figure) => format!(
+                    "the server refused a message under number {figure}, which names none of \
+                     this store for sure: {reason}"
+                ),
+                None => format!("the server refused a message without saying which: {reason}"),
+            },
+            Event::UnreadableField { field } => {
+                if std::mem::replace(&mut unreadable, true) {
+                    continue;
+                }
+                format!(
+                    "the server sent a field \"{field}\" that cannot be read; an ack whose number \
+                     is unreadable settles nothing"
+                )
             }
             Event::RefusalNotLogged { sequence, reason } => format!(
                 "message {sequence} was refused late and the store had no room to note it: {reason}"

@@ -1,6 +1,7 @@
 //! What became of the messages.
 
 use std::collections::HashSet;
+use std::path::Path;
 use std::time::Duration;
 
 use amps_store::{PublishStore, Rejection, Store, StoredMessage};
@@ -25,6 +26,10 @@ pub(super) struct Report {
     pub(super) persisted: u64,
     pub(super) persisted_at_logon: u64,
     pub(super) rejected: u64,
+    /// Refused after a success that covered them.
+    pub(super) late: u64,
+    /// Refusals that named no message.
+    pub(super) unattributed: u64,
     pub(super) left: u64,
     pub(super) resent: u64,
     /// The run ended before its input did, or was asked to end.
@@ -50,6 +55,8 @@ impl Report {
             persisted,
             persisted_at_logon,
             rejected,
+            late,
+            unattributed,
             left,
             resent,
             stopped,
@@ -62,6 +69,8 @@ impl Report {
                 "persisted": *persisted,
                 "persisted_at_logon": *persisted_at_logon,
                 "rejected": *rejected,
+                "late": *late,
+                "unattributed": *unattributed,
                 "left": *left,
                 "resent": *resent,
                 "stopped": *stopped,
@@ -76,9 +85,47 @@ impl Report {
         }
         out.line(&format!(
             "published {published}  persisted {persisted}  persisted_at_logon \
-             {persisted_at_logon}  rejected {rejected}  left {left}  resent {resent}  stopped {}",
+             {persisted_at_logon}  rejected {rejected}  late {late}  unattributed {unattributed}  \
+             left {left}  resent {resent}  stopped {}",
             u8::from(*stopped)
         ));
+    }
+
+    /// Whatever the server refused in this run, whether or not it said what and when.
+    pub(super) fn refusals(&self) -> u64 {
+        self.rejected + self.late + self.unattributed
+    }
+
+    /// Says on standard error where the refusals are of which `told` were printed.
+    pub(super) fn tell_refusals(&self, told: u64, path: Option<&Path>) {
+        let named = self.rejected + self.late;
+        if let (Some(path), 1..) = (path, named) {
+            say(&format!(
+                "note: {named} message(s) were refused and wait for you: amps failed list {}",
+                path.display()
+            ));
+        }
+        if self.late > 0 {
+            say(&format!(
+                "note: {} message(s) were acknowledged first and refused afterwards; they count as \
+                 persisted as well",
+                self.late
+            ));
+        }
+        if named > told {
+            say(&format!(
+                "note: {} of them came too late for the list, or the store had no room to note \
+                 them",
+                named - told
+            ));
+        }
+        if self.unattributed > 0 {
+            say(&format!(
+                "note: {} refusal(s) named no message of this store: what was refused may count \
+                 as persisted. With --publish-ids such a server says which",
+                self.unattributed
+            ));
+        }
     }
 }
 
