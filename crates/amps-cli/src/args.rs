@@ -144,12 +144,27 @@ impl Tls {
     }
 }
 
+/// Who logs on, where a server's URI does not say so.
+#[derive(Debug, Args)]
+pub(crate) struct Login {
+    /// User to log on as, if the URI names none; else the variable AMPS_USER.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) user: Option<String>,
+    /// Read the password from the first line of this file; else the variable AMPS_PASSWORD. It
+    /// is for the user of the URI, too, if the URI has no password.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) password_file: Option<PathBuf>,
+}
+
 /// Where to send, shared by publish and drain.
 #[derive(Debug, Args)]
 pub(crate) struct Sending {
-    /// Server to publish to; of several, the next is tried when one fails. Repeatable.
-    #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
+    /// Server to publish to; of several, the next is tried when one fails. Repeatable. Else those
+    /// in the variable AMPS_SERVER, separated by spaces, else tcp://127.0.0.1:9007/amps/json.
+    #[arg(long, value_name = "URI")]
     pub(crate) server: Vec<String>,
+    #[command(flatten)]
+    pub(crate) login: Login,
     #[command(flatten)]
     pub(crate) tls: Tls,
     /// How long to wait for acknowledgements at the end, and for room while the store is full.
@@ -219,9 +234,12 @@ pub(crate) struct Subscribe {
     /// Topic, or a regular expression over topics.
     #[arg(long)]
     pub(crate) topic: String,
-    /// Server to subscribe at; of several, the next is tried when one fails. Repeatable.
-    #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
+    /// Server to subscribe at; of several, the next is tried when one fails. Repeatable. Else
+    /// those in the variable AMPS_SERVER, separated by spaces, else tcp://127.0.0.1:9007/amps/json.
+    #[arg(long, value_name = "URI")]
     pub(crate) server: Vec<String>,
+    #[command(flatten)]
+    pub(crate) login: Login,
     #[command(flatten)]
     pub(crate) tls: Tls,
     /// Stop after this many messages.

@@ -4,6 +4,7 @@ use amps_store::{Options, Store};
 
 use crate::args::Drain;
 use crate::failure::{Exit, Failure};
+use crate::login;
 use crate::sending::{self, Job};
 use crate::signals::Stop;
 use crate::tls;
@@ -14,12 +15,13 @@ use crate::tls;
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
-    let connector = tls::connector(&args.sending.server, &args.sending.tls)?;
+    let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
+    let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
     let store = Store::open_existing(&args.store, Options::new()).map_err(|e| Failure::open(&e))?;
     sending::run(Job {
         store,
         path: Some(args.store),
-        servers: args.sending.server,
+        servers,
         connector,
         flush_timeout: args.sending.flush_timeout,
         status_interval: args.sending.status_interval,

@@ -14,6 +14,7 @@ mod drain;
 mod failed;
 mod failure;
 mod lines;
+mod login;
 mod meta;
 mod output;
 mod publish;

@@ -8,6 +8,7 @@ use amps_store::{Level, Options, PublishStore, Store};
 use crate::args::Publish;
 use crate::failure::{Exit, Failure};
 use crate::lines::{LastLine, Line, Lines, Source};
+use crate::login;
 use crate::output::say;
 use crate::resume::Stored;
 use crate::sending::{self, Input, Job};
@@ -28,7 +29,8 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     if let Some(name) = &args.client_name {
         Client::check_name(name).map_err(|e| refused(&e))?;
     }
-    let connector = tls::connector(&args.sending.server, &args.sending.tls)?;
+    let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
+    let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
     // Before the store is created, so that a wrong path leaves nothing behind.
     let source = Source::open(&args.file)?;
     let store = open_store(&args)?;
@@ -57,7 +59,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     };
     let servers = match &sandbox {
         Some(sandbox) => vec![sandbox.uri()],
-        None => args.sending.server.clone(),
+        None => servers,
     };
     let (topic, delta) = (args.topic, args.delta);
     let result = sending::run(Job {

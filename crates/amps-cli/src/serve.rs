@@ -14,7 +14,9 @@ use crate::tls;
 /// A bad option, an address that cannot be had, or a journal that cannot be used.
 pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
     let mut builder = Sandbox::builder().ack_interval(args.ack_interval);
-    if let Some(identity) = tls::identity(&args)? {
+    // Before the first word on standard output: who reads it may signal at once.
+    let stop = Stop::listen()?;
+    if let Some(identity) = tls::identity(&args, &stop)? {
         builder = builder.tls(identity);
     }
     for uri in &args.listen {
@@ -41,8 +43,6 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
     for text in &args.fault {
         builder = builder.fault(fault(text)?);
     }
-    // Before the first word on standard output: who reads it may signal at once.
-    let stop = Stop::listen()?;
 
     let out = SideOutput::stdout(json)?;
     let sandbox = builder.start().await.map_err(|e| {

@@ -9,7 +9,7 @@ use crate::args::Subscribe;
 use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::signals::Stop;
-use crate::{body, tls};
+use crate::{body, login, tls};
 
 /// Messages held while standard output is slow. When even these are not enough, the
 /// subscription ends and is placed again behind the last message printed.
@@ -24,10 +24,11 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// A bad URI, a refused logon or a refused subscription.
 pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
-    let connector = tls::connector(&args.server, &args.tls)?;
+    let servers = login::servers(&args.server, &args.login, &stop)?;
+    let connector = tls::connector(&servers, &args.tls, &stop)?;
     let mut builder =
         Client::builder(format!("amps-subscribe-{:016x}", random())).connector(connector);
-    for server in &args.server {
+    for server in &servers {
         builder = builder.server(server.as_str());
     }
     let client = builder
@@ -81,8 +82,8 @@ async fn logged_on(client: &Client) -> Result<(), Failure> {
                 return Err(Failure::new(
                     Exit::LogonRefused,
                     format!(
-                        "{server} refused the logon: {reason}; put user and password into the \
-                         URI, as in tcp://user:password@host:port/amps/json"
+                        "{server} refused the logon: {reason}; give a user with --user and a \
+                         password with --password-file or AMPS_PASSWORD"
                     ),
                 ));
             }

@@ -1,5 +1,6 @@
 //! What `tcps` addresses take besides the address: files of certificates, and a name.
 
+use std::io::Read as _;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -9,13 +10,19 @@ use amps_sandbox::TlsIdentity;
 
 use crate::args::{DEFAULT_SERVER, Serve, Tls};
 use crate::failure::{Exit, Failure};
+use crate::lines::Source;
+use crate::signals::Stop;
 
 /// How to connect to these servers, before anything is created or opened.
 ///
 /// # Errors
 /// A URI that is none, a file that cannot be read or does not hold what it should, or
 /// options that no server needs.
-pub(crate) fn connector(servers: &[String], tls: &Tls) -> Result<Arc<dyn Connector>, Failure> {
+pub(crate) fn connector(
+    servers: &[String],
+    tls: &Tls,
+    stop: &Stop,
+) -> Result<Arc<dyn Connector>, Failure> {
     let secured = parse(servers)?
         .iter()
         .any(|uri| uri.scheme() == Scheme::Tcps);
@@ -30,15 +37,26 @@ pub(crate) fn connector(servers: &[String], tls: &Tls) -> Result<Arc<dyn Connect
     }
     let mut builder = TlsConnector::builder();
     if let Some(file) = &tls.tls_ca {
-        builder = builder.without_system_roots().authority_pem(read(file)?);
+        builder = builder.without_system_roots();
+        builder = match is_file(file) {
+            true => builder.authority_file(file),
+            false => builder.authority_pem(read(file, stop)?),
+        };
     }
     if let (Some(chain), Some(key)) = (&tls.tls_cert, &tls.tls_key) {
-        builder = builder.client_certificate_pem(read(chain)?, read(key)?);
+        builder = match is_file(chain) && is_file(key) {
+            true => builder.client_certificate_files(chain, key),
+            false => {
+                let (chain, key) = both(chain, key, stop)?;
+                builder.client_certificate_pem(chain, key)
+            }
+        };
     }
     if let Some(name) = &tls.tls_server_name {
         builder = builder.server_name(name);
     }
     let tls = builder.build().map_err(|error| match error {
+        error @ TlsSetupError::File { .. } => Failure::other(error.to_string()),
         TlsSetupError::NoRoots { .. } => Failure::other(format!("{error}; give one with --tls-ca")),
         TlsSetupError::ServerName { .. } => {
             Failure::new(Exit::Usage, format!("--tls-server-name: {error}"))
@@ -55,14 +73,16 @@ pub(crate) fn connector(servers: &[String], tls: &Tls) -> Result<Arc<dyn Connect
 ///
 /// # Errors
 /// As [`connector`], and when there is none.
-pub(crate) fn identity(args: &Serve) -> Result<Option<TlsIdentity>, Failure> {
+pub(crate) fn identity(args: &Serve, stop: &Stop) -> Result<Option<TlsIdentity>, Failure> {
     let secured = parse(&args.listen)?
         .iter()
         .any(|uri| uri.scheme() == Scheme::Tcps);
     match (&args.tls_cert, &args.tls_key, secured) {
         (Some(chain), Some(key), true) => {
-            let authority = args.tls_client_ca.as_deref().map(read).transpose()?;
-            let identity = TlsIdentity::from_pem(&read(chain)?, &read(key)?, authority.as_deref());
+            let authority = args.tls_client_ca.as_deref();
+            let authority = authority.map(|file| read(file, stop)).transpose()?;
+            let (chain, key) = both(chain, key, stop)?;
+            let identity = TlsIdentity::from_pem(&chain, &key, authority.as_deref());
             identity.map(Some).map_err(|error| {
                 Failure::new(
                     Exit::Usage,
@@ -95,6 +115,25 @@ fn parse(uris: &[String]) -> Result<Vec<Uri>, Failure> {
     uris.iter().map(parse).collect()
 }
 
-fn read(file: &Path) -> Result<Vec<u8>, Failure> {
-    std::fs::read(file).map_err(|e| Failure::other(format!("cannot read {}: {e}", file.display())))
+/// Whether it can be read again for each attempt, and so be renewed; a pipe is read once.
+fn is_file(path: &Path) -> bool {
+    std::fs::metadata(path).map_or(true, |found| found.is_file())
+}
+
+/// Chain and key, which may stand in one file; a pipe is not opened twice.
+fn both(chain: &Path, key: &Path, stop: &Stop) -> Result<(Vec<u8>, Vec<u8>), Failure> {
+    let read_chain = read(chain, stop)?;
+    let read_key = match chain == key {
+        true => read_chain.clone(),
+        false => read(key, stop)?,
+    };
+    Ok((read_chain, read_key))
+}
+
+fn read(file: &Path, stop: &Stop) -> Result<Vec<u8>, Failure> {
+    let mut text = Vec::new();
+    let mut from = Source::open(file)?.until(stop.clone());
+    from.read_to_end(&mut text)
+        .map_err(|e| Failure::other(format!("cannot read {}: {e}", file.display())))?;
+    Ok(text)
 }

@@ -11,7 +11,7 @@ mod common;
 use std::io::{BufRead as _, BufReader};
 use std::process::{Command, Stdio};
 
-use common::{Dir, NOBODY, Server, amps, run, run_with_input};
+use common::{Dir, NOBODY, Running, Server, amps, run, run_with_input};
 use rcgen::{BasicConstraints, CertificateParams, DnType, IsCa, Issuer, KeyPair};
 
 const SECURE: &str = "tcps://127.0.0.1:0/amps/json";
@@ -133,10 +133,13 @@ fn nobody_is_sent_anything_without_a_certificate_to_trust() {
     let server = files.server(&[]);
     let ca = files.text("ca.pem");
     let publish = || files.publish(&server.uri);
-    is_refused(publish().args(["--tls-ca", &ca]), "not valid for name");
+    is_refused(publish().args(["--tls-ca", &ca]), "is for another name");
     let stranger = files.text("stranger.pem");
     let named = ["--tls-server-name", "orders.example", "--tls-ca"];
-    is_refused(publish().args(named).arg(&stranger), "UnknownIssuer");
+    is_refused(
+        publish().args(named).arg(&stranger),
+        "issued by nobody who is trusted",
+    );
     let mut publish = files.publish(&server.uri);
     publish.args(named).arg(&ca);
     let report = run_with_input(&mut publish, b"1\n").expect(0).report();
@@ -179,7 +182,7 @@ fn the_certificates_of_the_system_are_trusted_unless_others_are_named() {
     let others = files.text("stranger.pem");
     is_refused(
         publish("ca.pem").args(["--tls-ca", &others]),
-        "UnknownIssuer",
+        "issued by nobody who is trusted",
     );
 
     files.dir.file("empty.pem", "");
@@ -228,4 +231,72 @@ fn options_that_make_no_sense_are_refused_before_anything_is_created() {
     serve(&["--listen", SECURE, "--tls-cert", &chain, "--tls-key", &ca])
         .says(&["no certificate to show", "PEM"]);
     serve(&["--listen", SECURE, "--tls-client-ca", &ca]).says(&["--tls-cert"]);
+}
+
+/// The certificates were read once, at the start: who renewed one had to restart every publisher.
+#[test]
+fn certificates_renewed_on_disk_need_no_restart() {
+    let files = Files::new("127.0.0.1");
+    let later = Files::new("127.0.0.1");
+    let mut server = files.server(&[]);
+    let mut command = files.publish(&server.uri);
+    command.args(["--announce", "--tls-ca", &files.text("ca.pem")]);
+    command.args(["--status-interval", "10ms", "--flush-timeout", "60s"]);
+    let mut publisher = Running::start(&mut command);
+    publisher.write_line("1");
+    publisher.hear("status", |status| status["persisted"] == 1);
+    server.kill();
+    // A renewal writes one file after the other.
+    for name in ["server.pem", "server.key", "ca.pem"] {
+        std::fs::copy(later.text(name), files.text(name)).unwrap();
+    }
+    publisher.write_line("2");
+    publisher.hear("status", |status| status["state"] != "logged_on");
+    server.begin();
+    publisher.close_stdin();
+    let (code, report) = publisher.end();
+    assert_eq!(code, Some(0), "{report}");
+    assert_eq!(report["left"], 0);
+}
+
+#[test]
+fn certificates_from_a_pipe_are_read_once() {
+    let files = Files::new("127.0.0.1");
+    let server = files.server(&[]);
+    let pipe = files.dir.path("pipe");
+    assert!(
+        Command::new("mkfifo")
+            .arg(&pipe)
+            .status()
+            .unwrap()
+            .success()
+    );
+    let ca = std::fs::read(files.text("ca.pem")).unwrap();
+    let mut command = files.publish(&server.uri);
+    command.arg("--tls-ca").arg(&pipe).stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    std::fs::write(&pipe, ca).unwrap();
+    common::ran(child.wait_with_output().unwrap()).expect(0);
+}
+
+#[test]
+fn a_self_signed_certificate_is_refused_in_words() {
+    let files = Files::new("127.0.0.1");
+    let mut params = CertificateParams::new(["127.0.0.1".to_owned()]).unwrap();
+    params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+    let key = KeyPair::generate().unwrap();
+    let pem = params.self_signed(&key).unwrap().pem();
+    files.dir.file("server.pem", &pem);
+    files.dir.file("server.key", key.serialize_pem());
+    let server = files.server(&[]);
+    for trusted in ["server.pem", "ca.pem"] {
+        let mut command = files.publish(&server.uri);
+        command.args(["--flush-timeout", "2s", "--tls-ca", &files.text(trusted)]);
+        let ran = run_with_input(&mut command, b"1\n").expect(5);
+        assert!(ran.stderr.contains("the server"), "{}", ran.stderr);
+        for debug in ["OtherError", "CaUsedAsEndEntity", "UnknownIssuer", "Error("] {
+            assert!(!ran.stderr.contains(debug), "{}", ran.stderr);
+        }
+    }
 }

@@ -270,6 +270,59 @@ impl FromStr for Uri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
+        Uri::parse(text).map_err(|error| match hides_a_password(text) {
+            true => error.without_text(),
+            false => error,
+        })
+    }
+}
+
+/// Whether what was taken for a host, a path or an option may be part of a password: one with a
+/// `/` or `?` in it, which ended the authority before its `@`.
+fn hides_a_password(text: &str) -> bool {
+    let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
+    let authority = rest.find(['/', '?']).unwrap_or(rest.len());
+    rest[authority..].contains('@') || text[..text.len() - rest.len()].contains('@')
+}
+
+impl UriError {
+    /// The same without anything of what was written.
+    fn without_text(self) -> Self {
+        let hidden = || "***".to_owned();
+        match self {
+            UriError::UnknownScheme { .. } => UriError::UnknownScheme { scheme: hidden() },
+            UriError::BadHost { .. } => UriError::BadHost { host: hidden() },
+            UriError::MissingPort { .. } => UriError::MissingPort { host: hidden() },
+            UriError::BadPort { .. } => UriError::BadPort { port: hidden() },
+            UriError::UnsupportedProtocol { .. } => {
+                UriError::UnsupportedProtocol { protocol: hidden() }
+            }
+            UriError::ExtraPath { .. } => UriError::ExtraPath { extra: hidden() },
+            UriError::BadEncoding { .. } => UriError::BadEncoding { text: hidden() },
+            UriError::UnknownOption { .. } => UriError::UnknownOption { name: hidden() },
+            UriError::MisplacedOption { scheme, .. } => UriError::MisplacedOption {
+                name: hidden(),
+                scheme,
+            },
+            UriError::RepeatedOption { .. } => UriError::RepeatedOption { name: hidden() },
+            UriError::BadOption { expected, .. } => UriError::BadOption {
+                name: hidden(),
+                value: hidden(),
+                expected,
+            },
+            UriError::CompressionUnsupported { .. } => {
+                UriError::CompressionUnsupported { value: hidden() }
+            }
+            error @ (UriError::MissingScheme
+            | UriError::MissingHost { .. }
+            | UriError::MissingProtocol
+            | UriError::MissingPath) => error,
+        }
+    }
+}
+
+impl Uri {
+    fn parse(text: &str) -> Result<Self, UriError> {
         let (scheme, rest) = text.split_once("://").ok_or(UriError::MissingScheme)?;
         let scheme = match scheme {
             "tcp" => Scheme::Tcp,
@@ -483,7 +536,11 @@ fn host_and_port(scheme: Scheme, address: &str) -> Result<(String, u16), UriErro
         match address.split_once(':') {
             Some((host, port)) if port.contains(':') => {
                 let _ = host;
-                return Err(bad_host(address));
+                // A user and a password without their host would look like this too.
+                let address_only = address
+                    .bytes()
+                    .all(|b| b.is_ascii_hexdigit() || b":.".contains(&b));
+                return Err(bad_host(if address_only { address } else { "***" }));
             }
             Some((host, port)) => (host, Some(port)),
             None => (address, None),
@@ -508,8 +565,9 @@ fn host_and_port(scheme: Scheme, address: &str) -> Result<(String, u16), UriErro
     let number = port.parse().ok().filter(|_| digits);
     Ok((
         host,
+        // What is no number may be a password whose host is missing.
         number.ok_or_else(|| UriError::BadPort {
-            port: port.to_owned(),
+            port: if digits { port } else { "***" }.to_owned(),
         })?,
     ))
 }

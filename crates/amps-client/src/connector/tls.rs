@@ -1,31 +1,70 @@
 //! TLS over TCP, by rustls with the ring provider (feature `tls`).
 
 use std::io;
-use std::sync::Arc;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
-use tokio_rustls::rustls::{ClientConfig, RootCertStore};
+use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 
 use super::{ConnectError, Connecting, Connector, only, tcp, unsupported};
 use crate::uri::{Scheme, Uri};
 
 /// Opens `tcps` addresses: TCP with the options of the URI, then TLS. The server must show
 /// a certificate for the URI's host, or for the name set in the builder.
+///
+/// Files given by name are read again for each attempt, so that renewed certificates need no
+/// restart. An attempt that finds one missing or half renewed fails, and the next one reads again.
 #[derive(Clone, Debug)]
 pub struct TlsConnector {
-    config: Arc<ClientConfig>,
+    setup: Arc<Setup>,
     server_name: Option<ServerName<'static>>,
+}
+
+#[derive(Debug)]
+struct Setup {
+    /// What is trusted whatever files say.
+    system: RootCertStore,
+    complaints: String,
+    authorities: Vec<Pem>,
+    identity: Option<(Pem, Pem)>,
+    made: Mutex<Option<Made>>,
+}
+
+/// What came of the files when they said this.
+#[derive(Debug)]
+struct Made {
+    texts: Vec<Vec<u8>>,
+    config: Arc<ClientConfig>,
+}
+
+#[derive(Clone, Debug)]
+enum Pem {
+    Text(Vec<u8>),
+    File(PathBuf),
+}
+
+impl Pem {
+    fn read(&self) -> Result<Vec<u8>, TlsSetupError> {
+        match self {
+            Pem::Text(text) => Ok(text.clone()),
+            Pem::File(file) => std::fs::read(file).map_err(|error| TlsSetupError::File {
+                file: file.clone(),
+                reason: error.to_string(),
+            }),
+        }
+    }
 }
 
 /// Sets up a [`TlsConnector`].
 #[derive(Debug, Default)]
 #[must_use = "a builder does nothing until built"]
 pub struct TlsConnectorBuilder {
-    authorities: Vec<Vec<u8>>,
+    authorities: Vec<Pem>,
     no_system_roots: bool,
-    identity: Option<(Vec<u8>, Vec<u8>)>,
+    identity: Option<(Pem, Pem)>,
     server_name: Option<String>,
 }
 
@@ -39,6 +78,14 @@ pub enum TlsSetupError {
         /// What was looked for.
         what: &'static str,
         /// What is wrong.
+        reason: String,
+    },
+    /// A file cannot be read.
+    #[error("cannot read {}: {reason}", file.display())]
+    File {
+        /// Its name.
+        file: PathBuf,
+        /// What the system said.
         reason: String,
     },
     /// There is nobody to trust: no root certificate of the system, and none given.
@@ -73,7 +120,14 @@ impl TlsConnector {
 impl TlsConnectorBuilder {
     /// Trusts the certificates in this PEM text as well.
     pub fn authority_pem(mut self, pem: impl Into<Vec<u8>>) -> Self {
-        self.authorities.push(pem.into());
+        self.authorities.push(Pem::Text(pem.into()));
+        self
+    }
+
+    /// Trusts the certificates in this PEM file as well, as they are at each attempt. A regular
+    /// file: a pipe would be empty the second time.
+    pub fn authority_file(mut self, file: impl AsRef<Path>) -> Self {
+        self.authorities.push(Pem::File(file.as_ref().to_owned()));
         self
     }
 
@@ -89,7 +143,20 @@ impl TlsConnectorBuilder {
         chain: impl Into<Vec<u8>>,
         key: impl Into<Vec<u8>>,
     ) -> Self {
-        self.identity = Some((chain.into(), key.into()));
+        self.identity = Some((Pem::Text(chain.into()), Pem::Text(key.into())));
+        self
+    }
+
+    /// Shows the server the certificate chain in this PEM file, with the private key in that
+    /// one, as they are at each attempt. Regular files, as for
+    /// [`authority_file`](Self::authority_file).
+    pub fn client_certificate_files(
+        mut self,
+        chain: impl AsRef<Path>,
+        key: impl AsRef<Path>,
+    ) -> Self {
+        let file = |file: &Path| Pem::File(file.to_owned());
+        self.identity = Some((file(chain.as_ref()), file(key.as_ref())));
         self
     }
 
@@ -105,45 +172,80 @@ impl TlsConnectorBuilder {
     /// # Errors
     /// A [`TlsSetupError`].
     pub fn build(self) -> Result<TlsConnector, TlsSetupError> {
-        let mut roots = RootCertStore::empty();
+        let mut system = RootCertStore::empty();
         let mut complaints = "not asked for".to_owned();
         if !self.no_system_roots {
             let found = rustls_native_certs::load_native_certs();
-            complaints = format!("{:?}", found.errors);
-            roots.add_parsable_certificates(found.certs);
+            let said: Vec<String> = found.errors.iter().map(ToString::to_string).collect();
+            complaints = said.join("; ");
+            system.add_parsable_certificates(found.certs);
         }
-        for pem in &self.authorities {
+        let server_name = self.server_name.map(|name| {
+            ServerName::try_from(name.clone()).map_err(|_| TlsSetupError::ServerName { name })
+        });
+        let connector = TlsConnector {
+            setup: Arc::new(Setup {
+                system,
+                complaints,
+                authorities: self.authorities,
+                identity: self.identity,
+                made: Mutex::default(),
+            }),
+            server_name: server_name.transpose()?,
+        };
+        connector.setup.config()?;
+        Ok(connector)
+    }
+}
+
+impl Setup {
+    /// What the files say now.
+    fn config(&self) -> Result<Arc<ClientConfig>, TlsSetupError> {
+        let identity = self.identity.iter().flat_map(|(chain, key)| [chain, key]);
+        let texts = self.authorities.iter().chain(identity).map(Pem::read);
+        let texts = texts.collect::<Result<Vec<_>, _>>()?;
+        let mut made = self.made.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*made {
+            Some(made) if made.texts == texts => Ok(made.config.clone()),
+            _ => {
+                let config = Arc::new(self.make(&texts)?);
+                *made = Some(Made {
+                    texts,
+                    config: config.clone(),
+                });
+                Ok(config)
+            }
+        }
+    }
+
+    /// `texts` are those of the authorities, then chain and key.
+    fn make(&self, texts: &[Vec<u8>]) -> Result<ClientConfig, TlsSetupError> {
+        let (authorities, identity) = texts.split_at(self.authorities.len());
+        let mut roots = self.system.clone();
+        for pem in authorities {
             for certificate in certificates(pem)? {
                 roots.add(certificate).map_err(refused)?;
             }
         }
         if roots.is_empty() {
-            return Err(TlsSetupError::NoRoots { reason: complaints });
+            return Err(TlsSetupError::NoRoots {
+                reason: self.complaints.clone(),
+            });
         }
         let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
             .with_safe_default_protocol_versions()
             .map_err(refused)?
             .with_root_certificates(roots);
-        let config = match &self.identity {
-            None => config.with_no_client_auth(),
-            Some((chain, key)) => {
-                let key =
-                    PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsSetupError::Pem {
-                        what: "private key",
-                        reason: error.to_string(),
-                    })?;
-                config
-                    .with_client_auth_cert(certificates(chain)?, key)
-                    .map_err(refused)?
-            }
+        let [chain, key] = identity else {
+            return Ok(config.with_no_client_auth());
         };
-        let server_name = self.server_name.map(|name| {
-            ServerName::try_from(name.clone()).map_err(|_| TlsSetupError::ServerName { name })
-        });
-        Ok(TlsConnector {
-            config: Arc::new(config),
-            server_name: server_name.transpose()?,
-        })
+        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsSetupError::Pem {
+            what: "private key",
+            reason: error.to_string(),
+        })?;
+        config
+            .with_client_auth_cert(certificates(chain)?, key)
+            .map_err(refused)
     }
 }
 
@@ -154,8 +256,9 @@ impl Connector for TlsConnector {
         }
         Box::pin(async move {
             let name = self.expected(uri)?;
+            let config = self.setup.config()?;
             let plain = tcp::open(uri).await?;
-            let connector = tokio_rustls::TlsConnector::from(self.config.clone());
+            let connector = tokio_rustls::TlsConnector::from(config);
             let opened = connector.connect(name, plain).await;
             Ok(Box::new(opened.map_err(|source| failed(uri, source))?) as _)
         })
@@ -181,8 +284,45 @@ impl TlsConnector {
 fn failed(uri: &Uri, source: io::Error) -> ConnectError {
     ConnectError::Tls {
         target: uri.authority(),
-        source,
+        source: in_words(source),
     }
+}
+
+/// What rustls says of a server's certificate for programs, said for people.
+fn in_words(source: io::Error) -> io::Error {
+    let inner = source.get_ref().and_then(|inner| inner.downcast_ref());
+    let Some(Error::InvalidCertificate(wrong)) = inner else {
+        return source;
+    };
+    let words = match wrong {
+        CertificateError::UnknownIssuer => {
+            "the server's certificate was issued by nobody who is trusted here; trust its \
+             authority's certificate"
+                .to_owned()
+        }
+        CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
+            "the server's certificate has expired".to_owned()
+        }
+        CertificateError::NotValidYet | CertificateError::NotValidYetContext { .. } => {
+            "the server's certificate is not valid yet; are both clocks right?".to_owned()
+        }
+        CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => {
+            "the server's certificate is for another name; expect that one, or connect by it"
+                .to_owned()
+        }
+        // It shows itself in the form that programs know it by.
+        CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
+            "the server shows the certificate of an authority as its own, as self-signed ones often \
+             are; give it one that the authority has signed, or a self-signed one that is no \
+             authority (CA:FALSE)"
+                .to_owned()
+        }
+        CertificateError::Other(other) => {
+            format!("the server's certificate cannot be used ({other})")
+        }
+        other => format!("the server's certificate cannot be used: {other}"),
+    };
+    io::Error::new(source.kind(), words)
 }
 
 fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {

@@ -82,8 +82,8 @@ fn every_fault_has_its_own_error() {
         ("tcp://me@:1/amps", UriError::MissingHost { scheme: "tcp" }),
         ("tcp://h/amps", UriError::MissingPort { host: host() }),
         ("tcp://h:/amps", UriError::MissingPort { host: host() }),
-        ("tcp://h:x/amps", UriError::BadPort { port: "x".into() }),
-        ("tcp://h:+1/amps", UriError::BadPort { port: "+1".into() }),
+        ("tcp://h:x/amps", UriError::BadPort { port: "***".into() }),
+        ("tcp://h:+1/amps", UriError::BadPort { port: "***".into() }),
         (
             "tcp://h:65536/amps",
             UriError::BadPort {
@@ -193,6 +193,34 @@ fn every_fault_has_its_own_error() {
             expected,
         };
         assert_eq!(error(&format!("tcp://h:1/amps?{option}")), bad);
+    }
+}
+
+#[test]
+fn a_password_that_cannot_be_parsed_is_not_shown() {
+    for text in [
+        "tcp://me:s3/cret@h:1/amps/json",
+        "tcp://me:s3?cret@h:1/amps/json",
+        "tcp://me:s3?cret=x@h:1/amps/json",
+        "tcp://me:s3#cr/et@h:1",
+        "tcp://me:1/s3cret@h:1/amps/json",
+        "tcp://me:1/amps/s3cret/@h:1/amps/json",
+        "tcp://me:1/amps?s3cret@h:1/amps/json",
+        "tcp://me:1/amps?bind=s3cret@h:1/amps/json",
+        "tcp://me:1/amps/%zzs3cret@h:1/amps/json",
+        "tcp://me:s3cret%zz@h:1/amps/json",
+        "tcp://me:s3:cret%@h:1/amps/json",
+        "tcp://me:s3cret/amps/json",
+        "tcp://me:s3cret:9007/amps/json",
+        "me:s3cret@tcp://h:1/amps/json",
+    ] {
+        let error = error(text);
+        for shown in [error.to_string(), format!("{error:?}")] {
+            assert!(
+                !shown.contains("s3") && !shown.contains("cret"),
+                "{text}: {shown}"
+            );
+        }
     }
 }
 
