@@ -31,6 +31,7 @@ Usage: amps-mutants [OPTION…] prepare|run|report
   --every K       tries every K-th slip only  [default: 1]
   --only TEXT     tries slips with this in their name only
   --standing      tries again only what stood, or what is new, and believes the rest
+  --budget MS     leaves a slip standing after tests that usually take so long, for a first look
   --jobs N        [default: 2]
 ";
 
@@ -68,6 +69,7 @@ struct Options {
     only: Option<String>,
     standing: bool,
     jobs: usize,
+    budget: u64,
     verb: String,
 }
 
@@ -83,6 +85,7 @@ fn options() -> Outcome<Options> {
         only: None,
         standing: false,
         jobs: 2,
+        budget: u64::MAX,
         verb: String::new(),
     };
     let mut args = std::env::args().skip(1);
@@ -97,6 +100,7 @@ fn options() -> Outcome<Options> {
             "--every" => o.every = value()?.parse()?,
             "--only" => o.only = Some(value()?),
             "--standing" => o.standing = true,
+            "--budget" => o.budget = value()?.parse()?,
             "--jobs" => o.jobs = value()?.parse()?,
             "prepare" | "run" | "report" if o.verb.is_empty() => o.verb = arg,
             _ => return Err(format!("not understood: {arg}\n\n{HELP}").into()),
@@ -175,7 +179,7 @@ fn run(o: &Options, trial: &Trial) -> Outcome<()> {
                 .is_none_or(|text| s.name.contains(text.as_str()))
             && !(o.standing && fell(&s.name))
     });
-    trial.run(&trial.load()?, &chosen, o.jobs)?;
+    trial.run(&trial.load()?, &chosen, o.jobs, o.budget)?;
     report(o, trial)
 }
 

@@ -1,5 +1,6 @@
 //! Each rule as a small history. Names carry the numbers of `histories.md`.
 
+mod edges;
 mod numbers;
 mod outcomes;
 mod sending;
