@@ -1,0 +1,150 @@
+//! What happens seldom, and matters then: a rebase allowed by an operator, a disk that fails under
+//! a client, refusals that must outlive a power cut before anybody acts on them.
+
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use amps_client::{Event, Events};
+use amps_store::testkit::{Fault, SimDisk};
+use amps_store::{Envelope, Level, PublishStore, Store, StoreError};
+use common::quirks::Quirks;
+use common::{LONG, Peer, memory, options, pair};
+use tokio::sync::mpsc;
+
+/// The first event that this says something about.
+async fn told<T>(events: &mut Events, wanted: impl Fn(&Event) -> Option<T>) -> T {
+    let found = async {
+        loop {
+            if let Some(found) = wanted(&events.next().await.expect("more events")) {
+                return found;
+            }
+        }
+    };
+    tokio::time::timeout(LONG, found).await.expect("told")
+}
+
+/// Two foreign figures in one run stop a client, as somebody else may use its name. Once the
+/// operator has looked, it goes on above them.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_stopped_for_a_shared_name_goes_on_when_it_is_allowed_to() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut events = client.events();
+    client.publish("orders", "one").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 500).await;
+    assert!(peer.next().await.unwrap().sequence > Some(500));
+    drop(peer);
+    let theirs = 1 << 40;
+    let mut peer = Peer::logged_on(&mut listener, theirs).await;
+    assert!(peer.next().await.is_none(), "nothing is sent");
+    let stopped = told(&mut events, |event| match event {
+        Event::NameShared { stopped, .. } => Some(*stopped),
+        _ => None,
+    });
+    assert!(stopped.await);
+    client.allow_rebase().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, theirs).await;
+    let again = peer.next().await.expect("it goes on");
+    assert!(again.sequence > Some(theirs) && again.body == b"one");
+}
+
+/// What cannot become durable is not sent at `Disk`, and that sending ends is told.
+#[tokio::test(start_paused = true)]
+async fn a_sync_that_fails_under_a_client_ends_sending_and_is_told() {
+    let disk = SimDisk::new();
+    let store = disk.open(options().level(Level::Disk)).unwrap();
+    let (builder, mut listener) = pair();
+    let client = builder.store(store).open().await.unwrap();
+    let mut events = client.events();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let first = client.publish("orders", "one").await.unwrap();
+    first.durable().await.unwrap();
+    assert_eq!(peer.publishes_to(1).await.len(), 1);
+    disk.fail(Fault::Sync(0));
+    let second = client.publish("orders", "two").await.unwrap();
+    assert!(matches!(
+        second.durable().await,
+        Err(StoreError::SyncFailed(_))
+    ));
+    let through = told(&mut events, |event| match event {
+        Event::SendingStopped { through } => Some(*through),
+        _ => None,
+    });
+    assert_eq!(through.await, 1);
+    assert!(client.health().sync_failed);
+}
+
+fn with_refusals(path: &std::path::Path) -> Store {
+    let store = Store::open(path, options().level(Level::Disk)).unwrap();
+    for sequence in 1..=3 {
+        store.append(&Envelope::publish("orders"), b"body").unwrap();
+        store.reject(sequence, "no", 1).unwrap();
+    }
+    store
+}
+
+/// A handler acts on a refusal: at `Disk` a power cut must not take that refusal back. One sync
+/// serves all that wait.
+#[tokio::test]
+async fn at_disk_refusals_are_durable_before_a_handler_sees_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let syncs = Arc::new(AtomicUsize::new(0));
+    let counted = syncs.clone();
+    let store = Quirks {
+        sync: Some(Box::new(move || {
+            counted.fetch_add(1, Ordering::SeqCst);
+            None
+        })),
+        ..Quirks::of(with_refusals(&dir.path().join("store")))
+    };
+    let (seen, mut calls) = mpsc::unbounded_channel();
+    let (builder, _listener) = pair();
+    let client = builder
+        .store(store)
+        .on_failed_write(move |failed| {
+            let call = (failed.sequence, syncs.load(Ordering::SeqCst));
+            let sent = seen.send(call);
+            async move { Ok(sent?) }
+        })
+        .open()
+        .await
+        .unwrap();
+    for sequence in 1..=3 {
+        assert_eq!(calls.recv().await, Some((sequence, 1)));
+    }
+    drop(client);
+}
+
+/// And where it cannot be made durable, no handler acts on it: it waits.
+#[tokio::test]
+async fn a_refusal_that_cannot_be_made_durable_waits_and_that_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = Quirks {
+        sync: Some(Box::new(|| Some(StoreError::SyncFailed("EIO".into())))),
+        ..Quirks::of(with_refusals(&dir.path().join("store")))
+    };
+    let called = Arc::new(AtomicUsize::new(0));
+    let counted = called.clone();
+    let (builder, _listener) = pair();
+    let client = builder
+        .store(store)
+        .on_failed_write(move |_| {
+            counted.fetch_add(1, Ordering::SeqCst);
+            async { Ok(()) }
+        })
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let doing = told(&mut events, |event| match event {
+        Event::StoreFailed { doing, .. } => Some(*doing),
+        _ => None,
+    });
+    assert_eq!(doing.await, "make a refusal durable");
+    assert_eq!(called.load(Ordering::SeqCst), 0);
+    assert_eq!(client.health().rejections, 3);
+}
