@@ -1,9 +1,9 @@
 #!/usr/bin/env python3
 """Lists a publish store, written from store-format.md alone.
 
-One line per record of the log in log order, tab separated:
-ordinal, offset, kind, sequence, state, topic, payload in hex.
-Exit code 0: whole; 3: damaged; 1: not a store."""
+First the next sequence and the resume tag in hex; then one line per record of the log in log
+order, tab separated: ordinal, offset, kind, sequence, state, topic, payload in hex.
+Exit code 0: whole; 3: damaged; 1: not a store; 4: its creation was never finished."""
 import struct
 import sys
 import zlib
@@ -25,8 +25,31 @@ def superblock(data):
             names = ("counter", "id", "key", "pid", "size", "segments", "cap", "grant",
                      "number_floor", "rebase_from", "rebase_delta", "generation", "closed_at")
             s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)), evacuated=b[888])
-            best = s if best is None or s["counter"] > best["counter"] else best
+            host, name = struct.unpack_from("<HH", b, 112)
+            sound = host <= 255 and name <= 512 and s["size"] % 4096 == 0 \
+                and 8192 <= s["size"] <= 1 << 27 and 1 <= s["segments"] <= s["cap"] \
+                and 6 <= s["cap"] <= (1 << 43) // s["size"] - 1 \
+                and all(s[n] < 1 << 63 for n in ("counter", "grant", "number_floor",
+                                                 "rebase_from", "generation", "closed_at"))
+            if sound and (best is None or s["counter"] >= best["counter"]):
+                best = s
+    if best is None and unfinished(data):
+        print("its creation was never finished", file=sys.stderr)
+        sys.exit(4)
     return best or sys.exit("not a publish store")
+
+
+def unfinished(data):
+    """Whether this is what a creation leaves that did not reach its end."""
+    for at in range(0, len(data), BLOCK):
+        b = data[at:at + BLOCK]
+        if at == 0 and len(b) == BLOCK and b[:8] == b"\x89AMPSTO\n":
+            continue
+        if at >= 2 * BLOCK and len(b) == BLOCK and b[4:64] == b"SEG1" + bytes(56):
+            b = b[64:]
+        if any(b):
+            return False
+    return True
 
 
 def seed(key, offset):
@@ -38,7 +61,7 @@ class Reader:
     def __init__(self, data):
         self.data, self.sb = data, superblock(data)
         self.max = min(self.sb["size"] // 4, (1 << 25) - 8)
-        self.log, self.set_aside, self.damaged, self.gaps = [], [], False, []
+        self.log, self.set_aside, self.damaged, self.gaps, self.met = [], [], False, [], []
         self.dropped = 0
         self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
         self.damaged |= self.there < self.sb["segments"]
@@ -58,7 +81,7 @@ class Reader:
         message = kind in (1, 5, 9)
         sound = HEADER <= length and stride <= min(self.max, end - at) and kind in KINDS \
             and quiet <= message and zero == 0 and env <= (length - HEADER) * message \
-            and seq < 1 << 63 and 0 < ordinal < 1 << 63 and 0 < generation < 1 << 63
+            and seq < 1 << 63 and (seq > 0) == (kind in (1, 3, 4, 5, 9)) and 0 < ordinal < 1 << 63 and 0 < generation < 1 << 63
         if not sound or not self.fits(at, at + stride):
             return None
         body = self.data[at + HEADER:at + length]
@@ -73,8 +96,9 @@ class Reader:
         used, headers = [], False
         for segment in range(self.there):
             at, first, end = self.bounds(segment)
-            if self.data[at + 4:at + 8] == b"SEG1" and self.fits(at, first):
-                ordinal, used_flag = struct.unpack_from("<Q8xB", self.data, at + 8)
+            ordinal, used_flag = struct.unpack_from("<Q8xB", self.data, at + 8)
+            sound = used_flag == 0 or used_flag == 1 and 0 < ordinal < 1 << 63
+            if self.data[at + 4:at + 8] == b"SEG1" and self.fits(at, first) and sound:
                 used += [(ordinal, segment)] * used_flag
             elif record := self.look(first, end):
                 used.append((record["ordinal"], segment))
@@ -85,28 +109,30 @@ class Reader:
                      if not (r := self.look(*self.bounds(s)[1:])) or r["ordinal"] == o}
         start = used[0][0] if used else 1
         self.last, self.generation, self.needed = start - 1, 0, 0
-        walked, ends = set(), {}
-        while used:
-            segment = next((s for o, s in used if o == self.last + 1 and s not in walked), None)
-            if segment is None:  # the newest segment whose epoch names the last record
-                bridges = [s for o, s in used if s not in walked and self.bridge(s)]
-                if not bridges:
-                    break
-                segment = bridges[-1]
-            _, at, end = self.bounds(segment)
-            walked.add(segment)
-            while (record := self.look(at, end)) and self.follows(record):
+        ends, clean, at = {}, False, 0 if used else None
+        while at is not None:
+            segment = used[at][1]
+            _, place, end = self.bounds(segment)
+            while (record := self.look(place, end)) and self.follows(record):
                 self.apply(record)
-                at += record["stride"]
-            ends[segment] = at
+                place += record["stride"]
+                m = mark(record)
+                clean = bool(m and m["flags"] & 1)
+            ends[segment] = place
+            later = [i for i in range(at + 1, len(used))]
+            follows = [i for i in later if used[i][0] == self.last + 1]
+            bridges = [i for i in later if self.bridge(used[i][1])]
+            at = follows[0] if follows else bridges[-1] if bridges else None
+        self.met += self.log
         self.needed = max([0] + [m["needed"] for r in self.log if (m := mark(r))])
         if start > max(self.needed, 1):  # headless
             self.log, self.last, self.generation = [], max(self.needed, 1) - 1, 0
             self.judge({})
             if not self.log:
-                self.log, self.last, self.needed, self.set_aside = [], 0, 0, []
+                self.log, self.last, self.generation = [], 0, 0
+                self.needed, self.set_aside = 0, []
                 self.judge({})
-        elif not self.sb["closed_at"] or self.sb["closed_at"] != self.last:
+        elif not (clean and self.sb["closed_at"] and self.sb["closed_at"] == self.last):
             self.judge(ends)
         else:  # clean: the log is whole
             headers = False
@@ -122,35 +148,35 @@ class Reader:
             return False
         if record["kind"] == "epoch" and record["ordinal"] > self.last:
             first = not self.log and record["ordinal"] == self.last + 1
-            return first or struct.unpack_from("<Q", record["body"])[0] == self.last
+            return first or follows(record) == self.last
         return record["ordinal"] == self.last + 1
 
     def judge(self, ends):
         """Everything intact behind the end of the walk, gap by gap."""
-        hole, beyond = list(ends)[-1] if ends else None, []
+        beyond = []
         for segment in range(self.there):
-            if segment in ends and segment != hole:
-                continue
             _, first, end = self.bounds(segment)
-            at, highest = ends.get(segment, first), self.laps.get(segment, 0)
+            at = ends.get(segment, first)
             while at + HEADER <= end:
                 record = self.look(at, end)
                 if record and record["ordinal"] > self.last:
-                    record["current"] = record["ordinal"] >= highest
-                    highest = max(highest, record["ordinal"])
-                    beyond.append(record)
+                    beyond.append(dict(record, segment=segment))
                 at += record["stride"] if record else 8
-        marks = [m for r in self.log + beyond if (m := mark(r))]
+        self.met += beyond
+        marks = [m for r in self.met if (m := mark(r))]
         durable = max([self.sb["closed_at"]] + [m["durable"] for m in marks])
-        dead = [(struct.unpack_from("<Q", r["body"])[0], r["ordinal"]) for r in beyond
-                if r["kind"] == "epoch" and r["generation"] >= self.generation]
-        beyond = [r for r in beyond if r["current"]
-                  and not any(a < r["ordinal"] < b for a, b in dead)]
-        beyond.sort(key=lambda r: (r["ordinal"], -r["generation"]))
+        dead = [(f, r["ordinal"]) for r in beyond
+                if (f := follows(r)) is not None and r["generation"] >= self.generation]
+        beyond = [r for r in beyond if not any(a < r["ordinal"] < b for a, b in dead)]
+        highest, left = dict(self.laps), []
+        for record in beyond:  # by place, as they were gathered
+            before = highest.get(record["segment"], 0)
+            left += [record] * (record["ordinal"] >= before)
+            highest[record["segment"]] = max(before, record["ordinal"])
+        beyond = sorted(left, key=lambda r: (r["ordinal"], -r["generation"], r["at"]))
         believed, all_of_them = [r for r in beyond if r["kind"] == "lost"], True
         while True:  # what is no part of the log names nothing
-            named = [struct.unpack("<QQ", r["body"][:16])
-                     for r in [r for r in self.log if r["kind"] == "lost"] + believed]
+            named = [n for r in self.log + believed if (n := names(r))]
             accepted, needed, cut = self.course(beyond, named, durable)
             held = {r["at"] for _, r in accepted}
             stays = [r for r in believed if r["at"] in held]
@@ -168,7 +194,7 @@ class Reader:
                 self.apply(record)
             self.last, self.generation = record["ordinal"], record["generation"]
         if not self.set_aside:
-            self.damaged |= self.last < durable and not any(b >= durable for _, b in named)
+            self.damaged |= self.last < durable
 
     def course(self, beyond, named, durable):
         """What goes on, each with the last ordinal missing before it, and what is behind a cut."""
@@ -177,8 +203,8 @@ class Reader:
             if record["ordinal"] <= last or record["generation"] < generation:
                 continue
             through = record["ordinal"] - 1
-            if record["kind"] == "epoch":
-                through = max(last, struct.unpack_from("<Q", record["body"])[0])
+            if (f := follows(record)) is not None:
+                through = max(last, f)
             known = through <= last or any(a <= last + 1 and through <= b for a, b in named)
             if not known and last + 1 > durable:
                 return accepted, needed, beyond[i:]
@@ -195,7 +221,7 @@ class Reader:
             m, generation = mark(r), r["generation"]
             if r["kind"] == "publish":
                 count = generation, r["seq"] + 1
-            elif r["kind"] == "epoch":
+            elif m and r["kind"] == "epoch":
                 count = generation, struct.unpack_from("<Q", r["body"], 16)[0]
             elif m:
                 count = generation, m["next"]
@@ -218,11 +244,56 @@ def mark(record):
     """What a mark says, or the one in an epoch, if it has the form of one."""
     at = {"mark": 0, "epoch": 24}.get(record["kind"])
     if at is not None and len(record["body"]) == at + 104:
-        m = dict(zip(("floor", "durable", "next", "needed"),
-                     struct.unpack_from("<4Q", record["body"], at)))
-        follows = at and struct.unpack_from("<Q", record["body"])[0] + 1
-        if max(m["durable"], m["needed"], follows) <= record["ordinal"]:
+        m = dict(zip(("floor", "durable", "next", "needed", "flags", "tag_length"),
+                     struct.unpack_from("<4Q2I", record["body"], at)))
+        epoch = struct.unpack_from(f"<{at // 8}Q", record["body"])
+        numbers = [m[n] for n in ("floor", "durable", "next", "needed")] + list(epoch)
+        if max(m["durable"], m["needed"], *[f + 1 for f in epoch[:1]]) <= record["ordinal"] \
+                and max(numbers) < 1 << 63 and m["flags"] <= 3 and m["tag_length"] <= 64:
+            m["tag"] = record["body"][at + 40:at + 40 + m["tag_length"]]
             return m
+
+
+def follows(record):
+    """The ordinal that an epoch follows."""
+    if record["kind"] == "epoch" and mark(record):
+        return struct.unpack_from("<Q", record["body"])[0]
+
+
+def names(record):
+    """First and last ordinal that a lost record names as a gap."""
+    if record["kind"] == "lost" and len(record["body"]) == 32:
+        first, last, *sequences = struct.unpack("<4Q", record["body"])
+        if max(first, *sequences) < 1 << 63 and last < record["ordinal"]:
+            return first, last
+
+
+def rejection_is_late(record):
+    b = record["body"]
+    sound = 16 <= len(b) <= 144 and b[9] == 0 and b[8] <= 3 \
+        and struct.unpack_from("<H", b, 10)[0] == len(b) - 16
+    return sound and b[8] & 2 != 0
+
+
+def next_sequence(reader):
+    told = [reader.sb["grant"], reader.sb["number_floor"]]
+    for r in reader.met:
+        told.append(r["seq"])
+        if m := mark(r):
+            told += [m["floor"], m["next"] - 1]
+            if r["kind"] == "epoch":
+                told.append(struct.unpack_from("<Q", r["body"], 16)[0] - 1)
+    return max(told) + 1
+
+
+def resume_tag(log):
+    for r in reversed(log):
+        if m := mark(r):
+            break
+        tag = envelope(r).get("user_tag") if r["kind"] == "publish" and not r["quiet"] else None
+        if tag:
+            return tag
+    return next((m["tag"] for r in reversed(log) if (m := mark(r)) and m["flags"] & 2), b"")
 
 
 class Bytes:
@@ -232,6 +303,8 @@ class Bytes:
 
     def number(self):
         first = self.take(1)[0]
+        if first > 253:
+            raise ValueError("no integer")
         return first if first < 251 else int.from_bytes(self.take(2 << (first - 251)), "little")
 
     def take(self, n):
@@ -244,7 +317,7 @@ class Bytes:
         return self.take(self.number()).decode()
 
     def option(self, read):
-        flag = self.take(1)[0]
+        flag = self.number()
         if flag > 1:
             raise ValueError("no optional field")
         return read() if flag else None
@@ -294,10 +367,12 @@ def judge_messages(log):
                 old["state"] = "superseded"
             messages[seq] = record
             if kind == "publish" and record["quiet"] and \
-                    (e := envelope(record))["accepts"] is not None:
+                    (e := envelope(record))["accepts"] is not None and e["accepts"] < seq:
                 accept(e["accepts"])
         elif kind == "settlement":
-            for (settled,) in struct.iter_unpack("<Q", record["body"]):
+            body = record["body"]
+            sound = len(body) % 8 == 0 and 8 <= len(body) <= 512
+            for (settled,) in struct.iter_unpack("<Q", body if sound else b""):
                 if settled in messages and messages[settled]["state"] == "live":
                     messages[settled]["state"] = "settled"
         elif kind == "rejection":
@@ -315,7 +390,7 @@ def judge_messages(log):
             for message in messages.values():
                 if message["seq"] <= floor and message["state"] == "live":
                     message["state"] = "settled"
-    late = {seq for seq in waiting if rejections[seq][-1]["body"][8] & 2}
+    late = {seq for seq in waiting if rejection_is_late(rejections[seq][-1])}
     return (floor, [(rejections[seq][-1]["ordinal"], seq) for seq in waiting],
             waiting - late - set(messages))
 
@@ -332,6 +407,7 @@ def main():
                           for first, lowest, last in reader.gaps)
     for record in reader.set_aside:
         record["state"] = "set aside"
+    print(next_sequence(reader), resume_tag(log).hex(), sep="\t")
     for r in log + reader.set_aside:
         topic, payload = "", b""
         if r["kind"] in MESSAGES and (t := envelope(r)["topic"]) is not None:

@@ -397,7 +397,7 @@ impl<'de: 'a, 'a, C> BorrowDecode<'de, C> for Envelope<'a> {
 #[inline(always)]
 fn number<'de, N, D>(decoder: &mut D) -> Result<N, DecodeError>
 where
-    N: Decode<D::Context> + From<u8>,
+    N: TryFrom<u64> + From<u8>,
     D: BorrowDecoder<'de>,
 {
     if let Some(&[byte]) = decoder.reader().peek_read(1)
@@ -406,7 +406,8 @@ where
         decoder.reader().consume(1);
         return Ok(byte.into());
     }
-    N::decode(decoder)
+    // A longer form than needed is read too, in every field.
+    N::try_from(u64::decode(decoder)?).map_err(|_| DecodeError::Other("a number is too large"))
 }
 
 /// A reference to what is there: no length is believed before the bytes are seen.

@@ -66,7 +66,7 @@ pub(crate) struct Recovered {
     /// Segments that hold the log, oldest first.
     pub(crate) chain: Vec<ChainSegment>,
     pub(crate) last_ordinal: u64,
-    /// Highest ordinal of any intact record, set aside ones included.
+    /// Highest ordinal of any intact record, set aside ones included, and of a clean close.
     pub(crate) max_ordinal: u64,
     pub(crate) max_generation: u64,
     /// Highest sequence of any intact record or mark.
@@ -202,7 +202,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 state: State::new(geometry, segments),
                 chain: Vec::new(),
                 last_ordinal: 0,
-                max_ordinal: 0,
+                // Its record may be damaged; a salvage goes on above it.
+                max_ordinal: superblock.closed_at,
                 max_generation: superblock.generation,
                 max_sequence: superblock.number_floor.max(superblock.grant),
                 durable: 0,

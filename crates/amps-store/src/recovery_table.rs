@@ -12,7 +12,7 @@ use std::io;
 use crate::envelope::{Envelope, Origin};
 use crate::format::{
     BLOCK, Epoch, Kind, LostBody, Mark, RECORD_HEADER, RecordHeader, RejectionBody, SEGMENT_HEADER,
-    SEGMENTS_AT, SegmentHeader, Superblock, UserTag, commit_word, record_crc, stride,
+    SEGMENTS_AT, SegmentHeader, Superblock, UserTag, commit_word, record_crc, seed, stride,
 };
 use crate::recover::{Recovered, Refusal, read_header, recover};
 use crate::report::Stop;
@@ -121,6 +121,53 @@ fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
     });
     let store = disk.open(strict).expect("nothing there is needed");
     assert_eq!(store.bounds().unsettled, unsettled);
+}
+
+/// The copies of a refused message and of its refusal are damaged, and what they were made of stands
+/// below the marks. A salvage copies both once more: the refusal was forgotten with its segment.
+#[cfg(feature = "testkit")]
+#[test]
+fn a_refusal_stranded_below_the_marks_outlives_its_segment() {
+    use crate::testkit::SimDisk;
+    use crate::{OpenError, Options, PublishStore, Recovery, StoredMessage};
+
+    let mut image = Image::new();
+    let mut refusal = Vec::new();
+    RejectionBody::new("not entitled", 1, false).encode(&mut refusal);
+    let at = image.publish(records_at(0), 1, 1);
+    image.plain(at, Kind::Rejection, 1, 2, &refusal);
+    image.used(1, 3);
+    let copy = image.mark(records_at(1), 3, &durable(2));
+    let copied_refusal = image.message(copy, Kind::Copy, 1, 4, Origin::Publish);
+    let at = image.plain(copied_refusal, Kind::Rejection, 1, 5, &refusal);
+    let freed = Mark {
+        floor: 1,
+        next: 2,
+        oldest_needed: 3,
+        ..durable(5)
+    };
+    image.mark(at, 6, &freed);
+    [copy, copied_refusal]
+        .iter()
+        .for_each(|at| image.flip(at + 45));
+    let recovered = image.recover();
+    let kinds: Vec<Kind> = recovered.stranded.iter().map(|seen| seen.kind()).collect();
+    assert_eq!(kinds, [Kind::Publish, Kind::Rejection]);
+
+    let disk = SimDisk::new();
+    disk.restore(image.0);
+    let (strict, salvage) = (Options::new(), Options::new().recovery(Recovery::Salvage));
+    let refused = disk.open(strict.clone()).map(drop);
+    assert!(matches!(refused, Err(OpenError::Damaged { .. })));
+    drop(disk.open(salvage).unwrap());
+    // Nothing in the first segment is needed any more.
+    disk.scribble(records_at(0), |bytes| {
+        bytes[..SIZE as usize - 64].fill(0xA5)
+    });
+    let store = disk.open(strict).unwrap();
+    let waits = store.rejections(0, 9);
+    assert_eq!((waits.len(), &*waits[0].reason), (1, "not entitled"));
+    assert!(store.get(1, &mut StoredMessage::new()).unwrap());
 }
 
 /// A power cut took the stamp of a freed segment, so that it is part of the log again, and a late
@@ -402,4 +449,64 @@ fn numbers_that_an_epoch_skips_are_not_missing_before_it() {
         matches!(damaged, [gap] if (gap.first_ordinal, gap.sequences) == (2, None)),
         "{damaged:?}"
     );
+}
+
+/// The end of a log that was closed was damaged, its closing mark with it. A salvage went on with the
+/// ordinals right behind what was left, and so the lost record named ordinals that the new run gave
+/// out as well: damage to those passed for known at every later open.
+#[cfg(feature = "testkit")]
+#[test]
+fn a_salvage_goes_on_above_the_closing_mark_that_it_did_not_find() {
+    use crate::testkit::SimDisk;
+    use crate::{OpenError, Options, PublishStore, Recovery};
+
+    let disk = SimDisk::new();
+    let options = || Options::new().capacity(64 << 10);
+    let publish = |store: &crate::Store, payload: &[u8]| {
+        store.append(&Envelope::publish("t"), payload).unwrap();
+    };
+    let store = disk.open(options()).unwrap();
+    (0..9).for_each(|_| publish(&store, b"first run"));
+    store.close(0).unwrap();
+    drop(store);
+    // All but the first records.
+    let first = Image(disk.bytes()).recover().chain[0];
+    assert!(first.last_ordinal >= 10);
+    disk.scribble(records_at(0) + 400, |bytes| {
+        bytes[..(first.end - records_at(0) - 400) as usize].fill(0xA5);
+    });
+    let salvage = options().recovery(Recovery::Salvage);
+    let store = disk.open(salvage).unwrap();
+    let gap = store.report().damaged[0].clone();
+    assert_eq!(gap.last_ordinal, Some(first.last_ordinal));
+    (0..9).for_each(|_| publish(&store, b"second run"));
+    store.sync().unwrap();
+    drop(store);
+    let whole = Image(disk.bytes()).recover();
+    let second = *whole.chain.last().unwrap();
+    let lost = whole.lost[0];
+    assert_eq!(
+        (lost.first_ordinal, lost.last_ordinal),
+        (gap.first_ordinal, first.last_ordinal)
+    );
+    // Whatever of the second run is damaged is told.
+    let (mut at, mut tried) = (records_at(second.segment as u64), 0);
+    let epoch = RecordHeader::decode(&disk.bytes()[at as usize..], SIZE).unwrap();
+    assert_eq!(epoch.ordinal, first.last_ordinal + 1);
+    while at < second.end {
+        let header = RecordHeader::decode(&disk.bytes()[at as usize..], SIZE).unwrap();
+        let hurt = disk.fork();
+        hurt.scribble(at + 41, |bytes| bytes[0] ^= 1);
+        if header.kind == Kind::Publish {
+            tried += 1;
+            let opened = hurt.open(options()).map(drop);
+            assert!(
+                matches!(opened, Err(OpenError::Damaged { .. })),
+                "record {}",
+                header.ordinal
+            );
+        }
+        at += header.stride();
+    }
+    assert_eq!(tried, 9);
 }

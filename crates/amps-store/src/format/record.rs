@@ -39,6 +39,11 @@ impl Kind {
         .find(|k| *k as u8 == byte)
     }
 
+    /// Whether it concerns a message, whose sequence stands in its header.
+    fn has_sequence(self) -> bool {
+        self.is_message() || matches!(self, Kind::Rejection | Kind::Acceptance)
+    }
+
     /// Whether it carries a message.
     pub(crate) fn is_message(self) -> bool {
         matches!(self, Kind::Publish | Kind::Copy | Kind::Original)
@@ -102,7 +107,8 @@ impl RecordHeader {
         b
     }
 
-    /// A header that could be one: lengths within `max`, known kind, unused bytes zero.
+    /// A header that could be one: lengths within `max`, known kind, unused bytes zero, a
+    /// sequence where there is a message.
     /// The checksum is not looked at.
     pub(crate) fn decode(b: &[u8], max: u64) -> Option<Self> {
         let len = u32_at(b, 4);
@@ -115,6 +121,7 @@ impl RecordHeader {
             && envelope_len <= len - RECORD_HEADER as u32
             && (kind.is_message() || envelope_len == 0)
             && u64_at(b, 16) < NUMBERS_END
+            && (u64_at(b, 16) != 0) == kind.has_sequence()
             && (1..NUMBERS_END).contains(&u64_at(b, 24))
             && (1..NUMBERS_END).contains(&u64_at(b, 32));
         sound.then(|| RecordHeader {

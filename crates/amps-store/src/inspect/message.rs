@@ -341,15 +341,30 @@ impl Inspection {
         };
         let is_it = header.kind == Kind::Rejection && header.sequence == sequence;
         // As the store's owner is told it: a reason that cannot be read hides no refusal.
-        let body = RejectionBody::decode(&bytes[RECORD_HEADER..])
-            .unwrap_or_else(|| RejectionBody::new("(the reason cannot be read)", 0, false));
-        Ok(is_it.then_some(Rejection {
+        let rejection = match RejectionBody::decode(&bytes[RECORD_HEADER..]) {
+            Some(body) => Rejection {
+                sequence,
+                reason: body.reason,
+                reason_cut: body.cut,
+                at: body.at,
+                late: body.late,
+            },
+            None => Rejection::without_reason(sequence),
+        };
+        Ok(is_it.then_some(rejection))
+    }
+}
+
+impl Rejection {
+    /// A refusal whose record does not say why.
+    pub(super) fn without_reason(sequence: u64) -> Self {
+        Rejection {
             sequence,
-            reason: body.reason,
-            reason_cut: body.cut,
-            at: body.at,
-            late: body.late,
-        }))
+            reason: "(the reason cannot be read)".into(),
+            reason_cut: false,
+            at: 0,
+            late: false,
+        }
     }
 }
 

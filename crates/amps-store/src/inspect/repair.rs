@@ -181,8 +181,12 @@ impl Plan {
             match (record.kind, record.body) {
                 // Also one whose envelope this program does not know: its bytes are what counts.
                 (Some(RecordKind::Publish | RecordKind::Copy), body) => {
+                    // As in the log, a copy accepts nothing.
                     if let Body::Message { envelope, .. } = body
+                        && record.kind == Some(RecordKind::Publish)
+                        && record.quiet
                         && let Origin::Requeue { accepts } = envelope.origin
+                        && accepts < record.sequence
                     {
                         self.accept(accepts);
                     }
@@ -211,7 +215,12 @@ impl Plan {
                     self.settle_through(floor);
                     self.next = self.next.max(first_after);
                 }
-                (_, Body::Rejection(rejection)) => {
+                (Some(RecordKind::Rejection), body) => {
+                    let rejection = match body {
+                        Body::Rejection(rejection) => rejection,
+                        // A reason that cannot be read hides no refusal.
+                        _ => Rejection::without_reason(record.sequence),
+                    };
                     let refused = self.messages.entry(record.sequence).or_default();
                     let original = original.filter(|o| o.0 == record.sequence);
                     refused.place = original
@@ -220,7 +229,7 @@ impl Plan {
                         .or_else(|| old.view.recovered.state.get(record.sequence));
                     refused.rejection = Some(rejection);
                 }
-                (_, Body::Acceptance) => self.accept(record.sequence),
+                (Some(RecordKind::Acceptance), _) => self.accept(record.sequence),
                 _ => {}
             }
         }

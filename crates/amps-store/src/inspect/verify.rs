@@ -216,7 +216,7 @@ impl Inspection {
 
 /// What an open makes of a record whose body does not say what its kind says.
 fn unreadable(record: &Record) -> (Severity, String) {
-    use RecordKind::{Copy, Original, Publish, Rejection};
+    use RecordKind::{Copy, Lost, Original, Publish, Rejection};
     match record.kind {
         Some(Publish | Copy | Original) => {
             let text = format!(
@@ -233,6 +233,7 @@ fn unreadable(record: &Record) -> (Severity, String) {
             );
             (Severity::Notice, text)
         }
+        Some(Lost) => (Severity::Notice, "names nothing".into()),
         _ => (Severity::Damage, "its body is not of this version".into()),
     }
 }

@@ -11,8 +11,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     pub(super) fn apply(&mut self, seen: &Seen) -> Result<bool, Refusal> {
         let header = seen.header;
         let entry = Entry::new(seen.offset, header.stride());
-        self.out.max_ordinal = self.out.max_ordinal.max(header.ordinal);
-        self.out.max_generation = self.out.max_generation.max(header.generation);
+        self.meet(seen)?;
         self.count(seen)?;
         match header.kind {
             Kind::Publish | Kind::Copy => {
@@ -24,6 +23,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 } else if header.kind == Kind::Publish
                     && let Some(Origin::Requeue { accepts }) =
                         self.envelope(seen)?.map(|e| e.origin)
+                    // It cannot have been refused before itself, and would settle itself.
+                    && accepts < header.sequence
                 {
                     self.accept(accepts);
                 }
@@ -65,6 +66,22 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
         }
         Ok(false)
+    }
+
+    /// Keeps the numbers that an intact record tells, of the log or not: none of them may be
+    /// given out again.
+    pub(super) fn meet(&mut self, seen: &Seen) -> Result<(), Refusal> {
+        self.out.max_ordinal = self.out.max_ordinal.max(seen.ordinal());
+        self.out.max_generation = self.out.max_generation.max(seen.header.generation);
+        let mut told = seen.header.sequence;
+        if let Some(epoch) = self.epoch(seen)? {
+            told = told.max(epoch.first_after.saturating_sub(1));
+        }
+        if let Some(mark) = self.mark(seen)? {
+            told = told.max(mark.floor).max(mark.next.saturating_sub(1));
+        }
+        self.out.max_sequence = self.out.max_sequence.max(told);
+        Ok(())
     }
 
     /// Keeps the sequence that comes next in this generation.
@@ -119,9 +136,19 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     }
 
     pub(super) fn lost(&mut self, seen: &Seen) -> Result<Option<LostBody>, Refusal> {
-        Ok(match seen.kind() {
+        let lost = match seen.kind() {
             Kind::Lost => LostBody::decode(self.scanner.body(seen)?),
             _ => None,
-        })
+        };
+        // What is lost was written before. One that names its own ordinal, or what is still to come,
+        // names no gap; what it gave up is told all the same.
+        Ok(lost.map(|lost| match lost.last_ordinal < seen.ordinal() {
+            true => lost,
+            false => LostBody {
+                first_ordinal: 0,
+                last_ordinal: 0,
+                ..lost
+            },
+        }))
     }
 }

@@ -38,14 +38,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         let mut durable = self.out.durable.max(self.closed_at);
         let mut dead = Vec::new();
         for seen in &beyond {
-            self.out.max_ordinal = self.out.max_ordinal.max(seen.ordinal());
-            self.out.max_generation = self.out.max_generation.max(seen.header.generation);
-            if seen.kind() != Kind::Lost {
-                self.out.max_sequence = self.out.max_sequence.max(seen.header.sequence);
-            }
+            self.meet(seen)?;
             if let Some(mark) = self.mark(seen)? {
                 durable = durable.max(mark.durable);
-                self.out.max_sequence = self.out.max_sequence.max(mark.next.saturating_sub(1));
             }
             if let Some(epoch) = self.epoch(seen)?
                 && !is_of_earlier_run(seen, self.generation)
@@ -62,7 +57,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         // What is no part of the log names nothing: the salvage that wrote it never came to its end.
         let mut all = true;
-        let (course, named) = loop {
+        let course = loop {
             let mut named = self.out.lost.clone();
             named.extend(believed.iter().map(|(_, lost)| *lost));
             named.sort_unstable_by_key(|l| l.first_ordinal);
@@ -70,7 +65,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             let before = believed.len();
             believed.retain(|(seen, _)| course.holds(seen));
             if believed.len() == before {
-                break (course, named);
+                break course;
             }
             if !all {
                 // Only a file made for it holds more that is no part of what is left.
@@ -129,14 +124,12 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             self.out.stop = Stop::Hole { offset: end };
             return Ok(());
         }
+        // No lost record names what comes after itself, so none names this.
         if self.out.last_ordinal < durable {
-            let known = named.iter().any(|l| l.last_ordinal >= durable);
-            if !known {
-                let first = self.out.last_ordinal + 1;
-                let gap = self.gap(end, first, Some(durable), None)?;
-                gaps.push(gap);
-                self.out.tail_damaged = true;
-            }
+            let first = self.out.last_ordinal + 1;
+            let gap = self.gap(end, first, Some(durable), None)?;
+            gaps.push(gap);
+            self.out.tail_damaged = true;
         }
         Ok(())
     }
@@ -224,8 +217,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         self.find_late_epoch(&beyond);
         beyond.retain(|seen| seen.ordinal() > above);
-        // Of two with one ordinal the next open must take the same.
-        beyond.sort_unstable_by_key(|s| (s.ordinal(), u64::MAX - s.header.generation, s.offset));
+        beyond.sort_unstable_by_key(in_order);
         let who = |seen: &Seen| (seen.ordinal(), seen.header.generation);
         let twice = beyond
             .windows(2)
@@ -254,16 +246,16 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     /// before, so nothing in it was needed. The epoch that declared it dead may be damaged by now.
     /// `beyond` goes by ordinal.
     fn without_earlier_laps(&mut self, mut beyond: Vec<Seen>) -> Vec<Seen> {
-        let mut higher_from = vec![u64::MAX; self.segments];
-        beyond.reverse();
+        let mut highest = self.opened_with.clone();
+        beyond.sort_unstable_by_key(|seen| seen.offset);
         let (earlier, mut beyond): (Vec<_>, Vec<_>) = beyond.into_iter().partition(|seen| {
-            let segment = self.geometry.segment_of(seen.offset);
-            let from = &mut higher_from[segment];
-            *from = seen.offset.min(*from);
-            *from < seen.offset || seen.ordinal() < self.opened_with[segment]
+            let before = &mut highest[self.geometry.segment_of(seen.offset)];
+            let is_earlier = seen.ordinal() < *before;
+            *before = seen.ordinal().max(*before);
+            is_earlier
         });
         self.out.earlier_laps = earlier;
-        beyond.reverse();
+        beyond.sort_unstable_by_key(in_order);
         beyond
     }
 
@@ -360,6 +352,13 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             end,
         });
     }
+}
+
+/// By ordinal; of one ordinal the highest generation first, and then by place: the next open must
+/// take the same.
+fn in_order(seen: &Seen) -> (u64, u64, u64) {
+    let newest_first = u64::MAX - seen.header.generation;
+    (seen.ordinal(), newest_first, seen.offset)
 }
 
 /// An epoch that skips ordinals declared those between it and the one it follows dead when it

@@ -181,7 +181,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             return Ok(false);
         }
         if seen.kind() == Kind::Epoch && seen.ordinal() > last {
-            let first_of_log = self.out.chain.is_empty() && seen.ordinal() == last + 1;
+            // No record was taken: each has a generation.
+            let first_of_log = self.generation == 0 && seen.ordinal() == last + 1;
             let follows = first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last);
             if follows && seen.ordinal() > last + 1 {
                 self.jumps.push((last, *seen));

@@ -9,6 +9,40 @@ pub(super) const FILES: [Row; 9] = [
             Image(vec![0; 99_999]).header(),
             Err(Refusal::NotCreated)
         ));
+        // The first superblock in part, free stamps, and zeros.
+        let mut image = Image::new();
+        image.stamp(0, SegmentHeader::Free);
+        for segment in 0..SEGMENTS {
+            let at = SEGMENTS_AT + segment * SIZE;
+            image.put(at, &SegmentHeader::Free.encode(KEY, at, 0));
+        }
+        image.put(BLOCK, &[0; BLOCK as usize]);
+        for kept in (0..BLOCK as usize).step_by(512) {
+            image.put(0, &superblock().encode());
+            image.put(kept as u64, &vec![0; BLOCK as usize - kept]);
+            assert!(matches!(image.header(), Err(Refusal::NotCreated)), "{kept}");
+        }
+        // Nothing else is, however short: it is somebody's, and stays as it is.
+        let is_kept =
+            |bytes: &[u8]| matches!(Image(bytes.to_vec()).header(), Err(Refusal::NotAStore(_)));
+        assert!(is_kept(b"9 bytes.\n") && is_kept(&superblock().encode()[..100]));
+        let whole = image.0.clone();
+        for at in [1, BLOCK, SEGMENTS_AT + 64, SEGMENTS_AT + SIZE - 1] {
+            let mut bytes = whole.clone();
+            bytes[at as usize] = 1;
+            assert!(is_kept(&bytes), "a byte at {at}");
+        }
+        // A stamp that tells of an ordinal or a run was made after the superblocks.
+        for used in [
+            SegmentHeader::Free,
+            SegmentHeader::Used { first_ordinal: 1 },
+        ] {
+            let generation = u64::from(used == SegmentHeader::Free);
+            let mut bytes = whole.clone();
+            let stamp = used.encode(KEY, SEGMENTS_AT, generation);
+            bytes[SEGMENTS_AT as usize..][..64].copy_from_slice(&stamp);
+            assert!(is_kept(&bytes));
+        }
     }),
     ("F2", || {
         for copy in [0, BLOCK] {
@@ -29,6 +63,13 @@ pub(super) const FILES: [Row; 9] = [
         image.superblocks(&newer, &superblock());
         assert_eq!(image.header().unwrap(), (newer, true));
         assert_eq!(Image::new().header().unwrap(), (superblock(), false));
+        // No store writes two of one counter; the second copy counts.
+        let other = Superblock {
+            grant: 9,
+            ..superblock()
+        };
+        image.superblocks(&superblock(), &other);
+        assert_eq!(image.header().unwrap(), (other, true));
     }),
     ("F4", || {
         let patched = |at: usize, value: u32| {
@@ -136,6 +177,21 @@ pub(super) const HEADERS: [Row; 4] = [
         image.stamp(0, SegmentHeader::Free);
         let recovered = image.recover();
         assert_eq!((recovered.last_ordinal, recovered.chain.len()), (0, 0));
+        // The ordinal of a free one means nothing.
+        let mut image = Image::new();
+        image.publish(records_at(0), 1, 1);
+        let mut stamp = SegmentHeader::Used { first_ordinal: 5 }.encode(KEY, SEGMENTS_AT, 1);
+        stamp[24] = 0;
+        let mut crc = crc32fast::Hasher::new_with_initial(seed(KEY, SEGMENTS_AT));
+        crc.update(&stamp[4..]);
+        stamp[..4].copy_from_slice(&crc.finalize().to_le_bytes());
+        image.put(SEGMENTS_AT, &stamp);
+        let recovered = image.recover();
+        // It is searched all the same.
+        assert_eq!(
+            (recovered.last_ordinal, recovered.earlier_laps.len()),
+            (1, 0)
+        );
     }),
     ("S2", || {
         let mut image = Image::new();
@@ -146,6 +202,25 @@ pub(super) const HEADERS: [Row; 4] = [
         let recovered = image.recover();
         let order: Vec<usize> = recovered.chain.iter().map(|c| c.segment).collect();
         assert_eq!((order, recovered.last_ordinal), (vec![3, 0], 2));
+        let odd = |patch: &dyn Fn(&mut [u8])| {
+            let mut image = Image::new();
+            let at = image.publish(records_at(0), 1, 1);
+            image.mark(at, 2, &durable(1));
+            let stamp = &mut image.0[SEGMENTS_AT as usize..][..64];
+            patch(stamp);
+            let mut crc = crc32fast::Hasher::new_with_initial(seed(KEY, SEGMENTS_AT));
+            crc.update(&stamp[4..]);
+            stamp[..4].copy_from_slice(&crc.finalize().to_le_bytes());
+            let recovered = image.recover();
+            (recovered.last_ordinal, recovered.ignored.len())
+        };
+        // Neither free nor used, or with an impossible ordinal: damaged (S3).
+        assert_eq!(odd(&|b| b[24] = 2), (2, 1));
+        assert_eq!(odd(&|b| b[8] = 0), (2, 1));
+        assert_eq!(odd(&|b| b[15] = 0x80), (2, 1));
+        // Bytes and a generation that mean nothing.
+        assert_eq!(odd(&|b| b[16..24].fill(0xFF)), (2, 0));
+        assert_eq!(odd(&|b| b[25..64].fill(0xFF)), (2, 0));
     }),
     ("S3", || {
         let mut image = Image::new();

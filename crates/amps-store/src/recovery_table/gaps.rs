@@ -9,6 +9,29 @@ pub(super) const GAPS: [Row; 8] = [
         image.mark(at, 2, &durable(1));
         let recovered = image.recover();
         assert_eq!((recovered.damaged, recovered.set_aside.len()), (vec![], 0));
+        // Whatever stands at the end, as long as nothing above is whole.
+        let ends = |change: &dyn Fn(&mut Image, u64)| {
+            let mut image = Image::new();
+            let at = image.publish(records_at(0), 1, 1);
+            let at = image.mark(at, 2, &durable(1));
+            change(&mut image, at);
+            let recovered = image.recover();
+            assert_eq!((recovered.damaged, recovered.set_aside.len()), (vec![], 0));
+            assert_eq!(recovered.last_ordinal, 2);
+            recovered.stop
+        };
+        assert_eq!(ends(&|_, _| {}), Stop::Unwritten);
+        let torn = |image: &mut Image, at: u64| {
+            image.publish(at, 2, 3);
+            image.flip(at + 50);
+        };
+        assert!(matches!(ends(&torn), Stop::Torn { .. }));
+        let garbage = |image: &mut Image, at: u64| image.put(at, &[0xA5; 64]);
+        assert!(matches!(ends(&garbage), Stop::Stale { .. }));
+        let stale = |image: &mut Image, at: u64| {
+            image.publish(at, 1, 1);
+        };
+        assert!(matches!(ends(&stale), Stop::Stale { .. }));
     }),
     ("G2", || {
         let mut image = with_gap(3, Some(durable(3)));
@@ -32,6 +55,39 @@ pub(super) const GAPS: [Row; 8] = [
         let recovered = image.recover();
         assert_eq!((recovered.damaged.len(), recovered.lost.len()), (1, 0));
         assert_eq!((recovered.last_ordinal, recovered.set_aside.len()), (4, 1));
+        // One lost record names all of a gap, or it is not named; and only what was before it.
+        let gap_of_two = |named: &[(u64, u64)]| {
+            let mut image = Image::new();
+            let mut at = records_at(0);
+            for i in 1..=4 {
+                let next = image.publish(at, i, i);
+                if [2, 3].contains(&i) {
+                    image.flip(at + 50);
+                }
+                at = next;
+            }
+            at = image.mark(at, 5, &durable(4));
+            for (&(first, last), ordinal) in named.iter().zip(6..) {
+                let mut body = Vec::new();
+                LostBody {
+                    first_ordinal: first,
+                    last_ordinal: last,
+                    first_sequence: 0,
+                    last_sequence: 0,
+                }
+                .encode(&mut body);
+                at = image.plain(at, Kind::Lost, 0, ordinal, &body);
+            }
+            let recovered = image.recover();
+            assert_eq!(recovered.lost.len(), named.len());
+            recovered.damaged.len()
+        };
+        assert_eq!(gap_of_two(&[(2, 3)]), 0);
+        assert_eq!(gap_of_two(&[(1, 1), (1, 5), (3, 3)]), 0);
+        assert_eq!(gap_of_two(&[(2, 2), (3, 3)]), 1);
+        assert_eq!(gap_of_two(&[(3, 3)]), 1);
+        assert_eq!(gap_of_two(&[(2, 6)]), 1, "its own ordinal");
+        assert_eq!(gap_of_two(&[(2, 9)]), 1, "what is still to come");
     }),
     ("G3", || {
         let recovered = with_gap(4, None).recover();
@@ -40,6 +96,45 @@ pub(super) const GAPS: [Row; 8] = [
         assert!(matches!(recovered.stop, Stop::Hole { .. }));
         assert!(recovered.max_sequence >= 4 && recovered.max_ordinal == 4);
         assert!(!recovered.resumes_in_place());
+        // Nor is any number given out again that a mark or an epoch behind the cut tells, or one
+        // that stands there for nothing: each names more than the publishes do.
+        let behind = |write: &dyn Fn(&mut Image, u64)| {
+            let mut image = with_gap(3, None);
+            let at = image.recover().set_aside[0].offset + stride(RECORD_HEADER + 12 + 7);
+            write(&mut image, at);
+            let recovered = image.recover();
+            assert!(recovered.damaged.is_empty() && recovered.last_ordinal == 1);
+            recovered.max_sequence
+        };
+        assert_eq!(behind(&|_, _| {}), 3);
+        let mark = |mark: Mark| {
+            move |image: &mut Image, at: u64| {
+                image.mark(at, 4, &mark);
+            }
+        };
+        let of = Mark::default;
+        assert_eq!(behind(&mark(Mark { next: 50, ..of() })), 49);
+        assert_eq!(behind(&mark(Mark { floor: 60, ..of() })), 60);
+        assert_eq!(
+            behind(&|image: &mut Image, at| {
+                image.epoch_before(at, 4, 3, 70);
+            }),
+            69
+        );
+        assert_eq!(
+            behind(&|image: &mut Image, at| {
+                image.plain(at, Kind::Acceptance, 80, 4, &[]);
+            }),
+            80
+        );
+        // Of a run that is over, or declared dead.
+        assert_eq!(
+            behind(&|image: &mut Image, at| {
+                let next = image.publish(at, 90, 4);
+                image.epoch(next, 5, 3);
+            }),
+            90
+        );
     }),
     ("G4", || {
         let mut image = with_gap(3, None);

@@ -42,6 +42,34 @@ pub(super) const MEANINGS: [Row; 7] = [
             standings(&recovered),
             [Settled, Settled, Rejected, Unsettled, Unsettled]
         );
+        // Byte 9 says that it was requeued, and it was refused before it came.
+        let requeued = |accepts: u64, byte: u8| {
+            let mut image = Image::new();
+            let at = image.publish(records_at(0), 1, 1);
+            let at = image.plain(at, Kind::Rejection, 1, 2, &refusal);
+            image.message(at, Kind::Publish, 2, 3, Origin::Requeue { accepts });
+            let mut header = RecordHeader::decode(&image.0[at as usize..], SIZE).unwrap();
+            header.quiet = byte == 1;
+            let body = image.0[at as usize + RECORD_HEADER..]
+                [..header.len as usize - RECORD_HEADER]
+                .to_vec();
+            image.record(at, header, &body);
+            standings(&image.recover())
+        };
+        assert_eq!(requeued(1, 1), [Accepted, Unsettled]);
+        assert_eq!(requeued(1, 0), [Rejected, Unsettled]);
+        assert_eq!(requeued(2, 1), [Rejected, Unsettled]);
+        // An envelope that cannot be read: a message all the same, and it accepts nothing.
+        let mut image = Image::new();
+        let at = image.publish(records_at(0), 1, 1);
+        let at = image.plain(at, Kind::Rejection, 1, 2, &refusal);
+        image.message(at, Kind::Publish, 2, 3, Origin::Requeue { accepts: 1 });
+        let header = RecordHeader::decode(&image.0[at as usize..], SIZE).unwrap();
+        let mut body =
+            image.0[at as usize + RECORD_HEADER..][..header.len as usize - RECORD_HEADER].to_vec();
+        body[0] = 9;
+        image.record(at, header, &body);
+        assert_eq!(standings(&image.recover()), [Rejected, Unsettled]);
     }),
     ("M2", || {
         let mut image = Image::new();
@@ -87,6 +115,13 @@ pub(super) const MEANINGS: [Row; 7] = [
             (recovered.state.unsettled(), recovered.state.floor()),
             (0, 1)
         );
+        // A body that cannot be read hides no refusal.
+        for malformed in [&refusal[..15], &[0xFF; 40]] {
+            let mut image = Image::new();
+            let at = image.publish(records_at(0), 1, 1);
+            image.plain(at, Kind::Rejection, 1, 2, malformed);
+            assert_eq!(standings(&image.recover()), [Rejected]);
+        }
     }),
     ("M5", || {
         let mut image = Image::new();
@@ -94,7 +129,8 @@ pub(super) const MEANINGS: [Row; 7] = [
         let mut refusal = Vec::new();
         RejectionBody::new("no", 1, false).encode(&mut refusal);
         let at = image.plain(at, Kind::Rejection, 1, 2, &refusal);
-        image.plain(at, Kind::Acceptance, 1, 3, &[]);
+        // What stands behind the header means nothing.
+        image.plain(at, Kind::Acceptance, 1, 3, b"body");
         let recovered = image.recover();
         assert_eq!(standings(&recovered), [Accepted]);
         assert_eq!(recovered.state.charged(), 0);
@@ -111,8 +147,8 @@ pub(super) const MEANINGS: [Row; 7] = [
         let at = image.publish(records_at(0), 1, 1);
         let mut body = Vec::new();
         let lost = LostBody {
-            first_ordinal: 7,
-            last_ordinal: 9,
+            first_ordinal: 1,
+            last_ordinal: 1,
             first_sequence: 1,
             last_sequence: 1,
         };

@@ -48,8 +48,10 @@ pub(super) const PLACES: [Row; 7] = [
         );
         let message = RecordHeader {
             kind: Kind::Publish,
+            sequence: 1,
             ..header
         };
+        assert!(matches!(verdict(message, &[]), Verdict::Torn(_)));
         for (header, patch) in [
             (RecordHeader { len: 39, ..header }, &[][..]),
             (
@@ -82,6 +84,28 @@ pub(super) const PLACES: [Row; 7] = [
             (
                 RecordHeader {
                     sequence: 1 << 63,
+                    ..header
+                },
+                &[],
+            ),
+            // A message has a sequence, and nothing else has one.
+            (
+                RecordHeader {
+                    sequence: 1,
+                    ..header
+                },
+                &[],
+            ),
+            (
+                RecordHeader {
+                    sequence: 0,
+                    ..message
+                },
+                &[],
+            ),
+            (
+                RecordHeader {
+                    kind: Kind::Acceptance,
                     ..header
                 },
                 &[],
@@ -246,6 +270,31 @@ pub(super) const ORDER: [Row; 5] = [
             (Stop::CleanClose, 0)
         );
         assert_eq!(recovered.damaged, []);
+        // The same without the flag, or at another ordinal than the superblock names: the log may
+        // go on behind it.
+        let close = |clean: bool, closed_at: u64| {
+            let mut image = Image::new();
+            let closed = Superblock {
+                closed_at,
+                ..superblock()
+            };
+            image.superblocks(&closed, &closed);
+            let at = image.publish(records_at(0), 1, 1);
+            let mark = Mark {
+                clean,
+                ..durable(1)
+            };
+            let at = image.mark(at, 2, &mark);
+            image.publish(at, 5, 9);
+            let recovered = image.recover();
+            (
+                recovered.stop == Stop::CleanClose,
+                recovered.set_aside.len(),
+            )
+        };
+        assert_eq!(close(true, 2), (true, 0));
+        assert_eq!(close(false, 2), (false, 1));
+        assert_eq!(close(true, 1), (false, 1));
     }),
     ("R5", || {
         let mut image = Image::new();
