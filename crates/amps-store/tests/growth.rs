@@ -4,7 +4,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use amps_store::testkit::{Fault, SimDisk, has_failed, step};
+use amps_store::testkit::{Fault, SimDisk, has_failed, intact_messages, step};
 use amps_store::{
     AppendError, Batch, Envelope, MessageRef, Options, PublishStore, Rejected, Store, StoredMessage,
 };
@@ -261,4 +261,94 @@ fn an_end_that_cannot_be_cut_off_is_cut_off_by_the_next_open() {
     let store = disk.open(options()).unwrap();
     assert_eq!(unsettled(&store), before);
     assert_eq!(disk.bytes().len() as u64, SHORTEST);
+}
+
+/// What is set aside stays until the ring reuses its place: a repair can still save it. A return of
+/// the free end of the file cut it off.
+#[test]
+fn a_return_leaves_what_is_set_aside_at_the_end_of_the_file() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    // A backlog over many segments; what came after the last sync stands in the last ones.
+    let unsynced = || store.bounds().last - store.durable().sequence;
+    while store.bounds().last < 60 || unsynced() < 8 {
+        if publish(&store).is_err() {
+            assert!(step(&store).unwrap());
+        }
+    }
+    let (lost, last) = (store.durable().sequence + 1, store.bounds().last);
+    drop(store);
+    let lost_one = intact_messages(&disk.bytes())
+        .into_iter()
+        .find(|m| m.sequence == lost);
+    disk.scribble(lost_one.unwrap().offset + 50, |bytes| bytes[0] ^= 1);
+    let store = disk.open(options()).unwrap();
+    let set_aside = || {
+        let all = intact_messages(&disk.bytes());
+        all.iter()
+            .filter(|m| (lost + 1..=last).contains(&m.sequence))
+            .count() as u64
+    };
+    let behind = last - lost;
+    assert!(behind > 3 && store.report().set_aside >= behind, "{behind}");
+    assert_eq!(set_aside(), behind);
+    let long = disk.bytes().len() as u64;
+    assert!(
+        long > SHORTEST + 4 * SEGMENT,
+        "{long} bytes could be returned"
+    );
+    store.settle_through(store.bounds().last).unwrap();
+    chores(&store);
+    store.close(store.bounds().last).unwrap();
+    assert_eq!(set_aside(), behind);
+    // Nothing of it is left once the ring has reused its place, and then the end is returned.
+    let store = disk.open(options()).unwrap();
+    for _ in 0..400 {
+        if publish(&store).is_err() {
+            assert!(step(&store).unwrap());
+        }
+        store.settle_through(store.bounds().last).unwrap();
+    }
+    chores(&store);
+    assert_eq!(set_aside(), 0);
+    assert!((disk.bytes().len() as u64) < long);
+}
+
+/// The page: needed bytes and charges stay within two segments less than there are, each less its
+/// header, the four largest records that may open it, and the largest record.
+#[test]
+fn two_segments_stay_free_for_the_log_itself() {
+    for (capacity, size, usable) in [
+        (64 << 10, 8192, 8192 - 64 - 4 * 168 - 2048),
+        (40 * SEGMENT, SEGMENT, 8192 - 64 - 4 * 168 - 2048),
+        (1 << 20, 64 << 10, (64 << 10) - 64 - 4 * 168 - (16 << 10)),
+    ] {
+        let disk = SimDisk::new();
+        let options = Options::new()
+            .capacity(capacity)
+            .segment_size(size)
+            .preallocate(true);
+        let store = disk.open(options).unwrap();
+        let segments = (capacity - SUPERBLOCKS) / size;
+        assert_eq!(store.bounds().limit_bytes, (segments - 2) * usable);
+        // And no publish is taken beyond it.
+        let (mut taken, mut refused) = (0, None);
+        while refused.is_none() {
+            match store.append(&Envelope::publish("t"), &[7; 100]) {
+                Ok(_) => taken += 1,
+                Err(error) => refused = Some(error),
+            }
+        }
+        assert!(
+            matches!(refused, Some(AppendError::Full { .. })),
+            "{refused:?}"
+        );
+        let bounds = store.bounds();
+        assert!(bounds.live_bytes <= bounds.limit_bytes);
+        let one = bounds.live_bytes / taken;
+        assert!(
+            bounds.live_bytes + one > bounds.limit_bytes,
+            "it could take one more"
+        );
+    }
 }

@@ -183,6 +183,50 @@ fn a_late_refusal_set_aside_is_saved_with_its_message() {
     assert_eq!(message.payload(), b"message 25");
 }
 
+/// Behind a hole stands what was decided of messages before it: accepted, requeued, refused and
+/// settled ones. A repair takes it as if it followed, each by the rules of the log.
+#[test]
+fn what_is_set_aside_decides_about_what_stands_before_the_hole() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    for n in 1..=6 {
+        publish(&store, n);
+    }
+    for refused in [1, 2, 3] {
+        store.reject(refused, "no", 1).expect("room");
+    }
+    store.sync().expect("syncs");
+    let hole = publish(&store, 7);
+    assert!(store.accept(1).expect("room"));
+    let requeued = store
+        .requeue(2, 9)
+        .expect("room")
+        .expect("it waits")
+        .sequence;
+    store.reject(4, "late in the day", 1).expect("room");
+    store.settle(&[6]).expect("settles");
+    drop(store);
+    let at = intact_messages(&disk.bytes())
+        .into_iter()
+        .find(|m| m.sequence == hole);
+    disk.scribble(at.expect("it is there").offset + 60, |bytes| bytes[0] ^= 1);
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    std::fs::write(&old, disk.bytes()).unwrap();
+    let seen = Inspection::open(&old).unwrap();
+    assert_eq!((seen.info().set_aside, seen.info().rejections), (5, 3));
+    let report = repair_to(&old, &new).unwrap();
+    assert_eq!(
+        (report.saved, report.saved_set_aside, report.rejections),
+        (2, 1, 2)
+    );
+    let store = Store::open(&new, options()).expect("opens");
+    let waits: Vec<u64> = store.rejections(0, 9).iter().map(|r| r.sequence).collect();
+    assert_eq!(waits, [3, 4]);
+    drop(store);
+    assert_eq!(sequences(&messages(&new, Filter::new())), [5, requeued]);
+}
+
 #[test]
 fn a_full_store_is_repaired_whole() {
     let dir = tempfile::tempdir().unwrap();

@@ -3,7 +3,7 @@
 // Helpers outside of test functions; a failure is the test's.
 #![allow(clippy::expect_used)]
 
-use amps_store::testkit::{Cut, Rng, SimDisk, intact_messages, last_ordinal, step};
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk, intact_messages, last_ordinal, step};
 use amps_store::{Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
 
 /// Appends a message and settles it, doing chores only when there is no room; whether
@@ -156,4 +156,57 @@ fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
         assert_eq!(message.payload(), [7; 100]);
     }
     assert!(kept[0] > 0 && kept[1] > 1, "{kept:?}");
+}
+
+/// After a failed sync a refusal may be held in memory only. A mark that settles its message takes
+/// both from the next open: it knows neither the refusal nor that the message is to be sent.
+#[test]
+fn a_refusal_held_in_memory_is_settled_by_no_mark() {
+    let options = || Options::new().capacity(64 << 10);
+    let (mut held_ones, mut marked) = (0, 0);
+    // The end of the room is met at many places: only where a refusal does not fit and a mark
+    // does, one is written.
+    for len in (0..500).step_by(8) {
+        for keep in [20u64, 40, 80] {
+            for short in 0..4 {
+                let disk = SimDisk::new();
+                let store = disk.open(options()).expect("opens");
+                disk.fail(Fault::Sync(0));
+                assert!(store.sync().is_err());
+                let (mut first, mut last) = (1, 0);
+                while let Ok(appended) = store.append(&Envelope::publish("t"), &vec![7; len]) {
+                    last = appended.sequence;
+                    first = last.saturating_sub(keep).max(1);
+                    store.settle_through(first - 1).expect("settles");
+                }
+                let mut held = Vec::new();
+                for (nth, sequence) in (first..=last).enumerate() {
+                    // Short ones first, which come nearer to the end by small steps.
+                    let reason = match nth < short {
+                        true => "n".repeat(nth * 8),
+                        false => "n".repeat(128),
+                    };
+                    let before = last_ordinal(&store);
+                    match store.reject(sequence, &reason, 1).expect("holds") {
+                        Rejected::Held { .. } => {
+                            held.push(sequence);
+                            marked += last_ordinal(&store) - before;
+                        }
+                        logged => assert!(matches!(logged, Rejected::Logged { .. })),
+                    }
+                }
+                drop(store);
+                held_ones += held.len();
+                let store = disk.open(options()).expect("opens");
+                for sequence in held {
+                    assert!(
+                        store.is_unsettled(sequence),
+                        "{sequence}: {len} {keep} {short}"
+                    );
+                }
+            }
+        }
+    }
+    assert!(held_ones > 100, "{held_ones} were held");
+    assert!(marked > 0, "no mark was written while one was held");
 }
