@@ -710,14 +710,14 @@ fn write_golden_store(name: &str, path: &Path) {
             store.settle(&[12]).unwrap();
             store.settle_through(1).unwrap();
             drop(store);
-            change(&make_odd);
+            change(&|bytes| make_odd(bytes));
         }
         other => panic!("{other}"),
     }
 }
 
 /// Writes what no store writes into the records of one that has some of each kind.
-fn make_odd(bytes: &mut Vec<u8>) {
+fn make_odd(bytes: &mut [u8]) {
     let long_forms = [
         &b"\xFB\0\0\xFC\x01\0\0\0t\xFB\0\0\xFC\x01\0\0\0\xFD\x07\0\0\0\0\0\0\0"[..],
         b"\0\0\0\xFB\x05\0\xFD\x04\0\0\0\0\0\0\0long\xFC\0\0\0\0",

@@ -297,21 +297,15 @@ fn a_return_leaves_what_is_set_aside_at_the_end_of_the_file() {
         long > SHORTEST + 4 * SEGMENT,
         "{long} bytes could be returned"
     );
-    store.settle_through(store.bounds().last).unwrap();
-    chores(&store);
+    // The log moves on to the front of the file, where all else is free.
+    for _ in 0..60 {
+        publish(&store).unwrap();
+        store.settle_through(store.bounds().last).unwrap();
+        chores(&store);
+    }
+    assert_eq!(set_aside(), behind);
     store.close(store.bounds().last).unwrap();
     assert_eq!(set_aside(), behind);
-    // Nothing of it is left once the ring has reused its place, and then the end is returned.
-    let store = disk.open(options()).unwrap();
-    for _ in 0..400 {
-        if publish(&store).is_err() {
-            assert!(step(&store).unwrap());
-        }
-        store.settle_through(store.bounds().last).unwrap();
-    }
-    chores(&store);
-    assert_eq!(set_aside(), 0);
-    assert!((disk.bytes().len() as u64) < long);
 }
 
 /// The page: needed bytes and charges stay within two segments less than there are, each less its
