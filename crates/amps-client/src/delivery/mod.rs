@@ -29,7 +29,7 @@ pub use api::{
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError};
+use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError, StoreError};
 
 use figures::Figures;
 use flight::Flight;
@@ -172,13 +172,27 @@ impl Delivery {
                     self.give_up(store, now, sequence, reason);
                 }
             }
-            Input::SyncFailed => self.sync_failed = true,
+            Input::SyncFailed => self.cannot_sync(store),
         }
         self.report_flushes(store, now);
         if self.links.is_stalled() {
             self.links.settled(store.bounds().first_unsettled);
         }
         self.want_grant(store, now);
+    }
+
+    /// Told when it happens, whatever the level: what is acknowledged from here on may be sent
+    /// again after a power cut.
+    fn cannot_sync(&mut self, store: &dyn PublishStore) {
+        self.sync_failed = true;
+        let error = match store.request_sync() {
+            // It ended, and its owner knows.
+            Err(StoreError::Closed | StoreError::Forked | StoreError::InMemory) => return,
+            Err(error) => error,
+            Ok(()) => StoreError::SyncFailed("the store said so".to_owned()),
+        };
+        let doing = "make messages durable";
+        self.note(Note::StoreFailed { doing, error });
     }
 
     /// The next thing to carry out.
