@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use amps_client::delivery::{Config as Delivery, GapPolicy, Input, Note, RebasePolicy};
 use amps_sandbox::{Candidate, Config, Dialect, Fault};
-use amps_store::testkit::{Cut, Fault as DiskFault};
+use amps_store::testkit::{Cut, Fault as DiskFault, end_step};
 use amps_store::{Level, Options};
 
 use super::Rng;
@@ -453,6 +453,10 @@ impl Run {
             publisher.dies_in = None;
             publisher.settings.declines = 0;
             publisher.disk.clear_faults();
+            if let Some(process) = &publisher.process {
+                // What is under way may have met a fault already; it shows in has_failed.
+                let _ = end_step(&process.store);
+            }
             let failed = publisher
                 .process
                 .as_ref()

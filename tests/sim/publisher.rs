@@ -140,6 +140,10 @@ pub struct Process {
     declined: BTreeSet<u64>,
     drop_link: bool,
     sync_failed: bool,
+    /// When the device has done what was begun.
+    device_done: Option<Duration>,
+    /// The store had nothing to do.
+    idle: bool,
     first_of_run: u64,
     /// The highest message that may have been sent, by this process or before.
     reach: u64,
@@ -266,6 +270,8 @@ impl Publisher {
             declined: BTreeSet::new(),
             drop_link: false,
             sync_failed: false,
+            device_done: None,
+            idle: false,
             first_of_run: numbers.first_of_run,
             reach: numbers.found_grant,
             read: Read::default(),

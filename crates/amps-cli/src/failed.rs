@@ -158,11 +158,7 @@ fn requeue_with_patience(store: &Store, sequence: u64) -> Result<Option<Appended
     loop {
         let until = (Instant::now() + ROOM_SLICE).min(patience);
         match store.requeue_wait(sequence, now_micros(), until) {
-            Err(AppendError::Full {
-                live,
-                limit,
-                needed,
-            }) if live + needed <= limit && until < patience => {}
+            Err(AppendError::MakingRoom { .. }) if until < patience => {}
             done => return done,
         }
     }

@@ -307,23 +307,14 @@ impl<'a> Writer<'a> {
                         at.sequence
                     )));
                 }
-                Err(
-                    error @ AppendError::Full {
-                        live,
-                        limit,
-                        needed,
-                    },
-                ) => {
-                    if Instant::now() > patience {
-                        return Err(Fatal::io(error));
-                    }
-                    if live + needed > limit {
-                        self.settle_older_half(round)?;
-                        until = Instant::now();
-                    } else {
-                        // A settled segment is about to be freed.
-                        until = Instant::now() + ROOM_SLICE;
-                    }
+                Err(error) if error.is_retryable() && Instant::now() > patience => {
+                    return Err(Fatal::io(error));
+                }
+                // A settled segment is about to be freed.
+                Err(AppendError::MakingRoom { .. }) => until = Instant::now() + ROOM_SLICE,
+                Err(AppendError::Full { .. }) => {
+                    self.settle_older_half(round)?;
+                    until = Instant::now();
                 }
                 Err(error) => return Err(Fatal::io(error)),
             }

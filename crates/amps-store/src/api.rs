@@ -240,7 +240,7 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 /// device and must stay off async workers; no other may. In [`Store`](crate::Store) there is one
 /// exception: a settlement, refusal or acceptance that finds one free segment left, because the
 /// background is a whole segment behind, frees one itself, with at most one copy of each segment
-/// and its syncs. Nothing here knows a server: wire
+/// and its syncs, behind the sync that is under way. Nothing here knows a server: wire
 /// numbers, acknowledgements and the rules between them live in the client's `Delivery`.
 ///
 /// # A store of one's own
@@ -287,7 +287,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// nothing; a power cut is covered once [`durable`](Self::durable) reports the ordinal.
     ///
     /// # Errors
-    /// [`AppendError::Full`] when there is no room (wait for [`Signal::Room`]),
+    /// [`AppendError::Full`] when there is no room, [`AppendError::MakingRoom`] when there is
+    /// none yet (wait for [`Signal::Room`] in both cases),
     /// [`AppendError::TooLarge`] when there never will be, [`AppendError::Envelope`] for a user
     /// tag longer than [`MAX_TAG`], or a requeued message that accepts itself or a later one.
     /// Nothing was stored, and no number was used.

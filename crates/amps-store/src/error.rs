@@ -7,9 +7,23 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
-    /// No room now. With `live + needed` up to `limit` it is being made, by growth of the file
-    /// or by freeing a segment; beyond that it comes when the server settles messages.
-    #[error("{}", full(*live, *limit, *needed))]
+    /// The store is not full: the room for this message is being made, by growth of the file or
+    /// by freeing a segment. It comes in a moment, whatever the server does.
+    #[error(
+        "the store is making room: {live} of {limit} bytes are unsettled and this message needs {needed}; try again in a moment"
+    )]
+    MakingRoom {
+        /// Bytes unsettled, with their charges.
+        live: u64,
+        /// The most they may become.
+        limit: u64,
+        /// Bytes this message needs, with its charges.
+        needed: u64,
+    },
+    /// The store is full; room comes when the server settles messages.
+    #[error(
+        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements; its capacity was fixed when it was created, and a larger store needs a new file"
+    )]
     Full {
         /// Bytes unsettled, with their charges.
         live: u64,
@@ -50,17 +64,6 @@ pub enum AppendError {
     Store(#[from] StoreError),
 }
 
-fn full(live: u64, limit: u64, needed: u64) -> String {
-    if live + needed <= limit {
-        return format!(
-            "the store is making room: {live} of {limit} bytes are unsettled and this message needs {needed}; try again in a moment"
-        );
-    }
-    format!(
-        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements; its capacity was fixed when it was created, and a larger store needs a new file"
-    )
-}
-
 fn no_space(for_good: bool) -> &'static str {
     match for_good {
         false => "free some and try again",
@@ -73,7 +76,10 @@ fn no_space(for_good: bool) -> &'static str {
 impl AppendError {
     /// Whether trying again later can succeed.
     pub fn is_retryable(&self) -> bool {
-        matches!(self, AppendError::Full { .. } | AppendError::NoSpace { .. })
+        matches!(
+            self,
+            AppendError::MakingRoom { .. } | AppendError::Full { .. } | AppendError::NoSpace { .. }
+        )
     }
 }
 

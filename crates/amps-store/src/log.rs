@@ -25,6 +25,7 @@ use crate::space::Space;
 use crate::state::{Standing, State};
 use crate::watermark::Watermark;
 
+pub(crate) use self::durable::Ticket;
 pub(crate) use self::read::{check, check_all};
 pub(crate) use self::start::{segments_for_stranded, starts_in_last_segment};
 
@@ -175,6 +176,11 @@ impl Log {
                 limit,
                 needed,
             },
+            None if live + needed <= limit => AppendError::MakingRoom {
+                live,
+                limit,
+                needed,
+            },
             None => AppendError::Full {
                 live,
                 limit,
@@ -294,32 +300,53 @@ impl Log {
             }
         }
         if recorded.is_some() && !planted::is(Bug::NoMark) {
-            self.write_mark(false)?;
+            let marked = self.write_mark(false);
+            self.holds_in_memory(marked);
         }
         Ok(settled)
     }
 
-    /// Settles single messages.
-    pub(crate) fn settle(&mut self, sequences: &[u64]) -> Result<u64, StoreError> {
+    /// Settles at most [`MAX_SETTLED`] single messages. `begun`: they belong to a list of which
+    /// others are settled already.
+    pub(crate) fn settle(&mut self, batch: &[u64], begun: bool) -> Result<u64, StoreError> {
         self.usable()?;
         let floor = self.state.floor();
         let before = self.state.unsettled();
-        for batch in sequences.chunks(MAX_SETTLED) {
-            let most = stride(RECORD_HEADER + batch.len() * 8);
-            let recorded = unless_failed(self.make_room(most))?;
-            let mut body = [[0; 8]; MAX_SETTLED];
-            let count = self.state.settle(batch, |nth, sequence| {
-                body[nth % MAX_SETTLED] = sequence.to_le_bytes();
-            });
-            if recorded.is_some() && count > 0 {
-                let body = body[..count].as_flattened();
-                self.write_internal(Kind::Settlement, 0, body)?;
+        let room = self.make_room(stride(RECORD_HEADER + batch.len() * 8));
+        let recorded = match begun {
+            true => self.holds_in_memory(room),
+            false => unless_failed(room)?,
+        };
+        let mut body = [[0; 8]; MAX_SETTLED];
+        let count = self.state.settle(batch, |nth, sequence| {
+            body[nth % MAX_SETTLED] = sequence.to_le_bytes();
+        });
+        if recorded.is_some() && count > 0 {
+            let written = self.write_internal(Kind::Settlement, 0, body[..count].as_flattened());
+            self.holds_in_memory(written);
+        }
+        self.mark_floor_above(floor);
+        Ok(before - self.state.unsettled())
+    }
+
+    /// Something was settled: a mark says so if it was the first that was open.
+    fn mark_floor_above(&mut self, floor: u64) {
+        if self.state.floor() > floor {
+            let marked = self.write_mark(false);
+            self.holds_in_memory(marked);
+        }
+    }
+
+    /// What was changed in memory is changed, and its caller is told so. If the log cannot take
+    /// the record of it, that is told as a failed sync is: nothing more becomes durable.
+    pub(super) fn holds_in_memory<T>(&mut self, done: Result<T, StoreError>) -> Option<T> {
+        match done {
+            Ok(value) => Some(value),
+            Err(error) => {
+                self.failed.get_or_insert_with(|| error.to_string());
+                None
             }
         }
-        if self.state.floor() > floor {
-            unless_failed(self.write_mark(false))?;
-        }
-        Ok(before - self.state.unsettled())
     }
 
     /// Logs a refusal.
@@ -359,9 +386,7 @@ impl Log {
         if record.is_none() {
             self.unlogged.insert(sequence, rejection);
         }
-        if self.state.floor() > floor {
-            unless_failed(self.write_mark(false))?;
-        }
+        self.mark_floor_above(floor);
         Ok(match record {
             Some(_) => Rejected::Logged { ordinal, late },
             None => Rejected::Held { late },

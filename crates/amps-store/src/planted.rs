@@ -28,6 +28,15 @@ bugs! {
     AsyncSync,
     /// A failed sync counts as done.
     SwallowedSyncError,
+    /// A sync, or a superblock write, begins while a sync is under way, and the first of them
+    /// that succeeds counts.
+    OverlappingSyncs,
+    /// A sync counts for what was appended while it ran.
+    SyncVouchesForLater,
+    /// A freed segment counts as such one sync early.
+    StampASyncEarly,
+    /// A freed segment counts as such after a sync that began before it was freed.
+    StampInRunningSync,
     /// Checksums are not checked.
     NoChecksum,
     /// The checksum leaves out the header.

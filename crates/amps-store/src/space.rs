@@ -5,6 +5,7 @@
 //! and that is synced before a byte of it is used again. Device work is handed out as
 //! [`Chore`]s, so that whoever owns the log decides whether to do it with the lock held.
 
+mod job;
 mod length;
 mod upkeep;
 
@@ -13,9 +14,12 @@ use std::collections::{BTreeSet, VecDeque};
 use crate::error::StoreError;
 use crate::format::{BLOCK, MAX_OPENING, SEGMENT_HEADER, SegmentHeader};
 use crate::medium::Medium;
+use crate::planted::{self, Bug};
 use crate::scan::Geometry;
 use crate::state::State;
 use crate::unsynced::{Extent, Unsynced};
+
+pub(crate) use self::job::Job;
 
 /// Publishes leave this many segments to the log's own records and to recovery.
 const KEPT: usize = 2;
@@ -98,6 +102,8 @@ pub(crate) struct Space {
     collecting: Option<Collecting>,
     syncs_started: u64,
     syncs_finished: u64,
+    /// Syncs that are being made, by somebody who does not hold the lock.
+    syncing: u32,
     /// Somebody found no room.
     demand: bool,
     /// Segments collected for that demand: it ends after two rounds.
@@ -133,16 +139,15 @@ pub(crate) enum Chore {
     Idle,
     /// A bounded piece of work on the log itself: [`Log::work`].
     Work,
-    /// The superblock names more segments, or fewer: [`Log::begin_due_write`], the write, then
-    /// [`Log::finish_write`].
+    /// The superblock names more segments, or fewer.
     Superblock,
     /// A sync of everything appended.
     Sync,
-    /// Growth of the file: [`Device::reserve`], then [`Log::reserved`].
+    /// Growth of the file, from here to there.
     Reserve(u64, u64),
-    /// [`Device::prefault`], then [`Log::prefaulted`].
+    /// Pages made ready for stores: where, and how many bytes.
     Prefault(u64, u64),
-    /// A piece of the end given back: [`Device::truncate`], then [`Log::truncated`].
+    /// A piece of the end given back, down to this length.
     Truncate(u64),
 }
 
@@ -190,6 +195,7 @@ impl Space {
             collecting: None,
             syncs_started: 0,
             syncs_finished: 0,
+            syncing: 0,
             demand: false,
             collected: 0,
             growth_error: None,
@@ -321,7 +327,7 @@ impl Space {
         (from < end).then(|| (from, AHEAD.min(end - from)))
     }
 
-    fn prefaulted(&mut self, through: u64) {
+    pub(crate) fn prefaulted(&mut self, through: u64) {
         self.protected = false;
         let segment = self.geometry.segment_of(through - 1);
         if segment == self.current() {
@@ -410,10 +416,11 @@ impl Space {
         self.retry_growth = self.growth_error.is_some();
     }
 
-    /// Whether the superblock is being written without the lock: nobody else may write it, and
-    /// the file's length stays as it is.
-    pub(crate) fn is_being_written(&self) -> bool {
-        self.writing
+    /// Whether a sync or a write of the superblock is under way. No other may begin then: the
+    /// system tells of a write-back that failed once, to whichever of two that overlap asks
+    /// first, and the other one would vouch for what is lost.
+    pub(crate) fn is_device_at_work(&self) -> bool {
+        self.writing || (self.syncing > 0 && !planted::is(Bug::OverlappingSyncs))
     }
 
     /// The file's length is about to be changed without the lock.
@@ -423,23 +430,31 @@ impl Space {
 
     /// Numbers a sync that begins now, and says what it has to cover.
     pub(crate) fn sync_started(&mut self) -> (u64, Extent) {
-        let alone = self.syncs_started == self.syncs_finished;
         let (end, next) = (self.written(), self.position);
-        let extent = self.unsynced.begin_sync(end, next, alone);
+        let extent = self.unsynced.begin_sync(end, next);
         if extent == Extent::All {
             // It takes the readiness of every page.
             self.prefaulted = self.position;
             self.spare = None;
         }
         self.syncs_started += 1;
+        self.syncing += 1;
         (self.syncs_started, extent)
     }
 
-    /// Several syncs may overlap; each vouches only for what was there when it began.
+    /// A sync returned, whatever it said.
+    pub(crate) fn sync_returned(&mut self) {
+        self.syncing -= 1;
+        self.protected = true;
+    }
+
+    /// The sync with this number vouches for what was there when it began, and for no more.
     pub(crate) fn sync_finished(&mut self, number: u64) {
         self.syncs_finished = self.syncs_finished.max(number);
-        self.protected = true;
-        let finished = self.syncs_finished;
+        let finished = match planted::is(Bug::StampASyncEarly) {
+            true => self.syncs_finished + 1,
+            false => self.syncs_finished,
+        };
         let status = &self.status;
         let is_durable = |s: &usize| matches!(status[*s], Status::Stamped(n) if n <= finished);
         let durable: Vec<usize> = self.pending.iter().copied().filter(is_durable).collect();

@@ -2,6 +2,8 @@
 
 mod helper;
 mod shared;
+#[cfg(feature = "testkit")]
+mod steps;
 #[cfg(test)]
 mod tests;
 
@@ -19,7 +21,7 @@ use crate::batch::Batch;
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing};
-use crate::format::{GRANT_LAST, Superblock};
+use crate::format::{GRANT_LAST, MAX_SETTLED, Superblock};
 use crate::log::{Log, check, check_all};
 use crate::medium::{ForkGuard, Heap, Medium};
 use crate::options::Options;
@@ -121,17 +123,27 @@ impl Store {
         Ok(Store::new(log, report, options, None, Upkeep::Steps))
     }
 
-    /// Does one chore; false: there is none.
+    /// Ends what is under way, or else does one chore; false: there is none.
     #[cfg(feature = "testkit")]
     pub(crate) fn step(&self) -> Result<bool, StoreError> {
-        let shared = &self.inner.shared;
-        let mut core = shared.lock();
-        let did = core.log.do_chore(&shared.device);
-        // Nothing done is no news: whoever waits for room would try again for ever.
-        if !matches!(did, Ok(false)) {
-            shared.tell(core);
-        }
-        did
+        self.inner.shared.step()
+    }
+
+    /// Begins one chore; false: there is none.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn begin_step(&self) -> Result<bool, StoreError> {
+        self.inner.shared.begin_step()
+    }
+
+    /// Ends what is under way; false: nothing is.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn end_step(&self) -> Result<bool, StoreError> {
+        self.inner.shared.end_step()
+    }
+
+    #[cfg(feature = "testkit")]
+    pub(crate) fn is_under_way(&self) -> bool {
+        self.inner.shared.is_under_way()
     }
 
     #[cfg(feature = "testkit")]
@@ -189,7 +201,7 @@ impl Store {
     /// threads that may block.
     ///
     /// # Errors
-    /// As `append`; [`AppendError::Full`] once the deadline passed.
+    /// As `append`; what it said last once the deadline passed.
     pub fn append_wait(
         &self,
         envelope: &Envelope<'_>,
@@ -203,7 +215,7 @@ impl Store {
     /// threads that may block.
     ///
     /// # Errors
-    /// As `requeue`; [`AppendError::Full`] once the deadline passed.
+    /// As `requeue`; what it said last once the deadline passed.
     pub fn requeue_wait(
         &self,
         sequence: u64,
@@ -258,16 +270,19 @@ impl Store {
         let shared = &self.inner.shared;
         shared.not_forked()?;
         let mut core = shared.lock_alone();
-        let (done, superblock) = plan(&core.log)?;
-        let Some(superblock) = superblock else {
-            return Ok(done);
+        let begun = plan(&core.log).and_then(|(done, superblock)| {
+            let write = superblock.map(|s| core.log.begin_write(s)).transpose()?;
+            Ok((done, write))
+        });
+        let Ok((done, Some(write))) = begun else {
+            shared.after_change(core);
+            return begun.map(|(done, _)| done);
         };
-        let write = core.log.begin_write(superblock)?;
         drop(core);
         let result = write.make(&*shared.device);
         let mut core = shared.lock();
         let written = core.log.finish_write(write, result);
-        // The next one may write.
+        // The next one may begin.
         shared.progress.notify_all();
         shared.after_change(core);
         written.map(|()| done)
@@ -277,10 +292,11 @@ impl Store {
         &self,
         change: impl FnOnce(&mut Log) -> Result<T, StoreError>,
     ) -> Result<T, StoreError> {
-        self.inner.shared.not_forked()?;
-        let mut core = self.inner.shared.lock();
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let mut core = shared.with_room(shared.lock());
         let result = change(&mut core.log);
-        self.inner.shared.after_change(core);
+        shared.after_change(core);
         result
     }
 
@@ -308,10 +324,13 @@ impl PublishStore for Store {
             shared.do_chores(&mut core);
         }
         let crossed = core.log.is_watermark_crossed();
-        // At this level only these give the helper something to do.
+        // At this level only these give the helper something to do. Growth has to begin before a
+        // message finds no room: small ones fill the store with what they are charged long before
+        // they fill a segment.
         if shared.level != Level::Os
             || core.log.space.current() != segment
             || core.log.state.spares_wanted() > 0
+            || (core.helper_sleeps && core.log.is_growth_wanted())
         {
             shared.wake_helper(core);
         } else {
@@ -363,7 +382,21 @@ impl PublishStore for Store {
     }
 
     fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError> {
-        self.change(|log| log.settle(sequences))
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let mut core = shared.lock();
+        let mut settled = Ok(0);
+        for batch in sequences.chunks(MAX_SETTLED) {
+            core = shared.with_room(core);
+            let begun = settled.as_ref().is_ok_and(|n| *n > 0);
+            let more = core.log.settle(batch, begun);
+            settled = settled.and_then(|n| more.map(|more| n + more));
+            if settled.is_err() {
+                break;
+            }
+        }
+        shared.after_change(core);
+        settled
     }
 
     fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError> {
@@ -440,28 +473,14 @@ impl PublishStore for Store {
         let mut core = shared.lock();
         shared.may_sync(&core)?;
         core.wanted = core.log.ordinal;
-        if shared.upkeep == Upkeep::Thread {
-            shared.wake_helper(core);
-            return Ok(());
-        }
-        let ticket = core.log.begin_sync();
-        let result = ticket.extent.sync(&*shared.device);
-        // As with a helper: what comes of it is told, to all.
-        if let Err(error) = core.log.finish_sync(ticket, result) {
-            tracing::error!(%error, "sync failed");
-        }
-        shared.tell(core);
+        shared.wake_helper(core);
+        #[cfg(feature = "testkit")]
+        shared.asked_for_a_sync();
         Ok(())
     }
 
     fn sync(&self) -> Result<Durable, StoreError> {
         let shared = &self.inner.shared;
-        if shared.upkeep != Upkeep::Thread {
-            self.request_sync()?;
-            let core = shared.lock();
-            shared.may_sync(&core)?;
-            return Ok(core.log.durable);
-        }
         shared.not_forked()?;
         let mut core = shared.lock();
         let target = core.log.ordinal;
@@ -475,10 +494,7 @@ impl PublishStore for Store {
                 core.helper_sleeps = false;
                 shared.work.notify_one();
             }
-            core = shared
-                .progress
-                .wait(core)
-                .unwrap_or_else(PoisonError::into_inner);
+            core = shared.wait(core);
         }
     }
 

@@ -36,12 +36,38 @@ pub fn open_by_steps(path: &Path, options: Options) -> Result<Store, OpenError> 
     Store::open_by_steps(path, &options)
 }
 
-/// Does one chore of a store without a thread for them; false: there is none.
+/// Does one chore of a store without a thread for them, or ends the one that is under way; false:
+/// there is none.
 ///
 /// # Errors
 /// The device failed.
 pub fn step(store: &Store) -> Result<bool, StoreError> {
     store.step()
+}
+
+/// Begins one chore of a store without a thread for them, the sync that was asked for included
+/// (which is there at once until this is called for the first time), and leaves it under way if the device
+/// has to do something for it, a sync for instance: what is done until [`end_step`] is done while
+/// the device works. Beside one that is under way, does another that can be done meanwhile. Calls
+/// that have to wait for the device end it. False: there is nothing to do.
+///
+/// # Errors
+/// The device failed.
+pub fn begin_step(store: &Store) -> Result<bool, StoreError> {
+    store.begin_step()
+}
+
+/// Ends the chore that is under way; false: none is.
+///
+/// # Errors
+/// The device failed.
+pub fn end_step(store: &Store) -> Result<bool, StoreError> {
+    store.end_step()
+}
+
+/// Whether a chore is under way.
+pub fn is_under_way(store: &Store) -> bool {
+    store.is_under_way()
 }
 
 /// The ordinal of the last record of the log.

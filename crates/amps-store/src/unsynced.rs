@@ -68,12 +68,10 @@ impl Unsynced {
         self.appending_from = next;
     }
 
-    /// A sync begins: appends wrote up to `end` and continue at `next`. `alone`: no other
-    /// sync is under way whose stretches this one would have to cover as well.
-    pub(crate) fn begin_sync(&mut self, end: u64, next: u64, alone: bool) -> Extent {
+    /// A sync begins: appends wrote up to `end` and continue at `next`.
+    pub(crate) fn begin_sync(&mut self, end: u64, next: u64) -> Extent {
         self.jump(end, next);
-        let extent = std::mem::replace(&mut self.extent, Extent::Stretches(Vec::new()));
-        if alone { extent } else { Extent::All }
+        std::mem::replace(&mut self.extent, Extent::Stretches(Vec::new()))
     }
 }
 
@@ -84,17 +82,15 @@ mod tests {
     #[test]
     fn names_what_was_written_since_the_last_sync_began() {
         let mut unsynced = Unsynced::everything(100);
-        assert_eq!(unsynced.begin_sync(208, 200, true), Extent::All);
+        assert_eq!(unsynced.begin_sync(208, 200), Extent::All);
         let stretch = |from, to| Extent::Stretches(vec![(from, to)]);
-        assert_eq!(unsynced.begin_sync(308, 300, true), stretch(200, 308));
+        assert_eq!(unsynced.begin_sync(308, 300), stretch(200, 308));
         unsynced.jump(350, 1000);
         unsynced.touch(0, 64);
         let three = Extent::Stretches(vec![(300, 350), (0, 64), (1000, 1108)]);
-        assert_eq!(unsynced.begin_sync(1108, 1100, true), three);
-        // Another one is under way, and may fail.
-        assert_eq!(unsynced.begin_sync(1208, 1200, false), Extent::All);
-        assert_eq!(unsynced.begin_sync(1308, 1300, true), stretch(1200, 1308));
+        assert_eq!(unsynced.begin_sync(1108, 1100), three);
+        assert_eq!(unsynced.begin_sync(1308, 1300), stretch(1100, 1308));
         (0..=MOST).for_each(|_| unsynced.touch(0, 64));
-        assert_eq!(unsynced.begin_sync(1408, 1400, true), Extent::All);
+        assert_eq!(unsynced.begin_sync(1408, 1400), Extent::All);
     }
 }

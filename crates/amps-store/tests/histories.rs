@@ -105,7 +105,7 @@ fn h22_the_power_fails_anywhere_between_copying_survivors_and_reusing_their_segm
                 let next = store.bounds().next;
                 match store.append(&Envelope::publish("t"), &body(next, 900)) {
                     Ok(at) => drop(store.settle(&[at.sequence]).unwrap()),
-                    Err(AppendError::Full { .. }) => break,
+                    Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => break,
                     Err(e) => panic!("{e}"),
                 }
             }

@@ -33,7 +33,7 @@ fn append(store: &Store, body: &[u8]) -> u64 {
     loop {
         match store.append(&Envelope::publish("t"), body) {
             Ok(at) => return at.sequence,
-            Err(AppendError::Full { .. }) => {
+            Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => {
                 assert!(step(store).expect("a good disk"), "room never comes");
             }
             Err(error) => panic!("{error}"),

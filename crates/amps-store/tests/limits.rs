@@ -48,7 +48,11 @@ fn child_under_a_limit() {
         let deadline = Instant::now() + Duration::from_millis(300);
         match store.append_wait(&Envelope::publish("t"), &payload(next), deadline) {
             Ok(at) => stored = at.sequence,
-            Err(AppendError::NoSpace { .. } | AppendError::Full { .. }) => {
+            Err(
+                AppendError::NoSpace { .. }
+                | AppendError::Full { .. }
+                | AppendError::MakingRoom { .. },
+            ) => {
                 full += 1;
                 // The store is usable: what is settled makes room.
                 store.settle_through(stored / 2).expect("settles");

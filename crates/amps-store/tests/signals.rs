@@ -79,7 +79,7 @@ fn a_sync_inside_a_settlement_is_told_too() {
     while disk.syncs() == synced {
         match store.append(&Envelope::publish("t"), &[7; 100]) {
             Ok(_) => {}
-            Err(AppendError::Full { .. }) => {
+            Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => {
                 refused += 1;
                 let logged = store.reject(refused, "no", 1).unwrap();
                 assert!(matches!(logged, Rejected::Logged { .. }), "{logged:?}");

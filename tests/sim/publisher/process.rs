@@ -7,7 +7,7 @@ use amps_client::DelayStrategy as _;
 use amps_client::delivery::{Input, Note, Output};
 use amps_client::protocol::{AckKind, FrameDecoder, Header, Status};
 use amps_client::session::{Credentials, Received};
-use amps_store::testkit::{has_failed, step};
+use amps_store::testkit::{begin_step, end_step, has_failed, is_under_way, step};
 use amps_store::{AppendError, Batch, Envelope, Level, PublishStore, StoreError, StoredMessage};
 
 use super::super::ledger;
@@ -51,13 +51,14 @@ impl Publisher {
         let appended = loop {
             match process.store.append(&envelope, &body) {
                 Ok(appended) => break appended,
-                Err(AppendError::Full { .. }) if turns < 8 => {
+                Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) if turns < 8 => {
                     turns += 1;
                     // A failure shows in has_failed.
                     let _ = step(&process.store);
                 }
                 Err(
                     AppendError::Full { .. }
+                    | AppendError::MakingRoom { .. }
                     | AppendError::NoSpace { .. }
                     | AppendError::Store(StoreError::SyncFailed(_)),
                 ) => return None,
@@ -118,8 +119,13 @@ impl Publisher {
             (None, true) => None,
         };
         let retry = process.link.is_none().then_some(process.retry_at);
+        let device = match process.idle {
+            true => process.device_done,
+            false => process.device_done.or(Some(Duration::ZERO)),
+        };
         [
             job,
+            device,
             retry,
             process.session.deadline(),
             process.delivery.deadline(),
@@ -131,14 +137,37 @@ impl Publisher {
 
     pub(super) fn upkeep(&mut self, around: &mut Around<'_>) {
         let process = self.process.as_mut().expect("runs");
-        if around.rng.one_in(2) {
-            // A failure shows in has_failed.
-            let _ = step(&process.store);
+        // A call that waited for the device has ended what was under way.
+        let under_way = process.device_done.filter(|_| is_under_way(&process.store));
+        process.device_done = under_way;
+        // Failures show in has_failed.
+        match under_way {
+            Some(done) if done <= around.now => {
+                let _ = end_step(&process.store);
+                process.device_done = None;
+                process.idle = false;
+            }
+            // As a settlement that waits for room does.
+            Some(_) if around.rng.one_in(4) => drop(begin_step(&process.store)),
+            Some(_) => {}
+            None if around.rng.one_in(2) => {
+                process.idle = !begin_step(&process.store).unwrap_or(false);
+                if is_under_way(&process.store) {
+                    let time = match self.settings.slow_device && around.rng.one_in(4) {
+                        true => around.now + Duration::from_millis(around.rng.below(1500)),
+                        false => around.delay(),
+                    };
+                    self.process.as_mut().expect("runs").device_done = Some(time);
+                }
+            }
+            None => process.idle = false,
         }
-        if process.store.level() == Level::Disk && around.rng.one_in(2) {
-            // A failure shows in has_failed.
-            let _ = process.store.request_sync();
-        }
+        let reused = self.disk.reused_before_its_stamp();
+        assert_eq!(
+            reused, None,
+            "a segment is used before its stamp is durable"
+        );
+        let process = self.process.as_mut().expect("runs");
         if has_failed(&process.store) && !std::mem::replace(&mut process.sync_failed, true) {
             trace!(around, "p{} cannot sync any more", self.id);
             self.input(around, Input::SyncFailed);

@@ -232,6 +232,14 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
             format!("{reason}: {so_far}; nothing accepted is lost"),
             waited,
         ),
+        PublishFailure::Store(AppendError::MakingRoom { .. }) => (
+            Exit::Left,
+            format!(
+                "the store was still making room after {patience:?}: {so_far}. Its disk is too \
+                 slow to let it grow; nothing accepted is lost"
+            ),
+            waited,
+        ),
         PublishFailure::Store(AppendError::Full { .. }) => (
             Exit::Left,
             format!(

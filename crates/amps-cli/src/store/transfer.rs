@@ -294,6 +294,10 @@ fn not_imported(file: &Path, name: &str, error: &ImportError) -> Failure {
             AppendError::TooLarge { .. } => {
                 (Exit::Other, "; give the new store a larger --capacity")
             }
+            AppendError::MakingRoom { .. } => (
+                Exit::NoSpace,
+                "; the disk is too slow to make the room in time: try again",
+            ),
             AppendError::NoSpace { .. } => (Exit::NoSpace, ""),
             AppendError::Store(error) => return Failure::store(file, error),
             _ => (Exit::Other, ""),

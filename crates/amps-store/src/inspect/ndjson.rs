@@ -388,11 +388,7 @@ impl<'a> Line<'a> {
 /// a store whose limit is reached stays full.
 fn append(store: &Store, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
     match store.append(envelope, payload) {
-        Err(AppendError::Full {
-            live,
-            limit,
-            needed,
-        }) if live + needed <= limit => {
+        Err(AppendError::MakingRoom { .. }) => {
             store.append_wait(envelope, payload, Instant::now() + GROWS)
         }
         other => other,

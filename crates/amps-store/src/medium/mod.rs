@@ -62,6 +62,13 @@ pub(crate) trait Device: Send + Sync {
     /// ever be called durable again.
     fn sync(&self) -> io::Result<()>;
 
+    /// A sync begins now, and is made later through what this returns: a simulated disk tells what
+    /// is written meanwhile from what the sync vouches for. `None`: through the device itself.
+    #[cfg(feature = "testkit")]
+    fn begin_sync(&self) -> Option<Arc<dyn Device>> {
+        None
+    }
+
     /// As [`sync`](Self::sync), for what was written into this range of the mapping only.
     ///
     /// # Errors

@@ -81,7 +81,9 @@ impl Rng {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// The n-th sync from now (0: the next) fails once; an arbitrary part of what it
-    /// should have written is lost, and the system thinks it clean.
+    /// should have written is lost, and the system thinks it clean. Of this the system tells
+    /// once, and whoever asks first: another sync or write around the mapping that begins and
+    /// ends while this one is under way may be told in its place.
     Sync(u64),
     /// The n-th write around the mapping fails.
     WriteAround(u64),
@@ -104,12 +106,26 @@ pub enum Cut {
     Sectors,
 }
 
+/// A sector that was written and not synced.
+#[derive(Clone, Default)]
+struct Dirty {
+    /// The first write that made it so, and the last one.
+    first: u64,
+    last: u64,
+    /// What it was before later writes, each with the number of that write.
+    versions: Vec<(u64, [u8; SECTOR])>,
+}
+
 #[derive(Clone, Default)]
 struct Image {
     seen: Vec<u8>,
     durable: Vec<u8>,
-    /// Sectors written since the last sync, with versions in between.
-    dirty: BTreeMap<usize, Vec<[u8; SECTOR]>>,
+    /// Sectors written since the last sync.
+    dirty: BTreeMap<usize, Dirty>,
+    /// Counts the writes.
+    writes: u64,
+    /// A write-back failed, and nobody was told of it yet.
+    untold: bool,
     faults: Vec<Fault>,
     syncs: u64,
     around: u64,
@@ -235,7 +251,7 @@ impl SimDisk {
         }
         let len = image.durable.len().min(image.seen.len());
         let mut page = (usize::MAX, false);
-        for (&sector, versions) in &image.dirty {
+        for (&sector, Dirty { versions, .. }) in &image.dirty {
             let at = sector * SECTOR;
             if at + SECTOR > len {
                 continue;
@@ -250,7 +266,7 @@ impl SimDisk {
                 Cut::Sectors => match rng.below(2 + versions.len() as u64) {
                     0 => None,
                     1 => Some(image.seen[at..at + SECTOR].to_vec()),
-                    n => Some(versions[n as usize - 2].to_vec()),
+                    n => Some(versions[n as usize - 2].1.to_vec()),
                 },
             };
             if let Some(new) = new {
@@ -258,6 +274,7 @@ impl SimDisk {
             }
         }
         image.dirty.clear();
+        image.untold = false;
         image.seen = image.durable.clone();
         image.faults.clear();
     }
@@ -265,6 +282,13 @@ impl SimDisk {
     /// The bytes as a reader sees them now.
     pub fn bytes(&self) -> Vec<u8> {
         self.image().seen.clone()
+    }
+
+    /// Looks at the bytes as a reader sees them now, and at those that a power cut leaves if
+    /// nothing more is written back.
+    pub(crate) fn look<T>(&self, at: impl FnOnce(&[u8], &[u8]) -> T) -> T {
+        let image = self.image();
+        at(&image.seen, &image.durable)
     }
 
     /// Changes bytes behind everybody's back, durably.
@@ -284,8 +308,9 @@ impl SimDisk {
         image.dirty.clear();
     }
 
-    /// Makes what was written into whole pages durable.
-    fn sync_pages(&self, from: usize, to: usize) -> io::Result<()> {
+    /// Makes what was written into whole pages durable: by now, or, in a sync that was begun
+    /// before, by then.
+    fn sync_pages(&self, from: usize, to: usize, begun: Option<&Begun>) -> io::Result<()> {
         self.moment();
         let mut image = self.image();
         let image = &mut *image;
@@ -294,33 +319,64 @@ impl SimDisk {
         if planted::is(Bug::NoSync) {
             return Ok(());
         }
+        let mut rng = Rng::new(number);
+        let told = image.is_told(begun.is_some(), &mut rng);
         let failed = image.hit(Fault::Sync(number));
         // Growth is needed to read what was synced; a cut becomes durable with everything.
         if image.durable.len() < image.seen.len() || (to == usize::MAX && !failed) {
             image.durable.resize(image.seen.len(), 0);
         }
-        let mut rng = Rng::new(number);
         let sectors = from / SECTOR..to.div_ceil(SECTOR);
         let mut synced: Vec<usize> = image.dirty.range(sectors).map(|(s, _)| *s).collect();
+        if let Some(begun) = begun {
+            // What was clean then, or was cleaned since, is none of its business.
+            synced.retain(|s| image.dirty[s].first <= begun.writes);
+        }
         if planted::is(Bug::ShortSync) {
             let last = synced.pop();
             image.dirty.retain(|sector, _| Some(*sector) != last);
         }
         for sector in synced {
-            image.dirty.remove(&sector);
-            let at = sector * SECTOR;
-            if at + SECTOR <= image.seen.len() && (!failed || rng.one_in(2)) {
-                image.durable[at..at + SECTOR].copy_from_slice(&image.seen[at..at + SECTOR]);
-            }
+            image.write_back(sector, begun, failed, &mut rng);
         }
-        if failed {
-            Err(io::Error::other("simulated write-back error"))
-        } else {
-            Ok(())
+        match failed || told {
+            true => Err(io::Error::other("simulated write-back error")),
+            false => Ok(()),
         }
     }
 
+    /// A sync begins: what it vouches for.
+    fn begin(&self) -> Begun {
+        let mut image = self.image();
+        let image = &mut *image;
+        let number = image.syncs;
+        let begun = Begun {
+            disk: self.clone(),
+            writes: image.writes,
+            seen: image
+                .dirty
+                .keys()
+                .filter_map(|sector| Some((*sector, image.sector(*sector)?)))
+                .collect(),
+        };
+        // It is written back while others go on: who of them asks first is told that it failed.
+        if image.hit(Fault::Sync(number)) {
+            image.syncs += 1;
+            image.untold = true;
+            if image.durable.len() < image.seen.len() {
+                image.durable.resize(image.seen.len(), 0);
+            }
+            let mut rng = Rng::new(number);
+            for sector in begun.seen.keys() {
+                image.write_back(*sector, None, true, &mut rng);
+            }
+        }
+        begun
+    }
+
     pub(crate) fn medium(&self) -> Box<dyn Medium> {
+        // Who opens the file hears nothing of what failed before.
+        self.image().untold = false;
         Box::new(SimMedium {
             disk: self.clone(),
             len: self.image().seen.len() as u64,
@@ -331,23 +387,60 @@ impl SimDisk {
 impl Image {
     fn write(&mut self, offset: u64, bytes: &[u8]) {
         let (from, to) = (offset as usize, offset as usize + bytes.len());
+        self.writes += 1;
+        let write = self.writes;
         for sector in from / SECTOR..to.div_ceil(SECTOR) {
-            let before = self.seen.get(sector * SECTOR..(sector + 1) * SECTOR);
-            let versions = self.dirty.entry(sector);
-            match (versions, before) {
-                (std::collections::btree_map::Entry::Occupied(mut entry), Some(before)) => {
-                    if entry.get().len() < 3 {
-                        let mut version = [0; SECTOR];
-                        version.copy_from_slice(before);
-                        entry.get_mut().push(version);
-                    }
-                }
-                (entry, _) => {
-                    entry.or_default();
-                }
+            let before = self.sector(sector);
+            let dirty = self.dirty.entry(sector).or_insert_with(|| Dirty {
+                first: write,
+                ..Dirty::default()
+            });
+            if let Some(before) = before
+                && dirty.first < write
+                && dirty.versions.len() < 3
+            {
+                dirty.versions.push((write, before));
             }
+            dirty.last = write;
         }
         self.seen[from..to].copy_from_slice(bytes);
+    }
+
+    fn sector(&self, sector: usize) -> Option<[u8; SECTOR]> {
+        let bytes = self.seen.get(sector * SECTOR..(sector + 1) * SECTOR)?;
+        bytes.try_into().ok()
+    }
+
+    /// Writes a dirty sector back, as it is or as it was when a sync began; or fails to, and
+    /// thinks it clean all the same.
+    fn write_back(&mut self, sector: usize, begun: Option<&Begun>, failed: bool, rng: &mut Rng) {
+        let Some(mut dirty) = self.dirty.remove(&sector) else {
+            return;
+        };
+        let is_new = begun.is_some_and(|begun| dirty.last > begun.writes);
+        // While the sync runs, either may be caught.
+        let then = begun.filter(|_| is_new && rng.one_in(2));
+        let bytes = match then {
+            Some(begun) => begun.seen.get(&sector).copied(),
+            None => self.sector(sector),
+        };
+        let at = sector * SECTOR;
+        if let (Some(bytes), true) = (bytes, !failed || rng.one_in(2)) {
+            self.durable[at..at + SECTOR].copy_from_slice(&bytes);
+        }
+        if let (true, Some(begun)) = (is_new, begun) {
+            dirty.first = begun.writes + 1;
+            dirty.versions.retain(|(write, _)| *write > begun.writes);
+            self.dirty.insert(sector, dirty);
+        }
+    }
+
+    /// Whether this call is told of a write-back that failed. One that began after it, and ends
+    /// before the sync whose write-back it was, may ask first.
+    fn is_told(&mut self, is_own: bool, rng: &mut Rng) -> bool {
+        let told = self.untold && (is_own || rng.one_in(2));
+        self.untold &= !told;
+        told
     }
 
     fn cut(&mut self, len: usize) {
@@ -360,6 +453,54 @@ impl Image {
         self.faults.retain(|f| *f != fault);
         self.faults.len() < before
     }
+}
+
+/// A sync that was begun: what it vouches for is what was written by then.
+struct Begun {
+    disk: SimDisk,
+    /// Writes up to then.
+    writes: u64,
+    /// The sectors that were dirty, as they were.
+    seen: BTreeMap<usize, [u8; SECTOR]>,
+}
+
+impl Begun {
+    fn sync_pages(&self, from: usize, to: usize) -> io::Result<()> {
+        self.disk.sync_pages(from, to, Some(self))
+    }
+}
+
+impl Device for Begun {
+    fn sync(&self) -> io::Result<()> {
+        self.sync_pages(0, usize::MAX)
+    }
+
+    fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
+        let (from, to) = pages(offset, len);
+        self.sync_pages(from, to)
+    }
+
+    fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write_around(offset, bytes)
+    }
+
+    fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
+        self.disk.reserve(from, to)
+    }
+
+    fn truncate(&self, len: u64) -> io::Result<()> {
+        self.disk.truncate(len)
+    }
+
+    fn release(&self) {}
+
+    fn prefault(&self, _offset: u64, _len: u64) {}
+}
+
+/// The whole pages that hold these bytes.
+fn pages(offset: u64, len: u64) -> (usize, usize) {
+    let (from, to) = (offset as usize, (offset + len) as usize);
+    (from / PAGE * PAGE, to.next_multiple_of(PAGE))
 }
 
 struct SimMedium {
@@ -408,12 +549,16 @@ impl Medium for SimMedium {
 
 impl Device for SimDisk {
     fn sync(&self) -> io::Result<()> {
-        self.sync_pages(0, usize::MAX)
+        self.sync_pages(0, usize::MAX, None)
+    }
+
+    fn begin_sync(&self) -> Option<Arc<dyn Device>> {
+        Some(Arc::new(self.begin()))
     }
 
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        let (from, to) = (offset as usize, (offset + len) as usize);
-        self.sync_pages(from / PAGE * PAGE, to.next_multiple_of(PAGE))
+        let (from, to) = pages(offset, len);
+        self.sync_pages(from, to, None)
     }
 
     fn write_around(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
@@ -425,6 +570,7 @@ impl Device for SimDisk {
             true => &bytes[..bytes.len() / 2],
             false => bytes,
         };
+        let told = image.is_told(false, &mut Rng::new(number));
         if image.hit(Fault::WriteAround(number)) {
             // Some sectors may have made it.
             let half = bytes.len() / 2 / SECTOR * SECTOR;
@@ -441,7 +587,10 @@ impl Device for SimDisk {
         for sector in offset as usize / SECTOR..end.div_ceil(SECTOR) {
             image.dirty.remove(&sector);
         }
-        Ok(())
+        match told {
+            true => Err(io::Error::other("simulated write-back error")),
+            false => Ok(()),
+        }
     }
 
     fn reserve(&self, from: u64, to: u64) -> io::Result<()> {

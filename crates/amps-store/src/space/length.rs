@@ -14,7 +14,7 @@ use crate::planted::{self, Bug};
 impl Log {
     /// The file grows one spare ahead of the writer and, since room that is charged must be
     /// there, one segment ahead of the charges.
-    pub(super) fn is_growth_wanted(&self) -> bool {
+    pub(crate) fn is_growth_wanted(&self) -> bool {
         let space = &self.space;
         let segments = space.status.len() as u64;
         let may_grow = segments < self.superblock.cap_segments
@@ -154,6 +154,7 @@ impl Log {
         self.space.resizing = false;
         let grown_to = self.space.growing.take();
         if let Err(error) = result {
+            tracing::warn!(%error, "the store cannot grow");
             // What was filled before is cut off like any end that is not named.
             self.space.file_end = grown_to.unwrap_or(self.medium.len());
             self.space.growth_error = Some(StoreError::io("grow the store", &error));
@@ -195,7 +196,7 @@ impl Log {
         if let Some(why) = &self.failed {
             return Err(StoreError::SyncFailed(why.clone()));
         }
-        debug_assert!(!self.space.writing, "one write at a time");
+        debug_assert!(!self.space.is_device_at_work(), "one at a time");
         self.space.writing = true;
         superblock.counter += 1;
         Ok(Write(superblock))
@@ -255,7 +256,7 @@ mod tests {
     use crate::Options;
     use crate::envelope::Envelope;
     use crate::medium::Heap;
-    use crate::space::{Chore, PIECE};
+    use crate::space::{Chore, PIECE, Status};
 
     /// A publisher that waited for durability waited for the zeros of a whole segment.
     #[test]
@@ -320,5 +321,27 @@ mod tests {
         while log.do_chore(&device).unwrap() {}
         assert!(log.space.status.len() > segments);
         log.append(&Envelope::publish("t"), &[7; 100]).unwrap();
+    }
+
+    /// The message was settled in memory, and its caller was told that it was not.
+    #[test]
+    fn a_settlement_whose_mark_finds_no_room_is_told() {
+        let options = Options::new().capacity(64 << 10);
+        let medium = Box::new(Heap::new());
+        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        log.append(&Envelope::publish("t"), b"x").unwrap();
+        // Room for the settlement alone, no free segment, and no growth.
+        for segment in log.space.ready.clone() {
+            log.space.set(segment, Status::Used);
+        }
+        log.superblock.cap_segments = log.superblock.segments;
+        log.space.reserved = 0;
+        log.space.position = log.space.end - 48;
+        assert_eq!(log.settle(&[1], false).unwrap(), 1);
+        assert_eq!(log.state.unsettled(), 0);
+        assert!(
+            log.failed.is_some(),
+            "nothing more becomes durable, which is told"
+        );
     }
 }

@@ -1,14 +1,12 @@
 //! How a segment becomes free, and what the log's upkeep does next.
 
-use std::sync::Arc;
-
 use super::{BATCH, Chore, Collecting, KEPT, Link, PIECE, Return, Status, WANTED};
 use crate::error::StoreError;
 use crate::format::{
-    Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader, record_is_intact,
+    Kind, MAX_OPENING, MAX_REJECTION, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader,
+    record_is_intact,
 };
 use crate::log::Log;
-use crate::medium::Device;
 use crate::planted::{self, Bug};
 
 impl Log {
@@ -69,34 +67,32 @@ impl Log {
         }
     }
 
-    /// Does one chore right here; false: there is none.
-    pub(crate) fn do_chore(&mut self, device: &Arc<dyn Device>) -> Result<bool, StoreError> {
-        match self.chore() {
-            Chore::Idle => return Ok(false),
-            Chore::Prefault(from, len) => {
-                device.prefault(from, len);
-                self.prefaulted(from + len);
-            }
-            Chore::Work => self.work()?,
-            Chore::Superblock => {
-                if let Some(write) = self.begin_due_write()? {
-                    let result = write.make(&**device);
-                    self.finish_write(write, result)?;
-                }
-            }
-            Chore::Sync => {
-                let ticket = self.begin_sync();
-                let result = ticket.extent.sync(&**device);
-                self.finish_sync(ticket, result)?;
-            }
-            Chore::Reserve(from, to) => self.reserved(to, device.reserve(from, to)),
-            Chore::Truncate(to) => self.truncated(to, device.truncate(to)),
-        }
-        Ok(true)
+    /// Whether any one change of the log finds its room in what is free already: the message of a
+    /// late refusal, the refusal and a mark. Otherwise it may have to sync for room.
+    pub(crate) fn is_room_sure(&self) -> bool {
+        let most = self.geometry.max_record + MAX_REJECTION + 2 * MAX_OPENING;
+        self.failed.is_some() || self.space.ready() >= KEPT || self.space.fits(most)
     }
 
-    /// The next thing to be done for the log.
+    /// Somebody waits for room while the device is at work: does what can be done beside that.
+    /// False: nothing.
+    pub(crate) fn work_for_room(&mut self) -> Result<bool, StoreError> {
+        self.space.demand();
+        match self.chore() {
+            Chore::Work => self.work().map(|()| true),
+            _ => Ok(false),
+        }
+    }
+
+    /// The next thing to be done for the log, and possible now.
     pub(crate) fn chore(&self) -> Chore {
+        match self.next_chore() {
+            Chore::Sync | Chore::Superblock if self.space.is_device_at_work() => Chore::Idle,
+            chore => chore,
+        }
+    }
+
+    fn next_chore(&self) -> Chore {
         let space = &self.space;
         if self.failed.is_some() || self.closed {
             return Chore::Idle;
@@ -346,6 +342,10 @@ impl Log {
         self.space.chain.pop_front();
         let status = match planted::is(Bug::EarlyReuse) {
             true => Status::Ready,
+            // One that runs already began before the stamp was there.
+            false if planted::is(Bug::StampInRunningSync) => {
+                Status::Stamped(self.space.syncs_started)
+            }
             false => Status::Stamped(self.space.syncs_started + 1),
         };
         self.space.set(oldest.segment, status);
@@ -373,10 +373,5 @@ impl Log {
             at += 8;
         }
         None
-    }
-
-    /// Pages up to here take stores without a fault.
-    pub(crate) fn prefaulted(&mut self, through: u64) {
-        self.space.prefaulted(through);
     }
 }

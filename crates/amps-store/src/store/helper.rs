@@ -1,16 +1,32 @@
 //! The thread beside the log: syncs as the level demands, and keeps segments ready.
 
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use super::shared::{Core, Shared};
 use crate::api::Level;
+use crate::error::StoreError;
 use crate::index::make_spares;
-use crate::space::Chore;
+use crate::medium::Device;
+use crate::space::{Chore, Job};
 
 /// How long publishers may wait for room before growth that failed is tried again: space may
 /// have come meanwhile, and nothing else would tell.
 const GROWTH_RETRY: Duration = Duration::from_secs(1);
+
+/// What the helper does next.
+pub(super) enum Next {
+    /// This, without the lock.
+    Job(Job),
+    /// Something was done under the lock.
+    Done,
+    /// New bookkeeping is made without the lock, for this many segments.
+    Spares(usize),
+    /// Nothing, until it is woken or this time is over.
+    Sleep(Option<Duration>),
+}
 
 impl Shared {
     /// The helper: syncs as the level demands, and keeps free segments ready.
@@ -20,93 +36,102 @@ impl Shared {
             if core.stop {
                 return;
             }
-            let sync_in = self.sync_due(&core);
-            let chore = match core.log.chore() {
-                _ if sync_in == Some(Duration::ZERO) => Chore::Sync,
-                chore => chore,
-            };
-            core = match chore {
-                Chore::Idle if core.log.state.spares_wanted() > 0 => {
-                    let wanted = core.log.state.spares_wanted();
+            core = match self.begin(&mut core) {
+                Ok(Next::Job(job)) => {
+                    drop(core);
+                    let result = make(&job, &*self.device);
+                    let mut core = self.lock_last();
+                    // An error was logged, and is told as news.
+                    let _ = self.end(&mut core, job, result);
+                    self.tell(core);
+                    self.lock_last()
+                }
+                Ok(Next::Done) | Err(_) => {
+                    self.tell(core);
+                    self.lock_last()
+                }
+                Ok(Next::Spares(wanted)) => {
                     drop(core);
                     let spares = make_spares(wanted);
                     let mut core = self.lock_last();
                     core.log.state.add_spares(spares);
                     core
                 }
-                Chore::Idle => {
-                    core.helper_sleeps = true;
-                    let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
-                    let mut core = match sync_in.into_iter().chain(retry_in).min() {
-                        Some(wait) => {
-                            let (mut core, ended) = self
-                                .work
-                                .wait_timeout(core, wait)
-                                .unwrap_or_else(PoisonError::into_inner);
-                            if ended.timed_out() {
-                                core.log.space.retry_growth();
-                            }
-                            core
-                        }
-                        None => self.work.wait(core).unwrap_or_else(PoisonError::into_inner),
-                    };
-                    core.helper_sleeps = false;
-                    core
-                }
-                Chore::Sync => self.sync_once(core),
-                Chore::Work => {
-                    if let Err(error) = core.log.work() {
-                        tracing::error!(%error, "the store's upkeep failed");
-                        core.log.failed.get_or_insert_with(|| error.to_string());
-                    }
-                    self.tell(core);
-                    self.lock_last()
-                }
-                Chore::Superblock => match core.log.begin_due_write() {
-                    Ok(Some(write)) => {
-                        drop(core);
-                        let result = write.make(&*self.device);
-                        let mut core = self.lock_last();
-                        if let Err(error) = core.log.finish_write(write, result) {
-                            tracing::error!(%error, "the store's upkeep failed");
-                        }
-                        self.progress.notify_all();
-                        self.tell(core);
-                        self.lock_last()
-                    }
-                    // A store that failed has nothing to do any more.
-                    Ok(None) | Err(_) => core,
-                },
-                Chore::Reserve(from, to) => {
-                    core.log.space.begin_resize();
-                    drop(core);
-                    let reserved = self.device.reserve(from, to);
-                    let mut core = self.lock_last();
-                    if let Err(error) = &reserved {
-                        tracing::warn!(%error, "the store cannot grow");
-                    }
-                    core.log.reserved(to, reserved);
-                    // A file that cannot grow has less room: perhaps a watermark is crossed.
-                    self.tell(core);
-                    self.lock_last()
-                }
-                Chore::Truncate(to) => {
-                    core.log.space.begin_resize();
-                    drop(core);
-                    let truncated = self.device.truncate(to);
-                    let mut core = self.lock_last();
-                    core.log.truncated(to, truncated);
-                    core
-                }
-                Chore::Prefault(from, len) => {
-                    drop(core);
-                    self.device.prefault(from, len);
-                    let mut core = self.lock_last();
-                    core.log.prefaulted(from + len);
-                    core
-                }
+                Ok(Next::Sleep(wait)) => self.sleep(core, wait),
             };
         }
+    }
+
+    fn sleep<'a>(
+        &'a self,
+        mut core: MutexGuard<'a, Core>,
+        wait: Option<Duration>,
+    ) -> MutexGuard<'a, Core> {
+        core.helper_sleeps = true;
+        let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
+        let mut core = match wait.into_iter().chain(retry_in).min() {
+            Some(wait) => {
+                let (mut core, ended) = self
+                    .work
+                    .wait_timeout(core, wait)
+                    .unwrap_or_else(PoisonError::into_inner);
+                if ended.timed_out() {
+                    core.log.space.retry_growth();
+                }
+                core
+            }
+            None => self.work.wait(core).unwrap_or_else(PoisonError::into_inner),
+        };
+        core.helper_sleeps = false;
+        core
+    }
+
+    /// Decides what is to be done next, and does of it what needs the lock.
+    ///
+    /// # Errors
+    /// The store failed, for good; it was logged.
+    pub(super) fn begin(&self, core: &mut Core) -> Result<Next, StoreError> {
+        let sync_in = self.sync_due(core);
+        // Whoever waits for the device has its turn between two pieces of the helper's.
+        let is_taken = core.in_line > 0 || core.log.space.is_device_at_work();
+        let chore = match core.log.chore() {
+            _ if sync_in == Some(Duration::ZERO) && !is_taken => Chore::Sync,
+            Chore::Sync | Chore::Superblock if core.in_line > 0 => Chore::Idle,
+            chore => chore,
+        };
+        if chore == Chore::Idle {
+            let wanted = core.log.state.spares_wanted();
+            return Ok(match wanted {
+                // Behind the work of the device somebody wakes the helper.
+                0 => Next::Sleep(sync_in.filter(|_| !is_taken)),
+                wanted => Next::Spares(wanted),
+            });
+        }
+        let begun = core.log.begin(chore).inspect_err(|error| {
+            tracing::error!(%error, "the store's upkeep failed");
+            core.log.failed.get_or_insert_with(|| error.to_string());
+        })?;
+        Ok(begun.map_or(Next::Done, Next::Job))
+    }
+
+    /// The device did what was begun, or could not.
+    ///
+    /// # Errors
+    /// The store failed, for good; it was logged.
+    pub(super) fn end(
+        &self,
+        core: &mut Core,
+        job: Job,
+        result: io::Result<()>,
+    ) -> Result<(), StoreError> {
+        if matches!(job, Job::Sync(_)) {
+            core.last_sync = Instant::now();
+        }
+        let ended = core.log.end(job, result);
+        if core.in_line > 0 {
+            self.progress.notify_all();
+        }
+        ended.inspect_err(|error| tracing::error!(%error, "the store's device failed"))
     }
 
     /// The helper panicked, perhaps in an observer: nobody syncs any more, and whoever waits
@@ -137,17 +162,10 @@ impl Shared {
             Level::Interval(every) => Some(every.saturating_sub(core.last_sync.elapsed())),
         }
     }
+}
 
-    fn sync_once<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        let ticket = core.log.begin_sync();
-        drop(core);
-        let result = ticket.extent.sync(&*self.device);
-        let mut core = self.lock_last();
-        core.last_sync = Instant::now();
-        if let Err(error) = core.log.finish_sync(ticket, result) {
-            tracing::error!(%error, "sync failed");
-        }
-        self.tell(core);
-        self.lock_last()
-    }
+/// Lets the device do a job. A panic there must not leave the job under way for ever.
+pub(super) fn make(job: &Job, device: &dyn Device) -> io::Result<()> {
+    catch_unwind(AssertUnwindSafe(|| job.make(device)))
+        .unwrap_or_else(|_| Err(io::Error::other("the device's code panicked")))
 }

@@ -54,6 +54,14 @@ pub(super) struct Core {
     pub(super) last_sync: Instant,
     pub(super) helper_sleeps: bool,
     pub(super) stop: bool,
+    /// Threads that wait until the device is at work for nobody; the helper lets them go first.
+    pub(super) in_line: u32,
+    /// What a simulation began and did not end yet.
+    #[cfg(feature = "testkit")]
+    pub(super) under_way: Option<super::steps::UnderWay>,
+    /// The simulation says when something ends.
+    #[cfg(feature = "testkit")]
+    pub(super) takes_time: bool,
     told: Told,
     /// Somebody is telling of watermarks: one at a time, so that they are told in order.
     telling: bool,
@@ -111,6 +119,11 @@ impl Shared {
                 last_sync: Instant::now(),
                 helper_sleeps: false,
                 stop: false,
+                in_line: 0,
+                #[cfg(feature = "testkit")]
+                under_way: None,
+                #[cfg(feature = "testkit")]
+                takes_time: false,
                 told: Told {
                     durable: durable.ordinal,
                     failed: false,
@@ -187,16 +200,50 @@ impl Shared {
         self.lock()
     }
 
-    /// The lock, while nobody writes the superblock without it.
+    /// The lock, while no sync and no write of the superblock is under way without it: whoever
+    /// holds it may begin one. Whoever does not call [`after_change`](Self::after_change) in the
+    /// end leaves the helper asleep.
     pub(super) fn lock_alone(&self) -> MutexGuard<'_, Core> {
         let mut core = self.lock();
-        while core.log.space.is_being_written() {
-            core = self
-                .progress
-                .wait(core)
-                .unwrap_or_else(PoisonError::into_inner);
+        while core.log.space.is_device_at_work() {
+            core = self.stand_in_line(core);
         }
         core
+    }
+
+    /// The lock for one change of the log. One that may have to sync for its room waits for the
+    /// sync that is under way, and does meanwhile what can be done beside it.
+    pub(super) fn with_room<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        while core.log.space.is_device_at_work() && !core.log.is_room_sure() {
+            match core.log.work_for_room() {
+                Ok(true) => {}
+                Ok(false) => core = self.stand_in_line(core),
+                Err(error) => {
+                    tracing::error!(%error, "the store's upkeep failed");
+                    core.log.failed.get_or_insert_with(|| error.to_string());
+                }
+            }
+        }
+        core
+    }
+
+    fn stand_in_line<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        core.in_line += 1;
+        let mut core = self.wait(core);
+        core.in_line -= 1;
+        core
+    }
+
+    /// Waits until the log may have changed.
+    pub(super) fn wait<'a>(&'a self, core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
+        #[cfg(feature = "testkit")]
+        if self.upkeep == Upkeep::Steps {
+            drop(core);
+            return self.step_instead();
+        }
+        self.progress
+            .wait(core)
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn not_forked(&self) -> Result<(), StoreError> {
@@ -232,6 +279,13 @@ impl Shared {
         }
     }
 
+    /// Whether the helper has something to do, or to wait for.
+    fn has_work(&self, core: &Core) -> bool {
+        self.level != Level::Os
+            || core.wanted > core.log.durable.ordinal
+            || core.log.chore() != Chore::Idle
+    }
+
     /// Whether anything can become durable yet.
     pub(super) fn may_sync(&self, core: &Core) -> Result<(), StoreError> {
         if self.upkeep == Upkeep::Inline {
@@ -247,7 +301,7 @@ impl Shared {
     pub(super) fn after_change(&self, mut core: MutexGuard<'_, Core>) {
         self.do_chores(&mut core);
         let news = self.news(&mut core);
-        if core.helper_sleeps && (self.level != Level::Os || core.log.chore() != Chore::Idle) {
+        if core.helper_sleeps && self.has_work(&core) {
             self.wake_helper(core);
         } else {
             drop(core);

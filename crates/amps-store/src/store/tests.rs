@@ -2,7 +2,11 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::api::Signal;
+use crate::index::make_spares;
+use crate::space::Job;
 use crate::testkit::{Fault, SimDisk};
+
+use super::helper::Next;
 
 /// With a helper that is too slow to do anything.
 fn without_helper(disk: &SimDisk) -> Store {
@@ -104,4 +108,217 @@ fn who_waits_for_a_sync_hears_of_an_evacuation() {
     });
     assert!(matches!(synced, Err(StoreError::Closed)));
     assert_eq!(heard.lock().unwrap()[..], [Signal::SyncFailed]);
+}
+
+/// What a helper does that began a sync and has not ended it.
+fn begun(store: &Store) -> Job {
+    let shared = &store.inner.shared;
+    match shared.begin(&mut shared.lock()) {
+        Ok(Next::Job(job)) => job,
+        _ => panic!("there is nothing to do"),
+    }
+}
+
+fn waits(store: &Store) -> bool {
+    store.inner.shared.lock().in_line > 0
+}
+
+/// The lock is let go while the device works, and others append.
+#[test]
+fn a_sync_vouches_for_what_was_there_when_it_began_and_no_more() {
+    let disk = SimDisk::new();
+    let store = without_helper(&disk);
+    let shared = &store.inner.shared;
+    let first = store.append(&Envelope::publish("t"), b"first").unwrap();
+    store.request_sync().unwrap();
+    let job = begun(&store);
+    let synced = job.make(&*shared.device);
+    let second = store.append(&Envelope::publish("t"), b"second").unwrap();
+    let mut core = shared.lock();
+    shared.end(&mut core, job, synced).unwrap();
+    shared.tell(core);
+    let durable = store.durable();
+    assert!(
+        (first.ordinal..second.ordinal).contains(&durable.ordinal),
+        "{durable:?}"
+    );
+    assert_eq!(durable.sequence, first.sequence);
+}
+
+/// Linux tells of a write-back that failed once per open file, whoever asks first: of two syncs
+/// that overlap, the other one hears of success. A message was called durable whose only
+/// write-back had failed.
+#[test]
+fn of_two_syncs_that_overlap_none_vouches_before_both_returned_well() {
+    for (first_ends_first, fails) in [(true, true), (true, false), (false, true), (false, false)] {
+        let store = without_helper(&SimDisk::new());
+        let shared = &store.inner.shared;
+        let at = store.append(&Envelope::publish("t"), b"x").unwrap();
+        let one = shared.lock().log.begin_sync();
+        let other = shared.lock().log.begin_sync();
+        let (early, late) = match first_ends_first {
+            true => (one, other),
+            false => (other, one),
+        };
+        let mut core = shared.lock();
+        core.log.finish_sync(early, Ok(())).unwrap();
+        shared.tell(core);
+        assert!(
+            store.durable().ordinal < at.ordinal,
+            "the other one may hear of the failure"
+        );
+        let result = match fails {
+            true => Err(std::io::Error::from_raw_os_error(5)),
+            false => Ok(()),
+        };
+        let mut core = shared.lock();
+        assert_eq!(core.log.finish_sync(late, result).is_err(), fails);
+        shared.tell(core);
+        assert_eq!(store.durable().ordinal >= at.ordinal, !fails);
+    }
+}
+
+/// A settlement that had to make room synced while the helper's sync was under way.
+#[test]
+fn who_needs_a_sync_for_room_waits_for_the_one_under_way() {
+    for fails in [false, true] {
+        let disk = SimDisk::new();
+        let store = without_helper(&disk);
+        let shared = &store.inner.shared;
+        let mut refused = 0;
+        // The log fills up, and nobody does its chores.
+        let mut fill = || {
+            if store.append(&Envelope::publish("t"), &[7; 100]).is_err() {
+                refused += 1;
+                store.reject(refused, "no", 1).unwrap();
+                store.accept(refused).unwrap();
+            }
+        };
+        while shared.lock().log.is_room_sure() {
+            fill();
+        }
+        store.request_sync().unwrap();
+        let job = begun(&store);
+        let (synced, durable) = (disk.syncs(), store.durable());
+        std::thread::scope(|scope| {
+            let settling = scope.spawn(|| (0..20).for_each(|_| fill()));
+            while !waits(&store) {
+                std::thread::yield_now();
+            }
+            assert_eq!(
+                disk.syncs(),
+                synced,
+                "nobody else may hear of what fails in it"
+            );
+            assert_eq!(store.durable(), durable);
+            let result = match fails {
+                true => Err(std::io::Error::from_raw_os_error(5)),
+                false => job.make(&*shared.device),
+            };
+            let mut core = shared.lock();
+            assert_eq!(shared.end(&mut core, job, result).is_err(), fails);
+            shared.tell(core);
+            settling.join().unwrap();
+        });
+        assert_eq!(store.durable() == durable, fails);
+        assert_eq!(shared.lock().log.failed.is_some(), fails);
+    }
+}
+
+/// A superblock is written with `O_DSYNC`, which asks the system the same question.
+#[test]
+fn a_superblock_write_and_a_sync_wait_for_each_other() {
+    let disk = SimDisk::new();
+    let store = without_helper(&disk);
+    let shared = &store.inner.shared;
+    let end = |job: Job| {
+        let result = job.make(&*shared.device);
+        let mut core = shared.lock();
+        shared.end(&mut core, job, result).unwrap();
+        shared.tell(core);
+    };
+    store.append(&Envelope::publish("t"), b"x").unwrap();
+    store.request_sync().unwrap();
+    let job = begun(&store);
+    let before = disk.bytes();
+    std::thread::scope(|scope| {
+        let raising = scope.spawn(|| store.raise_grant(7));
+        while !waits(&store) {
+            std::thread::yield_now();
+        }
+        assert!(
+            disk.bytes()[..8192] == before[..8192],
+            "written beside a sync"
+        );
+        // Nor does the helper go before it, once it has its turn.
+        end(job);
+        raising.join().unwrap().unwrap();
+    });
+    assert_eq!(store.numbers().grant, 7);
+    // The other order.
+    let write = {
+        let mut core = shared.lock();
+        let mut superblock = core.log.superblock.clone();
+        superblock.grant = 9;
+        core.log.begin_write(superblock).unwrap()
+    };
+    store.append(&Envelope::publish("t"), b"x").unwrap();
+    store.request_sync().unwrap();
+    loop {
+        let next = shared.begin(&mut shared.lock());
+        match next.unwrap() {
+            Next::Sleep(wait) => break assert_eq!(wait, None, "it is woken"),
+            Next::Job(Job::Sync(_) | Job::Superblock(_)) => panic!("beside a superblock write"),
+            Next::Job(job) => end(job),
+            Next::Spares(n) => shared.lock().log.state.add_spares(make_spares(n)),
+            Next::Done => {}
+        }
+    }
+    let mut core = shared.lock();
+    // As asleep as that leaves it.
+    core.helper_sleeps = true;
+    let result = write.make(&*shared.device);
+    core.log.finish_write(write, result).unwrap();
+    shared.after_change(core);
+    assert!(!shared.lock().helper_sleeps, "its sync is due now");
+    end(begun(&store));
+    assert_eq!(store.durable().sequence, 2);
+}
+
+/// Small messages fill a store with what they are charged long before they fill a segment, and
+/// only the next segment woke the helper: the store said that it was full at a seventh.
+#[test]
+fn growth_begins_before_a_message_finds_no_room() {
+    let store = without_helper(&SimDisk::new());
+    let shared = &store.inner.shared;
+    let segment = shared.lock().log.space.current();
+    shared.lock().helper_sleeps = true;
+    let mut woken_at = None;
+    let error = loop {
+        if let Err(error) = store.append(&Envelope::publish("t"), &[7; 16]) {
+            break error;
+        }
+        if !shared.lock().helper_sleeps {
+            woken_at.get_or_insert(store.bounds().live_bytes);
+        }
+    };
+    assert_eq!(shared.lock().log.space.current(), segment);
+    let AppendError::MakingRoom { live, limit, .. } = error else {
+        panic!("{error}");
+    };
+    let woken_at = woken_at.expect("the helper was woken");
+    assert!(
+        woken_at < live && live < limit / 2,
+        "{woken_at}, {live} of {limit}"
+    );
+    loop {
+        match begun(&store) {
+            Job::Reserve(..) => break,
+            Job::Prefault(from, len) => {
+                let ended = shared.lock().log.end(Job::Prefault(from, len), Ok(()));
+                ended.unwrap();
+            }
+            _ => panic!("the file grows first"),
+        }
+    }
 }

@@ -7,8 +7,9 @@ use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::format::{
     BLOCK, MAGIC, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENT_MAGIC, SEGMENTS_AT,
-    SUPERBLOCKS, max_record, record_crc, record_is_intact, seed,
+    SUPERBLOCKS, SegmentHeader, max_record, record_crc, record_is_intact, seed,
 };
+use crate::medium::sim::SimDisk;
 use crate::recover::read_header;
 use crate::scan::{Geometry, Source};
 
@@ -50,6 +51,31 @@ pub fn resign(bytes: &mut [u8]) {
         let record = &mut bytes[offset as usize..(offset + stride) as usize];
         let crc = record_crc(geometry.key, offset, &record[4..]);
         record[..4].copy_from_slice(&crc.to_le_bytes());
+    }
+}
+
+impl SimDisk {
+    /// The place of a segment that was taken into use again while the disk still has it in its
+    /// former use. A freed segment is stamped free, and the stamp is synced, before anything
+    /// is written into it again; so there is none.
+    pub fn reused_before_its_stamp(&self) -> Option<u64> {
+        self.look(|seen, durable| {
+            let (geometry, segments) = geometry(seen)?;
+            let first = |bytes: &[u8], at: u64| {
+                let header = bytes.get(at as usize..(at + SEGMENT_HEADER) as usize)?;
+                match SegmentHeader::decode(header, geometry.key, at)? {
+                    SegmentHeader::Used { first_ordinal } => Some(first_ordinal),
+                    SegmentHeader::Free => None,
+                }
+            };
+            let places = (0..segments).map(|segment| geometry.segment_at(segment));
+            places
+                .filter(|at| {
+                    first(seen, *at)
+                        .is_some_and(|now| first(durable, *at).is_some_and(|before| before != now))
+                })
+                .min()
+        })
     }
 }
 

@@ -1,6 +1,6 @@
 //! The real log on a simulated disk against a reference model, under generated actions:
-//! append, settle, refuse, accept, requeue, sync, chores, process crashes, power cuts,
-//! failing syncs, a disk that fills, flipped bits.
+//! append, settle, refuse, accept, requeue, sync, chores, process crashes, power cuts, all of
+//! them also between the beginning and the end of a sync, failing syncs, a disk that fills, flipped bits.
 //!
 //! The model is a list of what was done, each with the ordinals it took. Whatever happens
 //! to the disk, what an open recovers must be the state after some prefix of that list,
@@ -22,25 +22,26 @@ use named::{
     every_message_is_refused, every_message_is_refused_on_a_full_disk,
     the_power_is_cut_in_a_creation,
 };
-use world::World;
+use world::{Meanwhile, World};
 
 /// A run whose choices are these bytes: what a fuzzer drives.
 pub fn play(tape: &[u8]) {
-    let mut world = World::new(0, Rng::from_tape(tape));
+    let mut world = World::new(0, Rng::from_tape(tape)).with_time();
     watched(&mut world, |world| {
         world.live(|done, rng| rng.is_played() || done == 5000);
     });
 }
 
-fn explore(seed: u64) {
-    World::new(seed, Rng::new(seed)).explore();
+/// A world in which syncs take time.
+fn world(seed: u64) -> World {
+    World::new(seed, Rng::new(seed)).with_time()
 }
 
-/// Runs a seed, and says how often its file became shorter.
-fn run(seed: u64) -> u64 {
-    let mut world = World::new(seed, Rng::new(seed));
+/// Runs a seed, and says how often its file became shorter, and what went on beside syncs.
+fn run(seed: u64) -> (u64, Meanwhile) {
+    let mut world = world(seed);
     watched(&mut world, World::explore);
-    world.cuts
+    (world.cuts, world.meanwhile)
 }
 
 /// Shows the end of a history that fails.
@@ -72,7 +73,9 @@ fn what_long_runs_found() {
     for seed in [
         1298, 4329, 3690, 8632, 39246, 48802, 62701, 72404, 2060, 35694, 49291,
     ] {
-        run(seed);
+        // They were found when a sync was one step.
+        let mut world = World::new(seed, Rng::new(seed));
+        watched(&mut world, World::explore);
     }
 }
 
@@ -84,9 +87,20 @@ fn the_store_is_its_model() {
     }
     let seeds = std::env::var("AMPS_SEEDS").map_or(300, |s| s.parse().expect("a number"));
     let from = std::env::var("AMPS_FROM").map_or(0, |n| n.parse().expect("a number"));
-    let cuts: u64 = (from..from + seeds).map(run).sum();
-    println!("{cuts} times a file became shorter");
+    let (mut cuts, mut meanwhile) = (0, Meanwhile::default());
+    for (one, beside) in (from..from + seeds).map(run) {
+        cuts += one;
+        meanwhile.actions += beside.actions;
+        meanwhile.chores += beside.chores;
+        meanwhile.cuts += beside.cuts;
+    }
+    println!("{cuts} times a file became shorter; beside calls of the device: {meanwhile:?}");
     assert!(cuts > seeds / 10, "{cuts} cuts in {seeds} runs");
+    assert!(meanwhile.actions > 10 * seeds, "{meanwhile:?}");
+    assert!(
+        meanwhile.chores > seeds / 10 && meanwhile.cuts > seeds / 10,
+        "{meanwhile:?}"
+    );
 }
 
 #[test]
@@ -145,7 +159,7 @@ fn every_planted_bug_is_caught() {
             }),
         ];
         let by_name = named.iter().find(|(_, run)| is_caught(run));
-        let by_seed = || (0..20_000).find(|seed| is_caught(&|| explore(*seed)));
+        let by_seed = || (0..20_000).find(|seed| is_caught(&|| world(*seed).explore()));
         let caught = match by_name {
             Some((name, _)) => Some((*name).to_owned()),
             None => by_seed().map(|seed| format!("seed {seed}")),

@@ -32,11 +32,12 @@ fn refuse_everything(grows: Option<u64>) {
                 sequences.push(at.sequence);
                 tried = false;
             }
-            Err(AppendError::Full { .. } | AppendError::NoSpace { .. }) if !tried => {
+            Err(error) if error.is_retryable() && !tried => {
                 while step(&store).expect("chore") {}
                 tried = true;
             }
-            Err(AppendError::Full { .. } | AppendError::NoSpace { .. }) => break,
+            Err(AppendError::MakingRoom { .. }) => panic!("the room that was promised never comes"),
+            Err(error) if error.is_retryable() => break,
             Err(e) => panic!("{e}"),
         }
     }

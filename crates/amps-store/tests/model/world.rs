@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use amps_store::testkit::{
-    Cut, Fault, Rng, SimDisk, has_failed, last_ordinal, record_places, step,
+    Cut, Fault, Rng, SimDisk, begin_step, end_step, has_failed, is_under_way, last_ordinal,
+    record_places, step,
 };
 use amps_store::{
     AppendError, Envelope, Level, OpenError, Options, PublishStore, Rebase, Rejected, Store,
@@ -40,6 +41,14 @@ struct Done {
     optional: bool,
 }
 
+/// What happened while the device was at work.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Meanwhile {
+    pub(crate) actions: u64,
+    pub(crate) chores: u64,
+    pub(crate) cuts: u64,
+}
+
 pub(crate) struct World {
     pub(crate) seed: u64,
     rng: Rng,
@@ -66,6 +75,10 @@ pub(crate) struct World {
     options: Options,
     /// No acknowledgement comes.
     backlog: bool,
+    /// Syncs take time: life goes on between their beginning and their end.
+    takes_time: bool,
+    /// What was done while one was under way.
+    pub(crate) meanwhile: Meanwhile,
     /// Times the file became shorter while its store was open.
     pub(crate) cuts: u64,
     pub(crate) trace: Vec<String>,
@@ -103,11 +116,19 @@ impl World {
             payloads: BTreeMap::new(),
             options,
             backlog: false,
+            takes_time: false,
+            meanwhile: Meanwhile::default(),
             cuts: 0,
             trace: Vec::new(),
         };
         world.store = Some(world.disk.open(world.options.clone()).expect("creates"));
         world
+    }
+
+    /// Syncs take their time from now on.
+    pub(crate) fn with_time(mut self) -> Self {
+        self.takes_time = true;
+        self
     }
 
     fn store(&self) -> &Store {
@@ -206,44 +227,44 @@ impl World {
                     },
                 );
             }
+            // Waiting for the background.
+            Err(AppendError::MakingRoom { .. }) => {
+                let mut turns = 0;
+                while step(self.store()).unwrap_or(false) {
+                    turns += 1;
+                    assert!(turns < 100_000, "upkeep never ends");
+                }
+                let at = match self.store().append(&envelope, &body) {
+                    Ok(at) => at,
+                    Err(AppendError::Store(StoreError::SyncFailed(_))) => return,
+                    // The disk filled meanwhile.
+                    Err(AppendError::NoSpace {
+                        live,
+                        limit,
+                        needed,
+                        ..
+                    }) if live + needed > limit => {
+                        return;
+                    }
+                    Err(e) => panic!("room was promised: {e}"),
+                };
+                self.payloads.insert(next, body.clone());
+                assert_eq!(at.sequence, next);
+                self.record(
+                    after,
+                    Op::Publish {
+                        sequence: next,
+                        payload: body,
+                        tag: next,
+                    },
+                );
+            }
+            // Full of needed bytes.
             Err(AppendError::Full {
                 live,
                 limit,
                 needed,
-            }) => {
-                // Full of needed bytes, or waiting for the background.
-                if live + needed <= limit {
-                    let mut turns = 0;
-                    while step(self.store()).unwrap_or(false) {
-                        turns += 1;
-                        assert!(turns < 100_000, "upkeep never ends");
-                    }
-                    let at = match self.store().append(&envelope, &body) {
-                        Ok(at) => at,
-                        Err(AppendError::Store(StoreError::SyncFailed(_))) => return,
-                        // The disk filled meanwhile.
-                        Err(AppendError::NoSpace {
-                            live,
-                            limit,
-                            needed,
-                            ..
-                        }) if live + needed > limit => {
-                            return;
-                        }
-                        Err(e) => panic!("room was promised: {e}"),
-                    };
-                    self.payloads.insert(next, body.clone());
-                    assert_eq!(at.sequence, next);
-                    self.record(
-                        after,
-                        Op::Publish {
-                            sequence: next,
-                            payload: body,
-                            tag: next,
-                        },
-                    );
-                }
-            }
+            }) => assert!(live + needed > limit, "{live} + {needed} of {limit}"),
             Err(AppendError::NoSpace { .. }) => {}
             Err(AppendError::Store(StoreError::SyncFailed(_))) => {}
             Err(e) => panic!("append: {e}"),
@@ -253,6 +274,9 @@ impl World {
     fn act(&mut self) {
         if self.log.iter().filter(|d| d.optional).count() > 5 {
             return self.crash(None);
+        }
+        if self.takes_time {
+            self.let_time_pass();
         }
         let state = self.now();
         let some = |rng: &mut Rng, set: &BTreeMap<u64, Vec<u8>>| {
@@ -379,6 +403,21 @@ impl World {
         }
     }
 
+    /// A sync, or another call of the device, begins, goes on beside the rest, or ends.
+    fn let_time_pass(&mut self) {
+        match (is_under_way(self.store()), self.rng.below(4)) {
+            (false, 0) | (true, 1) => {
+                let was_under_way = is_under_way(self.store());
+                // A failure shows in `has_failed`.
+                let done = begin_step(self.store()).unwrap_or(false);
+                self.meanwhile.chores += u64::from(done && was_under_way);
+            }
+            (true, 0) => drop(end_step(self.store())),
+            _ => {}
+        }
+        self.meanwhile.actions += u64::from(is_under_way(self.store()));
+    }
+
     /// The server refuses what was settled before: known by its message if that is still there.
     fn refuse_late(&mut self, state: &State) {
         let sequence = 1 + self.rng.below(self.store().bounds().next - 1);
@@ -443,6 +482,7 @@ impl World {
     fn crash(&mut self, cut: Option<Cut>) {
         let durable = self.store().durable();
         let last = last_ordinal(self.store());
+        self.meanwhile.cuts += u64::from(cut.is_some() && is_under_way(self.store()));
         self.trace.push(format!(
             "crash {cut:?}, durable {}, last {last}",
             durable.ordinal
@@ -622,7 +662,7 @@ impl World {
         let deadline = Instant::now() + Duration::from_secs(60);
         match fresh.append_wait(&Envelope::publish("t"), b"goes on", deadline) {
             Ok(at) => assert_eq!(at.sequence, next),
-            Err(error) => assert!(matches!(error, AppendError::Full { .. }), "{error}"),
+            Err(error) => assert!(error.is_retryable(), "{error}"),
         }
     }
 }
@@ -633,6 +673,11 @@ impl World {
         while !is_over(done, &self.rng) {
             let (run, len) = (self.run, self.disk.bytes().len());
             self.act();
+            let reused = self.disk.reused_before_its_stamp();
+            assert_eq!(
+                reused, None,
+                "a segment is used before its stamp is durable"
+            );
             let now = self.disk.bytes().len();
             if now < len && self.run == run {
                 self.trace.push(format!("cut from {len} to {now}"));

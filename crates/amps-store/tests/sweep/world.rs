@@ -170,6 +170,7 @@ impl World {
                         matches!(
                             error,
                             AppendError::Full { .. }
+                                | AppendError::MakingRoom { .. }
                                 | AppendError::NoSpace { .. }
                                 | AppendError::Store(
                                     StoreError::SyncFailed(_)
@@ -180,7 +181,8 @@ impl World {
                         "{error:?}"
                     );
                     // Room that upkeep still has to make is no failure.
-                    if !matches!(error, AppendError::Full { .. }) {
+                    let is_full = matches!(error, AppendError::Full { .. });
+                    if !is_full && !matches!(error, AppendError::MakingRoom { .. }) {
                         self.note(error);
                     }
                     self.chores(store);
