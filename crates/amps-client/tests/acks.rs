@@ -118,19 +118,23 @@ async fn an_id_that_nobody_gave_out_names_no_publish() {
                 r#"{{"c":"ack","a":"persisted","status":"success","cid":"{id}","s":5}}"#
             ))
             .await;
-            peer.frame(&format!(
-                r#"{{"c":"ack","a":"persisted","status":"failure","cid":"{id}","s":3,"reason":"no"}}"#
-            ))
-            .await;
+            for kind in ["persisted", "processed", "completed"] {
+                peer.frame(&format!(
+                    r#"{{"c":"ack","a":"{kind}","status":"failure","cid":"{id}","s":3,"reason":"no"}}"#
+                ))
+                .await;
+            }
         }
+        // A publish is never completed.
+        let refusals = 2 * ids.len();
         settles_one(&mut peer, receipts.remove(0), 1).await;
         let health = client.health();
         assert_eq!((health.unsettled, health.rejections), (5, 0));
-        assert_eq!(health.counts.unattributed, ids.len() as u64);
+        assert_eq!(health.counts.unattributed, refusals as u64);
         let numbered = |event: &Event| matches!(event, Event::Unattributed { figure: Some(3), reason } if reason.as_str() == "no");
         assert_eq!(
             told(&mut events).iter().filter(|e| numbered(e)).count(),
-            ids.len()
+            refusals
         );
         // An empty id is none.
         peer.frame(r#"{"c":"ack","a":"persisted","status":"failure","cid":"","s":3}"#)
@@ -462,6 +466,9 @@ async fn publish_ids_are_sequences_whatever_goes_out_on_the_wire() {
     peer.frame(r#"{"c":"ack","a":"persisted","status":"failure","cid":"2","reason":"no"}"#)
         .await;
     assert!(matches!(receipts.remove(1).await, Outcome::Rejected { .. }));
+    // A number of the numbering that the rebase ended.
+    peer.frame(r#"{"c":"ack","a":"persisted","status":"success","cid":"1","s":400}"#)
+        .await;
     peer.frame(r#"{"c":"ack","a":"persisted","status":"success","cid":"4"}"#)
         .await;
     assert_eq!(
@@ -516,6 +523,10 @@ async fn a_refusal_by_id_of_what_was_not_sent_is_not_believed() {
     let health = client.health();
     assert_eq!((health.unsettled, health.rejections), (4, 0));
     assert_eq!(health.counts.unattributed, 3);
+    // A number 0 is none, and contradicts no id.
+    peer.frame(r#"{"c":"ack","a":"persisted","status":"failure","cid":"2","s":0}"#)
+        .await;
+    assert!(matches!(receipts.remove(0).await, Outcome::Rejected { .. }));
 }
 
 fn file_options() -> Options {

@@ -615,6 +615,12 @@ mod tests {
             );
             assert!(header.reason_text.unwrap().len() >= 128);
             assert_eq!(header.unreadable, None);
+            // Half an id is none, and said to be.
+            let id = "\\u0063".repeat(DEFAULT_MAX_HEADER / 4);
+            let frame = format!(r#"{{"c":"ack","cid":"{id}"}}"#);
+            let (header, _) = Header::salvage(frame.as_bytes()).unwrap();
+            assert_eq!(header.unreadable.as_deref(), Some("cid"));
+            assert!(header.command_id.unwrap().len() < DEFAULT_MAX_HEADER / 4);
             // Not of a message: half a topic is no topic.
             let frame = format!(r#"{{"c":"p","t":"{long}","sub_id":"s1"}}"#);
             assert!(Header::salvage(frame.as_bytes()).is_err());
@@ -631,6 +637,7 @@ mod tests {
             &b"{\"c\":\"p\",\"t\":\"\xff\"}"[..],
             b"{\"c\":\"p\",\"bm\":\"\\q\"}",
             b"{\"c\":\"p\",\"t\":{}}",
+            b"{\"c\":\"oof\",\"reason\":\"\\q\"}",
             b"{\"c\":\"ack\",\"\\q\":1}",
             b"{\"c\":\"ack\",\"s\":-1",
             b"{\"c\":\"ack\",\"s\":[}",

@@ -440,6 +440,11 @@ fn what_is_sent_again_after_a_rebase_is_sent_again() {
     rig.input(Input::AllowRebase);
     let outputs = rig.logon(1 << 40);
     assert_eq!(duplicates(&outputs), Some(9));
+    assert_eq!(
+        rig.delivery.handed_over(),
+        2,
+        "nothing under these numbers yet"
+    );
     assert_eq!(rig.send().len(), 11);
     assert_eq!(rig.delivery.totals().resent, 8 + 9);
     // What settles goes by the numbering in force: nothing of it is beyond the first one.
@@ -508,4 +513,47 @@ fn a_rebase_that_failed_sends_nothing_and_is_asked_for_again() {
     rig.carry_out = true;
     assert_eq!(rebases(&rig.logon(500)), 1);
     assert_eq!(rig.send()[0], (1, rebase_above(500) + 1));
+}
+
+#[test]
+fn what_is_settled_is_no_duplicate() {
+    let mut rig = rig();
+    rig.publish(10);
+    rig.logon(0);
+    rig.send();
+    for sequence in 4..10 {
+        rig.input(Input::Ack(PublishAck {
+            figure: None,
+            sequence: Some(sequence),
+            verdict: Verdict::Persisted,
+        }));
+    }
+    rig.input(Input::AcksEnd);
+    rig.lose();
+    let outputs = rig.logon(1 << 40);
+    assert!(notes(&outputs).iter().any(|n| matches!(
+        n,
+        Note::Rebased {
+            from: 1,
+            possible_duplicates: 4,
+            ..
+        }
+    )));
+    assert_eq!(rig.send().len(), 4);
+    assert_eq!(rig.delivery.totals().resent, 4);
+}
+
+/// What a link was told while an earlier one's rebase was under way is judged like any figure.
+#[test]
+fn a_figure_that_waited_for_a_rebase_is_judged_by_the_new_numbering() {
+    let mut rig = rig();
+    rig.carry_out = false;
+    rig.publish(3);
+    rig.logon(500);
+    rig.lose();
+    rig.logon(1 << 50);
+    let rebased = rig.store.rebase(rebase_above(500));
+    let outputs = rig.input(Input::Rebased(rebased));
+    assert_eq!(drops(&outputs), Some(DropReason::ForeignFigure));
+    assert!(rig.send().is_empty());
 }

@@ -351,3 +351,23 @@ fn a_give_up_after_a_failed_sync_that_was_not_told_yet_stops_nothing() {
     rig.ok(3);
     assert_eq!(rig.unsettled(), 0);
 }
+
+#[test]
+fn a_give_up_of_what_was_not_sent_gives_no_room_on_the_link() {
+    let config = Config {
+        max_in_flight: 2,
+        ..Config::default()
+    };
+    let mut rig = rig_with(Store::memory(options()).unwrap(), config);
+    rig.publish(5);
+    rig.logon(0);
+    assert_eq!(rig.send().len(), 2);
+    let give_up = |sequence| Input::GiveUp {
+        sequence,
+        reason: "given up",
+    };
+    rig.input(give_up(4));
+    assert!(rig.send().is_empty());
+    rig.input(give_up(1));
+    assert_eq!(rig.send(), [(3, 3)]);
+}
