@@ -5,7 +5,8 @@ use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use amps_store::{
-    AppendError, Bounds, Envelope, Numbers, Options, PublishStore, Store, StoreError,
+    AppendError, Batch, Bounds, Envelope, Numbers, Options, PublishStore, ReadError, Store,
+    StoreError, StoredMessage,
 };
 
 /// Runs `child` in a forked child and gives its exit code.
@@ -91,4 +92,44 @@ fn h34_a_forked_child_is_refused_and_the_parent_goes_on() {
     );
     store.close(0).unwrap();
     assert!(store.rejections(0, 9).is_empty(), "its bytes are another's");
+}
+
+/// A call that only reads is as bad as one that writes: the mapping is not there.
+#[test]
+fn h34_each_call_of_a_forked_child_that_can_fail_does() {
+    let dir = tempfile::tempdir().unwrap();
+    let options = Options::new().capacity(64 << 10).client_name("parent");
+    let store = Store::open(dir.path().join("a.store"), options).unwrap();
+    for _ in 0..2 {
+        store.append(&Envelope::publish("t"), b"one").unwrap();
+    }
+    store.reject(1, "waits", 1).unwrap();
+    let (mut message, mut batch) = (StoredMessage::new(), Batch::default());
+    let wrong = forked(|| {
+        let answers = [
+            matches!(
+                store.get(2, &mut message),
+                Err(ReadError::Store(StoreError::Forked))
+            ),
+            matches!(
+                store.read_unsettled(1, u64::MAX, &mut batch),
+                Err(ReadError::Store(StoreError::Forked))
+            ),
+            matches!(
+                store.requeue(1, 1),
+                Err(AppendError::Store(StoreError::Forked))
+            ),
+            matches!(store.accept(1), Err(StoreError::Forked)),
+            matches!(store.settle(&[2]), Err(StoreError::Forked)),
+            matches!(store.reject(2, "no", 1), Err(StoreError::Forked)),
+            matches!(store.raise_grant(9), Err(StoreError::Forked)),
+            matches!(store.rebase(9), Err(StoreError::Forked)),
+            matches!(store.request_sync(), Err(StoreError::Forked)),
+            matches!(store.sync(), Err(StoreError::Forked)),
+        ];
+        let wrong = answers.iter().position(|right| !right);
+        wrong.map_or(0, |nth| nth as i32 + 1)
+    });
+    assert_eq!(wrong, 0, "the call of this number");
+    assert_eq!(store.bounds().unsettled, 1);
 }

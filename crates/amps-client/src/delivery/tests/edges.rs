@@ -238,3 +238,64 @@ fn after_a_rebase_nothing_counts_as_sent_that_was_not_sent_under_it() {
     higher = rebase_above(higher) + (1 << 33);
     assert_eq!(rebases(&rig.logon(higher)), 0);
 }
+
+/// At `Disk` sending ends with what was durable; there is nothing to tell while nothing waits.
+#[test]
+fn sending_stops_for_a_failed_sync_when_there_is_something_to_send() {
+    let disk = SimDisk::new();
+    let store = disk.open(options().level(Level::Disk)).unwrap();
+    let mut rig = rig_with(store, Config::default());
+    rig.logon(0);
+    rig.publish(1);
+    rig.store.sync().unwrap();
+    let turn = |rig: &mut Rig| {
+        let outgoing = rig
+            .delivery
+            .next_to_send(&rig.store, rig.now, &mut rig.batch)
+            .unwrap();
+        let sent = outgoing.len();
+        let outputs = rig.drain();
+        let stopped = |n: &&&Note| matches!(n, Note::SendingStopped { through: 1 });
+        (sent, notes(&outputs).iter().filter(stopped).count())
+    };
+    assert_eq!(turn(&mut rig), (1, 0));
+    disk.fail(Fault::Sync(0));
+    rig.store.sync().unwrap_err();
+    rig.input(Input::SyncFailed);
+    assert_eq!(turn(&mut rig), (0, 0));
+    rig.publish(1);
+    assert_eq!(turn(&mut rig), (0, 1));
+    assert_eq!(turn(&mut rig), (0, 0), "once");
+}
+
+fn possible_duplicates(outputs: &[Output]) -> Option<u64> {
+    notes(outputs).iter().find_map(|note| match note {
+        Note::Rebased {
+            possible_duplicates,
+            ..
+        } => Some(*possible_duplicates),
+        _ => None,
+    })
+}
+
+/// Only what may have gone out under the old numbers, and still waits, can arrive twice.
+#[test]
+fn a_rebase_counts_what_may_arrive_twice() {
+    let dir = tempfile::tempdir().unwrap();
+    for (settled, expected) in [(&[][..], 4), (&[2, 3, 4], 1)] {
+        let path = dir.path().join(expected.to_string());
+        let store = Store::open(&path, options()).unwrap();
+        store.raise_grant(4).unwrap();
+        for _ in 0..4 {
+            store.append(&Envelope::publish("t"), b"one").unwrap();
+        }
+        drop(store);
+        let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
+        rig.store.settle(settled).unwrap();
+        if settled.is_empty() {
+            rig.publish(10);
+        }
+        let outputs = rig.logon(1 << 40);
+        assert_eq!(possible_duplicates(&outputs), Some(expected));
+    }
+}

@@ -1,0 +1,37 @@
+//! What nobody looks at until it is wrong: what an open read, what is no store, a child that
+//! inherited one.
+#![allow(clippy::unwrap_used)]
+
+use amps_store::testkit::{SimDisk, step};
+use amps_store::{Envelope, OpenError, Options, PublishStore, Store};
+
+fn small() -> Options {
+    Options::new().capacity(256 << 10).client_name("tester")
+}
+
+#[test]
+fn an_open_says_how_much_of_the_log_it_read() {
+    let disk = SimDisk::new();
+    let store = disk.open(small()).unwrap();
+    // Over several segments, and closed: behind its end nothing is searched.
+    for _ in 0..60 {
+        store.append(&Envelope::publish("t"), &[7; 1000]).unwrap();
+        while step(&store).unwrap() {}
+    }
+    store.close(0).unwrap();
+    drop(store);
+    let read = disk.open(small()).unwrap().report().bytes;
+    assert!(
+        (60_000..disk.bytes().len() as u64).contains(&read),
+        "{read}"
+    );
+}
+
+#[test]
+fn what_is_no_regular_file_is_no_store_and_is_not_written() {
+    let opened = Store::open("/dev/null", small());
+    match opened.err() {
+        Some(OpenError::NotAStore { why, .. }) => assert_eq!(why, "not a regular file"),
+        other => panic!("{other:?}"),
+    }
+}
