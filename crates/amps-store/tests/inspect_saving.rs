@@ -391,3 +391,41 @@ fn a_bad_import_names_its_line() {
         "{error}"
     );
 }
+
+/// A mark that stands behind a hole settles what lies below it, and no refusal that waits there.
+#[test]
+fn a_mark_set_aside_settles_what_it_covers_and_no_refusal() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    for n in 1..=4 {
+        publish(&store, n);
+    }
+    store.reject(2, "no", 1).expect("room");
+    store.sync().expect("syncs");
+    let hole = publish(&store, 5);
+    assert_eq!(store.settle_through(4).expect("settles"), 3);
+    publish(&store, 6);
+    drop(store);
+    let all = intact_messages(&disk.bytes());
+    let at = all.iter().find(|m| m.sequence == hole).map(|m| m.offset);
+    disk.scribble(at.expect("it is there") + 60, |bytes| bytes[0] ^= 1);
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    std::fs::write(&old, disk.bytes()).unwrap();
+    let info = Inspection::open(&old).unwrap().info();
+    assert_eq!((info.set_aside, info.unsettled, info.rejections), (2, 3, 1));
+
+    let report = repair_to(&old, &new).unwrap();
+    assert_eq!(
+        (report.saved, report.saved_set_aside, report.rejections),
+        (1, 1, 1)
+    );
+    assert_eq!(sequences(&messages(&new, Filter::new())), [6]);
+    let store = Store::open(&new, options()).expect("opens");
+    assert_eq!(store.rejections(0, 9)[0].sequence, 2);
+    assert_eq!(
+        store.bounds().floor,
+        4,
+        "settled, and not merely unheard of"
+    );
+}

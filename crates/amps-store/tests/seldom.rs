@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use amps_store::testkit::{SimDisk, step};
-use amps_store::{Envelope, OpenError, Options, PublishStore, Store};
+use amps_store::{Envelope, OpenError, Options, PublishStore, Store, StoreError};
 
 fn small() -> Options {
     Options::new().capacity(256 << 10).client_name("tester")
@@ -34,4 +34,23 @@ fn what_is_no_regular_file_is_no_store_and_is_not_written() {
         Some(OpenError::NotAStore { why, .. }) => assert_eq!(why, "not a regular file"),
         other => panic!("{other:?}"),
     }
+}
+
+/// Its bytes may be another owner's by now.
+#[test]
+fn a_closed_store_writes_no_superblock() {
+    let disk = SimDisk::new();
+    let store = disk.open(small()).unwrap();
+    store.append(&Envelope::publish("t"), b"one").unwrap();
+    store.close(1).unwrap();
+    let before = disk.bytes();
+    let answers = [
+        store.raise_grant(1 << 20),
+        store.rebase(1 << 20).map(drop),
+        store.close(1 << 20),
+    ];
+    for answer in answers {
+        assert!(matches!(answer, Err(StoreError::Closed)), "{answer:?}");
+    }
+    assert!(disk.bytes() == before);
 }
