@@ -511,3 +511,82 @@ fn a_salvage_goes_on_above_the_closing_mark_that_it_did_not_find() {
     }
     assert_eq!(tried, 9);
 }
+
+/// An epoch that an earlier run left behind declares nothing dead, and is not set aside.
+#[test]
+fn what_an_earlier_run_left_behind_a_cut_has_no_say() {
+    let mut image = Image::new();
+    let at = image.publish(records_at(0), 1, 1);
+    image.of_generation(records_at(0), 2);
+    let third = at + 64;
+    let behind = image.publish(third, 3, 3);
+    image.of_generation(third, 2);
+    image.epoch(behind, 50, 1);
+    let recovered = image.recover();
+    let aside = recovered.set_aside.iter().map(|seen| seen.ordinal());
+    assert!(aside.eq([3]), "{:?}", recovered.set_aside);
+    assert_eq!(recovered.max_ordinal, 50);
+}
+
+/// The record that is the oldest one needed is missing: that is no gap below what is needed. And of
+/// two marks the one that says more counts, wherever it stands.
+#[test]
+fn the_oldest_record_needed_is_needed() {
+    let needs = |oldest_needed| Mark {
+        oldest_needed,
+        ..durable(3)
+    };
+    let recovered = with_gap(3, Some(needs(2))).recover();
+    assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (1, 0));
+    let mut image = Image::new();
+    let at = image.publish(records_at(0), 1, 1);
+    let at = image.mark(
+        at,
+        2,
+        &Mark {
+            durable: 0,
+            ..needs(1)
+        },
+    );
+    let at = image.mark(
+        at,
+        3,
+        &Mark {
+            durable: 0,
+            ..needs(1)
+        },
+    );
+    image.mark(
+        at,
+        4,
+        &Mark {
+            oldest_needed: 0,
+            ..durable(0)
+        },
+    );
+    assert_eq!(image.recover().oldest_needed, 1);
+}
+
+/// What a mark does not say of the resume tag it has not seen: what stood before it does not count.
+#[test]
+fn a_mark_without_a_tag_ends_that_of_the_publish_before_it() {
+    let mut image = Image::new();
+    let mut envelope = Envelope::publish("t");
+    envelope.user_tag = b"line 1"[..].into();
+    let mut body = vec![0; 256];
+    let len = envelope.encode_into(&mut body).unwrap();
+    body.truncate(len);
+    let header = RecordHeader {
+        len: (RECORD_HEADER + len) as u32,
+        kind: Kind::Publish,
+        quiet: false,
+        envelope_len: len as u32,
+        sequence: 1,
+        ordinal: 1,
+        generation: 1,
+    };
+    let at = image.record(records_at(0), header, &body);
+    assert_eq!(image.recover().tag.as_deref(), Some(&b"line 1"[..]));
+    image.mark(at, 2, &Mark::default());
+    assert_eq!(image.recover().tag, None);
+}

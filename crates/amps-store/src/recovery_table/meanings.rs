@@ -27,6 +27,7 @@ pub(super) const MEANINGS: [Row; 7] = [
             standings(&recovered),
             [Settled, Settled, Rejected, Unsettled]
         );
+        assert_eq!(recovered.state.unsettled(), 1);
         let requeue = Origin::Requeue { accepts: 3 };
         let at = image.message(at, Kind::Publish, 5, 9, requeue);
         let recovered = image.recover();
