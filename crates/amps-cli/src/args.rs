@@ -386,25 +386,64 @@ pub(crate) enum FailedCommand {
     List {
         /// The store.
         file: PathBuf,
+        #[command(flatten)]
+        select: Select,
     },
     /// One rejection, with the original message.
     Show(SeqFile),
-    /// Take over a rejection: it leaves the store.
-    Accept(SeqFile),
-    /// Publish a rejected message again under a new sequence.
-    Requeue(SeqFile),
-    /// All rejections with their messages, as JSON lines.
+    /// Take over rejections: they leave the store.
+    Accept(Chosen),
+    /// Publish rejected messages again under new sequences.
+    ///
+    /// With one sequence, --topic is the topic to publish that message to; else it chooses
+    /// messages.
+    Requeue(RequeueArgs),
+    /// Give up on messages that no server settles, such as one that breaks every connection: each
+    /// becomes a rejection that waits.
+    GiveUp(Chosen),
+    /// All rejections with their messages, as the JSON lines that store import reads.
     Export {
         /// The store.
         file: PathBuf,
+        #[command(flatten)]
+        select: Select,
     },
 }
 
 impl FailedCommand {
     /// Whether it opens the store and listens for signals while it works.
     pub(crate) fn changes(&self) -> bool {
-        matches!(self, FailedCommand::Accept(_) | FailedCommand::Requeue(_))
+        matches!(
+            self,
+            FailedCommand::Accept(_) | FailedCommand::Requeue(_) | FailedCommand::GiveUp(_)
+        )
     }
+}
+
+/// Which messages to change, and in which store.
+#[derive(Debug, Args)]
+pub(crate) struct Chosen {
+    /// Sequences, as in 17, or ranges of them, as in 17-20, and the store behind them.
+    #[arg(value_name = "SEQ… FILE", required = true, num_args = 1..)]
+    pub(crate) what: Vec<String>,
+    /// All that wait.
+    #[arg(long)]
+    pub(crate) all: bool,
+    /// Say which it would be, and change nothing.
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    #[command(flatten)]
+    pub(crate) select: Select,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct RequeueArgs {
+    #[command(flatten)]
+    pub(crate) chosen: Chosen,
+    /// Publish what this file holds, byte for byte, instead of the message's own payload. For one
+    /// message; "-" is standard input.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) payload: Option<PathBuf>,
 }
 
 #[derive(Debug, Args)]

@@ -1,23 +1,20 @@
 //! `amps failed`: messages that a server refused, until somebody decides.
 
+mod change;
+
 use std::io;
 use std::path::Path;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use amps_store::{AppendError, Appended, Options, PublishStore, Store};
+use amps_store::inspect::{Filter, MessageState};
 
-use crate::args::{FailedCommand, SeqFile};
+use crate::args::{FailedCommand, Select, SeqFile};
 use crate::failure::{Exit, Failure};
-use crate::output::{Output, SideOutput, object, say};
+use crate::output::{Output, object, say};
 use crate::show;
 use crate::signals::Stop;
-use crate::store::{damaged_exit, look, unreadable};
+use crate::store::{damaged_exit, export, look, unreadable};
 
-/// How long room may take to come that the store is making.
-const ROOM: Duration = Duration::from_secs(30);
-
-/// Between two looks at whether it still is.
-const ROOM_SLICE: Duration = Duration::from_millis(20);
+use self::change::Change;
 
 /// Runs one of the subcommands.
 ///
@@ -25,39 +22,47 @@ const ROOM_SLICE: Duration = Duration::from_millis(20);
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(command: FailedCommand, json: bool) -> Result<Exit, Failure> {
     match command {
-        FailedCommand::List { file } => each(&file, json, Form::List),
-        FailedCommand::Export { file } => each(&file, true, Form::Export),
+        FailedCommand::List { file, select } => list(&file, &select, json),
+        FailedCommand::Export { file, select } => export(
+            &file,
+            select.narrow(Filter::new().state(MessageState::Rejected)),
+        ),
         FailedCommand::Show(args) => show_one(&args, json),
-        FailedCommand::Accept(args) => accept(&args, json).await,
-        FailedCommand::Requeue(args) => requeue(&args, json).await,
+        FailedCommand::Accept(args) => {
+            change::run(Change::Accept, &args, Stop::listen()?, json).await
+        }
+        FailedCommand::Requeue(mut args) => {
+            let stop = Stop::listen()?;
+            let edit = change::edit(&mut args, &stop)?;
+            change::run(Change::Requeue(edit), &args.chosen, stop, json).await
+        }
+        FailedCommand::GiveUp(args) => {
+            change::run(Change::GiveUp, &args, Stop::listen()?, json).await
+        }
     }
 }
 
-/// A list ends with a report; an export is nothing but its lines.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Form {
-    List,
-    Export,
-}
-
-fn each(file: &Path, json: bool, form: Form) -> Result<Exit, Failure> {
+fn list(file: &Path, select: &Select, json: bool) -> Result<Exit, Failure> {
     let seen = look(file)?;
     let unreadable = |e: io::Error| unreadable(file, &e);
     let mut out = Output::stdout(json)?;
-    let rejections = seen.rejections().map_err(unreadable)?;
-    for rejection in &rejections {
+    let mut waiting = 0_u64;
+    for rejection in &seen.rejections().map_err(unreadable)? {
         let original = seen.get(rejection.sequence).map_err(unreadable)?;
+        let envelope = original.as_ref().and_then(|o| o.envelope.as_ref());
+        if !select.takes_message(rejection.sequence, envelope) {
+            continue;
+        }
+        waiting += 1;
         if json {
             out.object(show::rejection_object(rejection, original.as_ref()))?;
         } else {
             out.line(&show::rejection_line(rejection, original.as_ref()))?;
         }
     }
-    let waiting = rejections.len();
-    match (form, json) {
-        (Form::Export, _) => {}
-        (Form::List, true) => out.object(object! { "event": "report", "waiting": waiting })?,
-        (Form::List, false) => say(&format!("{waiting} rejection(s) wait")),
+    match json {
+        true => out.object(object! { "event": "report", "waiting": waiting })?,
+        false => say(&format!("{waiting} rejection(s) wait")),
     }
     out.flush()?;
     Ok(damaged_exit(&seen))
@@ -94,88 +99,6 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     Ok(damaged_exit(&seen))
 }
 
-async fn accept(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
-    let stop = Stop::listen()?;
-    let out = SideOutput::stdout(json)?;
-    let store = open(&args.file)?;
-    let wrong = |e| Failure::store(&args.file, &e);
-    if !store.accept(args.seq).map_err(wrong)? {
-        // Nothing was done: a store that was closed stays so.
-        close(&store, &args.file)?;
-        return Err(none_waits(args));
-    }
-    // The acceptance must not come back after a power cut: it was told to somebody.
-    store.sync().map_err(wrong)?;
-    close(&store, &args.file)?;
-    drop(store);
-    match json {
-        true => out.object(object! { "event": "accepted", "sequence": args.seq }),
-        false => out.line(&format!("accepted {}", args.seq)),
-    }
-    Ok(out.last_words(&stop).await)
-}
-
-async fn requeue(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
-    let stop = Stop::listen()?;
-    let out = SideOutput::stdout(json)?;
-    let store = open(&args.file)?;
-    let appended = match requeue_with_patience(&store, args.seq) {
-        Ok(Some(appended)) => appended,
-        Ok(None) => {
-            close(&store, &args.file)?;
-            return Err(none_waits(args));
-        }
-        Err(AppendError::Store(error)) => return Err(Failure::store(&args.file, &error)),
-        Err(error) => {
-            close(&store, &args.file)?;
-            return Err(Failure::other(format!(
-                "store {}: {error}",
-                args.file.display()
-            )));
-        }
-    };
-    store.sync().map_err(|e| Failure::store(&args.file, &e))?;
-    close(&store, &args.file)?;
-    drop(store);
-    if json {
-        out.object(object! {
-            "event": "requeued", "sequence": args.seq, "as": appended.sequence,
-        });
-    } else {
-        out.line(&format!("requeued {} as {}", args.seq, appended.sequence));
-        say(&format!(
-            "note: it is sent by the next publisher of this store, or by: amps drain --store {} \
-             --server URI",
-            args.file.display()
-        ));
-    }
-    Ok(out.last_words(&stop).await)
-}
-
-/// Waits while room is being made; nobody settles anything here, so no other room comes.
-fn requeue_with_patience(store: &Store, sequence: u64) -> Result<Option<Appended>, AppendError> {
-    let patience = Instant::now() + ROOM;
-    loop {
-        let until = (Instant::now() + ROOM_SLICE).min(patience);
-        match store.requeue_wait(sequence, now_micros(), until) {
-            Err(AppendError::MakingRoom { .. }) if until < patience => {}
-            done => return done,
-        }
-    }
-}
-
-fn open(path: &Path) -> Result<Store, Failure> {
-    Store::open_existing(path, Options::new()).map_err(|e| Failure::open(&e))
-}
-
-/// Closes a store through which nothing was sent: what may have been sent before is what
-/// was granted before.
-fn close(store: &Store, path: &Path) -> Result<(), Failure> {
-    store
-        .close(store.numbers().found_grant)
-        .map_err(|e| Failure::store(path, &e))
-}
-
 fn none_waits(args: &SeqFile) -> Failure {
     Failure::other(format!(
         "no rejection of message {} waits in {}; see which do with: amps failed list {}",
@@ -183,13 +106,4 @@ fn none_waits(args: &SeqFile) -> Failure {
         args.file.display(),
         args.file.display()
     ))
-}
-
-fn now_micros() -> u64 {
-    // A clock before 1970 is shown as 1970; nothing depends on it.
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| {
-            u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
-        })
 }

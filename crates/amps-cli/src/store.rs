@@ -5,10 +5,13 @@ mod html;
 mod map;
 mod transfer;
 
+pub(crate) use self::transfer::export_to_stdout as export;
+
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
+use amps_store::Envelope;
 use amps_store::inspect::{Filter, Info, Inspection, Problem, Severity, Verification};
 use serde_json::{Map, Value};
 
@@ -89,8 +92,31 @@ fn new_file(path: &Path) -> Result<File, Failure> {
 }
 
 impl Select {
+    /// Whether it leaves anything out.
+    pub(crate) fn is_given(&self) -> bool {
+        self.topic.is_some()
+            || self.first.is_some()
+            || self.last.is_some()
+            || self.since.is_some()
+            || self.until.is_some()
+    }
+
+    /// Whether a message is among those asked for. One whose envelope is gone is not when it
+    /// would have to say.
+    pub(crate) fn takes_message(&self, sequence: u64, envelope: Option<&Envelope<'_>>) -> bool {
+        let range = self.first.unwrap_or(0)..=self.last.unwrap_or(u64::MAX);
+        let times = self.since.unwrap_or(0)..=self.until.unwrap_or(u64::MAX);
+        let by_envelope = self.topic.is_some() || self.since.is_some() || self.until.is_some();
+        let fits = |envelope: &Envelope<'_>| {
+            let topic = self.topic.as_ref();
+            topic.is_none_or(|topic| envelope.topic == *topic)
+                && times.contains(&envelope.published_at)
+        };
+        range.contains(&sequence) && (!by_envelope || envelope.is_some_and(fits))
+    }
+
     /// Narrows a filter to what was asked for.
-    fn narrow(&self, mut filter: Filter) -> Filter {
+    pub(crate) fn narrow(&self, mut filter: Filter) -> Filter {
         if let Some(topic) = &self.topic {
             filter = filter.topic(topic.as_str());
         }

@@ -170,17 +170,25 @@ fn unsaved_object(unsaved: &Unsaved) -> Map<String, Value> {
 
 /// Writes messages as JSON lines, and nothing else, to standard output.
 pub(super) fn export(args: &StoreExport) -> Result<Exit, Failure> {
-    let seen = look(&args.file)?;
     let filter = args.select.narrow(match args.all {
         true => Filter::all(),
         false => Filter::new()
             .state(MessageState::Unsettled)
             .state(MessageState::Rejected),
     });
+    export_to_stdout(&args.file, filter)
+}
+
+/// Writes these messages of a store as JSON lines.
+///
+/// # Errors
+/// The store cannot be read, or the reader went away.
+pub(crate) fn export_to_stdout(file: &Path, filter: Filter) -> Result<Exit, Failure> {
+    let seen = look(file)?;
     let done =
         inspect::export(&seen, filter, BufWriter::new(unbuffered()?)).map_err(
             |error| match error {
-                ExportError::Read(error) => unreadable(&args.file, &error),
+                ExportError::Read(error) => unreadable(file, &error),
                 ExportError::Write(error) => Failure::output(&error),
                 other => Failure::other(other.to_string()),
             },
