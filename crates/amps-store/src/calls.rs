@@ -31,6 +31,8 @@ pub enum Call {
     SyncData,
     /// `fsync` of the directory.
     SyncDirectory,
+    /// `madvise` of the page that is wiped in forked children.
+    WipeOnFork,
 }
 
 /// Which calls fail, and how.
@@ -51,6 +53,18 @@ pub struct FailingCalls {
 thread_local! {
     static FAILING: std::cell::Cell<Option<FailingCalls>> = const { std::cell::Cell::new(None) };
     static FAILED: std::cell::Cell<u64> = const { std::cell::Cell::new(0) };
+    static WATCHING: std::cell::Cell<Option<Watcher>> = const { std::cell::Cell::new(None) };
+}
+
+/// Told of each call before it is made.
+#[cfg(feature = "testkit")]
+type Watcher = Box<dyn FnMut(Call)>;
+
+/// Has a function called before each call of this thread, so that something can happen between
+/// two of them; not for the calls which that function makes itself. `None`: no longer.
+#[cfg(feature = "testkit")]
+pub fn watch_calls(watcher: Option<Box<dyn FnMut(Call)>>) {
+    WATCHING.set(watcher);
 }
 
 /// Makes calls of this thread fail before they reach the system; `None`: no longer. Returns
@@ -67,6 +81,10 @@ pub fn fail_calls(failing: Option<FailingCalls>) -> u64 {
 /// A test wants it to fail.
 #[cfg(feature = "testkit")]
 pub(crate) fn check<E: From<Errno>>(call: Call) -> Result<(), E> {
+    if let Some(mut watcher) = WATCHING.take() {
+        watcher(call);
+        WATCHING.set(Some(watcher));
+    }
     let Some(mut failing) = FAILING.get().filter(|f| f.call == call) else {
         return Ok(());
     };

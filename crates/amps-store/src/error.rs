@@ -223,7 +223,7 @@ pub enum OpenError {
     },
     /// Another process owns the store.
     #[error(
-        "the store {path} is in use ({owner}); stop that process, or look inside without the lock with `amps store info`"
+        "the store {path} is in use ({owner}); stop that process, wait for it with `--lock-timeout`, or look inside without the lock with `amps store info`"
     )]
     Locked {
         /// The file.

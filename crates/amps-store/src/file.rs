@@ -1,11 +1,13 @@
 //! From a path to an open log: create, lock, map.
 
+mod locked;
 mod take_over;
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use crate::calls::{self, Call};
 use crate::error::{OpenError, StoreError};
@@ -17,6 +19,7 @@ use crate::recover::{Header, Refusal, read_header};
 use crate::report::RecoveryReport;
 use crate::scan::Source;
 
+pub(crate) use locked::{For, LockedFile};
 pub(crate) use take_over::report;
 use take_over::{Found, SEGMENTS_TO_GO_ON, take_over};
 
@@ -38,7 +41,7 @@ pub(crate) fn open(
         // Before there is a file: one that nothing can be made of must not stay.
         options.shape().map_err(OpenError::Options)?;
     }
-    let file = open_locked(path, missing)?;
+    let file = open_locked(path, missing, options.lock_timeout)?;
     let io = |what| {
         move |error| OpenError::Io {
             path: path.to_owned(),
@@ -141,9 +144,26 @@ fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Resul
     }
 }
 
-/// Opens the file and locks it. The descriptor is close-on-exec; the lock lives as long as
-/// it does, and dies with the process.
-fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
+/// How long an open waits for a lock that this very process holds: another thread is just
+/// letting go of the store.
+const MOMENT: Duration = Duration::from_millis(250);
+/// Between two attempts to get a lock.
+const PAUSE: Duration = Duration::from_millis(5);
+
+/// Opens the file and locks it. The descriptor is close-on-exec.
+fn open_locked(
+    path: &Path,
+    missing: Missing,
+    patience: Duration,
+) -> Result<Arc<LockedFile>, OpenError> {
+    let begun = Instant::now();
+    let io = |what| {
+        move |error| OpenError::Io {
+            path: path.to_owned(),
+            what,
+            error,
+        }
+    };
     loop {
         let mut how = OpenOptions::new();
         how.read(true)
@@ -161,19 +181,9 @@ fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
                     needed: SEGMENTS_AT,
                     error: error.to_string(),
                 },
-                _ => OpenError::Io {
-                    path: path.to_owned(),
-                    what: "open",
-                    error,
-                },
+                _ => io("open")(error),
             })?;
-        let io = |what| {
-            move |error| OpenError::Io {
-                path: path.to_owned(),
-                what,
-                error,
-            }
-        };
+        let file = LockedFile::of(file);
         let metadata = stat(|| file.metadata()).map_err(io("look at"))?;
         if !metadata.is_file() {
             return Err(OpenError::NotAStore {
@@ -181,31 +191,33 @@ fn open_locked(path: &Path, missing: Missing) -> Result<File, OpenError> {
                 why: "not a regular file".into(),
             });
         }
-        let locked = calls::check(Call::Lock).map_err(TryLockError::Error);
-        match locked.and_then(|()| file.try_lock()) {
+        match file.try_lock(For::Writing) {
+            // Somebody may have replaced the file between open and lock.
+            Ok(()) if file.is_at(path).map_err(io("look at"))? => return Ok(file),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let owner = match read_header(&FileSource(&file), metadata.len()) {
-                    Ok(h) => owner(&h.superblock),
-                    Err(_) => "being created".to_owned(),
+                let header = read_header(&FileSource(&file), metadata.len()).ok();
+                let superblock = header.map(|h| h.superblock);
+                let patience = match superblock.as_ref().is_some_and(is_ours) {
+                    true => patience.max(MOMENT),
+                    false => patience,
                 };
-                return Err(OpenError::Locked {
-                    path: path.to_owned(),
-                    owner,
-                });
+                if begun.elapsed() >= patience {
+                    return Err(OpenError::Locked {
+                        path: path.to_owned(),
+                        owner: superblock.map_or_else(|| "being created".to_owned(), |s| owner(&s)),
+                    });
+                }
+                std::thread::sleep(PAUSE);
             }
             Err(TryLockError::Error(error)) => return Err(io("lock")(error)),
         }
-        // Somebody may have replaced the file between open and lock.
-        match stat(|| std::fs::metadata(path)) {
-            Ok(now) if (now.dev(), now.ino()) == (metadata.dev(), metadata.ino()) => {
-                return Ok(file);
-            }
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(error) => return Err(io("look at")(error)),
-        }
     }
+}
+
+/// Whether this process is the one that opened it last.
+fn is_ours(superblock: &Superblock) -> bool {
+    superblock.owner_pid == std::process::id() && superblock.owner_host == host()
 }
 
 fn stat(call: impl FnOnce() -> io::Result<Metadata>) -> io::Result<Metadata> {
@@ -214,7 +226,7 @@ fn stat(call: impl FnOnce() -> io::Result<Metadata>) -> io::Result<Metadata> {
 
 pub(crate) fn owner(superblock: &Superblock) -> String {
     format!(
-        "last opened by process {} on {}",
+        "last opened by process {} on {}, or a repair is reading it",
         superblock.owner_pid, superblock.owner_host
     )
 }
@@ -224,7 +236,7 @@ pub(crate) fn owner(superblock: &Superblock) -> String {
 /// not ask whether the run that made it came to its end.
 fn create(
     path: &Path,
-    file: &File,
+    file: &Arc<LockedFile>,
     shape: &Shape,
     options: &Options,
 ) -> Result<Superblock, OpenError> {
@@ -234,8 +246,7 @@ fn create(
         .and_then(|()| file.set_len(0))
         .map_err(failed)?;
     reserve(file, 0, len).map_err(failed)?;
-    let clone = file.try_clone().map_err(failed)?;
-    let mut medium = Mapped::new(clone, SEGMENTS_AT, len, len).map_err(failed)?;
+    let mut medium = Mapped::new(file.clone(), SEGMENTS_AT, len, len).map_err(failed)?;
     sync_directory_of(path).map_err(failed)?;
     create_on(path, &mut medium, shape, options)
 }
@@ -253,12 +264,11 @@ fn no_space(path: &Path, what: &'static str, needed: u64, error: io::Error) -> O
     }
 }
 
+/// Syncs the directory that the file's entry is in: where `path` is a link, that of its target.
 fn sync_directory_of(path: &Path) -> io::Result<()> {
-    let directory = match path.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
-    calls::check(Call::SyncDirectory).and_then(|()| File::open(directory)?.sync_all())
+    let path = std::fs::canonicalize(path)?;
+    let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
+    calls::check(Call::SyncDirectory).and_then(|()| directory.sync_all())
 }
 
 fn create_on(
@@ -314,7 +324,7 @@ fn create_on(
 
 fn start(
     path: &Path,
-    file: File,
+    file: Arc<LockedFile>,
     len: u64,
     header: Header,
     options: &Options,

@@ -1,5 +1,7 @@
 //! How a store is opened.
 
+use std::time::Duration;
+
 use crate::api::Level;
 use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_sound};
 
@@ -31,6 +33,7 @@ pub struct Options {
     pub(crate) recovery: Recovery,
     pub(crate) preallocate: bool,
     pub(crate) watermarks: Option<(u8, u8)>,
+    pub(crate) lock_timeout: Duration,
 }
 
 impl Default for Options {
@@ -43,6 +46,7 @@ impl Default for Options {
             recovery: Recovery::Strict,
             preallocate: false,
             watermarks: Some((50, 80)),
+            lock_timeout: Duration::ZERO,
         }
     }
 }
@@ -106,6 +110,15 @@ impl Options {
     /// Says nothing of the backlog.
     pub fn no_watermarks(mut self) -> Self {
         self.watermarks = None;
+        self
+    }
+
+    /// How long an open waits, blocking its thread, while another process has the store or a
+    /// repair reads it. Zero unless set: such a store is refused at once. For a store that this
+    /// very process has open it waits a quarter of a second in any case, since another thread may
+    /// just be dropping it.
+    pub fn lock_timeout(mut self, wait: Duration) -> Self {
+        self.lock_timeout = wait;
         self
     }
 

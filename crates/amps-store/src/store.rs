@@ -71,8 +71,8 @@ impl Store {
                 error,
             }
         };
-        let guard = ForkGuard::new().map_err(io("guard against fork for"))?;
-        let store = Store::new(log, report, options, Some(guard), Upkeep::Thread);
+        let guard = Some(ForkGuard::new());
+        let store = Store::new(log, report, options, guard, Upkeep::Thread);
         store
             .start_helper()
             .map_err(io("start the helper thread of"))?;
@@ -531,10 +531,6 @@ impl PublishStore for Store {
 
 impl Inner {
     fn stop_helper(&self) {
-        if self.shared.not_forked().is_err() {
-            // The child has no such thread, and the parent's shall go on.
-            return;
-        }
         let thread = self
             .helper
             .lock()
@@ -554,6 +550,14 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
+        if self.shared.not_forked().is_err() {
+            // Another thread may have been in the middle of a change when the child was forked:
+            // what is half changed cannot be dropped. Nor has the child such a thread to let go.
+            std::mem::forget(self.shared.clone());
+            let helper = self.helper.get_mut();
+            std::mem::forget(helper.unwrap_or_else(PoisonError::into_inner).take());
+            return;
+        }
         self.stop_helper();
     }
 }

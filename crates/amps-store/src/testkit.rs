@@ -9,7 +9,8 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use crate::calls::{Call, FailingCalls, fail_calls};
+pub use crate::calls::{Call, FailingCalls, fail_calls, watch_calls};
+use crate::file::LockedFile;
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
 use crate::medium::{Device, Mapped, Medium, reserve};
 pub use crate::planted::{Bug, plant};
@@ -97,7 +98,7 @@ impl Mapping {
             .truncate(true)
             .open(path)?;
         reserve(&file, 0, len)?;
-        let mapping = Mapping(Mapped::new(file, 0, len, len)?);
+        let mapping = Mapping(Mapped::new(LockedFile::of(file), 0, len, len)?);
         mapping.0.device().prefault(0, len);
         Ok(mapping)
     }
@@ -111,7 +112,7 @@ impl Mapping {
         if file.metadata()?.len() < len {
             return Err(io::ErrorKind::UnexpectedEof.into());
         }
-        Ok(Mapping(Mapped::new(file, 0, len, len)?))
+        Ok(Mapping(Mapped::new(LockedFile::of(file), 0, len, len)?))
     }
 
     /// Copies bytes out.

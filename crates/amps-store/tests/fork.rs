@@ -1,9 +1,11 @@
 //! H34: a process that forks while its store is open.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
+use std::io::Read;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
+use amps_store::testkit::{Call, FailingCalls, fail_calls};
 use amps_store::{
     AppendError, Batch, Bounds, Envelope, Numbers, Options, PublishStore, ReadError, Store,
     StoreError, StoredMessage,
@@ -132,4 +134,128 @@ fn h34_each_call_of_a_forked_child_that_can_fail_does() {
     });
     assert_eq!(wrong, 0, "the call of this number");
     assert_eq!(store.bounds().unsettled, 1);
+}
+
+/// The child took memory of its own where the mapping of its parent lies, as a large `malloc` or
+/// a new thread may, and lost it with the inherited handle.
+fn drops_its_handle_and_keeps_its_memory(store: Store, path: &std::path::Path) {
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
+    let path = path.canonicalize().unwrap();
+    let line = maps
+        .lines()
+        .find(|line| line.ends_with(path.to_str().unwrap()));
+    let place = line.expect("it is mapped").split(' ').next().unwrap();
+    let (from, to) = place.split_once('-').unwrap();
+    let number = |hex| usize::from_str_radix(hex, 16).unwrap();
+    let (from, len) = (number(from), number(to) - number(from));
+    let code = forked(move || {
+        // SAFETY: a fresh anonymous mapping where there is none, or a failure, which is looked for.
+        let mine = unsafe {
+            let protection = libc::PROT_READ | libc::PROT_WRITE;
+            let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED_NOREPLACE;
+            libc::mmap(from as *mut _, len, protection, flags, -1, 0)
+        };
+        if mine as usize != from {
+            return 3;
+        }
+        let bytes = mine.cast::<u8>();
+        for at in (0..len).step_by(4096) {
+            // SAFETY: within the mapping just made.
+            unsafe { bytes.add(at).write(7) }
+        }
+        drop(store);
+        // SAFETY: as above; where it was unmapped meanwhile, the child dies of a signal.
+        let kept = (0..len)
+            .step_by(4096)
+            .all(|at| unsafe { bytes.add(at).read() == 7 });
+        i32::from(!kept)
+    });
+    assert_eq!(code, 0);
+}
+
+fn opened(dir: &std::path::Path) -> Store {
+    let store = Store::open(dir.join("a.store"), Options::new().capacity(1 << 20)).unwrap();
+    store.append(&Envelope::publish("t"), b"one").unwrap();
+    store
+}
+
+#[test]
+fn a_child_that_drops_a_closed_store_keeps_its_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = opened(dir.path());
+    store.close(0).unwrap();
+    drops_its_handle_and_keeps_its_memory(store, &dir.path().join("a.store"));
+}
+
+#[test]
+fn a_child_that_drops_an_open_store_keeps_its_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    drops_its_handle_and_keeps_its_memory(opened(dir.path()), &dir.path().join("a.store"));
+}
+
+#[test]
+fn a_child_that_drops_an_evacuated_store_keeps_its_memory() {
+    let dir = tempfile::tempdir().unwrap();
+    let old = opened(dir.path());
+    let level = old.level();
+    let new = old.evacuate(dir.path().join("b.store"), level).unwrap();
+    drops_its_handle_and_keeps_its_memory(old, &dir.path().join("a.store"));
+    assert_eq!(new.bounds().unsettled, 1);
+}
+
+/// Where the kernel does not wipe a page in children no store could be opened at all.
+#[test]
+fn without_a_page_that_is_wiped_a_child_is_told_by_its_process_id() {
+    let dir = tempfile::tempdir().unwrap();
+    fail_calls(Some(FailingCalls {
+        call: Call::WipeOnFork,
+        after: 0,
+        for_ever: true,
+        errno: libc::EINVAL,
+    }));
+    let store = opened(dir.path());
+    assert_eq!(fail_calls(None), 2, "for the lock, and for the store");
+    let refused = forked(|| {
+        let append = store.append(&Envelope::publish("t"), b"from the child");
+        i32::from(!matches!(
+            append,
+            Err(AppendError::Store(StoreError::Forked))
+        ))
+    });
+    assert_eq!(refused, 0);
+    let child = store.clone();
+    drops_its_handle_and_keeps_its_memory(child, &dir.path().join("a.store"));
+    let locked = Store::open(dir.path().join("a.store"), Options::new());
+    assert!(locked.is_err(), "the lock is still the parent's");
+    store.append(&Envelope::publish("t"), b"two").unwrap();
+    assert_eq!(store.bounds().unsettled, 2);
+}
+
+/// A lock is shared with every descriptor that a fork made of it. A child that lives on holds
+/// none against its parent's word, and takes none away from it.
+#[test]
+fn a_child_that_lives_on_neither_keeps_the_lock_nor_gives_it_away() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("a.store");
+    let store = opened(dir.path());
+    let (mut child_is_gone, parent_says_go) = std::io::pipe().unwrap();
+    let handle = store.clone();
+    // SAFETY: as in `forked`; the child drops its handle, waits for a byte and leaves.
+    let pid = unsafe { libc::fork() };
+    if pid == 0 {
+        drop(handle);
+        drop(parent_says_go);
+        let _ = child_is_gone.read(&mut [0]);
+        // SAFETY: runs no destructor of the test harness.
+        unsafe { libc::_exit(0) }
+    }
+    let locked = Store::open(&path, Options::new());
+    assert!(locked.is_err(), "the lock is still the parent's");
+    drop(handle);
+    drop(store);
+    let again = Store::open(&path, Options::new()).unwrap();
+    assert_eq!(again.bounds().unsettled, 1);
+    drop(parent_says_go);
+    // SAFETY: our own child.
+    assert_eq!(unsafe { libc::waitpid(pid, std::ptr::null_mut(), 0) }, pid);
 }

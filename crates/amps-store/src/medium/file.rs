@@ -2,7 +2,9 @@
 
 use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::os::unix::fs::FileExt;
+use std::sync::Arc;
 
 use memmap2::{Advice, MmapRaw};
 use rustix::fs::FallocateFlags;
@@ -10,6 +12,7 @@ use rustix::io::{Errno, ReadWriteFlags};
 
 use super::Device;
 use crate::calls::{self, Call};
+use crate::file::LockedFile;
 use crate::format::BLOCK;
 use crate::planted::{self, Bug};
 
@@ -18,10 +21,11 @@ use crate::planted::{self, Bug};
 const UNMAPPED: u64 = 64 << 10;
 
 pub(super) struct MappedFile {
-    pub(super) file: File,
+    pub(super) file: Arc<LockedFile>,
     /// Of the file from here on.
     pub(super) base: u64,
-    pub(super) map: MmapRaw,
+    /// Unmapped by whoever mapped it, and not by its forked children.
+    pub(super) map: ManuallyDrop<MmapRaw>,
 }
 
 impl Device for MappedFile {
@@ -55,8 +59,9 @@ impl Device for MappedFile {
         while done < bytes.len() {
             let rest = [io::IoSlice::new(&bytes[done..])];
             let at = offset + done as u64;
-            let written = calls::check(Call::WriteAround)
-                .and_then(|()| rustix::io::pwritev2(&self.file, &rest, at, ReadWriteFlags::DSYNC));
+            let written = calls::check(Call::WriteAround).and_then(|()| {
+                rustix::io::pwritev2(&**self.file, &rest, at, ReadWriteFlags::DSYNC)
+            });
             match written {
                 Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
                 Ok(n) => done += n,
@@ -80,10 +85,7 @@ impl Device for MappedFile {
     }
 
     fn release(&self) {
-        // The kernel does it as well once the last descriptor is gone.
-        if let Err(error) = self.file.unlock() {
-            tracing::warn!(%error, "cannot unlock a closed store");
-        }
+        self.file.release();
     }
 
     fn prefault(&self, offset: u64, len: u64) {
@@ -174,7 +176,7 @@ mod tests {
         };
         interrupt(Call::Allocate);
         reserve(&file, 0, 8192).unwrap();
-        let mut mapped = Mapped::new(file, 4096, 8192, 8192).unwrap();
+        let mut mapped = Mapped::new(LockedFile::of(file), 4096, 8192, 8192).unwrap();
         mapped.write(4096, b"x");
         assert_eq!(interrupt(Call::SyncRange), 1);
         mapped.device().sync_range(4096, 4096).unwrap();
@@ -191,7 +193,7 @@ mod tests {
             let file = tempfile::tempfile().unwrap();
             reserve(&file, 0, len).unwrap();
             let reader = file.try_clone().unwrap();
-            let mut mapped = Mapped::new(file, base, len, len).unwrap();
+            let mut mapped = Mapped::new(LockedFile::of(file), base, len, len).unwrap();
             let mut bytes: Vec<u8> = (base..len).map(|n| (n / 7) as u8).collect();
             mapped.write(base, &bytes);
             mapped.device().prefault(base, len - base);
@@ -219,7 +221,7 @@ mod tests {
         let file = tempfile::tempfile().unwrap();
         file.set_len(16384).unwrap();
         let reader = file.try_clone().unwrap();
-        let mut mapped = Mapped::new(file, 8192, 16384, 32768).unwrap();
+        let mut mapped = Mapped::new(LockedFile::of(file), 8192, 16384, 32768).unwrap();
         mapped.write(8192, b"first");
         mapped.write(16379, b"last.");
         let mut read = [0; 5];

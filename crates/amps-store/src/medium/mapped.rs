@@ -10,8 +10,8 @@
 //! somebody else while mapped: the kernel ends the process then.
 #![allow(unsafe_code)]
 
-use std::fs::File;
 use std::io;
+use std::mem::ManuallyDrop;
 use std::ptr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -21,6 +21,7 @@ use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 use super::file::MappedFile;
 use super::{Device, Medium};
 use crate::calls::{self, Call};
+use crate::file::LockedFile;
 use crate::format::BLOCK;
 
 pub(crate) struct Mapped {
@@ -30,15 +31,19 @@ pub(crate) struct Mapped {
 
 impl Mapped {
     /// Maps `file` from `base` to `cap`; it exists up to `len`.
-    pub(crate) fn new(file: File, base: u64, len: u64, cap: u64) -> io::Result<Self> {
+    pub(crate) fn new(file: Arc<LockedFile>, base: u64, len: u64, cap: u64) -> io::Result<Self> {
         let size = usize::try_from(cap.saturating_sub(base)).map_err(io::Error::other)?;
         calls::check::<io::Error>(Call::Map)?;
-        let map = MmapOptions::new().offset(base).len(size).map_raw(&file)?;
+        let map = MmapOptions::new().offset(base).len(size).map_raw(&**file)?;
         // A child of fork() shall not inherit pages it must never write.
         map.advise(Advice::DontFork)?;
         Ok(Mapped {
             len,
-            shared: Arc::new(MappedFile { file, base, map }),
+            shared: Arc::new(MappedFile {
+                file,
+                base,
+                map: ManuallyDrop::new(map),
+            }),
         })
     }
 
@@ -138,29 +143,60 @@ impl MappedFile {
     }
 }
 
-/// Tells a forked child from the process that opened the store, without a system call: the
-/// kernel wipes this page in children.
-pub(crate) struct ForkGuard(MmapMut);
+impl Drop for MappedFile {
+    fn drop(&mut self) {
+        // A child of fork() did not get the mapping. What lies there now, if anything, is memory
+        // of its own, which unmapping would take away from it.
+        if !self.file.is_child() {
+            // SAFETY: it is dropped once, here, and not used again.
+            unsafe { ManuallyDrop::drop(&mut self.map) }
+        }
+    }
+}
+
+/// Tells a forked child from the process that opened the store, without a system call where the
+/// kernel wipes a page in children; else by the process id.
+pub(crate) struct ForkGuard {
+    page: Option<MmapMut>,
+    /// A child that begins a PID namespace of its own may have the number of its parent: what the
+    /// page is for.
+    pid: u32,
+}
 
 impl ForkGuard {
-    pub(crate) fn new() -> io::Result<Self> {
-        const PAGE: usize = BLOCK as usize;
-        let mut page = MmapMut::map_anon(PAGE)?;
-        // SAFETY: the range is exactly the anonymous private mapping just made, and the
-        // advice changes nothing in this process.
-        unsafe {
-            rustix::mm::madvise(
-                page.as_mut_ptr().cast(),
-                PAGE,
-                rustix::mm::Advice::LinuxWipeOnFork,
-            )?;
-        }
-        page[0] = 1;
-        Ok(ForkGuard(page))
+    pub(crate) fn new() -> Self {
+        let page = wiped_in_children()
+            .inspect_err(|error| {
+                tracing::debug!(%error, "forked children are told by their process id");
+            })
+            .ok();
+        let pid = std::process::id();
+        ForkGuard { page, pid }
     }
 
     #[inline]
     pub(crate) fn is_child(&self) -> bool {
-        self.0[0] == 0
+        match &self.page {
+            Some(page) => page[0] == 0,
+            None => std::process::id() != self.pid,
+        }
     }
+}
+
+/// Sandboxes and kernels before 4.14 do not know the advice.
+fn wiped_in_children() -> io::Result<MmapMut> {
+    const PAGE: usize = BLOCK as usize;
+    let mut page = MmapMut::map_anon(PAGE)?;
+    calls::check::<io::Error>(Call::WipeOnFork)?;
+    // SAFETY: the range is exactly the anonymous private mapping just made, and the
+    // advice changes nothing in this process.
+    unsafe {
+        rustix::mm::madvise(
+            page.as_mut_ptr().cast(),
+            PAGE,
+            rustix::mm::Advice::LinuxWipeOnFork,
+        )?;
+    }
+    page[0] = 1;
+    Ok(page)
 }

@@ -1,0 +1,88 @@
+//! The file of a store with its lock, which goes when its owner says so and not later.
+
+use std::fs::{File, TryLockError};
+use std::io;
+use std::ops::Deref;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::sync::Arc;
+
+use super::stat;
+use crate::calls::{self, Call};
+use crate::medium::ForkGuard;
+
+/// A file that may be locked by this process.
+///
+/// A lock of `flock` belongs to what the descriptor stands for, and every descriptor made of it
+/// by a fork holds it: a program that another thread is just starting has them all until its
+/// `exec`. So the lock is given back by a call, and does not wait for the last descriptor. For
+/// the same reason a forked child never gives it back: it would take it from its parent.
+pub(crate) struct LockedFile {
+    file: File,
+    guard: ForkGuard,
+}
+
+/// For whom a file is locked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum For {
+    /// An owner, who writes.
+    Writing,
+    /// Somebody who makes a copy that may be sent from: no owner meanwhile.
+    Copying,
+}
+
+impl LockedFile {
+    pub(crate) fn of(file: File) -> Arc<Self> {
+        let guard = ForkGuard::new();
+        Arc::new(LockedFile { file, guard })
+    }
+
+    /// Takes the lock, without waiting for it.
+    pub(crate) fn try_lock(&self, what_for: For) -> Result<(), TryLockError> {
+        calls::check(Call::Lock).map_err(TryLockError::Error)?;
+        match what_for {
+            For::Writing => self.file.try_lock(),
+            For::Copying => self.file.try_lock_shared(),
+        }
+    }
+
+    /// Gives the lock back.
+    pub(crate) fn release(&self) {
+        if !self.is_child()
+            && let Err(error) = self.file.unlock()
+        {
+            // The kernel does it as well, once the last descriptor is gone.
+            tracing::warn!(%error, "cannot unlock a store");
+        }
+    }
+
+    /// Whether this process is a fork of the one that opened the file.
+    #[inline]
+    pub(crate) fn is_child(&self) -> bool {
+        self.guard.is_child()
+    }
+
+    /// Whether it is what stands at `path`: somebody may have put another file there.
+    pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
+        let ours = stat(|| self.file.metadata())?;
+        match stat(|| std::fs::metadata(path)) {
+            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            Err(error) => Err(error),
+        }
+    }
+}
+
+impl Deref for LockedFile {
+    type Target = File;
+
+    fn deref(&self) -> &File {
+        &self.file
+    }
+}
+
+impl Drop for LockedFile {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
