@@ -192,9 +192,12 @@ pub(crate) struct Publish {
     /// The store: created when missing. Without one, messages live in memory only.
     #[arg(long, value_name = "FILE")]
     pub(crate) store: Option<PathBuf>,
-    /// Byte cap of a store that is created now, as in 64MiB.
+    /// Byte cap of a store that is created now, as in 64MiB; at least 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) capacity: Option<u64>,
+    /// How long to wait for a store that another process has open or a repair is reading.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = units::duration)]
+    pub(crate) lock_timeout: Duration,
     /// Name to log on with; the default is an id made and kept by the store.
     #[arg(long, value_name = "NAME")]
     pub(crate) client_name: Option<String>,
@@ -255,6 +258,9 @@ pub(crate) struct Drain {
     /// The store; it must exist.
     #[arg(long, value_name = "FILE")]
     pub(crate) store: PathBuf,
+    /// How long to wait for it while another process has it open or a repair is reading it.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = units::duration)]
+    pub(crate) lock_timeout: Duration,
     #[command(flatten)]
     pub(crate) sending: Sending,
 }
@@ -276,7 +282,8 @@ pub(crate) enum StoreCommand {
     },
     /// Save what is intact into a new store; say exactly what could not be saved.
     ///
-    /// The old file is only read. The new store has the same client name, sequences, order and
+    /// The old file is only read, and nobody may have it open meanwhile: a publisher that tries is
+    /// told that a repair is reading it. The new store has the same client name, sequences, order and
     /// rejections; messages set aside behind a hole are saved too.
     Repair(StoreRepair),
     /// Messages as JSON lines, every field of the envelope; import reads them.
@@ -352,6 +359,12 @@ pub(crate) struct StoreRepair {
     /// The new store; there must be nothing at its place.
     #[arg(long, value_name = "FILE")]
     pub(crate) to: PathBuf,
+    /// Also where the file system has no locks: you know that nobody has the store open.
+    #[arg(long)]
+    pub(crate) unlocked: bool,
+    /// Also a store that was evacuated: you know that nobody sends from where it went.
+    #[arg(long)]
+    pub(crate) evacuated: bool,
 }
 
 #[derive(Debug, Args)]
@@ -372,7 +385,7 @@ pub(crate) struct StoreImport {
     /// What export wrote; "-" is standard input.
     #[arg(long, value_name = "FILE", default_value = "-")]
     pub(crate) from: PathBuf,
-    /// Byte cap of the new store, as in 64MiB.
+    /// Byte cap of the new store, as in 64MiB; at least 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) capacity: Option<u64>,
     /// Name of the client the new store belongs to; the default is an id made now.

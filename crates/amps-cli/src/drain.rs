@@ -17,7 +17,8 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
     let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
     let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
-    let store = Store::open_existing(&args.store, Options::new()).map_err(|e| Failure::open(&e))?;
+    let options = Options::new().lock_timeout(args.lock_timeout);
+    let store = Store::open_existing(&args.store, options).map_err(|e| Failure::open(&e))?;
     sending::run(Job {
         store,
         path: Some(args.store),

@@ -95,7 +95,9 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
             "--durability interval and disk need --store FILE: messages in memory survive nothing",
         ));
     }
-    let mut options = Options::new().level(args.durability);
+    let mut options = Options::new()
+        .level(args.durability)
+        .lock_timeout(args.lock_timeout);
     if let Some(name) = &args.client_name {
         options = options.client_name(name.clone());
     }

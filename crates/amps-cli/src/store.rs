@@ -169,7 +169,7 @@ fn facts(file: &Path, info: &Info) -> Map<String, Value> {
         "format_version": info.format_version,
         "client_name": info.client_name.as_str(),
         "store_id": format!("{:016x}", info.store_id),
-        "state": state(info),
+        "state": info.state().to_string(),
         "last_opened_by": format!("process {} on {}", info.owner_pid, info.owner_host),
         "opens": info.generation,
         "unsettled": info.unsettled,
@@ -203,16 +203,6 @@ fn facts(file: &Path, info: &Info) -> Map<String, Value> {
         facts.insert("resume_tag".to_owned(), shown.into());
     }
     facts
-}
-
-fn state(info: &Info) -> &'static str {
-    match (info.locked, info.owner_alive, info.clean) {
-        (Some(true), _, _) => "in use",
-        (_, _, true) => "closed",
-        (Some(false), _, _) | (None, Some(false), _) => "left by a process that died",
-        // Nothing tells the two apart from outside.
-        (None, _, _) => "in use, or left by a process that died",
-    }
 }
 
 fn list(args: &StoreList, out: &mut Output) -> Result<Exit, Failure> {
@@ -282,10 +272,11 @@ fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
     match out.is_json() {
         true => out.object(verified(&found, &info))?,
         false => out.line(&format!(
-            "{}: read {} bytes: {} superblock copies, {} of {} segment headers, {} records of the \
+            "{}, {}: read {} bytes: {} superblock copies, {} of {} segment headers, {} records of the \
              log and {} others, {} checksums, {} envelopes; {} unsettled message(s), {} \
              rejection(s); the log ends at: {}; {} record(s) set aside",
-            if found.is_sound() { "ok" } else { "DAMAGED" },
+            judgement(&found),
+            info.state(),
             found.bytes,
             found.superblocks,
             found.segment_headers,
@@ -300,18 +291,30 @@ fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
             info.set_aside,
         ))?,
     }
-    Ok(if found.is_sound() {
-        Exit::Ok
-    } else {
-        Exit::Damaged
+    if let Some(refused) = &found.refused {
+        // As whoever opens it is told.
+        out.flush()?;
+        return Err(Failure::open(refused));
+    }
+    Ok(match found.is_sound() {
+        true => Exit::Ok,
+        false => Exit::Damaged,
     })
+}
+
+fn judgement(found: &Verification) -> &'static str {
+    match (&found.refused, found.is_sound()) {
+        (Some(_), _) => "REFUSED",
+        (None, true) => "ok",
+        (None, false) => "DAMAGED",
+    }
 }
 
 fn verified(found: &Verification, info: &Info) -> Map<String, Value> {
     object! {
         "event": "report",
         "ok": found.is_sound(),
-        "state": state(info),
+        "state": info.state().to_string(),
         "bytes": found.bytes,
         "superblocks": found.superblocks,
         "segments": found.segments,
@@ -325,6 +328,7 @@ fn verified(found: &Verification, info: &Info) -> Map<String, Value> {
         "stop": info.stop.as_str(),
         "set_aside": info.set_aside,
         "problems": found.problems.len(),
+        "refused": found.refused.as_ref().map(ToString::to_string),
         "moving": found.moving,
     }
 }

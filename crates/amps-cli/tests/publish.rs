@@ -339,7 +339,7 @@ fn a_store_is_looked_into_while_its_publisher_runs() {
     // Line 3 ends 17 bytes into the input; the rest is the checksum.
     let tag = info["resume_tag"]["text"].as_str().unwrap();
     assert!(tag.starts_with("3:17:") && tag.len() == 21, "{tag}");
-    assert_eq!(info["state"], "in use");
+    assert_eq!(info["state"], "live");
 
     let listed = run(amps().args(["store", "list", "--json"]).arg(&store))
         .expect(0)

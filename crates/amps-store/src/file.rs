@@ -20,8 +20,8 @@ use crate::report::RecoveryReport;
 use crate::scan::Source;
 
 pub(crate) use locked::{For, LockedFile};
-pub(crate) use take_over::report;
 use take_over::{Found, SEGMENTS_TO_GO_ON, take_over};
+pub(crate) use take_over::{report, unopenable};
 
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,6 +130,7 @@ pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
 
 fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Result<(), OpenError> {
     if superblock.retired {
+        // Before the name: nobody opens it under any.
         return Err(OpenError::Retired {
             path: path.to_owned(),
         });

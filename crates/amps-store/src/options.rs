@@ -8,6 +8,9 @@ use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_soun
 /// Segments of a new file that is not preallocated; none that grew is cut to fewer.
 pub(crate) const FIRST_SEGMENTS: u64 = 4;
 
+/// The least capacity of a new store, in bytes.
+pub(crate) const MIN_CAPACITY: u64 = 64 << 10;
+
 /// What to do about damage at or below the durable mark.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Recovery {
@@ -134,6 +137,12 @@ impl Options {
 
     /// Segment size and count for a new file.
     pub(crate) fn shape(&self) -> Result<Shape, String> {
+        if self.capacity < MIN_CAPACITY {
+            return Err(format!(
+                "a capacity of {} bytes: the least is {MIN_CAPACITY}",
+                self.capacity
+            ));
+        }
         let room = self.capacity.saturating_sub(SEGMENTS_AT);
         let size = match self.segment_size {
             Some(size) => size,

@@ -8,7 +8,7 @@ use crate::error::{OpenError, StoreError};
 use crate::file::{self, Missing};
 use crate::format::{Kind, Mark, RejectionBody, SEGMENTS_AT, Superblock, UserTag};
 use crate::log::Log;
-use crate::options::Options;
+use crate::options::{MIN_CAPACITY, Options};
 use crate::space::limit;
 
 /// What goes over besides messages and refusals.
@@ -47,10 +47,14 @@ impl Rebuild {
         };
         let mut cap_segments = before.cap_segments;
         // One more than the sum of the records needs: segments are not filled to the end.
-        while limit(&geometry, cap_segments - 1) < heritage.bytes {
+        let capacity = |segments| SEGMENTS_AT + segments * size;
+        // Nor does a new store get less than the least: one of an earlier program may have it.
+        while limit(&geometry, cap_segments - 1) < heritage.bytes
+            || capacity(cap_segments) < MIN_CAPACITY
+        {
             cap_segments += 1;
         }
-        let capacity = SEGMENTS_AT + cap_segments * size;
+        let capacity = capacity(cap_segments);
         let options = Options::new()
             .capacity(capacity)
             .segment_size(size)

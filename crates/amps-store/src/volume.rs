@@ -1,4 +1,5 @@
-//! What lies under the file: file systems on which the promises cannot be kept.
+//! What lies under the file: file systems on which the promises cannot be kept, and what can be
+//! seen of a file from outside.
 
 use std::fs::File;
 
@@ -24,6 +25,15 @@ const NETWORKS: [(u32, &str); 13] = [
 pub(crate) fn network(file: &File) -> Option<&'static str> {
     // A file system that cannot be asked is none that is known to be wrong.
     named(rustix::fs::fstatfs(file).ok()?.f_type)
+}
+
+/// ext2 to ext4, xfs, f2fs and tmpfs: on these `stat` names a file's device as `/proc/locks` does.
+/// btrfs makes numbers up for its subvolumes, and an overlay may show those of what lies below.
+const TRUE_DEVICES: [u32; 4] = [0xEF53, 0x5846_5342, 0xF2F5_2010, 0x0102_1994];
+
+/// Whether a file's device and inode are the ones by which the kernel names its locks.
+pub(crate) fn has_true_devices(file: &File) -> bool {
+    rustix::fs::fstatfs(file).is_ok_and(|at| TRUE_DEVICES.contains(&(at.f_type as u32)))
 }
 
 fn named(magic: impl TryInto<i64>) -> Option<&'static str> {

@@ -144,7 +144,7 @@ fn drops_its_handle_and_keeps_its_memory(store: Store, path: &std::path::Path) {
     let line = maps
         .lines()
         .find(|line| line.ends_with(path.to_str().unwrap()));
-    let place = line.expect("it is mapped").split(' ').next().unwrap();
+    let place = line.unwrap().split(' ').next().unwrap();
     let (from, to) = place.split_once('-').unwrap();
     let number = |hex| usize::from_str_radix(hex, 16).unwrap();
     let (from, len) = (number(from), number(to) - number(from));

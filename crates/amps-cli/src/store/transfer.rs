@@ -6,7 +6,7 @@ use std::path::Path;
 
 use amps_client::{Client, Message};
 use amps_store::inspect::{
-    self, ExportError, Filter, ImportError, MessageState, RepairError, Unsaved,
+    self, ExportError, Filter, ImportError, MessageState, RepairError, RepairOptions, Unsaved,
 };
 use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
@@ -20,7 +20,11 @@ use crate::signals::Stop;
 
 /// Writes what is intact to a new store, and says what is not.
 pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failure> {
-    let report = inspect::repair_to(&args.file, &args.to).map_err(|e| not_repaired(args, &e))?;
+    let options = RepairOptions::new()
+        .unlocked(args.unlocked)
+        .evacuated(args.evacuated);
+    let report =
+        inspect::repair_with(&args.file, &args.to, &options).map_err(|e| not_repaired(args, &e))?;
     for unsaved in &report.unsaved {
         match out.is_json() {
             true => out.object(unsaved_object(unsaved))?,
@@ -68,6 +72,7 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
 fn not_repaired(args: &StoreRepair, error: &RepairError) -> Failure {
     match error {
         RepairError::Open(error) => Failure::open(error),
+        RepairError::NothingLeft(_) => Failure::new(Exit::Damaged, error.to_string()),
         RepairError::InUse(_) => Failure::new(Exit::Locked, error.to_string()),
         RepairError::Write(error) => Failure::store(&args.to, error),
         RepairError::Create(error) => Failure::other(format!(

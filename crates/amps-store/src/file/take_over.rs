@@ -57,6 +57,26 @@ fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64
     most.min(chain + copies + SEGMENTS_TO_GO_ON)
 }
 
+/// Why every open refuses a file, whatever it is told to do about damage.
+pub(crate) fn unopenable(
+    path: &Path,
+    len: u64,
+    superblock: &Superblock,
+    recovered: &Recovered,
+) -> Option<OpenError> {
+    let path = path.to_owned();
+    if superblock.retired {
+        return Some(OpenError::Retired { path });
+    }
+    // Before the damage: no salvage makes a store of such a file.
+    let why = impossible(superblock, recovered).or_else(|| {
+        let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+        let none = "a store was cut off before its first segment ends; nothing can be salvaged";
+        (there == 0).then(|| none.to_owned())
+    })?;
+    Some(OpenError::NotAStore { path, why })
+}
+
 /// What no store writes: going on with it would not come to the same at every open.
 fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> {
     const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
@@ -120,12 +140,8 @@ pub(super) fn take_over(
         mut recovered,
         scan,
     } = found;
-    // Before the damage: no salvage makes a store of such a file.
-    if let Some(why) = impossible(&superblock, &recovered) {
-        return Err(OpenError::NotAStore {
-            path: path.to_owned(),
-            why,
-        });
+    if let Some(refused) = unopenable(path, medium.len(), &superblock, &recovered) {
+        return Err(refused);
     }
     if options.recovery == Recovery::Strict && !recovered.damaged.is_empty() {
         return Err(OpenError::Damaged {
@@ -134,13 +150,6 @@ pub(super) fn take_over(
         });
     }
     let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
-    if there == 0 {
-        return Err(OpenError::NotAStore {
-            path: path.to_owned(),
-            why: "a store was cut off before its first segment ends; nothing can be salvaged"
-                .into(),
-        });
-    }
     let begun = Instant::now();
     let usable = there.min(superblock.segments);
     let needed = segments_to_go_on(&superblock, &recovered, usable);

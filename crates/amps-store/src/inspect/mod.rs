@@ -38,7 +38,7 @@ pub use map::{SegmentHeaderState, SegmentMap};
 pub use message::{Filter, Message, MessageState, Messages};
 pub use ndjson::{ExportError, Exported, ImportError, Imported, export, import};
 pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
-pub use repair::{RepairError, RepairReport, Unsaved, repair_to};
+pub use repair::{RepairError, RepairOptions, RepairReport, Unsaved, repair_to, repair_with};
 pub use verify::{Problem, Severity, Verification};
 
 use view::View;
@@ -67,12 +67,15 @@ pub struct Info {
     pub owner_pid: u32,
     /// On which host.
     pub owner_host: String,
-    /// Whether that process exists now; `None` when it ran on another host. A hint: process
-    /// ids are used again.
+    /// Whether that process exists now; `None` when it ran on another host, or where process ids
+    /// may be those of a namespace. A hint: process ids are used again.
     pub owner_alive: Option<bool>,
-    /// Whether some process holds the store's lock, as `/proc/locks` tells; `None` where
-    /// that cannot be read. A hint: nothing was locked to find out.
+    /// Whether some process has the store open for writing, as `/proc/locks` tells; `None` where
+    /// nothing there says so and not every lock is shown: within a PID namespace, and on file
+    /// systems that name their devices otherwise. A hint: nothing was locked to find out.
     pub locked: Option<bool>,
+    /// It was evacuated: another file goes on with its numbers, and every open refuses this one.
+    pub evacuated: bool,
     /// Opens so far.
     pub generation: u64,
     /// Writes of the superblock so far.
@@ -145,7 +148,46 @@ pub struct Info {
     pub moving: bool,
 }
 
+/// What is known of a store from outside, in one word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum StoreState {
+    /// A process has it open.
+    Live,
+    /// Its last owner closed it.
+    Closed,
+    /// Its last owner died, and nobody has opened it since.
+    Crashed,
+    /// Another file goes on with its numbers.
+    Evacuated,
+    /// It was not closed, and whether its owner lives cannot be seen from here.
+    Unknown,
+}
+
+impl std::fmt::Display for StoreState {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            StoreState::Live => "live",
+            StoreState::Closed => "closed",
+            StoreState::Crashed => "crashed",
+            StoreState::Evacuated => "evacuated",
+            StoreState::Unknown => "unknown",
+        })
+    }
+}
+
 impl Info {
+    /// Who has the store, as far as that can be told without its lock.
+    pub fn state(&self) -> StoreState {
+        match (self.evacuated, self.locked, self.clean) {
+            (true, ..) => StoreState::Evacuated,
+            (_, Some(true), _) => StoreState::Live,
+            (_, _, true) => StoreState::Closed,
+            (_, Some(false), false) => StoreState::Crashed,
+            (_, None, false) => StoreState::Unknown,
+        }
+    }
+
     /// The most messages given out in the damaged ranges that may be missing; earlier ones may be as
     /// well, see [`DamagedRange::earlier`]. No more than records are missing, and no more than
     /// sequences are. A range whose end no later record names counts as many as fit into its bytes,
@@ -172,28 +214,7 @@ impl Inspection {
     /// owner changes it faster than it can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
-        // It may be there for the one call and gone for the other.
-        let found = |what| {
-            move |error: std::io::Error| match error.kind() {
-                std::io::ErrorKind::NotFound => OpenError::Missing {
-                    path: path.to_owned(),
-                },
-                _ => OpenError::Io {
-                    path: path.to_owned(),
-                    what,
-                    error,
-                },
-            }
-        };
-        // A fifo would block the open, a device might be changed by it.
-        let metadata = std::fs::metadata(path).map_err(found("look at"))?;
-        if !metadata.is_file() {
-            return Err(OpenError::NotAStore {
-                path: path.to_owned(),
-                why: "not a regular file".into(),
-            });
-        }
-        let file = File::open(path).map_err(found("open"))?;
+        let file = regular_file(path)?;
         Self::of(path, &Arc::new(file))
     }
 
@@ -249,6 +270,7 @@ impl Inspection {
             owner_host: superblock.owner_host.clone(),
             owner_alive: owner_alive(superblock.owner_pid, &superblock.owner_host),
             locked: is_locked(&self.view.file),
+            evacuated: superblock.retired,
             generation: superblock.generation,
             superblock_writes: superblock.counter,
             clean: self.is_closed(),
@@ -337,8 +359,34 @@ impl Inspection {
     }
 }
 
+/// A file that can be looked at, opened for reading.
+fn regular_file(path: &Path) -> Result<File, OpenError> {
+    // It may be there for the one call and gone for the other.
+    let found = |what| {
+        move |error: std::io::Error| match error.kind() {
+            std::io::ErrorKind::NotFound => OpenError::Missing {
+                path: path.to_owned(),
+            },
+            _ => OpenError::Io {
+                path: path.to_owned(),
+                what,
+                error,
+            },
+        }
+    };
+    // A fifo would block the open, a device might be changed by it.
+    let metadata = std::fs::metadata(path).map_err(found("look at"))?;
+    if !metadata.is_file() {
+        return Err(OpenError::NotAStore {
+            path: path.to_owned(),
+            why: "not a regular file".into(),
+        });
+    }
+    File::open(path).map_err(found("open"))
+}
+
 fn owner_alive(pid: u32, host: &str) -> Option<bool> {
-    if host != file::host() {
+    if host != file::host() || !is_first_pid_namespace() {
         return None;
     }
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
@@ -348,7 +396,14 @@ fn owner_alive(pid: u32, host: &str) -> Option<bool> {
     })
 }
 
+/// Whether this process sees all others: the kernel gives the first namespace this number, and
+/// hides processes, and what they lock, from the others.
+fn is_first_pid_namespace() -> bool {
+    std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == "pid:[4026531836]")
+}
+
 /// `/proc/locks` names each lock by device and inode: `1: FLOCK ADVISORY WRITE 42 fd:01:7 0 EOF`.
+/// One for reading is that of a repair. That no lock is shown says something only where all are.
 fn is_locked(file: &File) -> Option<bool> {
     use std::os::unix::fs::MetadataExt;
     let metadata = file.metadata().ok()?;
@@ -360,7 +415,11 @@ fn is_locked(file: &File) -> Option<bool> {
     let locks = std::fs::read_to_string("/proc/locks").ok()?;
     let held = |line: &str| {
         let mut words = line.split_whitespace();
-        words.any(|w| w == "FLOCK") && words.any(|w| w == wanted)
+        words.any(|w| w == "FLOCK") && words.any(|w| w == "WRITE") && words.any(|w| w == wanted)
     };
-    Some(locks.lines().any(held))
+    match locks.lines().any(held) {
+        true => Some(true),
+        false if is_first_pid_namespace() && crate::volume::has_true_devices(file) => Some(false),
+        false => None,
+    }
 }

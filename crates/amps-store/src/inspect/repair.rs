@@ -1,14 +1,16 @@
 //! Saving what is intact in a store into a new one.
 
 use std::collections::BTreeMap;
-use std::fs::OpenOptions;
+use std::fs::{OpenOptions, TryLockError};
 use std::io;
 use std::path::Path;
+use std::sync::Arc;
 
 use super::{Body, Inspection, Message, MessageState, RecordKind};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
+use crate::file::{For, LockedFile};
 use crate::format::{CHARGE, Kind, SEGMENTS_AT};
 use crate::index::Entry;
 use crate::rebuild::{Heritage, Rebuild};
@@ -78,6 +80,27 @@ pub enum RepairError {
     /// The old store is being written.
     #[error("the store {0} is in use; stop its owner first")]
     InUse(std::path::PathBuf),
+    /// The old store is on a file system without locks: who writes it cannot be told.
+    #[error(
+        "the store {path} cannot be locked ({error}), so nothing tells whether it is in use; make sure that nobody has it open, and say so with --unlocked"
+    )]
+    NoLock {
+        /// The old store.
+        path: std::path::PathBuf,
+        /// The system's word.
+        #[source]
+        error: io::Error,
+    },
+    /// The old store was evacuated: another file goes on with its numbers.
+    #[error(
+        "the store {0} was evacuated to another file, which sends the same messages under the same numbers; repair that one, or, if it is gone for good, say --evacuated"
+    )]
+    Evacuated(std::path::PathBuf),
+    /// No record of the old store is left; nothing was written.
+    #[error(
+        "nothing of the store {0} is left but its superblocks: no record of it is intact; nothing was written"
+    )]
+    NothingLeft(std::path::PathBuf),
     /// The old store cannot be read.
     #[error("cannot read the old store: {0}")]
     Read(#[source] io::Error),
@@ -89,11 +112,42 @@ pub enum RepairError {
     Create(#[source] io::Error),
 }
 
+/// What a repair does only when it is told to.
+#[derive(Clone, Debug, Default)]
+#[must_use]
+pub struct RepairOptions {
+    unlocked: bool,
+    evacuated: bool,
+}
+
+impl RepairOptions {
+    /// Nothing of it.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Also where the file system has no locks: the caller knows that nobody writes the store.
+    pub fn unlocked(mut self, yes: bool) -> Self {
+        self.unlocked = yes;
+        self
+    }
+
+    /// Also a store that was evacuated: the caller knows that nobody sends from the file that it
+    /// was evacuated to.
+    pub fn evacuated(mut self, yes: bool) -> Self {
+        self.evacuated = yes;
+        self
+    }
+}
+
 /// Writes everything intact and needed in the store at `from` to a new store at `to`: the
 /// same client name, sequences, order, grant, rebase and resume tag; refusals that wait with
 /// their messages; records set aside. The old file is only read. What a record set aside
 /// settled counts as settled; the resume tag does not move over a hole, so lines in it are
 /// published again.
+///
+/// The old store is locked for reading meanwhile: the copy sends the same messages under the same
+/// numbers, so nobody may have the old one open.
 ///
 /// The new store is closed cleanly. After an error it is removed.
 ///
@@ -103,12 +157,30 @@ pub fn repair_to(
     from: impl AsRef<Path>,
     to: impl AsRef<Path>,
 ) -> Result<RepairReport, RepairError> {
+    repair_with(from, to, &RepairOptions::new())
+}
+
+/// As [`repair_to`], and what it does only when told to.
+///
+/// # Errors
+/// See [`RepairError`].
+pub fn repair_with(
+    from: impl AsRef<Path>,
+    to: impl AsRef<Path>,
+    options: &RepairOptions,
+) -> Result<RepairReport, RepairError> {
     let (from, to) = (from.as_ref(), to.as_ref());
-    let old = Inspection::open(from)?;
-    if old.is_moving() || super::is_locked(&old.view.file) == Some(true) {
+    let source = lock_source(from, options)?;
+    let file = source.try_clone().map_err(RepairError::Read)?;
+    let old = Inspection::of(from, &Arc::new(file))?;
+    if old.is_moving() {
         return Err(RepairError::InUse(from.to_owned()));
     }
+    if old.view.header.superblock.retired && !options.evacuated {
+        return Err(RepairError::Evacuated(from.to_owned()));
+    }
     let plan = Plan::of(&old).map_err(RepairError::Read)?;
+    plan.is_worth_it(&old)?;
     match OpenOptions::new().write(true).create_new(true).open(to) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
@@ -123,6 +195,25 @@ pub fn repair_to(
         tracing::warn!(path = %to.display(), %error, "the unfinished store could not be removed");
     }
     written
+}
+
+/// Opens the old store and keeps its owner out for as long as what is returned lives.
+fn lock_source(from: &Path, options: &RepairOptions) -> Result<Arc<LockedFile>, RepairError> {
+    loop {
+        let file = LockedFile::of(super::regular_file(from)?);
+        match file.try_lock(For::Copying) {
+            Ok(()) => {}
+            Err(TryLockError::WouldBlock) => return Err(RepairError::InUse(from.to_owned())),
+            Err(TryLockError::Error(_)) if options.unlocked => {}
+            Err(TryLockError::Error(error)) => {
+                let path = from.to_owned();
+                return Err(RepairError::NoLock { path, error });
+            }
+        }
+        if file.is_at(from).map_err(RepairError::Read)? {
+            return Ok(file);
+        }
+    }
 }
 
 /// What is to be written.
@@ -164,6 +255,17 @@ impl Plan {
         plan.add_set_aside(old)?;
         plan.name_unsaved(old);
         Ok(plan)
+    }
+
+    /// A copy without any record of a log that had some would be a fresh store that says of itself
+    /// that all is well, and of which nobody can know what it lacks.
+    fn is_worth_it(&self, old: &Inspection) -> Result<(), RepairError> {
+        let recovered = &old.view.recovered;
+        let nothing = recovered.chain.is_empty() && recovered.set_aside.is_empty();
+        match nothing && !recovered.damaged.is_empty() {
+            true => Err(RepairError::NothingLeft(old.path.clone())),
+            false => Ok(()),
+        }
     }
 
     /// Bytes needed, with the charges for their future.

@@ -3,6 +3,8 @@
 use std::io;
 
 use super::{Body, Inspection, Record, RecordKind, RecordVerdict};
+use crate::error::OpenError;
+use crate::file::unopenable;
 use crate::format::{SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SuperblockVerdict};
 use crate::report::Stop;
 
@@ -30,7 +32,7 @@ pub struct Problem {
 }
 
 /// What was checked, and what was found.
-#[derive(Clone, Debug, Default)]
+#[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Verification {
     /// Bytes of the file that were read: superblocks and every segment.
@@ -51,14 +53,17 @@ pub struct Verification {
     pub messages: u64,
     /// Every finding, by offset.
     pub problems: Vec<Problem>,
+    /// Why every open refuses the file, though nothing of it need be damaged: it was evacuated, or
+    /// says what no store writes.
+    pub refused: Option<OpenError>,
     /// The store changed while it was read; no finding is about the place that moved.
     pub moving: bool,
 }
 
 impl Verification {
-    /// Whether nothing is missing or wrong. Notices are no damage.
+    /// Whether nothing is missing or wrong, so that a strict open takes it. Notices are no damage.
     pub fn is_sound(&self) -> bool {
-        !self.problems.iter().any(|p| p.severity == Severity::Damage)
+        self.refused.is_none() && !self.problems.iter().any(|p| p.severity == Severity::Damage)
     }
 
     fn problem(&mut self, severity: Severity, offset: u64, bytes: u64, text: impl Into<String>) {
@@ -83,6 +88,10 @@ impl Inspection {
             segments: self.view.stamps.len() as u64,
             ..Verification::default()
         };
+        if !self.is_moving() {
+            let superblock = &self.view.header.superblock;
+            out.refused = unopenable(&self.path, self.view.len, superblock, &self.view.recovered);
+        }
         self.verify_superblocks(&mut out);
         for (segment, stamp) in self.view.stamps.iter().enumerate() {
             if stamp.is_some() {

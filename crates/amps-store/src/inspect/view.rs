@@ -105,12 +105,17 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
         let after = read_head(file)?;
         let suspicion = Suspicion::of(&view)?;
         if let Some(mut view) = view.at_once_with(&head, after.clone())? {
-            let Some(suspicion) = suspicion else {
-                return Ok(Some(view));
-            };
-            if suspected.as_ref() == Some(&suspicion) {
+            let sound = suspicion.is_none() || suspected == suspicion;
+            if sound && view.is_no_older()? {
                 return Ok(Some(view));
             }
+            let Some(suspicion) = suspicion else {
+                // What was held fast at first has been used up since.
+                if attempt >= ATTEMPTS {
+                    return Ok(None);
+                }
+                continue;
+            };
             if suspected.is_some()
                 && let Some(prefix) = prefix(&view, &head)?
             {
@@ -135,6 +140,19 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
 }
 
 impl View {
+    /// Whether what is shown is at least what was there when the headers were read. Only the oldest
+    /// segment is freed: as long as the newest one of what was walked has not been, nothing behind
+    /// it had been overwritten when it was read, and the log ended there or was still to be written.
+    /// Of a log whose segments are all free by now it may be a beginning, with messages open that
+    /// had been settled.
+    fn is_no_older(&self) -> io::Result<bool> {
+        let Some(last) = self.recovered.chain.last() else {
+            return Ok(true);
+        };
+        let now = read_stamp(&self.file, &self.header.superblock, last.segment)?;
+        Ok(now == self.stamps.get(last.segment).copied().flatten())
+    }
+
     /// The same with the superblocks as they were read behind the scan, if nothing but grants,
     /// or the length of the file, changed meanwhile. `None`: the store was opened, closed or
     /// rebased.
@@ -238,13 +256,19 @@ fn read_stamps(
 ) -> io::Result<Vec<Option<SegmentHeader>>> {
     let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
     (0..there.min(superblock.segments))
-        .map(|segment| {
-            let at = SEGMENTS_AT + segment * superblock.segment_size;
-            let mut bytes = [0; SEGMENT_HEADER as usize];
-            FileSource(file).fetch(at, &mut bytes)?;
-            Ok(SegmentHeader::decode(&bytes, superblock.key, at))
-        })
+        .map(|segment| read_stamp(file, superblock, segment as usize))
         .collect()
+}
+
+fn read_stamp(
+    file: &File,
+    superblock: &Superblock,
+    segment: usize,
+) -> io::Result<Option<SegmentHeader>> {
+    let at = SEGMENTS_AT + segment as u64 * superblock.segment_size;
+    let mut bytes = [0; SEGMENT_HEADER as usize];
+    FileSource(file).fetch(at, &mut bytes)?;
+    Ok(SegmentHeader::decode(&bytes, superblock.key, at))
 }
 
 /// The superblocks as they were read, and the file behind them.
@@ -380,7 +404,7 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
         now == Some(SegmentHeader::Free) || now == view.stamps.get(segment).copied().flatten()
     };
     let whole = recovered.damaged.is_empty() && recovered.ignored.is_empty();
-    if !whole || !recovered.chain.iter().all(|c| is_left(c.segment)) {
+    if !whole || !recovered.chain.iter().all(|c| is_left(c.segment)) || !prefix.is_no_older()? {
         return Ok(None);
     }
     let next = recovered.last_ordinal + 1;
@@ -434,206 +458,4 @@ fn goes_on<S: Source + ?Sized>(
 }
 
 #[cfg(test)]
-mod tests {
-    use std::sync::atomic::{AtomicBool, Ordering};
-    use std::time::{Duration, Instant};
-
-    use crate::inspect::{Filter, Inspection};
-    use crate::{Envelope, Options, PublishStore, Store};
-
-    /// Ends the writer, also when the reader fails.
-    struct Ending<'a>(&'a AtomicBool);
-
-    impl Drop for Ending<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
-        }
-    }
-
-    /// Read where it stands, without an image: places are reused under the reader's eyes.
-    #[test]
-    fn a_large_busy_store_gives_whole_messages_in_order() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let options = Options::new().capacity(512 << 10).segment_size(64 << 10);
-        let store = Store::open(&path, options.preallocate(true)).unwrap();
-        let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut n = 1;
-                while !stop.load(Ordering::Relaxed) {
-                    let envelope = Envelope::publish("t");
-                    match store.append(&envelope, payload(n).as_bytes()) {
-                        Ok(_) => n += 1,
-                        // Number 1 stays, so that its copy moves on with every lap.
-                        Err(_) => drop(store.settle(&(2..n).collect::<Vec<_>>()).unwrap()),
-                    }
-                }
-            });
-            let _ending = Ending(&stop);
-            let mut through = 0;
-            for _ in 0..100 {
-                let seen = Inspection::open(&path).unwrap();
-                assert!(seen.view.image.is_none());
-                assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
-                assert!(seen.report().next > through, "the log went back");
-                through = seen.report().next - 1;
-                let mut before = 0;
-                for message in seen.messages(Filter::new()) {
-                    let message = message.unwrap();
-                    assert!(message.sequence > before);
-                    assert_eq!(message.payload, payload(message.sequence).as_bytes());
-                    assert!(
-                        before > 0 || message.sequence == 1,
-                        "the stubborn one is there"
-                    );
-                    before = message.sequence;
-                }
-            }
-        });
-    }
-
-    /// A publisher that is logged on raises its grant again and again, each time with a write
-    /// of the superblock: the look of a large store never had the same one before and after,
-    /// and gave up.
-    #[test]
-    fn a_large_store_whose_grant_rises_all_the_time_can_be_looked_at() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
-        let store = Store::open(&path, options.preallocate(true)).unwrap();
-        let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let deadline = Instant::now() + Duration::from_secs(600);
-                let mut n = 0;
-                while !stop.load(Ordering::Relaxed) {
-                    store.raise_grant(n + 20).unwrap();
-                    for _ in 0..20 {
-                        n += 1;
-                        store
-                            .append_wait(&Envelope::publish("t"), payload(n).as_bytes(), deadline)
-                            .unwrap();
-                    }
-                    store.settle_through(n.saturating_sub(1000)).unwrap();
-                }
-            });
-            let _ending = Ending(&stop);
-            let (mut through, mut granted) = (0, 0);
-            for _ in 0..100 {
-                let seen = Inspection::open(&path).unwrap();
-                assert!(seen.view.image.is_none());
-                let info = seen.info();
-                assert_eq!((&info.damaged, info.set_aside), (&vec![], 0));
-                assert!(info.grant >= granted && info.last_ordinal >= through);
-                (granted, through) = (info.grant, info.last_ordinal);
-                let bounds = seen.bounds();
-                let unsettled = bounds.first_unsettled.map_or(0, |f| bounds.last + 1 - f);
-                assert_eq!(bounds.unsettled, unsettled, "a hole among the unsettled");
-                assert!(seen.verify().unwrap().is_sound());
-                for message in seen.messages(Filter::new()) {
-                    let message = message.unwrap();
-                    assert_eq!(message.payload, payload(message.sequence).as_bytes());
-                }
-            }
-            assert!(granted > 0);
-        });
-    }
-
-    /// Damage under a publisher that never pauses is told all the same, and is not taken for
-    /// what the publisher is just writing.
-    #[test]
-    fn damage_in_a_large_busy_store_is_told() {
-        use std::os::unix::fs::FileExt;
-
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
-        let store = Store::open(&path, options.preallocate(true)).unwrap();
-        store.append(&Envelope::publish("t"), b"stays").unwrap();
-        store.sync().unwrap();
-        let file = std::fs::File::options().write(true).open(&path).unwrap();
-        // The only unsettled one, which has its first segment for itself until it is copied.
-        let place = 8192 + 64;
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let mut n = 1;
-                while !stop.load(Ordering::Relaxed) {
-                    if n < 500 {
-                        n = store
-                            .append(&Envelope::publish("t"), b"more")
-                            .unwrap()
-                            .sequence;
-                    }
-                    store.raise_grant(store.numbers().grant + 1).unwrap();
-                }
-            });
-            let _ending = Ending(&stop);
-            while store.bounds().last < 500 {
-                std::thread::yield_now();
-            }
-            store.sync().unwrap();
-            file.write_all_at(&[0xEE; 64], place + 200).unwrap();
-            let seen = Inspection::open(&path).unwrap();
-            assert_eq!(seen.info().damaged.len(), 1, "{:?}", seen.info());
-        });
-    }
-
-    /// A backlog comes and goes: the file grows and is cut under the reader's eyes.
-    #[test]
-    fn a_store_whose_file_is_cut_is_never_called_damaged() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("s");
-        let options = Options::new().capacity(512 << 10).segment_size(8 << 10);
-        let store = Store::open(&path, options).unwrap();
-        let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
-        let stop = AtomicBool::new(false);
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                let deadline = Instant::now() + Duration::from_secs(600);
-                while !stop.load(Ordering::Relaxed) {
-                    // Half of the cap; then only the first one of the backlog stays.
-                    let first = store.bounds().next;
-                    while store.bounds().live_bytes < 256 << 10 {
-                        let next = store.bounds().next;
-                        let body = payload(next);
-                        store
-                            .append_wait(&Envelope::publish("t"), body.as_bytes(), deadline)
-                            .unwrap();
-                    }
-                    store.settle_through(first - 1).unwrap();
-                    let last = store.bounds().last;
-                    store
-                        .settle(&(first + 1..=last).collect::<Vec<_>>())
-                        .unwrap();
-                    // Longer than it stays: it is cut before the next backlog comes.
-                    while std::fs::metadata(&path).unwrap().len() > 128 << 10 {
-                        assert!(Instant::now() < deadline, "the file stays long");
-                        std::thread::yield_now();
-                    }
-                }
-            });
-            let _ending = Ending(&stop);
-            let mut lengths = std::collections::BTreeSet::new();
-            let (mut through, mut looks) = (0, 0);
-            // Until the file was seen to move.
-            let deadline = Instant::now() + Duration::from_secs(600);
-            while looks < 200 || lengths.len() <= 3 {
-                looks += 1;
-                assert!(Instant::now() < deadline, "the file stays: {lengths:?}");
-                let seen = Inspection::open(&path).unwrap();
-                lengths.insert(seen.view.len);
-                assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
-                assert!(seen.report().next > through, "the log went back");
-                through = seen.report().next - 1;
-                for message in seen.messages(Filter::new()) {
-                    let message = message.unwrap();
-                    assert_eq!(message.payload, payload(message.sequence).as_bytes());
-                }
-            }
-        });
-    }
-}
+mod tests;
