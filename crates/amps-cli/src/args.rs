@@ -79,7 +79,8 @@ pub(crate) enum Command {
 
 #[derive(Debug, Args)]
 pub(crate) struct Serve {
-    /// Listen here; port 0 picks a free one. Repeatable.
+    /// Listen here; port 0 picks a free one. Repeatable. The default can be reached from this
+    /// machine only; tcp://0.0.0.0:9007/amps/json from everywhere.
     #[arg(long, value_name = "URI", default_value = DEFAULT_SERVER)]
     pub(crate) listen: Vec<String>,
     /// Remember messages and sequences in this directory, across restarts.
@@ -94,6 +95,18 @@ pub(crate) struct Serve {
     /// Refuse a logon without this user and password.
     #[arg(long, value_name = "USER:PASSWORD")]
     pub(crate) require_auth: Option<String>,
+    /// Challenge logons: who logs on has to answer with what it was asked and the password.
+    #[arg(long, requires = "require_auth")]
+    pub(crate) challenge: bool,
+    /// Keep the last message per key of this topic, for queries and deletes. Repeatable.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) sow_topic: Vec<String>,
+    /// Keep this topic out of the log: its messages are acknowledged one by one. Repeatable.
+    #[arg(long, value_name = "TOPIC")]
+    pub(crate) unlogged_topic: Vec<String>,
+    /// Tell logons and refusals on standard error.
+    #[arg(short, long)]
+    pub(crate) verbose: bool,
     /// Time over which successes are gathered into one acknowledgement.
     #[arg(long, value_name = "DURATION", default_value = "1s", value_parser = units::duration)]
     pub(crate) ack_interval: Duration,

@@ -1,10 +1,13 @@
 //! `amps serve`: the sandbox server in a process of its own.
 
+use std::net::IpAddr;
+
+use amps_client::uri::{Scheme, Uri};
 use amps_sandbox::{Fault, Sandbox};
 
 use crate::args::Serve;
 use crate::failure::{Exit, Failure};
-use crate::output::{SideOutput, object};
+use crate::output::{SideOutput, object, say};
 use crate::signals::Stop;
 use crate::tls;
 
@@ -40,6 +43,18 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
         })?;
         builder = builder.require_auth(user, password);
     }
+    if args.challenge {
+        builder = builder.challenge();
+    }
+    for topic in args.sow_topic {
+        builder = builder.sow_topic(topic);
+    }
+    for topic in args.unlogged_topic {
+        builder = builder.unlogged_topic(topic);
+    }
+    if args.verbose {
+        builder = builder.on_told(|told| say(&told.to_string()));
+    }
     for text in &args.fault {
         builder = builder.fault(fault(text)?);
     }
@@ -56,6 +71,13 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
             false => out.line(&format!("listening {uri}")),
         }
     }
+    match sandbox.uris().iter().find(|uri| !is_local(uri)) {
+        None => say("note: it can be reached from this machine only; see --listen"),
+        Some(uri) if args.require_auth.is_none() => say(&format!(
+            "note: whoever can reach {uri} may publish and subscribe; see --require-auth"
+        )),
+        Some(_) => {}
+    }
     stop.first().await;
     tokio::select! {
         biased;
@@ -63,6 +85,14 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
         () = stop.second() => {}
     }
     Ok(out.last_words(&stop).await)
+}
+
+/// Whether an address can be reached from this machine alone.
+fn is_local(uri: &Uri) -> bool {
+    let address = uri.host().trim_matches(['[', ']']).parse::<IpAddr>();
+    uri.scheme() == Scheme::Unix
+        || uri.host() == "localhost"
+        || address.is_ok_and(|address| address.is_loopback())
 }
 
 fn fault(text: &str) -> Result<Fault, Failure> {

@@ -38,6 +38,9 @@
 //!   topics go out directly, and publishers wait while a subscriber's 1 MiB is full.
 //! - A connection without a logon is closed after a time, holds little memory, and gives its
 //!   place to another when all are taken; wrong passwords in a row close their user for a while.
+//! - What it does not do it refuses, by name: an order, a bookmark or a limit where it has none,
+//!   delta subscriptions, out-of-focus messages, expiration, acknowledgements of queues, and
+//!   every option it does not know.
 //! - Deltas are delivered as they were published, merged only in the state of the world.
 //!
 //! # Layers
@@ -62,6 +65,7 @@ mod sow;
 mod subscription;
 #[cfg(feature = "tls")]
 mod tls;
+mod told;
 
 pub use config::{Candidate, Config, Dialect};
 pub use fault::{Fault, FaultError};
@@ -71,3 +75,4 @@ pub use sandbox::{Builder, Sandbox, StartError};
 pub use server::{Closing, Output, Server};
 #[cfg(feature = "tls")]
 pub use tls::TlsIdentity;
+pub use told::Told;

@@ -14,6 +14,7 @@ use tokio::time::{Instant, sleep_until, timeout};
 use crate::journal::{Journal, JournalEntry};
 use crate::rules::Link;
 use crate::server::{Closing, Output, Server};
+use crate::told::Told;
 
 /// A link with more than this waiting to be sent is not read, nor is who sends to it.
 const CONGESTED: usize = 1 << 20;
@@ -26,7 +27,6 @@ const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What all links share. The lock is held for one batch of frames at a time, across the
 /// one `write(2)` that logs it, and never across an await.
-#[derive(Debug)]
 pub(crate) struct Shared {
     state: Mutex<State>,
     log_end: watch::Sender<u64>,
@@ -34,7 +34,11 @@ pub(crate) struct Shared {
     replan: Notify,
     epoch: Instant,
     max_frame: usize,
+    observer: Option<Observer>,
 }
+
+/// Who is told what happens.
+pub(crate) type Observer = Box<dyn Fn(&Told) + Send + Sync>;
 
 #[derive(Debug)]
 struct State {
@@ -45,8 +49,19 @@ struct State {
     broken: bool,
 }
 
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Shared")
+    }
+}
+
 impl Shared {
-    pub(crate) fn new(server: Server, journal: Journal, max_frame: usize) -> Arc<Self> {
+    pub(crate) fn new(
+        server: Server,
+        journal: Journal,
+        max_frame: usize,
+        observer: Option<Observer>,
+    ) -> Arc<Self> {
         let log_end = watch::Sender::new(journal.end());
         let outboxes = HashMap::new();
         let state = State {
@@ -63,6 +78,7 @@ impl Shared {
             replan: Notify::new(),
             epoch: Instant::now(),
             max_frame,
+            observer,
         })
     }
 
@@ -89,6 +105,9 @@ impl Shared {
             .cloned()
             .collect();
         drop(state);
+        if let Some(observer) = &self.observer {
+            out.told.iter().for_each(observer);
+        }
         self.log_end
             .send_if_modified(|known| std::mem::replace(known, end) != end);
         if replan {

@@ -1,6 +1,7 @@
 //! Starting and stopping a sandbox on sockets.
 
 use std::collections::VecDeque;
+use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
@@ -16,11 +17,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::{AbortHandle, JoinHandle, JoinSet};
 
 use crate::journal::{Journal, JournalEntry, JournalError};
-use crate::net::{Shared, stopping};
+use crate::net::{Observer, Shared, stopping};
 use crate::server::Server;
 #[cfg(feature = "tls")]
 use crate::tls::TlsIdentity;
-use crate::{Candidate, Config, Dialect, Fault};
+use crate::{Candidate, Config, Dialect, Fault, Told};
 
 /// Frames above this are refused, as real transports do (`amps-protocol.md` §1).
 const MAX_FRAME: usize = 200 * 1024 * 1024;
@@ -71,7 +72,7 @@ pub enum StartError {
 }
 
 /// Sets up a [`Sandbox`].
-#[derive(Debug, Default)]
+#[derive(Default)]
 #[must_use = "a builder does nothing until started"]
 pub struct Builder {
     config: Config,
@@ -81,6 +82,17 @@ pub struct Builder {
     connector: MemoryConnector,
     max_frame: Option<usize>,
     identity: Identity,
+    observer: Option<Observer>,
+}
+
+impl fmt::Debug for Builder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Builder")
+            .field("config", &self.config)
+            .field("listen", &self.listen)
+            .field("journal", &self.journal)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Builder {
@@ -184,6 +196,13 @@ impl Builder {
         self
     }
 
+    /// Has logons and refusals told as they happen, by the task that serves the link: it must
+    /// not block.
+    pub fn on_told(mut self, observer: impl Fn(&Told) + Send + Sync + 'static) -> Self {
+        self.observer = Some(Box::new(observer));
+        self
+    }
+
     /// Closes links that announce a frame above so many bytes, 200 MiB by default.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = Some(bytes);
@@ -233,7 +252,12 @@ impl Builder {
             listeners.push(listener);
             bound.push(uri);
         }
-        let shared = open(self.config, self.journal.as_deref(), self.max_frame)?;
+        let shared = open(
+            self.config,
+            self.journal.as_deref(),
+            self.max_frame,
+            self.observer,
+        )?;
         for fault in &self.faults {
             shared.step(None, |server, out, _| server.inject(fault, out));
         }
@@ -331,6 +355,7 @@ fn open(
     config: Config,
     directory: Option<&Path>,
     max_frame: Option<usize>,
+    observer: Option<Observer>,
 ) -> Result<Arc<Shared>, StartError> {
     let mut server = Server::new(config, 0);
     let journal = match directory {
@@ -340,7 +365,8 @@ fn open(
         }
     };
     server.resume_at(journal.end());
-    Ok(Shared::new(server, journal, max_frame.unwrap_or(MAX_FRAME)))
+    let max_frame = max_frame.unwrap_or(MAX_FRAME);
+    Ok(Shared::new(server, journal, max_frame, observer))
 }
 
 enum Listener {

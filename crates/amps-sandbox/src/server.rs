@@ -2,6 +2,7 @@
 
 mod logon;
 mod subscribing;
+mod unsupported;
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -15,7 +16,7 @@ use crate::journal::{self, Entry, Journal, Operation};
 use crate::rules::{Link, Notice, Rules, Verdict, Write};
 use crate::sow::Sow;
 use crate::subscription::Subscription;
-use crate::{Candidate, Config, Dialect};
+use crate::{Candidate, Config, Dialect, Told};
 
 /// A server as a state machine: no socket, no disk, no clock, no task.
 ///
@@ -47,6 +48,8 @@ pub struct Output {
     sends: Vec<(Link, Vec<u8>)>,
     /// Links to close, and how.
     pub closes: Vec<(Link, Closing)>,
+    /// What to tell whoever runs the server.
+    pub told: Vec<Told>,
 }
 
 /// How a link ends.
@@ -200,7 +203,7 @@ impl Server {
         let logged_on = peer.name.is_some();
         let answered = match verb {
             Verb::Logon => self.logon(link, &header, now, out),
-            _ if !logged_on => self.fail(link, &header, "logon required", out).map(|()| {
+            _ if !logged_on => self.refuse(link, &header, "logon required", out).map(|()| {
                 self.close(link, Closing::Graceful("auth"), out);
             }),
             Verb::Publish => self.message(link, Operation::Publish, &header, body, out),
@@ -363,10 +366,10 @@ impl Server {
         };
         let bad_filter = operation == Operation::SowDeleteByFilter
             && header.filter.as_deref().and_then(Filter::parse).is_none();
-        let refusal = match self.config.refusal(&candidate, json) {
-            None if bad_filter => Some("bad filter".to_owned()),
-            refusal => refusal,
-        };
+        let refusal = self.config.refusal(&candidate, json);
+        let refusal = refusal
+            .or_else(|| unsupported::message(header))
+            .or_else(|| bad_filter.then(|| "bad filter".to_owned()));
         let entry = Entry {
             operation,
             client_name: &name,
@@ -408,6 +411,12 @@ impl Server {
             Verdict::Duplicate => out.journal.truncate(before),
             Verdict::Refused => {
                 self.log_end = position;
+                out.told.push(Told::Refused {
+                    client_name: name,
+                    sequence,
+                    topic: topic.to_owned(),
+                    reason: refusal.clone().unwrap_or_default(),
+                });
                 if self.config.dialect == Dialect::Documented {
                     self.fail(link, header, refusal.as_deref().unwrap_or_default(), out)?;
                 }
@@ -500,7 +509,7 @@ impl Server {
                         peer.told = now;
                         self.processed(link, header, out)
                     }
-                    None => self.fail(link, header, "invalid options", out),
+                    None => self.refuse(link, header, "invalid options", out),
                 }
             }
         }
@@ -513,6 +522,18 @@ impl Server {
             ..Ack::new(AckKind::Processed, Status::Success)
         }
         .encode_if(header, out.to(link))
+    }
+
+    /// Refuses a command, and tells it.
+    fn refuse(&self, link: Link, header: &Header<'_>, reason: &str, out: &mut Output) -> Answered {
+        let name = self.peers.get(&link).and_then(|peer| peer.name.clone());
+        let command = header.verb.as_ref().map_or("", Verb::as_str);
+        out.told.push(Told::CommandRefused {
+            client_name: name.unwrap_or_default(),
+            command: command.to_owned(),
+            reason: reason.to_owned(),
+        });
+        self.fail(link, header, reason, out)
     }
 
     fn fail(&self, link: Link, header: &Header<'_>, reason: &str, out: &mut Output) -> Answered {

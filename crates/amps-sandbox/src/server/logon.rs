@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use amps_client::protocol::{Ack, AckKind, FrameError, Header, LogonAck, Status};
 
-use super::{Answered, Closing, Output, Server};
-use crate::Dialect;
+use super::{Answered, Closing, Output, Server, unsupported};
 use crate::fault::parse_duration;
 use crate::rules::Link;
 use crate::subscription::last_bookmark;
+use crate::{Dialect, Told};
 
 const VERSION: &str = "5.3.5.0.amps-sandbox";
 const CHALLENGES: u32 = 3;
@@ -53,7 +53,7 @@ impl Server {
             return Ok(());
         };
         if peer.name.is_some() {
-            return self.fail(link, header, "duplicate logon", out);
+            return self.refuse(link, header, "duplicate logon", out);
         }
         let name = header.client_name.as_deref().unwrap_or_default();
         let user = header.user_id.as_deref().unwrap_or_default();
@@ -66,8 +66,11 @@ impl Server {
         let wanted_type = self.config.message_type.as_deref();
         let wrong_type =
             message_type.is_some() && wanted_type.is_some_and(|t| message_type != Some(t));
+        let unknown = unsupported::option(options, |option| option.starts_with("ack_conflation="));
         let reason = if name.is_empty() {
             Some("no client name")
+        } else if let Some(unknown) = &unknown {
+            Some(unknown.as_str())
         } else if wrong_type {
             Some("invalid message type")
         } else if interval == Some(None) {
@@ -89,6 +92,10 @@ impl Server {
         let logged_on = match refused {
             Ok(logged_on) => logged_on,
             Err(reason) => {
+                out.told.push(Told::LogonRefused {
+                    client_name: name.to_owned(),
+                    reason: reason.to_owned(),
+                });
                 self.fail(link, header, reason, out)?;
                 self.close(link, Closing::Graceful("auth"), out);
                 return Ok(());
@@ -105,6 +112,10 @@ impl Server {
             let stated = message_type.or(self.config.message_type.as_deref());
             peer.json = stated.is_none_or(|stated| stated == "json");
         }
+        out.told.push(Told::LoggedOn {
+            client_name: name.to_owned(),
+            settled: logged_on.settled,
+        });
         if !header.acks.contains(AckKind::Processed) {
             return Ok(());
         }

@@ -4,7 +4,7 @@ use amps_client::protocol::{
     Ack, AckKind, FrameError, Header, SowEntry, Status, encode_group, encode_sow,
 };
 
-use super::{Answered, IfAsked, Output, Server};
+use super::{Answered, IfAsked, Output, Server, unsupported};
 use crate::filter::Filter;
 use crate::rules::Link;
 use crate::subscription::{Start, Subscription, Topics};
@@ -19,7 +19,7 @@ impl Server {
         let end = self.log_end;
         let subscription = match self.subscription(link, header) {
             Ok(subscription) => subscription,
-            Err(reason) => return self.fail(link, header, reason, out),
+            Err(reason) => return self.refuse(link, header, &reason, out),
         };
         Ack {
             command_id: header.command_id.as_deref(),
@@ -44,7 +44,10 @@ impl Server {
         &self,
         link: Link,
         header: &Header<'_>,
-    ) -> Result<Subscription, &'static str> {
+    ) -> Result<Subscription, String> {
+        if let Some(what) = unsupported::subscription(header) {
+            return Err(what);
+        }
         let options = header.options.as_deref().unwrap_or_default();
         let option = |name: &str| options.split(',').any(|option| option.trim() == name);
         let topic = header.topic.as_deref().filter(|topic| !topic.is_empty());
@@ -66,12 +69,12 @@ impl Server {
                 .any(|other| other.sub_id == sub_id)
         });
         if taken && !option("replace") {
-            return Err("subscription already exists");
+            return Err("subscription already exists".to_owned());
         }
         let count = |peer: &super::Peer| peer.subscriptions.len();
         let full = self.peers.get(&link).map_or(0, count) >= self.config.max_subscriptions;
         if full && !taken {
-            return Err("too many subscriptions");
+            return Err("too many subscriptions".to_owned());
         }
         let (cursor, after) = match start {
             Start::Epoch => (0, None),
@@ -120,7 +123,7 @@ impl Server {
         out: &mut Output,
     ) -> Answered {
         match self.subscription(link, header) {
-            Err(reason) => self.fail(link, header, reason, out),
+            Err(reason) => self.refuse(link, header, &reason, out),
             Ok(subscription) => {
                 if self.query(link, header, out)?
                     && let Some(peer) = self.peers.get_mut(&link)
@@ -140,6 +143,9 @@ impl Server {
         header: &Header<'_>,
         out: &mut Output,
     ) -> Result<bool, FrameError> {
+        if let Some(what) = unsupported::query(header) {
+            return self.refuse(link, header, &what, out).map(|()| false);
+        }
         let literal = header
             .options
             .as_deref()
@@ -149,10 +155,10 @@ impl Server {
         let (topics, filter) = match (Topics::parse(topic, literal), filter) {
             (None, _) => {
                 return self
-                    .fail(link, header, "bad regex topic", out)
+                    .refuse(link, header, "bad regex topic", out)
                     .map(|()| false);
             }
-            (_, Some(None)) => return self.fail(link, header, "bad filter", out).map(|()| false),
+            (_, Some(None)) => return self.refuse(link, header, "bad filter", out).map(|()| false),
             (Some(topics), filter) => (topics, filter.flatten()),
         };
         let query_id = header.query_id.as_deref().or(header.command_id.as_deref());

@@ -1,4 +1,4 @@
-use amps_client::protocol::{Command, FrameDecoder, Publish};
+use amps_client::protocol::{Command, FrameDecoder, Publish, append_frame};
 
 use super::*;
 
@@ -237,4 +237,173 @@ fn a_link_has_so_many_subscriptions_and_no_more() {
     assert!(subscribe("b", None).contains("success"));
     assert!(subscribe("c", None).contains("too many subscriptions"));
     assert!(subscribe("b", Some("replace")).contains("success"));
+}
+
+/// They were ignored: a client was answered as if it had not asked.
+#[test]
+fn what_it_does_not_do_it_refuses_by_name() {
+    let mut bench = Bench::new(Config::new().sow_topic("orders"));
+    let link = bench.log_on("p");
+    let mut ask = |command: Command<'_>| {
+        let (mut frame, mut out) = (Vec::new(), Output::default());
+        command.encode(&mut frame).unwrap();
+        bench.receive(link, &frame, &mut out);
+        assert!(out.closes.is_empty());
+        let said = frames(&out, link).concat();
+        (said, out.told)
+    };
+    let subscribe = Command::subscribe("9", "orders", "a");
+    let sow = Command::sow("9", "orders", "q");
+    for (command, what) in [
+        (
+            Command {
+                order_by: Some("/id"),
+                ..subscribe
+            },
+            "orderby",
+        ),
+        (
+            Command {
+                top_n: Some(3),
+                ..subscribe
+            },
+            "top_n of a replay",
+        ),
+        (
+            Command {
+                options: Some("replace,oof"),
+                ..subscribe
+            },
+            "oof",
+        ),
+        (
+            Command {
+                options: Some("timestamp"),
+                ..subscribe
+            },
+            "timestamp",
+        ),
+        (
+            Command {
+                name: "delta_subscribe",
+                ..subscribe
+            },
+            "delta subscriptions",
+        ),
+        (
+            Command {
+                name: "sow_and_delta_subscribe",
+                ..subscribe
+            },
+            "delta subscriptions",
+        ),
+        (
+            Command {
+                name: "sow_and_subscribe",
+                options: Some("oof"),
+                ..subscribe
+            },
+            "oof",
+        ),
+        (
+            Command {
+                order_by: Some("/id"),
+                ..sow
+            },
+            "orderby",
+        ),
+        (
+            Command {
+                bookmark: Some("0"),
+                ..sow
+            },
+            "a query of the past",
+        ),
+    ] {
+        let (said, told) = ask(command);
+        assert!(said.contains(r#""status":"failure""#), "{what}: {said}");
+        assert!(
+            said.contains(&format!("not supported by the sandbox: {what}")),
+            "{said}"
+        );
+        assert!(told[0].to_string().contains(what), "{told:?}");
+        assert!(!bench_subscribes(&said), "{said}");
+    }
+    // What it does, it still does.
+    assert!(
+        ask(Command {
+            top_n: Some(3),
+            ..sow
+        })
+        .0
+        .contains("success")
+    );
+    assert!(ask(subscribe).0.contains("success"));
+}
+
+fn bench_subscribes(said: &str) -> bool {
+    said.contains("group_begin") || said.contains(r#""status":"success""#)
+}
+
+#[test]
+fn messages_that_ask_for_more_are_refused_as_messages() {
+    let mut bench = Bench::new(Config::new().ack_interval(Duration::ZERO));
+    let link = bench.log_on("p");
+    let mut out = Output::default();
+    let (mut lived, mut queued) = (Vec::new(), Vec::new());
+    let short = Publish {
+        expiration: Some(60),
+        ..Publish::stored("orders", 1, b"{}")
+    };
+    short.encode(&mut lived).unwrap();
+    append_frame(&mut queued, |out| {
+        out.extend_from_slice(br#"{"c":"sow_delete","t":"q","s":2,"a":"persisted","bm":"1|1|"}"#);
+    })
+    .unwrap();
+    for frame in [&lived, &queued] {
+        bench.receive(link, frame, &mut out);
+    }
+    bench.publish(link, 3, &mut out);
+    bench.persist(&mut out);
+    let said = frames(&out, link);
+    assert!(
+        said[0].contains(r#""s":1"#) && said[0].contains("sandbox: expiration"),
+        "{said:?}"
+    );
+    assert!(
+        said[1].contains(r#""s":2"#) && said[1].contains("queue messages"),
+        "{said:?}"
+    );
+    assert!(
+        said[2].contains("success") && said[2].contains(r#""s":3"#),
+        "{said:?}"
+    );
+    assert_eq!(out.told.len(), 2);
+}
+
+#[test]
+fn logons_and_refusals_are_told() {
+    let mut bench = Bench::new(Config::new().reject_topic("orders"));
+    let link = bench.server.connect(bench.now);
+    let (mut frame, mut out) = (Vec::new(), Output::default());
+    Command::logon("0", "p").encode(&mut frame).unwrap();
+    bench.receive(link, &frame, &mut out);
+    bench.publish(link, 7, &mut out);
+    let odd = bench.server.connect(bench.now);
+    let mut frame = Vec::new();
+    let logon = Command {
+        options: Some("pretty"),
+        ..Command::logon("0", "q")
+    };
+    logon.encode(&mut frame).unwrap();
+    bench.receive(odd, &frame, &mut out);
+    let told: Vec<String> = out.told.iter().map(Told::to_string).collect();
+    assert_eq!(
+        told,
+        [
+            "\"p\" logged on, settled up to 0",
+            "message 7 of \"p\" to \"orders\" was refused: not entitled",
+            "the logon of \"q\" was refused: not supported by the sandbox: pretty",
+        ]
+    );
 }
