@@ -10,7 +10,8 @@ use amps_store::{Level, Options};
 
 use super::Rng;
 use super::ledger::{self, Book, Fate};
-use super::publisher::{Publisher, Settings, trace};
+use super::manners::{Manners, Said};
+use super::publisher::{Counts, Publisher, Settings, trace};
 use super::world::World;
 
 /// What a seed may do to its world. Some wrongs cannot be told from others' doings by
@@ -29,6 +30,14 @@ pub struct Plan {
     used_name: bool,
     /// The server acks per message with ids, says no figure at logon, knows no duplicates.
     per_message: bool,
+    /// Publishes carry their number as command id, and refusals carry nothing else.
+    ids_only: bool,
+    /// Servers are as talkative and as fickle as no document forbids.
+    manners: bool,
+    /// Servers say less at a logon than they know.
+    lower_logons: bool,
+    /// Servers know users and ask again.
+    challenges: bool,
     /// Disks fail.
     disk_faults: bool,
     steps: u64,
@@ -61,7 +70,44 @@ impl Plan {
             }
             _ => {}
         }
+        plan.disk_faults |= plan.used_name && rng.one_in(3);
+        plan.manners = rng.one_in(2);
+        plan.challenges = rng.one_in(4);
+        if plan.shared || plan.per_message {
+            return plan;
+        }
+        // The wrongs of one store come together as well.
+        plan.ids_only = rng.one_in(4);
+        if rng.one_in(4) {
+            plan.used_name |= rng.one_in(2);
+            plan.forgets |= rng.one_in(2);
+            plan.restores |= rng.one_in(2);
+        }
+        if plan.restores {
+            plan.servers = 1;
+        }
+        // Less than another's figure can look like one of our own.
+        plan.lower_logons = plan.manners && !plan.used_name && !plan.restores && rng.one_in(4);
         plan
+    }
+
+    fn manners(&self, rng: &mut Rng) -> Manners {
+        let mut manners = Manners {
+            failure_first: !self.per_message && rng.one_in(4),
+            ids_only: self.ids_only,
+            ..Manners::default()
+        };
+        if self.manners {
+            manners.acks_duplicates =
+                self.lower_logons || !self.shared && !self.per_message && rng.one_in(2);
+            manners.chatter = rng.one_in(2);
+            manners.repeats = rng.one_in(2);
+            manners.any_kind = rng.one_in(2);
+            manners.refuses_logons = rng.one_in(3);
+            manners.lower_logons = self.lower_logons;
+            manners.breaks_off = rng.one_in(2);
+        }
+        manners
     }
 }
 
@@ -81,6 +127,9 @@ pub struct Seen {
     pub gaps: u64,
     pub shared: u64,
     pub handled: u64,
+    pub logons_that_wait: u64,
+    pub counts: Counts,
+    pub said: Said,
 }
 
 struct Run {
@@ -129,7 +178,11 @@ fn build(seed: u64, plan: Plan, rng: &mut Rng) -> World {
             true => Dialect::PerMessage,
             false => Dialect::Documented,
         };
-        Config::new()
+        let config = match plan.challenges {
+            true => Config::new().user("ann", "pw").challenge(),
+            false => Config::new(),
+        };
+        config
             .ack_interval(interval)
             .dialect(dialect)
             .reject_when(|candidate: &Candidate<'_>| ledger::refusal(candidate.body))
@@ -137,7 +190,7 @@ fn build(seed: u64, plan: Plan, rng: &mut Rng) -> World {
     let mut world = World::new(seed, servers.collect());
     for server in &mut world.servers {
         server.device = Duration::from_millis(rng.below(30));
-        server.failure_first = !plan.per_message && rng.one_in(4);
+        server.behave(plan.manners(rng), rng.bits());
     }
     if plan.servers == 2 {
         world.servers[0].replicated.insert(1, 0);
@@ -185,7 +238,7 @@ fn settings(id: usize, plan: Plan, rng: &mut Rng) -> Settings {
         ..Delivery::default()
     };
     settings.heartbeat = (!rng.one_in(5)).then_some(Duration::from_secs(1));
-    settings.publish_ids = plan.per_message != rng.one_in(4);
+    settings.publish_ids = plan.ids_only || plan.per_message != rng.one_in(4);
     settings.slow_device = true;
     settings.nameless = plan.per_message && !settings.publish_ids;
     settings.servers = (0..plan.servers).collect();
@@ -223,6 +276,11 @@ impl Run {
             }
             self.world.start(id);
             if self.plan.used_name {
+                if self.plan.disk_faults && self.world.rng.one_in(2) {
+                    self.world.publishers[id]
+                        .disk
+                        .fail(DiskFault::WriteAround(0));
+                }
                 // The first moments are those in which a rebase is under way.
                 for _ in 0..self.world.rng.below(4) {
                     let time = Duration::from_millis(self.world.rng.below(600));
@@ -505,7 +563,7 @@ impl Run {
             // A replica that was given what a publisher sends drops it without a word, and
             // no document promises an ack for that, nor for what a server forgot: the next
             // logon tells.
-            if self.plan.servers > 1 || self.plan.forgets {
+            if self.plan.servers > 1 || self.plan.forgets || self.plan.lower_logons {
                 for id in 0..self.plan.publishers {
                     self.world.cut(id);
                 }
@@ -555,7 +613,8 @@ impl Run {
             let name = &publisher.settings.name;
             let wires = self.world.wires.of(name, &message.body);
             let held = |s: &super::server::Model| {
-                let said = s.forgets > 0 || publisher.settings.nameless;
+                let forgot = s.forgets > 0 || s.manners.lower_logons;
+                let said = forgot || publisher.settings.nameless;
                 s.holds(name, &message.body) || said && s.refused(name, &wires)
             };
             match message.fate {
@@ -596,16 +655,21 @@ impl Run {
                     // After a restart nobody knows any more that it was not a server who
                     // settled what an operator gave up.
                     let given_up = publisher.book.given_up(*server + 1, *settled);
-                    let possible =
-                        given_up || self.plan.forgets || self.plan.servers > 1 || foreign;
+                    let possible = given_up
+                        || self.plan.forgets
+                        || self.plan.servers > 1
+                        || foreign
+                        || self.plan.lower_logons;
                     assert!(possible, "the server lost nothing: {note:?}");
                 }
                 _ => {}
             }
         }
         let (told, nameless) = (&publisher.unattributed, publisher.settings.nameless);
+        let servers = self.world.servers.iter();
+        let said: u64 = servers.map(|server| server.said.nameless).sum();
         // A server that was told of another's messages refuses them as well.
-        assert!(foreign || nameless || told.is_empty(), "{told:?}");
+        assert!(foreign || nameless || told.len() as u64 <= said, "{told:?}");
         assert!(
             publisher.misnamed <= told.len(),
             "{} refusals were covered by a success, {} were told",
@@ -683,15 +747,51 @@ impl Run {
                 }
             }
             seen.handled += publisher.handled.len() as u64;
+            seen.counts += publisher.counts();
             for note in &publisher.notes {
                 match note {
                     Note::Rebased { .. } => seen.rebases += 1,
                     Note::PublishGap { .. } => seen.gaps += 1,
+                    Note::ForeignFigure { .. } => seen.logons_that_wait += 1,
                     Note::NameShared { .. } => seen.shared += 1,
                     _ => {}
                 }
             }
         }
+        for server in &self.world.servers {
+            seen.said += server.said;
+        }
+    }
+}
+
+impl Seen {
+    /// What a set of seeds must have seen, or its judgements mean nothing.
+    pub fn worth_judging(&self) -> [(&'static str, u64); 19] {
+        let (counts, said) = (&self.counts, &self.said);
+        [
+            ("a message sent again", counts.resent),
+            ("a possible duplicate", counts.possible_duplicates),
+            (
+                "a refusal of what was tried before",
+                counts.retried_refusals,
+            ),
+            ("a message that breaks every link", counts.stalls),
+            ("a link that takes no more", counts.at_bound),
+            ("a message above a figure", counts.above_figure),
+            ("a paced replay", counts.paced),
+            ("an ack that counts", counts.acks_applied),
+            ("a challenge", counts.challenges),
+            ("a refused logon", counts.refused_logons),
+            ("a frame that is none", counts.no_frames),
+            ("a logon that waits for a rebase", self.logons_that_wait),
+            ("an answer to a duplicate", said.duplicates),
+            ("an ack of nothing", said.chatter),
+            ("a refusal that names nobody", said.nameless),
+            ("a repeated ack", said.repeats),
+            ("a refusal of another kind", said.other_kinds),
+            ("a refusal by id alone", said.ids_only),
+            ("a lower figure at a logon", said.lower_logons),
+        ]
     }
 }
 
@@ -710,5 +810,8 @@ impl std::ops::AddAssign for Seen {
         self.gaps += other.gaps;
         self.shared += other.shared;
         self.handled += other.handled;
+        self.logons_that_wait += other.logons_that_wait;
+        self.counts += other.counts;
+        self.said += other.said;
     }
 }

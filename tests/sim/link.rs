@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::time::Duration;
 
 use super::Rng;
+use super::tap::Tap;
 
 /// What arrives at an end of a link.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -77,7 +78,7 @@ impl Pipe {
 }
 
 /// A link between a publisher and a server.
-#[derive(Clone, Debug)]
+#[derive(Debug)]
 pub struct Link {
     pub publisher: usize,
     pub server: usize,
@@ -86,9 +87,26 @@ pub struct Link {
     pub up: Pipe,
     /// To the publisher.
     pub down: Pipe,
+    /// Listens at the publisher's end.
+    pub tap: Tap,
 }
 
 impl Link {
+    /// What the publisher reads next.
+    pub fn read(&mut self, now: Duration) -> Option<Arrival> {
+        let arrival = self.down.next(now)?;
+        if let Arrival::Bytes(bytes) = &arrival {
+            self.tap.reads(bytes);
+        }
+        Some(arrival)
+    }
+
+    /// The publisher writes, and it arrives at `at`.
+    pub fn write(&mut self, now: Duration, at: Duration, bytes: Vec<u8>) {
+        self.tap.writes(now, &bytes);
+        self.up.send(at, bytes);
+    }
+
     pub fn is_lost(&self) -> bool {
         self.up.lost || self.down.lost
     }

@@ -5,8 +5,10 @@
 pub mod chaos;
 pub mod ledger;
 pub mod link;
+pub mod manners;
 pub mod publisher;
 pub mod server;
+pub mod tap;
 pub mod world;
 
 pub use amps_store::testkit::Rng;

@@ -3,6 +3,7 @@
 
 mod judge;
 mod process;
+mod watch;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -19,6 +20,8 @@ use super::Rng;
 use super::ledger::{Book, Wires};
 use super::link::Link;
 use super::server::Model;
+pub use watch::Counts;
+use watch::Watch;
 
 /// The process died.
 #[derive(Debug)]
@@ -109,6 +112,7 @@ pub struct Publisher {
     /// What the handler was given: sequence, whether late, whether from an earlier run.
     pub handled: Vec<(u64, bool, bool)>,
     pub unattributed: Vec<(Option<u64>, String)>,
+    pub counts: Counts,
     /// Called persisted although refused: by a server whose refusals name nobody.
     pub misnamed: usize,
     closed: bool,
@@ -148,6 +152,7 @@ pub struct Process {
     /// The highest message that may have been sent, by this process or before.
     reach: u64,
     read: Read,
+    watch: Watch,
     /// Rebases that are left to this run: one, and one for each that was allowed.
     rebases_left: u32,
     /// Carry out no store jobs.
@@ -157,7 +162,10 @@ pub struct Process {
 /// What was read on the link in use.
 #[derive(Debug, Default)]
 struct Read {
+    is_logged_on: bool,
     logon: Option<u64>,
+    /// Figures that were read while messages could go out, and must count by now.
+    fresh: Vec<u64>,
     acked: BTreeSet<u64>,
     acked_ids: BTreeSet<u64>,
     refused: BTreeSet<u64>,
@@ -189,6 +197,7 @@ impl Publisher {
             notes: Vec::new(),
             handled: Vec::new(),
             unattributed: Vec::new(),
+            counts: Counts::default(),
             misnamed: 0,
             closed: false,
             rebase_in_doubt: false,
@@ -275,6 +284,7 @@ impl Publisher {
             first_of_run: numbers.first_of_run,
             reach: numbers.found_grant,
             read: Read::default(),
+            watch: Watch::new(&self.settings.delivery, numbers.found_grant, &self.book),
             rebases_left: 1,
             hold_jobs: false,
             store,
@@ -295,9 +305,11 @@ impl Publisher {
         {
             // What the kernel had of the last write may end in the middle of a frame.
             let part = around.rng.below(process.out.len() as u64 + 1) as usize;
-            link.up.send(around.now, process.out[..part].to_vec());
+            link.write(around.now, around.now, process.out[..part].to_vec());
             link.up.end(around.now);
+            self.counts.heard(&link.tap);
         }
+        self.counts += process.watch.counts;
         self.dies_in = None;
         trace!(around, "p{} dies", self.id);
     }
@@ -398,6 +410,15 @@ impl Publisher {
         self.process.is_some()
             && self.book.unsettled().next().is_none()
             && (self.settings.no_handler || self.book.waiting().is_empty())
+    }
+
+    /// What happened in all runs, this one included.
+    pub fn counts(&self) -> Counts {
+        let mut counts = self.counts;
+        if let Some(process) = &self.process {
+            counts += process.watch.counts;
+        }
+        counts
     }
 
     pub fn last_ordinal(&self) -> u64 {

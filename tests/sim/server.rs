@@ -4,8 +4,11 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use amps_client::protocol::{Ack, AckKind, FrameDecoder, Header, Status};
+use amps_client::protocol::{Ack, AckKind, FrameDecoder, Header, Status, Verb};
 use amps_sandbox::{Closing, Config, Journal, Operation, Output, Server};
+
+use super::manners::{Manners, Said, Then};
+use super::{Rng, ledger};
 
 /// What a server decided about a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,9 +43,12 @@ pub struct Model {
     /// Per peer: end of what it was given.
     pub replicated: BTreeMap<usize, u64>,
     pub replicating: bool,
-    /// Announce a refusal ahead of the successes before it, which the documents do not
-    /// rule out (`amps-publish-semantics.md` §17).
-    pub failure_first: bool,
+    pub manners: Manners,
+    pub said: Said,
+    rng: Rng,
+    names: BTreeMap<amps_sandbox::Link, String>,
+    /// Acks are lost or come late: an answer to a duplicate would overtake them.
+    acks_are_late: bool,
     decoders: BTreeMap<amps_sandbox::Link, FrameDecoder>,
     highest: BTreeMap<String, u64>,
     pub forgets: u64,
@@ -70,11 +76,21 @@ impl Model {
             waits_for: Vec::new(),
             replicated: BTreeMap::new(),
             replicating: true,
-            failure_first: false,
+            manners: Manners::default(),
+            said: Said::default(),
+            rng: Rng::new(0),
+            names: BTreeMap::new(),
+            acks_are_late: false,
             decoders: BTreeMap::new(),
             highest: BTreeMap::new(),
             forgets: 0,
         }
+    }
+
+    /// Gives it manners, which decide by this seed.
+    pub fn behave(&mut self, manners: Manners, seed: u64) {
+        self.manners = manners;
+        self.rng = Rng::new(seed);
     }
 
     pub fn connect(&mut self, now: Duration) -> amps_sandbox::Link {
@@ -85,6 +101,7 @@ impl Model {
 
     pub fn disconnect(&mut self, link: amps_sandbox::Link) {
         self.decoders.remove(&link);
+        self.names.remove(&link);
         self.server.disconnect(link);
     }
 
@@ -95,13 +112,59 @@ impl Model {
             return effects;
         };
         decoder.push(bytes);
+        let mut frames = Vec::new();
         while let Some(frame) = decoder.next_frame().expect("clients send frames") {
+            frames.push(frame);
+        }
+        let mut again = Vec::new();
+        for frame in frames {
+            self.duplicate(link, &frame, &mut again);
             self.server.receive(link, &frame, now, &mut out);
         }
         self.take(&mut out, now);
         self.collect(out, &mut effects);
+        if !again.is_empty() {
+            effects.sends.push((link, again));
+        }
         self.settle(now, &mut effects);
         effects
+    }
+
+    /// What a server that answers duplicates says to one whose fate it knows.
+    fn duplicate(&mut self, link: amps_sandbox::Link, frame: &[u8], out: &mut Vec<u8>) {
+        let (header, body) = Header::parse(frame).expect("clients send headers");
+        if header.verb == Some(Verb::Logon) {
+            let name = header.client_name.as_deref().unwrap_or_default();
+            self.names.insert(link, name.to_owned());
+            return;
+        }
+        let answers = self.manners.acks_duplicates && !self.acks_are_late;
+        let Some(wire) = header.sequence.filter(|_| answers) else {
+            return;
+        };
+        let Some(name) = self
+            .names
+            .get(&link)
+            .filter(|_| self.server.is_logged_on(link))
+        else {
+            return;
+        };
+        let known = wire <= self.server.settled(name);
+        let mut log = self.log.iter().rev().filter(|_| known);
+        let Some(entry) = log.find(|entry| entry.name == *name && entry.wire == wire) else {
+            return;
+        };
+        self.said.duplicates += 1;
+        let reason = ledger::refusal(body).filter(|_| entry.refused);
+        let id = header.command_id.as_deref();
+        let ack = match &reason {
+            Some(reason) => Ack::refused(Some(wire), id, reason),
+            None => Ack {
+                command_id: id,
+                ..Ack::persisted(wire)
+            },
+        };
+        ack.encode(out).expect("small");
     }
 
     pub fn tick(&mut self, now: Duration) -> Effects {
@@ -122,6 +185,11 @@ impl Model {
     /// Puts a fault in force.
     pub fn inject(&mut self, fault: &amps_sandbox::Fault, now: Duration) -> Effects {
         let mut out = Output::default();
+        // A link that was struck stays as it is, whatever becomes of the fault.
+        self.acks_are_late |= matches!(
+            fault,
+            amps_sandbox::Fault::LoseAcksAfter(_) | amps_sandbox::Fault::DelayAcks(_)
+        );
         if let amps_sandbox::Fault::Forget(name) = fault {
             self.forgets += 1;
             self.highest.remove(name);
@@ -140,6 +208,8 @@ impl Model {
         self.bytes.truncate(keep as usize);
         self.writes.clear();
         self.decoders.clear();
+        self.names.clear();
+        self.acks_are_late = false;
         self.highest.clear();
         self.server = Server::new(self.config.clone(), 0);
         let mut journal = Journal::memory();
@@ -310,44 +380,18 @@ impl Model {
         self.collect(out, effects);
     }
 
-    fn collect(&self, out: Output, effects: &mut Effects) {
+    fn collect(&mut self, out: Output, effects: &mut Effects) {
         for (link, bytes) in out.sends() {
-            let bytes = match self.failure_first {
-                true => failures_first(bytes),
-                false => bytes.to_vec(),
-            };
+            let logged_on = self.server.is_logged_on(link);
+            let (rng, said) = (&mut self.rng, &mut self.said);
+            let (bytes, then) = self.manners.put(bytes, logged_on, rng, said);
             effects.sends.push((link, bytes));
+            if then == Then::Close {
+                effects.closes.push((link, Closing::Graceful("no reason")));
+            }
         }
         effects.closes.extend(out.closes);
     }
-}
-
-/// Moves each persisted failure ahead of the success right before it.
-fn failures_first(bytes: &[u8]) -> Vec<u8> {
-    let mut decoder = FrameDecoder::new();
-    decoder.push(bytes);
-    let mut frames = Vec::new();
-    while let Some(frame) = decoder.next_frame().expect("frames of the server") {
-        frames.push(frame);
-    }
-    let kind = |frame: &[u8]| {
-        let (header, _) = Header::parse(frame).expect("frames of the server");
-        let persisted = header.ack_kind() == Some(AckKind::Persisted);
-        header.status.filter(|_| persisted)
-    };
-    for i in 1..frames.len() {
-        let swap = kind(&frames[i]) == Some(Status::Failure)
-            && kind(&frames[i - 1]) == Some(Status::Success);
-        if swap {
-            frames.swap(i - 1, i);
-        }
-    }
-    let mut out = Vec::new();
-    for frame in frames {
-        amps_client::protocol::append_frame(&mut out, |out| out.extend_from_slice(&frame))
-            .expect("small");
-    }
-    out
 }
 
 /// The frame of an ack for publishes, for scripts.

@@ -66,11 +66,41 @@ pub enum Planted {
     FailureGuessed,
     /// An ack beyond what was sent settles what was sent.
     AckBeyondSentBelieved,
+    /// Messages that were sent before are not counted as resent.
+    ResentUncounted,
+    /// A rebase tells of no possible duplicates.
+    DuplicatesUntold,
+    /// An ack that settles nothing gives room for another message.
+    RoomFreedTwice,
+    /// More bytes are on the way than may be.
+    BytesUnbounded,
+    /// A replay goes as fast as the link.
+    PaceIgnored,
+    /// A refusal does not say how often the message was tried.
+    AttemptsForgotten,
+    /// A message that breaks every link is not told.
+    StallUntold,
+    /// A rebase that failed lets messages out all the same.
+    FailedRebaseGoesLive,
+    /// Acks that were read are dropped with their link.
+    AcksDroppedWithLink,
+    /// A refusal that comes again is counted again.
+    RefusalCountedTwice,
+    /// An ack of any kind settles.
+    KindIgnored,
+    /// An ack settles unless it says that it failed.
+    StatusIgnored,
+    /// What a subscription is told settles publishes.
+    SubscriptionAckSettles,
+    /// Whatever is processed while logging on is the logon.
+    AnyAckLogsOn,
+    /// A refused logon is a logon.
+    RefusedLogonBelieved,
 }
 
 impl Planted {
     /// Every one of them.
-    pub const ALL: [Planted; 15] = [
+    pub const ALL: [Planted; 30] = [
         Planted::Overtaking,
         Planted::CumulativeFailure,
         Planted::DiscardBeforeAck,
@@ -86,6 +116,21 @@ impl Planted {
         Planted::DurabilityNotAwaited,
         Planted::FailureGuessed,
         Planted::AckBeyondSentBelieved,
+        Planted::ResentUncounted,
+        Planted::DuplicatesUntold,
+        Planted::RoomFreedTwice,
+        Planted::BytesUnbounded,
+        Planted::PaceIgnored,
+        Planted::AttemptsForgotten,
+        Planted::StallUntold,
+        Planted::FailedRebaseGoesLive,
+        Planted::AcksDroppedWithLink,
+        Planted::RefusalCountedTwice,
+        Planted::KindIgnored,
+        Planted::StatusIgnored,
+        Planted::SubscriptionAckSettles,
+        Planted::AnyAckLogsOn,
+        Planted::RefusedLogonBelieved,
     ];
 }
 

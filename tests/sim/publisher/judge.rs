@@ -158,8 +158,9 @@ impl Publisher {
             return;
         }
         let name = &self.settings.name;
-        let link = process.link.and_then(|id| around.links.get(&id));
-        let server = link.map(|link| link.server);
+        // The one it has its link to, or had: what was read last may count behind the end.
+        let all = &self.settings.servers;
+        let server = Some(all[self.server % all.len()]);
         let holds = |server: usize| around.servers[server].holds(name, &message.body);
         let wires = around.wires.of(name, &message.body);
         let refused = |server: usize| around.servers[server].refused(name, &wires);
@@ -170,7 +171,9 @@ impl Publisher {
         let true_word = match via {
             // One that forgot a refusal covers its number with the next success.
             Via::Ack if all.len() == 1 => server.is_some_and(|server| {
-                let forgot = around.servers[server].forgets > 0;
+                let model = &around.servers[server];
+                // And so does one that knew it at the logon and did not say.
+                let forgot = model.forgets > 0 || model.manners.lower_logons;
                 holds(server) || (forgot || self.settings.nameless) && refused(server)
             }),
             // A replica that was given what followed drops the message as a duplicate and
@@ -212,6 +215,10 @@ impl Publisher {
         let given_up = reason.starts_with("given up");
         if given_up {
             self.book.gave_up.insert(sequence);
+            let link = process.link.and_then(|id| around.links.get_mut(&id));
+            if let (Some(link), Some(wire)) = (link, wire) {
+                link.tap.gave_up(wire);
+            }
         }
         let said = said || self.settings.shared;
         assert!(said || given_up, "{sequence} was refused by nobody");
@@ -241,6 +248,25 @@ impl Publisher {
             before: self.book.refusals.remove(&sequence).map(Box::new),
         };
         self.book.refusals.insert(sequence, refusal);
+    }
+
+    /// Every ack that was read while messages could go out has been applied, however the link
+    /// ended.
+    pub(super) fn acks_count(&mut self) {
+        let process = self.process.as_mut().expect("runs");
+        let fresh = std::mem::take(&mut process.read.fresh);
+        let book = &self.book;
+        for figure in fresh {
+            // Another numbering's, or about messages that were never sent.
+            let below = |r: Rebase| figure < book.wire(r.from);
+            if book.rebase.is_some_and(below) || figure > book.wire(process.reach) {
+                continue;
+            }
+            process.watch.counts.acks_applied += 1;
+            let mut open = book.unsettled_through(process.reach).into_iter();
+            let left = open.find(|sequence| book.wire(*sequence) <= figure);
+            assert_eq!(left, None, "an ack of {figure} was read and did nothing");
+        }
     }
 
     pub(super) fn check_flushes(&self, around: &Around<'_>) {

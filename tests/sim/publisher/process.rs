@@ -12,6 +12,7 @@ use amps_store::{AppendError, Batch, Envelope, Level, PublishStore, StoreError, 
 
 use super::super::ledger;
 use super::super::link::{Arrival, Link};
+use super::super::tap::{Bounds, Tap, is_about_publishes};
 use super::{Around, Died, Job, JobDone, Publisher, Read, at, settled, trace};
 
 impl Publisher {
@@ -236,12 +237,18 @@ impl Publisher {
         let at_server = around.servers[server].connect(around.now);
         let id = *around.next_link;
         *around.next_link += 1;
+        process.watch.connected();
+        let bounds = Bounds {
+            messages: self.settings.delivery.max_in_flight,
+            bytes: self.settings.delivery.max_in_flight_bytes,
+        };
         let link = Link {
             publisher: self.id,
             server,
             at_server,
             up: Default::default(),
             down: Default::default(),
+            tap: Tap::new(bounds),
         };
         around.links.insert(id, link);
         process.link = Some(id);
@@ -251,7 +258,7 @@ impl Publisher {
         );
         process
             .session
-            .connected(around.now, None, &Credentials::default(), &mut process.out)
+            .connected(around.now, None, &credentials("pw"), &mut process.out)
             .expect("a small frame");
         self.point()?;
         self.write(around)
@@ -260,7 +267,7 @@ impl Publisher {
     pub(super) fn serve(&mut self, around: &mut Around<'_>, id: u64) -> Result<(), Died> {
         loop {
             let arrival = match around.links.get_mut(&id) {
-                Some(link) => link.down.next(around.now),
+                Some(link) => link.read(around.now),
                 None => Some(Arrival::End),
             };
             match arrival {
@@ -316,35 +323,53 @@ impl Publisher {
             let Some(frame) = process.decoder.next_frame().expect("servers send frames") else {
                 break;
             };
-            process.read.take_in(&frame);
+            process.read.take_in(&frame, process.delivery.is_live());
             let now = at(around.now);
             let mut refused = false;
+            let mut challenge = None;
             let (delivery, store) = (&mut process.delivery, &process.store);
             let read = &mut process.read;
             let logged_on_at = &mut process.logged_on_at;
+            let watch = &mut process.watch;
             let name = self.id;
-            process
-                .session
-                .receive(
-                    around.now,
-                    &frame,
-                    &mut process.out,
-                    &mut |item| match item {
-                        Received::Ack(ack) => {
-                            trace!(around, "p{name} reads {ack:?}");
-                            delivery.handle(store, now, Input::Ack(ack));
-                        }
-                        Received::LoggedOn { figure } => {
-                            trace!(around, "p{name} is logged on, figure {figure:?}");
-                            read.logon = figure;
-                            *logged_on_at = Some(around.now);
-                            delivery.handle(store, now, Input::LoggedOn { figure });
-                        }
-                        Received::LogonRefused(_) => refused = true,
-                        _ => {}
-                    },
-                )
-                .expect("servers send headers");
+            let received = process.session.receive(
+                around.now,
+                &frame,
+                &mut process.out,
+                &mut |item| match item {
+                    Received::Ack(ack) => {
+                        trace!(around, "p{name} reads {ack:?}");
+                        delivery.handle(store, now, Input::Ack(ack));
+                    }
+                    Received::LoggedOn { figure } => {
+                        trace!(around, "p{name} is logged on, figure {figure:?}");
+                        read.is_logged_on = true;
+                        read.logon = figure;
+                        watch.logged_on(store.bounds().last);
+                        *logged_on_at = Some(around.now);
+                        delivery.handle(store, now, Input::LoggedOn { figure });
+                    }
+                    Received::LogonRefused(_) => refused = true,
+                    Received::Challenge(asked) => challenge = Some(asked),
+                    _ => {}
+                },
+            );
+            if received.is_err() {
+                process.watch.counts.no_frames += 1;
+                return Ok(Err("no header"));
+            }
+            if let Some(asked) = challenge {
+                // Typing errors are human.
+                let password = if around.rng.one_in(4) { "wp" } else { "pw" };
+                let asked = asked.password.unwrap_or_default();
+                let answer = credentials(&format!("{asked}:{password}"));
+                process.watch.counts.challenges += 1;
+                process
+                    .session
+                    .answer_challenge(around.now, &answer, &mut process.out)
+                    .expect("a small frame");
+            }
+            process.watch.counts.refused_logons += u64::from(refused);
             self.outputs(around);
             self.point()?;
             if refused {
@@ -355,6 +380,7 @@ impl Publisher {
             }
         }
         self.input(around, Input::AcksEnd);
+        self.acks_count();
         Ok(Ok(()))
     }
 
@@ -385,6 +411,9 @@ impl Publisher {
                     next.sequence
                 );
             }
+            process
+                .watch
+                .handed_over(next.sequence, next.again, around.now);
             self.book.went_out(next.sequence, next.wire);
             process.reach = process.reach.max(next.sequence);
             let body = next.message.payload();
@@ -402,6 +431,8 @@ impl Publisher {
             encoded.expect("a small frame");
             self.point()?;
         }
+        let process = self.process.as_mut().expect("runs");
+        process.watch.resent(process.delivery.totals().resent);
         self.outputs(around);
         Ok(())
     }
@@ -413,7 +444,7 @@ impl Publisher {
             return Ok(());
         };
         if !process.out.is_empty() {
-            link.up.send(at, std::mem::take(&mut process.out));
+            link.write(around.now, at, std::mem::take(&mut process.out));
             process.session.wrote(around.now);
         }
         Ok(())
@@ -424,12 +455,17 @@ impl Publisher {
         trace!(around, "p{} loses its link: {why}", self.id);
         if let Some(link) = process.link.take().and_then(|id| around.links.get_mut(&id)) {
             link.up.end(around.now);
+            self.counts.heard(&link.tap);
         }
         process.session.disconnected(&mut |_| {});
         process.drop_link = false;
         process.out.clear();
+        let (live, told) = (process.delivery.is_live(), self.notes.len());
         self.input(around, Input::LinkLost);
+        self.acks_count();
         let process = self.process.as_mut().expect("runs");
+        let first = process.store.bounds().first_unsettled;
+        process.watch.link_lost(live, first, &self.notes[told..]);
         let healthy = Duration::from_secs(10);
         if settled(&process.delivery) > process.settled_before
             || process
@@ -492,8 +528,14 @@ impl Publisher {
                 reason,
                 late,
                 ordinal,
-                ..
+                attempts,
             } => {
+                // A number that no message has (it was another's, or went with a power cut) may
+                // lie among those that were handed over.
+                let message = self.book.messages.get(&sequence);
+                if message.is_some_and(|message| message.fate != ledger::Fate::Lost) {
+                    process.watch.refused(sequence, attempts, late);
+                }
                 self.refused(around, sequence, reason, late, ordinal);
             }
             Output::RefusalNotLogged { .. } => {}
@@ -508,7 +550,13 @@ impl Publisher {
             }
             Output::Note(note) => {
                 trace!(around, "p{} notes {note:?}", self.id);
-                if let Note::Rebased { from, .. } = note {
+                if let Note::Rebased {
+                    from,
+                    possible_duplicates,
+                    ..
+                } = note
+                {
+                    process.watch.rebased(from, possible_duplicates, &self.book);
                     process.reach = from - 1;
                     let left = process.rebases_left.checked_sub(1);
                     process.rebases_left = left.expect("a second rebase that nobody asked for");
@@ -594,16 +642,28 @@ impl Publisher {
     }
 }
 
+fn credentials(password: &str) -> Credentials {
+    Credentials {
+        user: Some("ann".to_owned()),
+        password: Some(password.to_owned()),
+    }
+}
+
 impl Read {
-    fn take_in(&mut self, frame: &[u8]) {
+    /// Takes in what can be evidence for an outcome.
+    fn take_in(&mut self, frame: &[u8], live: bool) {
         let Ok((header, _)) = Header::parse(frame) else {
             return;
         };
+        if !self.is_logged_on || !is_about_publishes(&header) {
+            return;
+        }
         let id: Option<u64> = header.command_id.as_deref().and_then(|id| id.parse().ok());
         match (header.ack_kind(), header.status) {
             (Some(AckKind::Persisted), Some(Status::Success)) => {
                 self.acked.extend(header.sequence);
                 self.acked_ids.extend(id);
+                self.fresh.extend(header.sequence.filter(|_| live));
             }
             (Some(_), Some(Status::Failure)) => {
                 self.refused.extend(header.sequence);

@@ -155,7 +155,10 @@ impl Delivery {
             self.pending.through = Some(sequence - 1);
         }
         self.apply_pending(store);
-        let attempts = self.links.attempts(sequence);
+        let attempts = match planted!(AttemptsForgotten) {
+            true => 1,
+            false => self.links.attempts(sequence),
+        };
         let rejected = store.reject(sequence, reason, now.unix_micros);
         let ordinal = match &rejected {
             Ok(Rejected::Logged { ordinal, .. }) => Some(*ordinal),
@@ -181,6 +184,7 @@ impl Delivery {
                 });
                 self.report_flushes(store, now);
             }
+            Ok(Rejected::Known) if planted!(RefusalCountedTwice) => self.totals.rejected += 1,
             Ok(Rejected::Known) => {}
             Ok(Rejected::NoRoom) => {
                 self.totals.late += 1;
@@ -241,6 +245,7 @@ impl Delivery {
 
     pub(super) fn settle_through(&mut self, store: &dyn PublishStore, through: u64, via: Via) {
         match store.settle_through(through) {
+            Ok(0) if planted!(RoomFreedTwice) => self.flight.settled(1),
             Ok(0) => {}
             Ok(count) => {
                 match via {

@@ -47,7 +47,7 @@ macro_rules! planted {
         planted
     }};
 }
-use planted;
+pub(crate) use planted;
 
 /// Where a link stands for the purpose of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +149,7 @@ impl Delivery {
         match input {
             Input::Ack(ack) => return self.ack(store, now, ack),
             Input::AcksEnd | Input::Tick => {}
+            Input::LinkLost if planted!(AcksDroppedWithLink) => self.pending = Pending::default(),
             _ => self.apply_pending(store),
         }
         match input {
@@ -260,10 +261,13 @@ impl Delivery {
         if self.phase != Phase::Live || self.waits_for_give_up(store) {
             return Ok(());
         }
-        let replaying = self.replay_through.is_some();
-        let Some((messages, bytes)) = self.flight.room(replaying, now.at) else {
+        let replaying = self.replay_through.is_some() && !planted!(PaceIgnored);
+        let Some((messages, mut bytes)) = self.flight.room(replaying, now.at) else {
             return Ok(());
         };
+        if planted!(BytesUnbounded) {
+            bytes = usize::MAX;
+        }
         let mut through = self.figures.grant();
         if planted!(GrantNotAwaited) {
             through = u64::MAX;
@@ -300,6 +304,9 @@ impl Delivery {
         }
         self.totals.sent += count;
         self.figures.handed_over(last);
+        if planted!(ResentUncounted) {
+            self.totals.resent = 0;
+        }
         self.links.handed_over(last);
         let replaying = self.replay_through.is_some();
         self.flight
@@ -347,7 +354,9 @@ impl Delivery {
         self.unreadable.retry();
         self.flight.reset();
         let first = store.bounds().first_unsettled;
-        if let Some((sequence, links)) = self.links.lost(now.at, live, first) {
+        if let Some((sequence, links)) = self.links.lost(now.at, live, first)
+            && !planted!(StallUntold)
+        {
             self.note(Note::Stalled { sequence, links });
         }
     }

@@ -114,7 +114,10 @@ impl Delivery {
                 self.note(Note::Rebased {
                     from: rebase.from,
                     first_wire: self.figures.wire(rebase.from),
-                    possible_duplicates,
+                    possible_duplicates: match planted!(DuplicatesUntold) {
+                        true => 0,
+                        false => possible_duplicates,
+                    },
                 });
                 true
             }
@@ -127,6 +130,7 @@ impl Delivery {
                 false
             }
         };
+        let done = done || planted!(FailedRebaseGoesLive);
         match self.phase {
             Phase::Rebasing(Logon::Asked) if done => self.go_live(store),
             Phase::Rebasing(Logon::Asked) if full => {

@@ -9,7 +9,7 @@ use bytes::Bytes;
 use super::{
     Credentials, MAX_CHALLENGES, Named, Phase, Placed, Received, ServerInfo, Session, What, own_sub,
 };
-use crate::delivery::{PublishAck, Verdict};
+use crate::delivery::{PublishAck, Verdict, planted};
 use crate::error::CommandError;
 use crate::protocol::{
     AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status, cut,
@@ -27,7 +27,8 @@ impl Session {
         let named = Named::by(header.command_id.as_deref(), self.config.publish_ids);
         if let Phase::LoggingOn { id, challenges, .. } = self.phase {
             let processed = header.ack_kind() == Some(AckKind::Processed);
-            if named == Named::Own(id) && (processed || header.status != Some(Status::Success)) {
+            let mine = named == Named::Own(id) || planted!(AnyAckLogsOn) && processed;
+            if mine && (processed || header.status != Some(Status::Success)) {
                 return self.logon_ack(now, header, challenges, out, sink);
             }
             // Nothing was sent on this link that it could be about.
@@ -41,7 +42,8 @@ impl Session {
             by_command = self.placed_by(id);
         }
         let by_name = header.sub_id.as_deref().or(header.query_id.as_deref());
-        if by_name.is_some() || by_command.is_some() {
+        let of_subscription = by_name.is_some() && !planted!(SubscriptionAckSettles);
+        if of_subscription || by_command.is_some() {
             let subscription = by_name.and_then(own_sub).or(by_command);
             // Progress of a bookmark subscription, never of the publish store (§7).
             return self.subscription_ack(subscription, header, out, sink);
@@ -58,9 +60,17 @@ impl Session {
             return None;
         }
         let figure = header.sequence.filter(|sequence| *sequence > 0);
-        let kind = header.ack_kind();
+        let kind = match planted!(KindIgnored) {
+            true => Some(AckKind::Persisted),
+            false => header.ack_kind(),
+        };
+        let status = match header.status {
+            Some(Status::Failure) => Status::Failure,
+            _ if planted!(StatusIgnored) => Status::Success,
+            status => status?,
+        };
         let reason = header.reason_text.as_deref().unwrap_or_default();
-        let (sequence, verdict) = match (named, header.status?) {
+        let (sequence, verdict) = match (named, status) {
             // Of a command that nobody waits for any more: its number, if it has one, is another
             // publisher's (`amps-publish-semantics.md` §2).
             (Named::Own(_), _) => return None,
@@ -95,7 +105,11 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        match header.status {
+        let status = match header.status {
+            Some(Status::Failure) if planted!(RefusedLogonBelieved) => Some(Status::Success),
+            status => status,
+        };
+        match status {
             Some(Status::Success) => {
                 // Its figure counts what somebody else has sent, and so would this link.
                 let name = header.client_name.as_deref().unwrap_or_default();
