@@ -9,16 +9,13 @@
 mod common;
 
 use std::fs;
-use std::time::Instant;
 
 use common::{Dir, amps, run};
 
 #[test]
-fn the_demo_proves_its_story_within_a_minute() {
+fn the_demo_proves_its_story() {
     let dir = Dir::new();
-    let started = Instant::now();
     let ran = run(amps().args(["demo", "--keep"]).arg(dir.path("kept"))).expect(0);
-    assert!(started.elapsed().as_secs() < 60);
     let text = ran.text();
     for word in ["SIGKILL", "recovered", "resent", "refused", "exactly once"] {
         assert!(text.contains(word), "no {word:?} in:\n{text}");
