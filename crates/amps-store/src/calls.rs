@@ -104,3 +104,19 @@ pub(crate) fn check<E: From<Errno>>(call: Call) -> Result<(), E> {
 pub(crate) fn check<E: From<Errno>>(_call: Call) -> Result<(), E> {
     Ok(())
 }
+
+#[cfg(feature = "testkit")]
+static BYTES_READ: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// How many bytes of files all threads of this process have read in recoveries and looks so far.
+#[cfg(feature = "testkit")]
+pub fn bytes_read() -> u64 {
+    BYTES_READ.load(std::sync::atomic::Ordering::Relaxed)
+}
+
+/// Told of what was read.
+#[inline]
+pub(crate) fn count_read(_bytes: usize) {
+    #[cfg(feature = "testkit")]
+    BYTES_READ.fetch_add(_bytes as u64, std::sync::atomic::Ordering::Relaxed);
+}

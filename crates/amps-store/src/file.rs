@@ -337,17 +337,35 @@ fn start(
         Recovery::Salvage => SEGMENTS_TO_GO_ON,
     };
     let cap = SEGMENTS_AT + (superblock.cap_segments + added) * superblock.segment_size;
-    let whole = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-    let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
     // Before it is mapped: reading it costs less than a page fault for each piece, and where
     // the device cannot read, there is an error and no signal.
-    let found = Found::by(path, &FileSource(&file), mapped, superblock)?;
+    let found = Found::by(path, &FileSource(&file), len, superblock)?;
+    let whole = found.reach.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+    let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
     let medium = Mapped::new(file, SEGMENTS_AT, mapped, cap).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "map",
         error,
     })?;
     take_over(path, Box::new(medium), len, header, found, options, created)
+}
+
+/// The first place from `offset` on that is no hole of the file; [`u64::MAX`]: there is none.
+pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<u64> {
+    use std::os::unix::fs::MetadataExt;
+    // Where all blocks are there nobody is asked: a store has no holes, and what a file system
+    // says of blocks that are just being written need not be relied on.
+    let metadata = stat(|| file.metadata())?;
+    if metadata.blocks().saturating_mul(512) >= metadata.len() {
+        return Ok(offset);
+    }
+    // It moves the file's position, which nobody uses.
+    match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
+        Ok(at) => Ok(at.max(offset)),
+        Err(rustix::io::Errno::NXIO) => Ok(u64::MAX),
+        // Not every file system can tell: then all of it is read.
+        Err(_) => Ok(offset),
+    }
 }
 
 /// A file read with `pread`: no mapping, no lock.
@@ -366,12 +384,19 @@ impl Source for FileSource<'_> {
                     into[done..].fill(0);
                     return Ok(());
                 }
-                Ok(n) => done += n,
+                Ok(n) => {
+                    calls::count_read(n);
+                    done += n;
+                }
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 Err(e) => return Err(e),
             }
         }
         Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        next_data(self.0, offset)
     }
 
     fn shared(&self) -> Option<&(dyn Source + Sync)> {

@@ -23,7 +23,7 @@ use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Seen, Source, Verdict};
 use crate::state::State;
 
-pub(crate) use self::header::{Header, read_header};
+pub(crate) use self::header::{Header, reach, read_header};
 
 /// Why a file cannot be recovered at all.
 #[derive(Debug)]

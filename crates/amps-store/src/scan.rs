@@ -12,6 +12,16 @@ pub(crate) trait Source {
     /// Copies bytes out; what lies beyond the end reads as zeros.
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
 
+    /// The first place from `offset` on that somebody may have written; what lies before it reads
+    /// as zeros. [`u64::MAX`]: nothing is there any more. A file may claim to be longer than a
+    /// lifetime of reading, and hold next to nothing.
+    ///
+    /// # Errors
+    /// It cannot be told.
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        Ok(offset)
+    }
+
     /// The same bytes for another thread, if two may read at once.
     fn shared(&self) -> Option<&(dyn Source + Sync)> {
         None
@@ -120,7 +130,7 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
 
     /// Judges the place `offset` in a segment that ends at `end`.
     pub(crate) fn look(&mut self, offset: u64, end: u64) -> io::Result<Verdict> {
-        if offset + RECORD_HEADER as u64 > end {
+        if offset.saturating_add(RECORD_HEADER as u64) > end {
             return Ok(Verdict::SegmentEnd);
         }
         let (key, max) = (self.geometry.key, self.geometry.max_record);
@@ -158,9 +168,10 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
     }
 
     /// The first place from `at` on where the window shows what could be a header, or its
-    /// last place: most of a file is no header, and saying so shall cost no more than
-    /// reading it.
-    fn next_possible(&self, at: u64, end: u64) -> u64 {
+    /// last place, or one behind the hole that follows: most of a file is no header, and saying so
+    /// shall cost no more than reading what is there. `at` is at most 8 bytes behind the place that
+    /// was looked at last.
+    pub(crate) fn next_possible(&self, at: u64, end: u64) -> io::Result<u64> {
         let shown = (self.at + self.window.len() as u64).min(end);
         let from = (at - self.at) as usize;
         let window = self.window.get(from..).unwrap_or(&[]);
@@ -170,23 +181,33 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
             if window.get(place..place + BLANK).is_some_and(is_blank) {
                 place += BLANK;
             } else if could_be_header(&words[..8], &words[8..]) {
-                return at + place as u64;
+                return Ok(at + place as u64);
             } else {
                 place += 8;
             }
         }
-        (shown.saturating_sub(8) / 8 * 8).max(at)
+        let last = (shown.saturating_sub(8) / 8 * 8).max(at);
+        match self.behind_hole(shown)? {
+            // The kind of a header at the last place would lie in the hole.
+            behind if behind > shown => Ok(behind),
+            _ => Ok(last),
+        }
+    }
+
+    /// Where a record may begin, from `at` on, that a hole does not hold.
+    pub(crate) fn behind_hole(&self, at: u64) -> io::Result<u64> {
+        Ok((self.source.next_data(at)? / 8 * 8).max(at))
     }
 
     /// Whether nothing in a range could begin a record: a [`search`](Self::search) goes to the same
     /// places, and leaves each at once.
     pub(crate) fn is_bare(&mut self, range: Range<u64>) -> io::Result<bool> {
-        let mut at = range.start;
-        while at + RECORD_HEADER as u64 <= range.end {
+        let mut at = self.behind_hole(range.start)?;
+        while at.saturating_add(RECORD_HEADER as u64) <= range.end {
             if committed_len(self.bytes(at, RECORD_HEADER, range.end)?) != 0 {
                 return Ok(false);
             }
-            at = self.next_possible(at + 8, range.end);
+            at = self.next_possible(at + 8, range.end)?;
         }
         Ok(true)
     }
@@ -202,8 +223,8 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         budget: &mut u64,
         found: &mut Vec<Seen>,
     ) -> io::Result<bool> {
-        let mut at = from;
-        while at + RECORD_HEADER as u64 <= end {
+        let mut at = self.behind_hole(from)?;
+        while at.saturating_add(RECORD_HEADER as u64) <= end {
             let max = self.geometry.max_record.min(end - at);
             let head = self.bytes(at, RECORD_HEADER, end)?;
             let candidate = (committed_len(head) != 0)
@@ -211,7 +232,7 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
                 .flatten()
                 .filter(|h| h.ordinal > above && h.generation != 0);
             let Some(header) = candidate else {
-                at = self.next_possible(at + 8, end);
+                at = self.next_possible(at + 8, end)?;
                 continue;
             };
             let key = self.geometry.key;

@@ -13,7 +13,7 @@ use crate::log::{Log, segments_for_stranded, starts_in_last_segment};
 use crate::medium::Medium;
 use crate::options::{Options, Recovery};
 use crate::planted::{self, Bug};
-use crate::recover::{Header, Recovered, recover};
+use crate::recover::{Header, Recovered, reach, recover};
 use crate::report::{RecoveryReport, Stop};
 use crate::scan::{Scanner, Source, Verdict};
 
@@ -25,6 +25,8 @@ pub(super) const SEGMENTS_TO_GO_ON: u64 = 2;
 pub(super) struct Found {
     recovered: Recovered,
     scan: Duration,
+    /// How far the file [goes](reach).
+    pub(super) reach: u64,
 }
 
 impl Found {
@@ -35,9 +37,13 @@ impl Found {
         superblock: &Superblock,
     ) -> Result<Found, OpenError> {
         let begun = Instant::now();
-        let recovered = recover(source, len, superblock).map_err(|r| refused(path, r))?;
-        let scan = begun.elapsed();
-        Ok(Found { recovered, scan })
+        let reach = reach(source, len, superblock).map_err(|r| refused(path, r))?;
+        let recovered = recover(source, reach, superblock).map_err(|r| refused(path, r))?;
+        Ok(Found {
+            recovered,
+            scan: begun.elapsed(),
+            reach,
+        })
     }
 }
 
@@ -139,6 +145,7 @@ pub(super) fn take_over(
     let Found {
         mut recovered,
         scan,
+        reach,
     } = found;
     if let Some(refused) = unopenable(path, medium.len(), &superblock, &recovered) {
         return Err(refused);
@@ -152,17 +159,24 @@ pub(super) fn take_over(
     let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
     let begun = Instant::now();
     let usable = there.min(superblock.segments);
+    // A copy that left out the zeros is a whole store; a store into its holes would kill who makes
+    // it, where the disk is full.
+    if !created {
+        let end = SEGMENTS_AT + usable * superblock.segment_size;
+        let filled = medium.device().fill_holes(SEGMENTS_AT, end);
+        filled.map_err(|error| no_space(path, "fill the holes of", end, error))?;
+    }
     let needed = segments_to_go_on(&superblock, &recovered, usable);
     if needed > usable {
         let to = SEGMENTS_AT + needed * superblock.segment_size;
-        if to > file_len {
-            let reserved = medium.device().reserve(file_len, to);
+        if to > reach {
+            let reserved = medium.device().reserve(reach, to);
             reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
         }
         medium.adopt(to);
         // What is left of a segment that was cut is given up, and must not speak at the next open.
         let end = SEGMENTS_AT + usable * superblock.segment_size;
-        let left = file_len.min(to).saturating_sub(end) as usize;
+        let left = reach.min(to).saturating_sub(end) as usize;
         medium.write(end, &vec![0; left]);
         file_len = file_len.max(to);
     }

@@ -275,7 +275,7 @@ impl Inspection {
             superblock_writes: superblock.counter,
             clean: self.is_closed(),
             capacity: SEGMENTS_AT + superblock.cap_segments * size,
-            file_size: self.view.len,
+            file_size: self.view.file_len,
             segment_size: size,
             segments: superblock.segments,
             cap_segments: superblock.cap_segments,

@@ -286,7 +286,11 @@ impl Records<'_> {
             .find(|c| c.segment == self.segment)
             .map_or(0, |c| c.end);
         let from = self.position;
-        let mut at = from;
+        // What opens with a hole may be nothing else.
+        let mut at = match from == self.view.recovered.geometry.records_at(self.segment) {
+            true => self.scanner.behind_hole(from)?,
+            false => from,
+        };
         loop {
             let verdict = if self.budget == 0 {
                 Verdict::SegmentEnd
@@ -313,10 +317,14 @@ impl Records<'_> {
                 Verdict::SegmentEnd => {
                     return Ok((from < log_end).then(|| damage(from, self.segment, log_end - from)));
                 }
-                Verdict::Torn(header) => self.budget = self.budget.saturating_sub(header.stride()),
-                Verdict::Unwritten | Verdict::Garbage => {}
+                Verdict::Torn(header) => {
+                    self.budget = self.budget.saturating_sub(header.stride());
+                    at += 8;
+                }
+                Verdict::Unwritten | Verdict::Garbage => {
+                    at = self.scanner.next_possible(at + 8, end)?;
+                }
             }
-            at += 8;
         }
     }
 

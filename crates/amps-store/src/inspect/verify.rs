@@ -35,7 +35,8 @@ pub struct Problem {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Verification {
-    /// Bytes of the file that were read: superblocks and every segment.
+    /// Bytes of the file that were judged: superblocks and every segment, with the holes, which
+    /// need not be read.
     pub bytes: u64,
     /// Superblock copies whose checksum fits.
     pub superblocks: u64,
@@ -178,9 +179,9 @@ impl Inspection {
         }
         let superblock = &self.view.header.superblock;
         let named = SEGMENTS_AT + superblock.segments * superblock.segment_size;
-        if self.view.len > named {
+        if self.view.file_len > named {
             let text = "behind the last segment: growth that was not finished";
-            out.problem(Severity::Notice, named, self.view.len - named, text);
+            out.problem(Severity::Notice, named, self.view.file_len - named, text);
         }
     }
 

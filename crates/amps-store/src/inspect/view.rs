@@ -29,7 +29,7 @@ use crate::file::FileSource;
 use crate::format::{
     BLOCK, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
 };
-use crate::recover::{Header, Recovered, Refusal, read_header, recover, recover_prefix};
+use crate::recover::{Header, Recovered, Refusal, reach, read_header, recover, recover_prefix};
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Source, Verdict};
 
@@ -47,6 +47,9 @@ const PLACE: usize = 512;
 pub(super) struct View {
     pub(super) file: Arc<File>,
     image: Option<Vec<u8>>,
+    /// Of the file, with its holes.
+    pub(super) file_len: u64,
+    /// How far it [goes](reach).
     pub(super) len: u64,
     pub(super) superblocks: [SuperblockVerdict; 2],
     pub(super) header: Header,
@@ -59,6 +62,10 @@ pub(super) struct View {
 impl Source for View {
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
         fetch(&self.file, self.image.as_deref(), offset, into)
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        next_data(&self.file, self.image.as_deref(), offset)
     }
 }
 
@@ -73,6 +80,14 @@ fn fetch(file: &File, image: Option<&[u8]>, offset: u64, into: &mut [u8]) -> io:
     into[..n].copy_from_slice(&there[..n]);
     into[n..].fill(0);
     Ok(())
+}
+
+/// What is in memory may have been a hole by then, or be one by now: there it is all data.
+fn next_data(file: &File, image: Option<&[u8]>, offset: u64) -> io::Result<u64> {
+    match image {
+        Some(_) => Ok(offset),
+        None => FileSource(file).next_data(offset),
+    }
 }
 
 /// Looks until the result can be relied on; `None`: the store is too busy.
@@ -164,7 +179,7 @@ impl View {
             head: &after,
             file: &self.file,
         };
-        let now = match read_header(&behind, self.len) {
+        let now = match read_header(&behind, self.file_len) {
             Ok(now) => now,
             Err(Refusal::Io(error)) => return Err(error.into()),
             // Both copies were read while they were written.
@@ -208,9 +223,10 @@ fn read_head(file: &File) -> io::Result<Vec<u8>> {
 
 /// One scan. With `kept`, of the same segments up to the first hole.
 fn scan(file: &Arc<File>, head: &[u8], kept: Option<&View>) -> Result<View, Refusal> {
-    let len = file.metadata()?.len();
-    let header = read_header(&Head { head, file }, len)?;
+    let file_len = file.metadata()?.len();
+    let header = read_header(&Head { head, file }, file_len)?;
     let superblock = &header.superblock;
+    let len = reach(&FileSource(file), file_len, superblock)?;
     let stamps = match kept {
         Some(view) => view.stamps.clone(),
         None => read_stamps(file, len, superblock)?,
@@ -239,6 +255,7 @@ fn scan(file: &Arc<File>, head: &[u8], kept: Option<&View>) -> Result<View, Refu
     Ok(View {
         file: file.clone(),
         image,
+        file_len,
         len,
         superblocks: copies(head),
         header,
@@ -255,9 +272,19 @@ fn read_stamps(
     superblock: &Superblock,
 ) -> io::Result<Vec<Option<SegmentHeader>>> {
     let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-    (0..there.min(superblock.segments))
-        .map(|segment| read_stamp(file, superblock, segment as usize))
-        .collect()
+    let there = there.min(superblock.segments) as usize;
+    let mut stamps = Vec::with_capacity(there);
+    while stamps.len() < there {
+        let at = SEGMENTS_AT + stamps.len() as u64 * superblock.segment_size;
+        let data = FileSource(file).next_data(at)?;
+        // Holes from end to end have no header.
+        let behind = data.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+        stamps.resize(behind.min(there as u64) as usize, None);
+        if stamps.len() < there {
+            stamps.push(read_stamp(file, superblock, stamps.len())?);
+        }
+    }
+    Ok(stamps)
 }
 
 fn read_stamp(
@@ -284,6 +311,10 @@ impl Source for Head<'_> {
         }
         FileSource(self.file).fetch(offset, into)
     }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        FileSource(self.file).next_data(offset)
+    }
 }
 
 /// A file with the segment headers held fast.
@@ -308,6 +339,10 @@ impl Source for Held<'_> {
             into[..n].copy_from_slice(&bytes[..n]);
         }
         Ok(())
+    }
+
+    fn next_data(&self, offset: u64) -> io::Result<u64> {
+        next_data(self.file, self.image, offset)
     }
 }
 

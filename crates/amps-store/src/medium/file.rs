@@ -3,11 +3,12 @@
 use std::fs::File;
 use std::io;
 use std::mem::ManuallyDrop;
-use std::os::unix::fs::FileExt;
+use std::ops::Range;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::sync::Arc;
 
 use memmap2::{Advice, MmapRaw};
-use rustix::fs::FallocateFlags;
+use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::Device;
@@ -80,6 +81,10 @@ impl Device for MappedFile {
         reserve(&self.file, from, to)
     }
 
+    fn fill_holes(&self, from: u64, to: u64) -> io::Result<()> {
+        fill_holes(&self.file, from, to)
+    }
+
     fn truncate(&self, len: u64) -> io::Result<()> {
         calls::check(Call::Truncate).and_then(|()| self.file.set_len(len))
     }
@@ -102,39 +107,112 @@ impl Device for MappedFile {
 /// Filling by single blocks keeps the page cache in small folios, so that a later small
 /// record dirties 4 KiB and not a megabyte (`performance.md` §2).
 pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
-    let filled = || -> io::Result<()> {
-        within_file_size_limit(to)?;
-        if planted::is(Bug::SparseFile) {
-            return file.set_len(to);
-        }
-        uninterrupted(|| {
-            let allocated = calls::check(Call::Allocate).and_then(|()| {
-                rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from)
-            });
-            match allocated {
-                // Not every file system can allocate ahead; writing allocates as well.
-                Ok(()) | Err(Errno::OPNOTSUPP | Errno::NOSYS) => Ok(()),
-                Err(e) => Err(e.into()),
-            }
-        })?;
-        let zeros = [0; BLOCK as usize];
-        let mut at = from;
-        while at < to {
-            let n = (to - at).min(BLOCK) as usize;
-            calls::check(Call::Fill).and_then(|()| file.write_all_at(&zeros[..n], at))?;
-            at += n as u64;
-        }
-        Ok(())
-    };
-    filled().inspect_err(|_| {
+    fill(file, from, to).inspect_err(|_| {
         // Best effort: what stays behind is above every length the store knows.
         let _ = file.set_len(from);
     })
 }
 
+fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
+    within_file_size_limit(to)?;
+    if planted::is(Bug::SparseFile) {
+        return file.set_len(to);
+    }
+    // Where nothing can be allocated ahead, writing allocates as well.
+    allocate(file, from, to)?;
+    let zeros = [0; BLOCK as usize];
+    let mut at = from;
+    while at < to {
+        let n = (to - at).min(BLOCK) as usize;
+        calls::check(Call::Fill).and_then(|()| file.write_all_at(&zeros[..n], at))?;
+        at += n as u64;
+    }
+    Ok(())
+}
+
+/// Allocates a range; false: this file system cannot.
+fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
+    let mut can = true;
+    uninterrupted(|| {
+        let allocated = calls::check(Call::Allocate)
+            .and_then(|()| rustix::fs::fallocate(file, FallocateFlags::empty(), from, to - from));
+        match allocated {
+            Ok(()) => Ok(()),
+            Err(Errno::OPNOTSUPP | Errno::NOSYS) => {
+                can = false;
+                Ok(())
+            }
+            Err(e) => Err(e.into()),
+        }
+    })?;
+    Ok(can)
+}
+
+/// Gives blocks to the holes of a range. Nothing is written that was not read: should a file system
+/// call something a hole that is none, it is there as before.
+fn fill_holes(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let holes = holes(file, from, to)?;
+    if holes.is_empty() {
+        return Ok(());
+    }
+    // A file that claims terabytes must not take all that is left before it is refused. What was
+    // allocated and not written since counts as a hole, and has its room.
+    let metadata = file.metadata()?;
+    let missing = metadata.len().saturating_sub(metadata.blocks() * 512);
+    let bytes: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
+    let volume = rustix::fs::fstatvfs(file)?;
+    let left = volume.f_bavail.saturating_mul(volume.f_frsize);
+    if volume.f_blocks > 0 && bytes.min(missing) > left {
+        return Err(Errno::NOSPC.into());
+    }
+    for hole in holes {
+        within_file_size_limit(hole.end)?;
+        if allocate(file, hole.start, hole.end)? {
+            continue;
+        }
+        let mut block = [0; BLOCK as usize];
+        let mut at = hole.start;
+        while at < hole.end {
+            let block = &mut block[..(hole.end - at).min(BLOCK) as usize];
+            file.read_exact_at(block, at)?;
+            calls::check(Call::Fill).and_then(|()| file.write_all_at(block, at))?;
+            at += block.len() as u64;
+        }
+    }
+    Ok(())
+}
+
+/// The holes of a range, none where the file system cannot tell.
+fn holes(file: &File, from: u64, to: u64) -> io::Result<Vec<Range<u64>>> {
+    let mut holes = Vec::new();
+    let mut at = from;
+    while at < to {
+        let Some(start) = found(rustix::fs::seek(file, SeekFrom::Hole(at)))? else {
+            break;
+        };
+        let end = found(rustix::fs::seek(file, SeekFrom::Data(start)))?;
+        let hole = start..end.unwrap_or(to).min(to);
+        if hole.is_empty() {
+            break;
+        }
+        at = hole.end;
+        holes.push(hole);
+    }
+    Ok(holes)
+}
+
+/// `None`: there is nothing of it up to the end of the file, or this file system cannot tell.
+fn found(sought: Result<u64, Errno>) -> io::Result<Option<u64>> {
+    match sought {
+        Ok(at) => Ok(Some(at)),
+        Err(Errno::NXIO | Errno::INVAL | Errno::OPNOTSUPP) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// A signal may end a call before it did anything: that says nothing about the device, so the
 /// call is made again.
-fn uninterrupted(call: impl Fn() -> io::Result<()>) -> io::Result<()> {
+fn uninterrupted(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     loop {
         match call() {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}

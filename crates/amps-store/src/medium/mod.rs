@@ -88,6 +88,15 @@ pub(crate) trait Device: Send + Sync {
     /// No space, quota, or file size limit: the length is unchanged.
     fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
 
+    /// Gives blocks to every hole of a range, which goes on reading as zeros, so that no later store
+    /// can fail there. Only a file has holes: where somebody copied it and left out the zeros.
+    ///
+    /// # Errors
+    /// As [`reserve`](Self::reserve): the holes are holes again.
+    fn fill_holes(&self, _from: u64, _to: u64) -> io::Result<()> {
+        Ok(())
+    }
+
     /// Cuts the medium to `len`, after everything behind was [left](Medium::leave): a mapped
     /// page behind the end of its file kills whoever touches it. Not durable by itself.
     ///

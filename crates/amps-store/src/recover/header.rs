@@ -74,6 +74,44 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
     Err(Refusal::NotAStore((*why).to_owned()))
 }
 
+/// How many segments without anything in them are looked at because of each that has something,
+/// and how many besides: recovery keeps some 100 bytes for each.
+const EMPTY_PER_SEGMENT: u64 = 8;
+const EMPTY_SEGMENTS: u64 = 1 << 16;
+
+/// How far a file of `len` bytes goes: where a hole takes the last of its segments whole, to the
+/// end of the last one before, as if it had been cut there. A store's segments are filled, and each
+/// has a header.
+///
+/// # Errors
+/// What is there lies so far apart that keeping account of the holes between would take more
+/// memory than the file takes room.
+pub(crate) fn reach<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+    superblock: &Superblock,
+) -> Result<u64, Refusal> {
+    let size = superblock.segment_size;
+    let there = (len.saturating_sub(SEGMENTS_AT) / size).min(superblock.segments);
+    let (mut segments, mut filled) = (0, 0);
+    while segments < there {
+        let data = source.next_data(SEGMENTS_AT + segments * size)?;
+        let segment = data.saturating_sub(SEGMENTS_AT) / size;
+        if segment >= there {
+            return Ok(SEGMENTS_AT + segments * size);
+        }
+        filled += 1;
+        segments = segment + 1;
+        let empty = segments - filled;
+        if empty > EMPTY_SEGMENTS + EMPTY_PER_SEGMENT * filled {
+            return Err(Refusal::NotAStore(format!(
+                "of its first {segments} segments {empty} are holes, which no store leaves"
+            )));
+        }
+    }
+    Ok(len)
+}
+
 /// Whether this is what a creation leaves that did not reach its end: the first superblock
 /// perhaps in part, and behind the superblocks zeros and headers of free segments. Before
 /// the superblocks are whole no record is written, so nothing can be lost with such a file.
@@ -96,6 +134,7 @@ fn is_unfinished<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
             return Ok(false);
         }
         at += n;
+        at = (source.next_data(at)? / BLOCK * BLOCK).max(at);
     }
     Ok(true)
 }

@@ -10,27 +10,40 @@ use crate::planted::{self, Bug};
 use crate::report::Stop;
 use crate::scan::{Scanner, Seen, Source, Verdict};
 
+/// Records may have been there, of which nothing is known.
+fn without_header(offset: u64, bytes: u64) -> DamagedRange {
+    DamagedRange {
+        offset,
+        bytes,
+        first_ordinal: 0,
+        last_ordinal: None,
+        sequences: None,
+        earlier: true,
+    }
+}
+
 impl<S: Source + ?Sized> Recovery<'_, S> {
     /// Segments that hold records, by their first ordinal. A header that cannot be read is
     /// replaced by the first record, which every segment opens with.
     pub(super) fn used_segments(&mut self) -> Result<Vec<(u64, usize)>, Refusal> {
         let mut used = Vec::new();
-        for segment in 0..self.segments {
+        let mut segment = 0;
+        while segment < self.segments {
             let at = self.geometry.segment_at(segment);
+            let holes = self.holes_from(segment)?;
+            if holes > 0 {
+                let bytes = holes as u64 * self.geometry.segment_size;
+                self.out.damaged.push(without_header(at, bytes));
+                segment += holes;
+                continue;
+            }
             let mut bytes = [0; SEGMENT_HEADER as usize];
             self.source.fetch(at, &mut bytes)?;
             match SegmentHeader::decode(&bytes, self.geometry.key, at) {
                 Some(SegmentHeader::Free) => self.free.push(segment),
                 Some(SegmentHeader::Used { first_ordinal }) => used.push((first_ordinal, segment)),
                 None => {
-                    let range = DamagedRange {
-                        offset: at,
-                        bytes: SEGMENT_HEADER,
-                        first_ordinal: 0,
-                        last_ordinal: None,
-                        sequences: None,
-                        earlier: true,
-                    };
+                    let range = without_header(at, SEGMENT_HEADER);
                     let (first, end) = (
                         self.geometry.records_at(segment),
                         self.geometry.end_of(segment),
@@ -44,9 +57,17 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     }
                 }
             }
+            segment += 1;
         }
         used.sort_unstable();
         Ok(used)
+    }
+
+    /// How many segments from this one on are holes from end to end.
+    fn holes_from(&self, segment: usize) -> Result<usize, Refusal> {
+        let data = self.source.next_data(self.geometry.segment_at(segment))?;
+        let behind = data.saturating_sub(SEGMENTS_AT) / self.geometry.segment_size;
+        Ok(behind.min(self.segments as u64) as usize - segment)
     }
 
     /// Walks, while another thread finds out which free segments are bare.
