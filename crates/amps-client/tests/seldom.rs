@@ -7,6 +7,7 @@ mod common;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 use amps_client::{Event, Events};
 use amps_store::testkit::{Fault, SimDisk};
@@ -147,4 +148,34 @@ async fn a_refusal_that_cannot_be_made_durable_waits_and_that_is_told() {
     assert_eq!(doing.await, "make a refusal durable");
     assert_eq!(called.load(Ordering::SeqCst), 0);
     assert_eq!(client.health().rejections, 3);
+}
+
+/// Also the first message of a run is one of this run.
+#[tokio::test]
+async fn a_refusal_of_the_first_message_of_a_run_is_of_this_run() {
+    let dir = tempfile::tempdir().unwrap();
+    let (seen, mut calls) = mpsc::unbounded_channel();
+    for wanted in [(1, false), (2, true)] {
+        let store = Store::open(dir.path().join("store"), options()).unwrap();
+        let (builder, mut listener) = pair();
+        let seen = seen.clone();
+        let client = builder
+            .store(store)
+            .on_failed_write(move |failed| {
+                let sent = seen.send((failed.sequence, failed.earlier_run));
+                async move { Ok(sent?) }
+            })
+            .open()
+            .await
+            .unwrap();
+        if !wanted.1 {
+            client.publish("orders", "one").await.unwrap();
+            client.publish("orders", "two").await.unwrap();
+        }
+        let mut peer = Peer::logged_on(&mut listener, wanted.0 - 1).await;
+        peer.publishes_to(2).await;
+        peer.refuse(wanted.0, "no").await;
+        assert_eq!(calls.recv().await, Some(wanted));
+        client.close(Duration::ZERO).await;
+    }
 }

@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used)]
 
 use amps_store::testkit::{SimDisk, step};
-use amps_store::{Envelope, OpenError, Options, PublishStore, Store, StoreError};
+use amps_store::{Envelope, OpenError, Options, PublishStore, Rejected, Store, StoreError};
 
 fn small() -> Options {
     Options::new().capacity(256 << 10).client_name("tester")
@@ -53,4 +53,32 @@ fn a_closed_store_writes_no_superblock() {
         assert!(matches!(answer, Err(StoreError::Closed)), "{answer:?}");
     }
     assert!(disk.bytes() == before);
+}
+
+/// A refusal that comes late takes room that nobody kept for it; where there is none, it is said,
+/// and nothing is written.
+#[test]
+fn a_late_refusal_without_room_changes_nothing() {
+    let disk = SimDisk::new();
+    let options = Options::new().capacity(64 << 10).client_name("tester");
+    let store = disk.open(options).unwrap();
+    let fill = || {
+        let mut full = 0;
+        while full < 3 {
+            full += u64::from(store.append(&Envelope::publish("t"), &[7; 200]).is_err());
+            while step(&store).unwrap() {}
+        }
+    };
+    fill();
+    store.settle(&[9]).unwrap();
+    fill();
+    let (bounds, bytes) = (store.bounds(), disk.bytes());
+    assert!(matches!(store.reject(9, "late", 1), Ok(Rejected::NoRoom)));
+    assert_eq!(store.bounds(), bounds);
+    assert!(store.rejections(0, 9).is_empty() && disk.bytes() == bytes);
+    // One that is in time has its room.
+    assert!(matches!(
+        store.reject(10, "no", 1),
+        Ok(Rejected::Logged { late: false, .. })
+    ));
 }

@@ -299,3 +299,25 @@ fn a_rebase_counts_what_may_arrive_twice() {
         assert_eq!(possible_duplicates(&outputs), Some(expected));
     }
 }
+
+/// A logon that names no figure begins a link like any other.
+#[test]
+fn a_short_link_without_a_figure_counts_as_short() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut rig = rig_with(file_store(&dir), Config::default());
+    rig.publish(5);
+    rig.logon(0);
+    rig.send();
+    drop(rig);
+    let mut rig = rig_with(file_store(&dir), Config::default());
+    rig.logon(None);
+    rig.send();
+    rig.lose();
+    let outputs = rig.logon(50);
+    assert!(
+        notes(&outputs)
+            .iter()
+            .any(|n| matches!(n, Note::NameShared { figure: 50, .. })),
+        "{outputs:?}"
+    );
+}
