@@ -9,11 +9,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use amps_client::{Event, Events};
+use amps_client::connector::{Connecting, Connector, MemoryConnector};
+use amps_client::uri::Uri;
+use amps_client::{Event, Events, Outcome, Via};
 use amps_store::testkit::{Fault, SimDisk};
 use amps_store::{Envelope, Level, PublishStore, Store, StoreError};
 use common::quirks::Quirks;
-use common::{LONG, Peer, memory, options, pair};
+use common::{LONG, Peer, builder, memory, options, pair};
+use tokio::io::BufStream;
 use tokio::sync::mpsc;
 
 /// The first event that this says something about.
@@ -177,5 +180,37 @@ async fn a_refusal_of_the_first_message_of_a_run_is_of_this_run() {
         peer.refuse(wanted.0, "no").await;
         assert_eq!(calls.recv().await, Some(wanted));
         client.close(Duration::ZERO).await;
+    }
+}
+
+/// A stream that keeps what is written until it is told to send it, as those do that encrypt.
+#[derive(Debug)]
+struct Buffered(MemoryConnector);
+
+impl Connector for Buffered {
+    fn connect<'a>(&'a self, uri: &'a Uri) -> Connecting<'a> {
+        Box::pin(async move {
+            let stream = self.0.connect(uri).await?;
+            Ok(Box::new(BufStream::new(stream)) as _)
+        })
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn what_is_written_is_sent_off_also_where_the_stream_would_keep_it() {
+    let memory_connector = MemoryConnector::new();
+    let mut listener = memory_connector.listen();
+    let client = builder(memory_connector.clone())
+        .connector(Arc::new(Buffered(memory_connector)))
+        .store(memory())
+        .open()
+        .await
+        .unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    for sequence in 1..=3 {
+        let receipt = client.publish("orders", "one").await.unwrap();
+        assert_eq!(peer.publishes_to(sequence).await.len(), 1);
+        peer.ok(sequence).await;
+        assert_eq!(receipt.await, Outcome::Persisted { via: Via::Ack });
     }
 }
