@@ -429,3 +429,41 @@ fn a_mark_set_aside_settles_what_it_covers_and_no_refusal() {
         "settled, and not merely unheard of"
     );
 }
+
+/// Where a hole stands and what is missing in it is told for the second one as for the first.
+#[test]
+fn each_hole_is_named_by_its_place_and_its_sequences() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).expect("creates");
+    store.sync().expect("syncs");
+    for n in 1..=10 {
+        publish(&store, n);
+    }
+    drop(store);
+    let all = intact_messages(&disk.bytes());
+    let place = |sequence| all.iter().find(|m| m.sequence == sequence).unwrap().offset;
+    for sequence in [4, 7, 8] {
+        disk.scribble(place(sequence) + 60, |bytes| bytes[0] ^= 1);
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    std::fs::write(&old, disk.bytes()).unwrap();
+    let report = repair_to(&old, &new).unwrap();
+    let holes: Vec<_> = report
+        .unsaved
+        .iter()
+        .map(|unsaved| match unsaved {
+            Unsaved::Hole {
+                offset,
+                first_ordinal,
+                last_ordinal,
+                sequences,
+            } => (*offset, last_ordinal - first_ordinal + 1, *sequences),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    let expected = [(place(4), 1, Some((4, 4))), (place(7), 2, Some((7, 8)))];
+    assert_eq!(holes, expected);
+    assert_eq!((report.saved, report.saved_set_aside), (7, 4));
+    assert_eq!(report.sequences, Some((1, 10)));
+}
