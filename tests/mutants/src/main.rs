@@ -32,6 +32,7 @@ Usage: amps-mutants [OPTION…] prepare|run|report
   --only TEXT     tries slips with this in their name only
   --standing      tries again only what stood, or what is new, and believes the rest
   --budget MS     leaves a slip standing after tests that usually take so long, for a first look
+  --again         tries again only what stood
   --jobs N        [default: 2]
 ";
 
@@ -68,6 +69,7 @@ struct Options {
     every: usize,
     only: Option<String>,
     standing: bool,
+    again: bool,
     jobs: usize,
     budget: u64,
     verb: String,
@@ -84,6 +86,7 @@ fn options() -> Outcome<Options> {
         every: 1,
         only: None,
         standing: false,
+        again: false,
         jobs: 2,
         budget: u64::MAX,
         verb: String::new(),
@@ -99,6 +102,7 @@ fn options() -> Outcome<Options> {
             "--seeds" => o.seeds = value()?,
             "--every" => o.every = value()?.parse()?,
             "--only" => o.only = Some(value()?),
+            "--again" => o.again = true,
             "--standing" => o.standing = true,
             "--budget" => o.budget = value()?.parse()?,
             "--jobs" => o.jobs = value()?.parse()?,
@@ -178,6 +182,7 @@ fn run(o: &Options, trial: &Trial) -> Outcome<()> {
                 .as_ref()
                 .is_none_or(|text| s.name.contains(text.as_str()))
             && !(o.standing && fell(&s.name))
+            && (!o.again || earlier.contains_key(&s.name) && !fell(&s.name))
     });
     trial.run(&trial.load()?, &chosen, o.jobs, o.budget)?;
     report(o, trial)
