@@ -344,7 +344,7 @@ async fn a_link_that_went_dead_is_noticed_by_its_silence() {
     let end = link_lost(&mut events).await;
     assert_eq!(end, LinkEnd::HeartbeatLost);
     let silence = begun.elapsed();
-    assert!(silence <= interval * 2, "{silence:?}");
+    assert!(silence <= interval * 5 / 2, "{silence:?}");
     assert!(silence > interval / 2, "{silence:?}");
 
     proxy.set(Weather::Fair);

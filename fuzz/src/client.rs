@@ -337,6 +337,8 @@ impl Machines {
             _ => {
                 self.now.at += Duration::from_millis(u64::from(choices.arbitrary::<u16>()?));
                 let (now, out) = (self.now, &mut self.out);
+                let waits = self.delivery.in_flight() > 0;
+                self.session.publishes_wait(now.at, waits);
                 if self.session.tick(now.at, out, &mut |_| {}).is_err() {
                     self.session.disconnected(&mut |_| {});
                     self.delivery.handle(&self.store, now, Input::LinkLost);

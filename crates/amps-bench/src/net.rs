@@ -413,6 +413,8 @@ pub(crate) fn latency(
     let client = runtime.block_on(
         Client::builder("bench")
             .server(format!("tcp://{address}/amps/json"))
+            // The other end takes every frame for the message that is timed.
+            .heartbeat(None)
             .store(store)
             .open(),
     )?;

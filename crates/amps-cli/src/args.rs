@@ -157,6 +157,22 @@ impl Tls {
     }
 }
 
+/// How the silence of a server is noticed.
+#[derive(Debug, Args)]
+pub(crate) struct Watching {
+    /// Interval of heartbeats, by which a silent server is noticed and left for the next one.
+    ///
+    /// One that confirmed them is left after two and a half intervals of silence. One that did not
+    /// answer is left when it owes an acknowledgement or an answer and says nothing for 30 seconds.
+    /// With "off" none are asked for, and silence means nothing.
+    #[arg(long, value_name = "SECS|off", default_value = "10", value_parser = units::heartbeat)]
+    pub(crate) heartbeat: Heartbeat,
+}
+
+/// The interval of heartbeats; `None`: off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Heartbeat(pub(crate) Option<Duration>);
+
 /// Who logs on, where a server's URI does not say so.
 #[derive(Debug, Args)]
 pub(crate) struct Login {
@@ -180,6 +196,8 @@ pub(crate) struct Sending {
     pub(crate) login: Login,
     #[command(flatten)]
     pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) watching: Watching,
     /// How long to wait for acknowledgements at the end, and for room while the store is full.
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = units::duration)]
     pub(crate) flush_timeout: Duration,
@@ -258,6 +276,8 @@ pub(crate) struct Subscribe {
     pub(crate) login: Login,
     #[command(flatten)]
     pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) watching: Watching,
     /// Stop after this many messages.
     #[arg(short = 'n', long, value_name = "N")]
     pub(crate) count: Option<u64>,

@@ -27,6 +27,7 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
         flush_timeout: args.sending.flush_timeout,
         status_interval: args.sending.status_interval,
         publish_ids: args.sending.publish_ids,
+        heartbeat: args.sending.watching.heartbeat,
         input: None,
         stop,
         json,

@@ -69,6 +69,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         connector,
         flush_timeout: args.sending.flush_timeout,
         publish_ids: args.sending.publish_ids,
+        heartbeat: args.sending.watching.heartbeat,
         input: Some(Input {
             lines,
             message: Box::new(move |line| to_message(&topic, delta, resume, line)),

@@ -15,6 +15,7 @@ use amps_client::connector::Connector;
 use amps_sandbox::Sandbox;
 use amps_store::{PublishStore, Store};
 
+use crate::args::Heartbeat;
 use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
@@ -41,6 +42,7 @@ pub(crate) struct Job {
     pub(crate) status_interval: Option<Duration>,
     /// Publishes carry their sequence as command id.
     pub(crate) publish_ids: bool,
+    pub(crate) heartbeat: Heartbeat,
     pub(crate) input: Option<Input>,
     pub(crate) stop: Stop,
     pub(crate) json: bool,
@@ -60,6 +62,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         flush_timeout,
         status_interval,
         publish_ids,
+        heartbeat,
         input,
         stop,
         json,
@@ -74,6 +77,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         .store(store.clone())
         .connector(connector)
         .publish_ids(publish_ids)
+        .heartbeat(heartbeat.0)
         // A person decides what becomes of a refusal: it waits in the store.
         .on_failed_write(|_| async { Err("it waits for `amps failed`".into()) });
     for server in &servers {

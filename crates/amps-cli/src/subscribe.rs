@@ -26,8 +26,9 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
     let servers = login::servers(&args.server, &args.login, &stop)?;
     let connector = tls::connector(&servers, &args.tls, &stop)?;
-    let mut builder =
-        Client::builder(format!("amps-subscribe-{:016x}", random())).connector(connector);
+    let mut builder = Client::builder(format!("amps-subscribe-{:016x}", random()))
+        .connector(connector)
+        .heartbeat(args.watching.heartbeat.0);
     for server in &servers {
         builder = builder.server(server.as_str());
     }

@@ -4,6 +4,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use amps_store::Level;
 
+use crate::args::Heartbeat;
+
 /// A century.
 const LONGEST: Duration = Duration::from_secs(100 * 365 * 86_400);
 
@@ -33,6 +35,20 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "write a number and us, ms, s, m or h, as in 10ms".to_owned())?;
     // What is longer than anybody waits is the longest that clocks can be asked for everywhere.
     Ok(Duration::try_from_secs_f64(number * scale).map_or(LONGEST, |d| d.min(LONGEST)))
+}
+
+/// Reads whole seconds from 1 on, or `off`.
+///
+/// # Errors
+/// What was expected.
+pub(crate) fn heartbeat(text: &str) -> Result<Heartbeat, String> {
+    if text == "off" {
+        return Ok(Heartbeat(None));
+    }
+    match text.parse() {
+        Ok(seconds @ 1..) => Ok(Heartbeat(Some(Duration::from_secs(seconds).min(LONGEST)))),
+        _ => Err("write whole seconds from 1 on, or off".to_owned()),
+    }
 }
 
 /// Reads `65536`, `64KiB`, `16MiB`, `2GiB`, `1TiB` (also `K`, `M`, `G`, `T` for the same powers
@@ -202,6 +218,21 @@ mod tests {
         }
         for bad in ["", "ms", "-1s", "1 s", "1d", "1.2.3s", "inf"] {
             assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn heartbeats() {
+        assert_eq!(heartbeat("off"), Ok(Heartbeat(None)));
+        let seconds = |n| Ok(Heartbeat(Some(Duration::from_secs(n))));
+        assert_eq!(heartbeat("1"), seconds(1));
+        assert_eq!(heartbeat("10"), seconds(10));
+        assert_eq!(
+            heartbeat(&u64::MAX.to_string()),
+            Ok(Heartbeat(Some(LONGEST)))
+        );
+        for bad in ["", "0", "-1", "1.5", "10s", "OFF", "none"] {
+            assert!(heartbeat(bad).is_err(), "{bad:?}");
         }
     }
 

@@ -26,7 +26,7 @@ use crate::failed::{
 };
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
-use crate::session::{Session, SessionConfig};
+use crate::session::{DEFAULT_HEARTBEAT, Session, SessionConfig};
 use crate::shared::{Direct, LinkStatus, Shared};
 use crate::uri::Uri;
 
@@ -94,7 +94,7 @@ impl Builder {
             connect_timeout: Duration::from_secs(10),
             logon_timeout: Duration::from_secs(10),
             command_timeout: Duration::from_secs(30),
-            heartbeat: None,
+            heartbeat: Some(DEFAULT_HEARTBEAT),
             publish_ids: false,
             ack_conflation: None,
             logon_options: None,
@@ -211,13 +211,24 @@ impl Builder {
         self
     }
 
-    /// Heartbeats at this interval, whole seconds, in both directions. The link is given up
-    /// when no frame has come to its end for twice as long, so that a server that sends one for
-    /// ever holds nobody up: choose it longer than the largest message takes to arrive. None
-    /// unless asked for.
+    /// Heartbeats at this interval, whole seconds, in both directions; `None` for no heartbeats.
+    /// Every 10 s unless set. What the server's silence means is up to its answer:
+    ///
+    /// - It confirmed them: a link on which nothing is heard for two and a half intervals, 25 s
+    ///   unless set, is given up, and the next server is tried.
+    /// - It refused them: nothing.
+    /// - It did not answer: a link on which nothing is heard for 30 s is given up if it owed an
+    ///   answer all that time, to a publish or a command. An idle link to a server without
+    ///   heartbeats is left alone.
+    ///
+    /// A frame that has not come to its end is silence unless 64 KiB more of it have come, so
+    /// that a server that sends one for ever holds nobody up.
+    ///
+    /// Behind this stands the kernel: a TCP connection whose peer answers nothing for two minutes,
+    /// or takes nothing for as long, ends even without heartbeats.
     #[must_use]
-    pub fn heartbeat(mut self, interval: Duration) -> Self {
-        self.heartbeat = Some(interval);
+    pub fn heartbeat(mut self, interval: impl Into<Option<Duration>>) -> Self {
+        self.heartbeat = interval.into();
         self
     }
 

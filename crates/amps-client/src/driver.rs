@@ -400,7 +400,10 @@ impl Driver {
             .is_some_and(|closing| Instant::now() >= closing.until)
     }
 
-    fn deadline(&self) -> Option<Instant> {
+    fn deadline(&mut self) -> Option<Instant> {
+        let in_flight = self.delivery.as_ref().map_or(0, Delivery::in_flight);
+        let now = self.work.start.elapsed();
+        self.session.publishes_wait(now, in_flight > 0);
         let session = self.session.deadline().map(|at| self.work.start + at);
         [session, self.offline_deadline()]
             .into_iter()

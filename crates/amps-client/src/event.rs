@@ -57,7 +57,8 @@ pub enum LinkEnd {
     LoggedOnAs(String),
     /// The authenticator had no credentials.
     Authenticator(String),
-    /// Nothing was heard for twice the heartbeat interval.
+    /// Nothing was heard for longer than a link may be silent; see
+    /// [`Builder::heartbeat`](crate::Builder::heartbeat).
     HeartbeatLost,
     /// The server is behind what it acknowledged before, and the client was told to try
     /// another one (`GapPolicy::NextServer`).
@@ -94,7 +95,7 @@ impl fmt::Display for LinkEnd {
             ),
             LinkEnd::Authenticator(error) => write!(f, "no credentials: {error}"),
             LinkEnd::HeartbeatLost => {
-                f.write_str("nothing was heard for twice the heartbeat interval")
+                f.write_str("nothing was heard for longer than a link may be silent")
             }
             LinkEnd::PublishGap => f.write_str("the server is behind what was acknowledged"),
             LinkEnd::ForeignFigure => {

@@ -217,7 +217,7 @@ async fn an_authenticator_that_never_answers_fails_the_attempt_and_spins_nothing
 }
 
 #[tokio::test(start_paused = true)]
-async fn silence_for_two_heartbeats_ends_the_link() {
+async fn silence_for_two_heartbeats_and_a_half_ends_the_link() {
     let (builder, mut listener) = pair();
     let client = builder
         .heartbeat(Duration::from_secs(5))
@@ -244,11 +244,7 @@ async fn silence_for_two_heartbeats_ends_the_link() {
     assert!(began.elapsed() >= Duration::from_secs(15));
     let silent = tokio::time::Instant::now();
     while peer.next().await.is_some() {}
-    assert!(
-        silent.elapsed() <= Duration::from_secs(11),
-        "{:?}",
-        silent.elapsed()
-    );
+    assert_eq!(silent.elapsed().as_millis() / 100, 125);
     let mut initiated = false;
     loop {
         match events.next().await.unwrap() {
@@ -307,12 +303,13 @@ async fn a_server_that_knows_no_heartbeats_is_not_dead_for_its_silence() {
     }
     drop(peer);
     assert_eq!(link_lost(&mut events).await, LinkEnd::Closed);
-    // One that says nothing at all any more is gone, confirmed or not.
+    // One that owes an answer, and says nothing at all any more, is gone, confirmed or not.
     let mut peer = Peer::logged_on(&mut listener, 5).await;
+    client.publish("t", "x").await.unwrap();
     let silent = tokio::time::Instant::now();
     while peer.next().await.is_some() {}
     assert_eq!(link_lost(&mut events).await, LinkEnd::HeartbeatLost);
-    assert_eq!(silent.elapsed().as_secs(), 30, "the command timeout");
+    assert_eq!(silent.elapsed().as_secs(), 30);
 }
 
 #[tokio::test(start_paused = true)]

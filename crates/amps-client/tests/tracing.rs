@@ -87,6 +87,7 @@ async fn everything_stands_in_a_span_and_nothing_shows_a_payload() {
     let mut listener = connector.listen();
     let client = Client::builder(NAME)
         .server("tcp://me:pa55word@orders.example:9007/amps/json")
+        .heartbeat(None)
         .connector(Arc::new(connector))
         .store(memory())
         .on_failed_write(|failed| async move {

@@ -311,6 +311,9 @@ impl Publisher {
             return Ok(());
         }
         self.fill(around)?;
+        let process = self.process.as_mut().expect("runs");
+        let waits = process.delivery.in_flight() > 0;
+        process.session.publishes_wait(around.now, waits);
         self.write(around)
     }
 

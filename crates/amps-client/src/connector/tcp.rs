@@ -6,6 +6,7 @@ use std::io;
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpSocket, TcpStream, lookup_host};
 use tokio::task::JoinSet;
 
@@ -125,14 +126,53 @@ async fn open_one(uri: Uri, address: SocketAddr) -> io::Result<TcpStream> {
     }
     let stream = socket.connect(address).await?;
     stream.set_nodelay(uri.no_delay())?;
+    watch(&stream)?;
     Ok(stream)
 }
+
+/// When the kernel gives up on a peer that answers nothing: a second line behind heartbeats, for
+/// servers that know none, and later, since on Linux it also counts the time in which a live peer
+/// takes nothing.
+const GONE: Duration = Duration::from_secs(120);
+
+/// Of an idle connection, half of that time goes by before the first probe.
+fn watch(stream: &TcpStream) -> io::Result<()> {
+    let socket = SockRef::from(stream);
+    let probes = TcpKeepalive::new().with_time(GONE / 2);
+    #[cfg(any(target_os = "linux", target_os = "macos", target_os = "freebsd"))]
+    let probes = probes.with_interval(GONE / 2 / PROBES).with_retries(PROBES);
+    socket.set_tcp_keepalive(&probes)?;
+    #[cfg(target_os = "linux")]
+    socket.set_tcp_user_timeout(Some(GONE))?;
+    Ok(())
+}
+
+#[cfg(any(target_os = "linux", target_os = "macos", target_os = "freebsd"))]
+const PROBES: u32 = 3;
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::TcpListener;
+
+    #[cfg(target_os = "linux")]
+    #[tokio::test]
+    async fn the_kernel_gives_up_on_a_peer_that_is_gone() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let uri: Uri = format!("tcp://{address}/amps/json").parse().unwrap();
+        let stream = open(&uri).await.unwrap();
+        let socket = SockRef::from(&stream);
+        assert_eq!(socket.tcp_user_timeout().unwrap(), Some(GONE));
+        assert!(socket.keepalive().unwrap());
+        let (idle, between, probes) = (
+            socket.tcp_keepalive_time().unwrap(),
+            socket.tcp_keepalive_interval().unwrap(),
+            socket.tcp_keepalive_retries().unwrap(),
+        );
+        assert_eq!(idle + between * probes, GONE);
+    }
 
     #[test]
     fn the_preferred_family_is_first_and_bind_decides_the_family() {

@@ -338,6 +338,7 @@ impl Driver {
                 }
             }
         }
+        self.session.receiving(now.at, decoder.read_buffer().len());
         self.input(Input::AcksEnd);
         Ok(())
     }

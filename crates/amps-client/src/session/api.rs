@@ -117,6 +117,6 @@ pub enum Received<'a> {
 pub enum Expired {
     /// No answer to the logon in time.
     Logon,
-    /// Nothing was heard for twice the heartbeat interval.
+    /// Nothing was heard for longer than a link may be silent.
     Heartbeat,
 }

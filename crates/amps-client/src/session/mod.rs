@@ -4,6 +4,7 @@
 
 mod api;
 mod route;
+mod silence;
 #[cfg(test)]
 mod tests;
 
@@ -16,7 +17,10 @@ use crate::error::CommandError;
 use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, Verb};
 use crate::subscribe::{Answer, DeliveredKind, Request, Subscribe};
 
+use silence::Silence;
+
 pub use api::{Credentials, Expired, Received, ServerInfo, SessionConfig};
+pub use silence::DEFAULT_HEARTBEAT;
 
 /// Challenges answered on one link before the logon counts as refused
 /// (`amps-protocol.md` §5.3).
@@ -38,10 +42,8 @@ pub struct Session {
     server: ServerInfo,
     /// Frames with messages so far, to tell the first mention of a subscription in one.
     frames: u64,
-    heard: Duration,
     beat_at: Option<Duration>,
-    /// The server confirmed heartbeats, so that its silence means something.
-    beats: bool,
+    silence: Silence,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,6 +61,7 @@ enum Phase {
 struct Waiting {
     what: What,
     left: AckKinds,
+    since: Duration,
     until: Duration,
     answer: Answer,
 }
@@ -93,9 +96,8 @@ impl Session {
             resubscribing: 0,
             server: ServerInfo::default(),
             frames: 0,
-            heard: Duration::ZERO,
             beat_at: None,
-            beats: false,
+            silence: Silence::new(),
         }
     }
 
@@ -111,7 +113,7 @@ impl Session {
         out: &mut Vec<u8>,
     ) -> Result<(), FrameError> {
         self.message_type = message_type.map(str::to_owned);
-        self.heard = now;
+        self.silence.heard(now);
         self.log_on(now, credentials, 0, out)
     }
 
@@ -135,7 +137,7 @@ impl Session {
     pub fn disconnected(&mut self, sink: &mut dyn FnMut(Received<'_>)) {
         self.phase = Phase::Offline;
         self.beat_at = None;
-        self.beats = false;
+        self.silence = Silence::new();
         self.resubscribing = 0;
         for (id, waiting) in std::mem::take(&mut self.waiting) {
             let error = CommandError::Disconnected;
@@ -177,7 +179,7 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) -> Result<(), HeaderError> {
-        self.heard = now;
+        self.silence.heard(now);
         let (header, body) = Header::salvage(frame)?;
         if let Some(field) = &header.unreadable {
             sink(Received::Unreadable { field });
@@ -236,7 +238,8 @@ impl Session {
         Ok(())
     }
 
-    /// When to call [`tick`](Self::tick) at the latest.
+    /// When to call [`tick`](Self::tick) at the latest. It moves with
+    /// [`publishes_wait`](Self::publishes_wait).
     pub fn deadline(&self) -> Option<Duration> {
         let logon = match self.phase {
             Phase::LoggingOn { until, .. } => Some(until),
@@ -252,14 +255,23 @@ impl Session {
 
     /// When the server will have been silent for too long.
     fn silent_at(&self) -> Option<Duration> {
-        let interval = self.config.heartbeat.filter(|_| self.beat_at.is_some())?;
-        let patience = match self.beats {
-            true => interval * 2,
-            // A server that has not confirmed heartbeats may know none; but one that says
-            // nothing at all for as long as a command may take is gone.
-            false => (interval * 2).max(self.config.command_timeout),
-        };
-        Some(self.heard + patience)
+        let commands = self.waiting.values();
+        let since = commands
+            .filter(|w| w.what != What::Heartbeat)
+            .map(|w| w.since);
+        self.silence.too_long_at(since.min())
+    }
+
+    /// Says whether publishes wait for an answer on this link, whenever that may have changed:
+    /// a server that has not said whether it knows heartbeats may be silent while it owes nothing.
+    pub fn publishes_wait(&mut self, now: Duration, wait: bool) {
+        self.silence.publishes_wait(now, wait);
+    }
+
+    /// Says how many bytes of a frame that is not complete have come: a large message that comes
+    /// slowly is no silence.
+    pub fn receiving(&mut self, now: Duration, bytes: usize) {
+        self.silence.heard_part(now, bytes);
     }
 
     /// Bytes were written just now; a beat would say nothing new for an interval.
@@ -301,7 +313,7 @@ impl Session {
             return Ok(None);
         }
         let until = until.unwrap_or(now + self.config.command_timeout);
-        self.wait(id, What::Command, request.acks, until);
+        self.wait(id, What::Command, request.acks, now, until);
         Ok(Some(id))
     }
 
@@ -377,9 +389,10 @@ impl Session {
                 id,
                 What::Heartbeat,
                 AckKinds::PROCESSED,
+                now,
                 now + self.config.command_timeout,
             );
-            self.heard = now;
+            self.silence.asked();
             self.beat_at = Some(now + interval);
         }
     }
@@ -410,7 +423,7 @@ impl Session {
                 subscription,
                 again,
             };
-            self.wait(id, what, acks, now + self.config.command_timeout);
+            self.wait(id, what, acks, now, now + self.config.command_timeout);
         }
     }
 
@@ -435,12 +448,13 @@ impl Session {
         }
     }
 
-    fn wait(&mut self, id: u64, what: What, left: AckKinds, until: Duration) {
+    fn wait(&mut self, id: u64, what: What, left: AckKinds, since: Duration, until: Duration) {
         self.waiting.insert(
             id,
             Waiting {
                 what,
                 left,
+                since,
                 until,
                 answer: Answer::default(),
             },

@@ -211,11 +211,18 @@ impl Session {
             What::Command => sink(Received::Done { id, result }),
             What::Heartbeat => match result {
                 Ok(_) => {
-                    self.beats = true;
+                    if let Some(interval) = self.config.heartbeat {
+                        self.silence.confirmed(interval);
+                    }
                     sink(Received::HeartbeatInitiated);
                 }
-                // A server without heartbeats is not dead for its silence.
-                Err(_) => self.beat_at = None,
+                Err(error) => {
+                    self.beat_at = None;
+                    // No answer is no refusal: it may not have been heard at all.
+                    if matches!(error, CommandError::Refused(_)) {
+                        self.silence.refused();
+                    }
+                }
             },
             What::Subscribe {
                 subscription,

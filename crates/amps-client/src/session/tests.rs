@@ -194,3 +194,158 @@ proptest! {
         }
     }
 }
+
+const SECOND: Duration = Duration::from_secs(1);
+const EPSILON: Duration = Duration::from_nanos(1);
+
+/// A session that asked for heartbeats every ten seconds, at the time 0.
+struct Watched {
+    session: Session,
+    out: Vec<u8>,
+}
+
+/// What a server says to the question for heartbeats.
+const CONFIRMED: &str = "success";
+const REFUSED: &str = "failure";
+
+impl Watched {
+    fn log_on() -> Self {
+        let config = SessionConfig {
+            heartbeat: Some(DEFAULT_HEARTBEAT),
+            command_timeout: SECOND * 100,
+            ..config(false)
+        };
+        let mut watched = Watched {
+            session: Session::new(config),
+            out: Vec::new(),
+        };
+        watched.log_on_again(Duration::ZERO);
+        watched
+    }
+
+    fn log_on_again(&mut self, now: Duration) {
+        self.out.clear();
+        self.session
+            .connected(now, None, &Credentials::default(), &mut self.out)
+            .unwrap();
+        self.answer_last(now, "success");
+        assert!(self.session.is_logged_on());
+        let (start, _) = Header::parse(&self.out[4..]).unwrap();
+        assert_eq!(start.options.as_deref(), Some("start,10"));
+    }
+
+    /// Answers the command that was sent last.
+    fn answer_last(&mut self, now: Duration, status: &str) {
+        let (command, _) = Header::parse(&self.out[4..]).unwrap();
+        let id = command.command_id.unwrap().into_owned();
+        self.out.clear();
+        self.hears(
+            now,
+            &format!(r#"{{"c":"ack","a":"processed","status":"{status}","cid":"{id}"}}"#),
+        );
+    }
+
+    fn hears(&mut self, now: Duration, frame: &str) {
+        let frame = Bytes::from(frame.to_owned());
+        self.session
+            .receive(now, &frame, &mut self.out, &mut |_| {})
+            .unwrap();
+    }
+
+    /// The link stands until this time, and is given up at it.
+    #[track_caller]
+    fn is_left_at(&mut self, at: Duration) {
+        self.stands_until(at - EPSILON);
+        let deadline = self.session.deadline();
+        assert!(
+            deadline.is_some_and(|deadline| deadline <= at),
+            "{deadline:?}"
+        );
+        let ticked = self.session.tick(at, &mut self.out, &mut |_| {});
+        assert_eq!(ticked, Err(Expired::Heartbeat));
+    }
+
+    #[track_caller]
+    fn stands_until(&mut self, at: Duration) {
+        let ticked = self.session.tick(at, &mut self.out, &mut |_| {});
+        assert_eq!(ticked, Ok(()), "at {at:?}");
+        self.out.clear();
+    }
+}
+
+#[test]
+fn a_server_that_confirmed_heartbeats_is_left_after_25_seconds_of_silence() {
+    let mut link = Watched::log_on();
+    link.answer_last(SECOND, CONFIRMED);
+    // Nothing is outstanding: a reader waits, and hears that the server is there.
+    link.stands_until(SECOND * 26 - EPSILON);
+    link.hears(SECOND * 26 - EPSILON, r#"{"c":"heartbeat"}"#);
+    link.is_left_at(SECOND * 51 - EPSILON);
+    // What one link heard says nothing about the next.
+    link.session.disconnected(&mut |_| {});
+    link.log_on_again(SECOND * 60);
+    link.stands_until(SECOND * 1000);
+}
+
+#[test]
+fn a_server_that_refused_heartbeats_may_be_silent() {
+    let mut link = Watched::log_on();
+    link.answer_last(SECOND, REFUSED);
+    link.session.publishes_wait(SECOND, true);
+    let request = Request::new("sow_delete");
+    let until = Some(SECOND * 4000);
+    link.session
+        .command(SECOND, &request, until, &mut link.out)
+        .unwrap();
+    link.stands_until(SECOND * 3600);
+}
+
+#[test]
+fn a_server_that_answers_nothing_is_left_only_while_it_owes_an_answer() {
+    let mut link = Watched::log_on();
+    // Idle: neither the question for heartbeats nor what was settled counts.
+    link.stands_until(SECOND * 1000);
+    link.session.publishes_wait(SECOND * 1000, true);
+    link.session.publishes_wait(SECOND * 1029, true);
+    link.stands_until(SECOND * 1030 - EPSILON);
+    link.session.publishes_wait(SECOND * 1029, false);
+    link.stands_until(SECOND * 2000);
+
+    // It owes an answer, and says something else now and then.
+    link.session.publishes_wait(SECOND * 2000, true);
+    link.hears(SECOND * 2020, r#"{"c":"heartbeat"}"#);
+    link.session.publishes_wait(SECOND * 2020, true);
+    link.is_left_at(SECOND * 2050);
+
+    // The question timed out long ago, on this link too.
+    link.session.disconnected(&mut |_| {});
+    link.log_on_again(SECOND * 3000);
+    link.stands_until(SECOND * 3500);
+    let request = Request::new("sow_delete");
+    let until = Some(SECOND * 3600);
+    link.session
+        .command(SECOND * 3500, &request, until, &mut link.out)
+        .unwrap();
+    link.is_left_at(SECOND * 3530);
+}
+
+#[test]
+fn a_large_message_that_comes_slowly_is_no_silence_and_one_that_drips_is() {
+    let mut link = Watched::log_on();
+    link.answer_last(Duration::ZERO, CONFIRMED);
+    let mut now = Duration::ZERO;
+    for part in 1..10 {
+        now += SECOND * 25 - EPSILON;
+        link.session.receiving(now, part * 64 * 1024);
+        link.stands_until(now);
+    }
+    for dripped in 0..64 * 1024 {
+        link.session
+            .receiving(now + SECOND * 20, 9 * 64 * 1024 + dripped);
+    }
+    link.is_left_at(now + SECOND * 25);
+    // The next frame begins at nothing.
+    link.hears(now, r#"{"c":"heartbeat"}"#);
+    link.session.receiving(now + SECOND, 64 * 1024);
+    link.is_left_at(now + SECOND * 26);
+}

@@ -49,6 +49,8 @@ pub fn builder(connector: MemoryConnector) -> Builder {
     Client::builder(NAME)
         .server("tcp://127.0.0.1:9007/amps/json")
         .connector(Arc::new(connector))
+        // Scripts say what is read next; those about heartbeats ask for them.
+        .heartbeat(None)
         .backoff(Backoff::new(
             Duration::from_millis(1),
             Duration::from_millis(5),
