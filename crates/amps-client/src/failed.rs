@@ -46,11 +46,13 @@ pub struct FailedWrite {
     pub original: Option<Message>,
 }
 
-/// An ack that nothing was there to take, or a command of the server's that no client knows.
+/// What nothing was there to take: an ack, a delivery, or a command of the server's that no client
+/// knows. Of the records in one frame that no subscription takes, the frame is told once.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnhandledAck {
-    /// `ack`, or the first 128 bytes of the unknown command's name.
+    /// `ack`; `p`, `sow` or `oof` for a delivery; or the first 128 bytes of the unknown command's
+    /// name.
     pub command: String,
     /// The kind of ack.
     pub kind: Option<AckKind>,
@@ -64,6 +66,9 @@ pub struct UnhandledAck {
     pub figure: Option<u64>,
     /// The ack's command id, its first 128 bytes if it has more.
     pub command_id: Option<String>,
+    /// The subscription or query it names, if it names one, in the server's words: the first 128
+    /// bytes.
+    pub subscription: Option<String>,
     /// It is a refusal that waits in the store; see [`Failed`].
     pub waits_in_store: bool,
 }

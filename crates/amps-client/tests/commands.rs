@@ -7,7 +7,7 @@ mod common;
 use std::time::Duration;
 
 use amps_client::protocol::{AckKind, AckKinds};
-use amps_client::{CommandError, Request};
+use amps_client::{CommandError, Request, Subscribe};
 use common::{Peer, memory, pair, started};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -165,6 +165,59 @@ async fn what_nothing_takes_reaches_the_last_chance_handler() {
     );
     assert_eq!(unhandled.recv().await.unwrap().command, "flush");
     assert_eq!(unhandled.recv().await.unwrap().command, "");
+    assert_eq!(client.health().counts.unattributed, 0);
+}
+
+#[tokio::test]
+async fn deliveries_and_records_that_no_subscription_takes_reach_the_last_chance_handler() {
+    let (builder, mut listener) = pair();
+    let (told, mut unhandled) = mpsc::unbounded_channel();
+    let client = builder
+        .on_last_chance(move |ack| told.send(ack).unwrap())
+        .open()
+        .await
+        .unwrap();
+    let subscribing = tokio::spawn({
+        let client = client.clone();
+        async move { client.subscribe(Subscribe::topic("t")).await }
+    });
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let placed = peer.next().await.unwrap();
+    peer.processed(&placed).await;
+    let mut reader = subscribing.await.unwrap().unwrap();
+    let id = placed.sub_id.unwrap();
+
+    peer.deliver("s999", "t", "1|1|", b"nobody's").await;
+    peer.frame(r#"{"c":"p","t":"t"}to nobody in particular"#)
+        .await;
+    peer.frame(r#"{"c":"oof","sub_id":"theirs","t":"t"}gone"#)
+        .await;
+    // Three records in one frame are told once.
+    let record = r#"{"l":1}x"#;
+    let records = format!(
+        r#"{{"c":"sow","query_id":"s77","t":"t"}}{}"#,
+        record.repeat(3)
+    );
+    peer.frame(&records).await;
+    // One reader is enough.
+    peer.frame(&format!(r#"{{"c":"p","t":"t","sids":"s999,{id}"}}ours"#))
+        .await;
+    peer.frame(r#"{"c":"flush"}"#).await;
+
+    assert_eq!(&reader.next().await.unwrap().unwrap().data[..], b"ours");
+    for (command, subscription) in [
+        ("p", Some("s999")),
+        ("p", None),
+        ("oof", Some("theirs")),
+        ("sow", Some("s77")),
+        ("flush", None),
+    ] {
+        let stray = unhandled.recv().await.unwrap();
+        assert_eq!(
+            (stray.command.as_str(), stray.subscription.as_deref()),
+            (command, subscription)
+        );
+    }
     assert_eq!(client.health().counts.unattributed, 0);
 }
 

@@ -75,6 +75,8 @@ impl From<Received<'_>> for Owned {
 }
 
 fn unhandled(header: &Header<'_>) -> UnhandledAck {
+    let ids = header.sub_ids.as_deref().or(header.sub_id.as_deref());
+    let subscription = ids.or(header.query_id.as_deref());
     let command = header.verb.as_ref().map_or("", Verb::as_str);
     UnhandledAck {
         command: cut(command).to_owned(),
@@ -84,6 +86,7 @@ fn unhandled(header: &Header<'_>) -> UnhandledAck {
         sequence: None,
         figure: header.sequence,
         command_id: header.command_id.as_deref().map(|id| cut(id).to_owned()),
+        subscription: subscription.map(|id| cut(id).to_owned()),
         waits_in_store: false,
     }
 }

@@ -113,6 +113,7 @@ impl Driver {
             sequence,
             figure,
             command_id: None,
+            subscription: None,
             waits_in_store,
         });
     }

@@ -108,7 +108,8 @@ pub enum Received<'a> {
         /// Its key.
         field: &'a str,
     },
-    /// An ack that belongs to nothing, or a command that no client knows.
+    /// An ack that belongs to nothing, a frame of messages or records some of which no subscription
+    /// takes, or a command that no client knows.
     Unhandled(&'a Header<'a>),
 }
 

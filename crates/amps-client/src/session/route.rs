@@ -300,7 +300,7 @@ impl Session {
     }
 
     /// Delivers a message to every subscription it names, once to each: what a server names
-    /// twice, or what is not subscribed, costs nothing.
+    /// twice costs nothing, and what nobody takes is passed up as such.
     pub(super) fn deliver(
         &mut self,
         kind: DeliveredKind,
@@ -333,9 +333,13 @@ impl Session {
                 message: message.clone(),
             });
         }
+        if message.is_none() {
+            sink(Received::Unhandled(header));
+        }
     }
 
-    /// Delivers the records of a `sow` frame.
+    /// Delivers the records of a `sow` frame. If nobody takes some of them, the frame is passed
+    /// up as such, once: it has room for more records than memory for words about them.
     ///
     /// # Errors
     /// A record cannot be read; what came before it was delivered.
@@ -346,13 +350,16 @@ impl Session {
         sink: &mut dyn FnMut(Received<'_>),
     ) -> Result<(), HeaderError> {
         let mut group_topic: Option<Arc<str>> = None;
+        let mut nobodys = false;
         for record in SowRecords::new(body) {
             let SowRecord { header, body } = record?;
             let id = group.query_id.as_deref().or(header.query_id.as_deref());
-            let Some(subscription) = id.and_then(own_sub) else {
-                continue;
-            };
-            let Some(placed) = self.subscriptions.get_mut(&subscription) else {
+            let subscription = id.and_then(own_sub);
+            let placed = subscription.and_then(|id| Some((id, self.subscriptions.get_mut(&id)?)));
+            let Some((subscription, placed)) = placed else {
+                if !std::mem::replace(&mut nobodys, true) {
+                    sink(Received::Unhandled(group));
+                }
                 continue;
             };
             let topic = match header.topic.as_deref() {
