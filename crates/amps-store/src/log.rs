@@ -349,24 +349,43 @@ impl Log {
         }
     }
 
-    /// Logs a refusal.
+    /// The message as it stands now. Whoever lets go of the lock before the refusal of it is logged
+    /// takes it along: meanwhile its segment may be freed.
+    pub(crate) fn original(&self, sequence: u64) -> Option<Original> {
+        let entry = self.state.get(sequence)?;
+        let entry = Entry::new(entry.offset(), entry.stride());
+        // One that is damaged is told when it is read, as any other.
+        let message = self.message_at(entry, sequence)?;
+        Some(Original { entry, message })
+    }
+
+    /// What is answered to a refusal that changes nothing.
+    pub(crate) fn refused_before(&self, sequence: u64) -> Result<Option<Rejected>, StoreError> {
+        self.usable()?;
+        if sequence == 0 || sequence >= self.next {
+            return Ok(Some(Rejected::Unknown));
+        }
+        let standing = self.state.standing(sequence);
+        let is_known = matches!(standing, Standing::Rejected | Standing::Accepted);
+        Ok(is_known.then_some(Rejected::Known))
+    }
+
+    /// Logs a refusal. `taken`: its message, if the lock was let go since it came.
     pub(crate) fn reject(
         &mut self,
         sequence: u64,
         reason: &str,
         at: u64,
+        taken: Option<Original>,
     ) -> Result<Rejected, StoreError> {
-        self.usable()?;
-        if sequence == 0 || sequence >= self.next {
-            return Ok(Rejected::Unknown);
+        if let Some(answer) = self.refused_before(sequence)? {
+            return Ok(answer);
         }
-        let standing = self.state.standing(sequence);
-        if matches!(standing, Standing::Rejected | Standing::Accepted) {
-            return Ok(Rejected::Known);
-        }
-        let late = standing != Standing::Unsettled;
+        let late = self.state.standing(sequence) != Standing::Unsettled;
         if late {
-            let message = self.state.get(sequence).map_or(0, Entry::stride);
+            let entry = self.state.get(sequence);
+            let message = entry.or(taken.as_ref().map(|o| o.entry));
+            let message = message.map_or(0, Entry::stride);
             let needed = message + MAX_REJECTION + ACCEPTANCE;
             if self.state.charged() + needed > self.room() {
                 return Ok(Rejected::NoRoom);
@@ -376,10 +395,19 @@ impl Log {
         let mut body = Vec::with_capacity(MAX_REJECTION as usize);
         rejection.encode(&mut body);
         let floor = self.state.floor();
-        if late {
-            self.keep_original(sequence, stride(RECORD_HEADER + body.len()))?;
-        }
-        let record = unless_failed(self.write_internal(Kind::Rejection, sequence, &body))?;
+        let original = match late {
+            true => taken.or_else(|| self.original(sequence)),
+            false => None,
+        };
+        let is_kept = match original {
+            Some(original) => self.keep(original, stride(RECORD_HEADER + body.len()))?,
+            None => true,
+        };
+        let record = match is_kept {
+            true => unless_failed(self.write_internal(Kind::Rejection, sequence, &body))?,
+            // It would be in the log without its message.
+            false => None,
+        };
         let ordinal = self.ordinal;
         self.state
             .reject(sequence, record.unwrap_or(Entry::NOWHERE));
@@ -395,30 +423,31 @@ impl Log {
 
     /// Nothing holds a message that is settled: the marks may say that its segment is needed no
     /// more, or room for its late refusal is made by freeing that segment. Writes it again then,
-    /// with room for the refusal that follows.
-    fn keep_original(&mut self, sequence: u64, refusal: u64) -> Result<(), StoreError> {
-        let mut original = StoredMessage::new();
-        // One that is damaged is told when it is read, as any other.
-        if !matches!(self.get(sequence, &mut original), Ok(true)) {
-            return Ok(());
-        }
-        let header = RecordHeader::decode(&original.bytes, self.geometry.max_record);
+    /// with room for the refusal that follows. False: a sync failed, and there is no room for it.
+    fn keep(&mut self, original: Original, refusal: u64) -> Result<bool, StoreError> {
+        let Original { entry, message } = original;
+        let sequence = message.sequence;
+        let header = RecordHeader::decode(&message.bytes, self.geometry.max_record);
         let ordinal = header.map_or(0, |header| header.ordinal);
-        if self.needed_from <= ordinal && self.space.fits(refusal) {
-            return Ok(());
+        let stays = |log: &Self| log.needed_from <= ordinal && log.state.get(sequence).is_some();
+        if stays(self) && self.space.fits(refusal) {
+            return Ok(true);
         }
-        unless_failed(self.make_room(refusal + stride(original.len)))?;
-        if self.needed_from <= ordinal && self.state.get(sequence).is_some() {
-            return Ok(());
+        unless_failed(self.make_room(refusal + stride(message.len)))?;
+        if stays(self) {
+            return Ok(true);
         }
-        let envelope_len = original.envelope_end - RECORD_HEADER;
-        let body = &original.bytes[RECORD_HEADER..original.len];
-        let (kind, quiet) = (Kind::Original, original.quiet);
-        let record = self.write_kept(kind, quiet, sequence, envelope_len, body);
-        if let Some(entry) = unless_failed(record)? {
+        let envelope_len = message.envelope_end - RECORD_HEADER;
+        let body = &message.bytes[RECORD_HEADER..message.len];
+        let record = self.write_kept(Kind::Original, message.quiet, sequence, envelope_len, body);
+        let record = unless_failed(record)?;
+        if let Some(entry) = record {
+            self.state.settled_message(sequence, entry);
+        } else if self.state.get(sequence).is_none() && self.message_at(entry, sequence).is_some() {
+            // Its segment was freed for this, and is not used again after the failure.
             self.state.settled_message(sequence, entry);
         }
-        Ok(())
+        Ok(record.is_some())
     }
 
     /// The application took a refusal over.
@@ -509,6 +538,13 @@ impl Log {
         let tag = self.tag.as_ref().map(UserTag::as_bytes);
         tag.filter(|t| !t.is_empty()).map(<[u8]>::to_vec)
     }
+}
+
+/// A message that its late refusal brings along.
+pub(crate) struct Original {
+    /// Where it stood.
+    entry: Entry,
+    message: StoredMessage,
 }
 
 /// After a failed sync no room comes back: what no longer fits into the log still holds in

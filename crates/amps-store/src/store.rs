@@ -400,7 +400,21 @@ impl PublishStore for Store {
     }
 
     fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError> {
-        self.change(|log| log.reject(sequence, reason, at))
+        let shared = &self.inner.shared;
+        shared.not_forked()?;
+        let core = shared.lock();
+        // As of now: what is done while it waits for its room may free the segment of its message.
+        if let Some(answer) = core.log.refused_before(sequence)? {
+            return Ok(answer);
+        }
+        let original = match shared.has_to_wait(&core) {
+            true => core.log.original(sequence),
+            false => None,
+        };
+        let mut core = shared.with_room(core);
+        let result = core.log.reject(sequence, reason, at, original);
+        shared.after_change(core);
+        result
     }
 
     fn accept(&self, sequence: u64) -> Result<bool, StoreError> {

@@ -15,6 +15,10 @@ impl Log {
     /// of [`check`], without the lock.
     pub(crate) fn copy_out(&self, sequence: u64, into: &mut StoredMessage) -> Option<Place> {
         let entry = self.state.get(sequence)?;
+        Some(self.copy_from(entry, sequence, into))
+    }
+
+    fn copy_from(&self, entry: Entry, sequence: u64, into: &mut StoredMessage) -> Place {
         into.sequence = sequence;
         // The buffer only ever grows to the largest message read through it.
         let len = entry.stride() as usize;
@@ -23,11 +27,21 @@ impl Log {
         }
         into.len = len;
         self.medium.read(entry.offset(), &mut into.bytes[..len]);
-        Some(Place {
+        Place {
             offset: entry.offset(),
             key: self.geometry.key,
             max: self.geometry.max_record,
-        })
+        }
+    }
+
+    /// The message that stands at this place, if it does: the file may have become shorter.
+    pub(super) fn message_at(&self, entry: Entry, sequence: u64) -> Option<StoredMessage> {
+        if entry.offset() + entry.stride() > self.medium.len() {
+            return None;
+        }
+        let mut message = StoredMessage::new();
+        let place = self.copy_from(entry, sequence, &mut message);
+        check(place, &mut message).is_ok().then_some(message)
     }
 
     /// Reads unsettled messages until the batch is full. Their checksums are checked by the

@@ -211,10 +211,15 @@ impl Shared {
         core
     }
 
+    /// Whether [`with_room`](Self::with_room) has something to do, or to wait for.
+    pub(super) fn has_to_wait(&self, core: &Core) -> bool {
+        core.log.space.is_device_at_work() && !core.log.is_room_sure()
+    }
+
     /// The lock for one change of the log. One that may have to sync for its room waits for the
     /// sync that is under way, and does meanwhile what can be done beside it.
     pub(super) fn with_room<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
-        while core.log.space.is_device_at_work() && !core.log.is_room_sure() {
+        while self.has_to_wait(&core) {
             match core.log.work_for_room() {
                 Ok(true) => {}
                 Ok(false) => core = self.stand_in_line(core),

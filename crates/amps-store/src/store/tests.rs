@@ -225,6 +225,120 @@ fn who_needs_a_sync_for_room_waits_for_the_one_under_way() {
     }
 }
 
+/// A store in which every message is settled, one change more may have to free a segment for its
+/// room, and the helper has done `steps` of its work. The first `accepted` were refused before.
+fn short_of_room(disk: &SimDisk, accepted: u64, steps: u64) -> Store {
+    let options = Options::new().capacity(64 << 10).segment_size(8 << 10);
+    let store = disk.open(options.preallocate(true)).unwrap();
+    while let Ok(at) = store.append(&Envelope::publish("t"), &[7; 100]) {
+        if at.sequence <= accepted {
+            store.reject(at.sequence, "no", 1).unwrap();
+            store.accept(at.sequence).unwrap();
+        }
+        store.settle(&[at.sequence]).unwrap();
+    }
+    while store.inner.shared.lock().log.is_room_sure() {
+        take_some_room(&store);
+    }
+    for _ in 0..steps {
+        store.step().unwrap();
+    }
+    store
+}
+
+/// Refuses the newest message that never was.
+fn take_some_room(store: &Store) {
+    let is_new = |s: &u64| store.reject(*s, "a reason", 1).unwrap() != Rejected::Known;
+    let refused = (3..=store.bounds().last).rev().find(is_new).unwrap();
+    store.accept(refused).unwrap();
+}
+
+/// A late refusal that may have to sync for its room waits for the sync that is under way, and
+/// what was done meanwhile for that room freed the segment of its message, which was read only
+/// then: the refusal was kept, and waited without its message. One that was accepted long ago was
+/// forgotten with its message, and waited once more.
+#[test]
+fn a_late_refusal_that_waits_for_a_sync_keeps_its_message() {
+    for accepted in [0, 10] {
+        let (mut asked, mut freed) = (0, 0);
+        for steps in 0..40 {
+            let disk = SimDisk::new();
+            let store = short_of_room(&disk, accepted, steps);
+            let shared = &store.inner.shared;
+            shared.lock().takes_time = true;
+            store.request_sync().unwrap();
+            for _ in 0..20 {
+                if !shared.lock().log.space.is_device_at_work() {
+                    store.end_step().unwrap();
+                    store.begin_step().unwrap();
+                }
+            }
+            let mut message = StoredMessage::new();
+            let waits = shared.has_to_wait(&shared.lock());
+            if !waits || !store.get(1, &mut message).unwrap() {
+                continue;
+            }
+            asked += 1;
+            let refused = store.reject(1, "late", 1).unwrap();
+            freed += u64::from(!store.get(2, &mut message).unwrap());
+            if accepted > 0 {
+                assert_eq!(refused, Rejected::Known, "after {steps} steps");
+                continue;
+            }
+            assert!(matches!(refused, Rejected::Logged { late: true, .. }));
+            assert!(store.get(1, &mut message).unwrap(), "after {steps} steps");
+            drop(store);
+            let store = disk.open(Options::new()).unwrap();
+            assert_eq!(store.rejections(0, 9).len(), 1);
+            assert!(store.get(1, &mut message).unwrap(), "after {steps} steps");
+            assert_eq!(message.payload(), [7; 100]);
+        }
+        assert!(asked > 3, "{asked}");
+        // One that is known needs no room.
+        assert_eq!(freed > 0, accepted == 0, "{freed}");
+    }
+}
+
+/// The segment was freed for that room, and then a sync failed: the message found no room any more.
+/// The refusal did, and waited without it.
+#[test]
+fn a_late_refusal_that_a_failing_sync_leaves_without_room_keeps_its_message() {
+    let (mut logged, mut held, mut freed) = (0, 0, 0);
+    for (fails, filled) in (0..4).flat_map(|n| (0..60).map(move |filled| (n, filled))) {
+        let disk = SimDisk::new();
+        let store = short_of_room(&disk, 0, 0);
+        (0..filled).for_each(|_| take_some_room(&store));
+        let mut message = StoredMessage::new();
+        if !store.get(1, &mut message).unwrap() {
+            continue;
+        }
+        disk.fail(Fault::Sync(fails));
+        let refused = store.reject(1, "late", 1).unwrap();
+        freed += u64::from(!store.get(2, &mut message).unwrap());
+        assert!(store.get(1, &mut message).unwrap(), "{refused:?}");
+        assert_eq!(message.payload(), [7; 100]);
+        assert_eq!(store.rejections(0, 9).len(), 1);
+        drop(store);
+        let store = disk.open(Options::new()).unwrap();
+        match refused {
+            Rejected::Logged { late: true, .. } => {
+                logged += 1;
+                assert_eq!(store.rejections(0, 9).len(), 1);
+                assert!(store.get(1, &mut message).unwrap(), "{fails} {filled}");
+            }
+            Rejected::Held { late: true } => {
+                held += 1;
+                assert_eq!(store.rejections(0, 9).len(), 0);
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert!(
+        logged > 0 && held > 0 && freed > 0,
+        "{logged} {held} {freed}"
+    );
+}
+
 /// A superblock is written with `O_DSYNC`, which asks the system the same question.
 #[test]
 fn a_superblock_write_and_a_sync_wait_for_each_other() {

@@ -67,7 +67,8 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
 /// dead what stands in a segment that is in use again (48802), and in a refusal before an epoch that
 /// skips numbers (62701); one in a copy, and one more where the message stood first (72404); bits of a
 /// record in the middle of the log and of its last (2060). No rule for that may refuse what only
-/// crashes touched (35694, 49291).
+/// crashes touched (35694, 49291). A late refusal that waited for a sync, while room for it was made
+/// by freeing the segment of its message (8516).
 #[test]
 fn what_long_runs_found() {
     for seed in [
@@ -77,6 +78,7 @@ fn what_long_runs_found() {
         let mut world = World::new(seed, Rng::new(seed));
         watched(&mut world, World::explore);
     }
+    run(8516);
 }
 
 #[test]
