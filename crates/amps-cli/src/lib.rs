@@ -13,6 +13,8 @@ mod demo;
 mod drain;
 mod failed;
 mod failure;
+#[cfg(test)]
+mod hints;
 mod lines;
 mod login;
 mod meta;

@@ -233,6 +233,9 @@ fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
     let message = seen.get(args.seq).map_err(|e| unreadable(&args.file, &e))?;
     let Some(message) = message else {
+        if let Some(damaged) = lost(&seen, args.seq) {
+            return Err(Failure::new(Exit::Damaged, damaged));
+        }
         let exit = damaged_exit(&seen).min(Exit::Other);
         return Err(Failure::new(
             exit,
@@ -251,6 +254,28 @@ fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
     }
     out.flush()?;
     Ok(damaged_exit(&seen))
+}
+
+/// What to say of a message whose bytes are damaged, if it is one.
+fn lost(seen: &Inspection, sequence: u64) -> Option<String> {
+    let mut damaged = seen.report().damaged.iter();
+    let (range, (first, last)) = damaged.find_map(|range| {
+        let sequences = range.sequences?;
+        (sequences.0..=sequences.1)
+            .contains(&sequence)
+            .then_some((range, sequences))
+    })?;
+    let (file, offset) = (seen.path().display(), range.offset);
+    let which = match first == last {
+        true => format!("message {sequence} is damaged, at offset {offset} of {file}"),
+        false => format!(
+            "message {sequence} is among those from {first} to {last} that damage at offset \
+             {offset} of {file} may have taken"
+        ),
+    };
+    Some(format!(
+        "{which}; save what is intact with: amps store repair {file} --to NEW"
+    ))
 }
 
 fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {

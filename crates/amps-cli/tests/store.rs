@@ -313,6 +313,8 @@ fn whatever_shows_a_damaged_store_ends_with_3() {
     for sequence in ["2", "5", "99"] {
         run(&mut store(&["get", sequence], &file)).expect(3);
     }
+    // What is damaged was called settled or never stored.
+    run(&mut store(&["get", "5"], &file)).says(&["message 5 is damaged", "amps store repair"]);
     run(amps().args(["failed", "list"]).arg(&file)).expect(3);
     for sequence in ["7", "99"] {
         run(amps().args(["failed", "show", sequence]).arg(&file)).expect(3);

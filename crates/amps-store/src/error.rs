@@ -48,7 +48,7 @@ pub enum AppendError {
     },
     /// The message can never fit.
     #[error(
-        "the message needs a record of {needed} bytes, the largest this store takes is {max}; create the store with larger segments"
+        "the message needs a record of {needed} bytes, the largest this store takes is {max}; a new store with a larger capacity takes larger ones"
     )]
     TooLarge {
         /// Bytes of its record.
@@ -68,7 +68,7 @@ fn no_space(for_good: bool) -> &'static str {
     match for_good {
         false => "free some and try again",
         true => {
-            "nothing in this store can be made durable any more: free some and open it again, or evacuate it to a fresh file"
+            "nothing in this store can be made durable any more: free some and open it again, or save it in a fresh file (`Store::evacuate` while it is open, `amps store repair FILE --to NEW` once it is closed)"
         }
     }
 }
@@ -99,7 +99,7 @@ pub enum StoreError {
     /// A sync failed, so nothing can be made durable any more. What was appended is safe
     /// from a process crash only: evacuate the store to a fresh file.
     #[error(
-        "a sync failed earlier ({0}): nothing in this store can be made durable any more; evacuate it to a fresh file"
+        "a sync failed earlier ({0}): nothing in this store can be made durable any more; save it in a fresh file (`Store::evacuate` while it is open, `amps store repair FILE --to NEW` once it is closed)"
     )]
     SyncFailed(String),
     /// The disk is full, or a quota or the file size limit was reached.
@@ -277,8 +277,9 @@ pub enum OpenError {
         /// Ours.
         known: u32,
     },
-    /// Records that were durable are damaged.
-    #[error("the store {path} is damaged in {n} place(s), the first at offset {first}; `amps store verify` lists them, `amps store repair --to FILE` saves what is intact, or open it with salvage", n = ranges.len(), first = ranges.first().map_or(0, |r| r.offset))]
+    /// Records that were durable are damaged. A program can go on without them:
+    /// [`Recovery::Salvage`](crate::Recovery::Salvage).
+    #[error("the store {path} is damaged in {n} place(s), the first at offset {first}; `amps store verify FILE` lists them, `amps store repair FILE --to NEW` saves what is intact", n = ranges.len(), first = ranges.first().map_or(0, |r| r.offset))]
     Damaged {
         /// The file.
         path: PathBuf,
@@ -287,7 +288,7 @@ pub enum OpenError {
     },
     /// No space to create or open it.
     #[error(
-        "no space for the store {path} ({needed} bytes): {error}; free some, or choose a smaller cap"
+        "no space for the store {path} ({needed} bytes): {error}; free some, or create it with a smaller capacity"
     )]
     NoSpace {
         /// The file.
@@ -312,6 +313,6 @@ mod tests {
         let passing = StoreError::io("grow the store", &error).to_string();
         assert!(passing.contains("try again"), "{passing}");
         let last = StoreError::final_io("write the superblock", &error).to_string();
-        assert!(last.contains("evacuate it") && !last.contains("try again"));
+        assert!(last.contains("save it") && !last.contains("try again"));
     }
 }

@@ -171,7 +171,7 @@ impl Refused {
                 }
                 match told {
                     1..=SHOWN => out.line(&rejected_line(rejection, original)),
-                    n if n == SHOWN + 1 => out.line("… and more: amps failed list"),
+                    n if n == SHOWN + 1 => out.line("… and more: amps failed list FILE"),
                     _ => {}
                 }
             }
