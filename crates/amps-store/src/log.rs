@@ -167,7 +167,7 @@ impl Log {
             // No segment is reused after a failed sync: this room will not come back.
             return StoreError::SyncFailed(why.clone()).into();
         }
-        self.space.demand();
+        self.space.turned_away();
         let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
         match self.space.growth_error() {
             Some(error) => AppendError::NoSpace {

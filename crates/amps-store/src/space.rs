@@ -104,7 +104,10 @@ pub(crate) struct Space {
     syncs_finished: u64,
     /// Syncs that are being made, by somebody who does not hold the lock.
     syncing: u32,
-    /// Somebody found no room.
+    /// Somebody found no room, and may wait for it: they are to be told of the next change,
+    /// whoever else finds room meanwhile.
+    owed: bool,
+    /// Room is wanted beyond what upkeep keeps ready anyway.
     demand: bool,
     /// Segments collected for that demand: it ends after two rounds.
     collected: usize,
@@ -196,6 +199,7 @@ impl Space {
             syncs_started: 0,
             syncs_finished: 0,
             syncing: 0,
+            owed: false,
             demand: false,
             collected: 0,
             growth_error: None,
@@ -383,6 +387,12 @@ impl Space {
         first.or(self.chain.back()).map_or(1, |l| l.first_ordinal)
     }
 
+    /// A publish found no room.
+    pub(crate) fn turned_away(&mut self) {
+        self.owed = true;
+        self.demand();
+    }
+
     pub(crate) fn demand(&mut self) {
         if !self.demand {
             self.collected = 0;
@@ -391,15 +401,17 @@ impl Space {
         self.retry_growth();
     }
 
-    /// A publish found room.
+    /// A publish found room. That ends a demand only when nobody was turned away since all
+    /// were told to try again: a larger message may wait for what a smaller one did not need.
     #[inline]
     pub(crate) fn satisfied(&mut self) {
-        self.demand = false;
+        self.demand &= self.owed;
     }
 
-    /// Whether somebody waits for room.
-    pub(crate) fn demanded(&self) -> bool {
-        self.demand
+    /// Whether anybody was turned away since this was asked last. Who is told tries again, and
+    /// is turned away again if it is still too early.
+    pub(crate) fn take_owed(&mut self) -> bool {
+        std::mem::take(&mut self.owed)
     }
 
     pub(crate) fn growth_error(&self) -> Option<&StoreError> {

@@ -318,10 +318,14 @@ impl PublishStore for Store {
         let segment = core.log.space.current();
         let appended = match core.log.append(envelope, payload) {
             Ok(appended) => appended,
-            Err(error) => return shared.not_appended(core, error, envelope, payload),
+            Err(error) => {
+                return shared.not_stored(core, error, |log| log.append(envelope, payload));
+            }
         };
-        if shared.upkeep == Upkeep::Inline {
-            shared.do_chores(&mut core);
+        if shared.do_chores(&mut core) {
+            // They may have made room that somebody waits for.
+            shared.after_change(core);
+            return Ok(appended);
         }
         let crossed = core.log.is_watermark_crossed();
         // At this level only these give the helper something to do. Growth has to begin before a
@@ -425,12 +429,13 @@ impl PublishStore for Store {
         let shared = &self.inner.shared;
         shared.not_forked()?;
         let mut core = shared.lock();
-        let mut requeued = core.log.requeue(sequence, now);
-        if shared.do_chores(&mut core) && requeued.as_ref().is_err_and(AppendError::is_retryable) {
-            requeued = core.log.requeue(sequence, now);
+        match core.log.requeue(sequence, now) {
+            Ok(requeued) => {
+                shared.after_change(core);
+                Ok(requeued)
+            }
+            Err(error) => shared.not_stored(core, error, |log| log.requeue(sequence, now)),
         }
-        shared.after_change(core);
-        requeued
     }
 
     fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {

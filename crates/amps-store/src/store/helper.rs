@@ -41,9 +41,17 @@ impl Shared {
                     drop(core);
                     let result = make(&job, &*self.device);
                     let mut core = self.lock_last();
+                    // Who waits for room learns once what is in the way of growth. Told again,
+                    // they would ask for another try each time, for ever.
+                    let still = matches!(job, Job::Reserve(..))
+                        && result.is_err()
+                        && core.log.space.growth_error().is_some();
                     // An error was logged, and is told as news.
                     let _ = self.end(&mut core, job, result);
-                    self.tell(core);
+                    match still {
+                        true => self.tell_of_no_room(core),
+                        false => self.tell(core),
+                    }
                     self.lock_last()
                 }
                 Ok(Next::Done) | Err(_) => {

@@ -4,9 +4,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
-use crate::api::{Appended, Durable, Level, Observer, Signal};
+use crate::api::{Durable, Level, Observer, Signal};
 use crate::durable_mark::DurableMark;
-use crate::envelope::Envelope;
 use crate::error::{AppendError, StoreError};
 use crate::log::Log;
 use crate::medium::{Device, ForkGuard};
@@ -135,19 +134,25 @@ impl Shared {
         }
     }
 
-    /// An append failed: perhaps there is room after a chore.
+    /// A message found no room: perhaps there is some after a chore.
     #[cold]
-    pub(super) fn not_appended(
+    pub(super) fn not_stored<T>(
         &self,
         mut core: MutexGuard<'_, Core>,
         error: AppendError,
-        envelope: &Envelope<'_>,
-        payload: &[u8],
-    ) -> Result<Appended, AppendError> {
+        again: impl FnOnce(&mut Log) -> Result<T, AppendError>,
+    ) -> Result<T, AppendError> {
         let mut result = Err(error);
-        if self.do_chores(&mut core) && result.as_ref().is_err_and(AppendError::is_retryable) {
-            result = core.log.append(envelope, payload);
+        let did_chores = self.do_chores(&mut core);
+        if did_chores && result.as_ref().is_err_and(AppendError::is_retryable) {
+            result = again(&mut core.log);
         }
+        if did_chores {
+            // What these made room for may be somebody else's.
+            self.after_change(core);
+            return result;
+        }
+        // Nothing changed, which is no news: whoever waits for room would try again for ever.
         let crossed = core.log.is_watermark_crossed();
         self.wake_helper(core);
         if crossed {
@@ -314,6 +319,15 @@ impl Shared {
         self.spread(news);
     }
 
+    /// As [`tell`](Self::tell), for a change that made no room.
+    pub(super) fn tell_of_no_room(&self, core: MutexGuard<'_, Core>) {
+        let crossed = core.log.is_watermark_crossed();
+        drop(core);
+        if crossed {
+            self.tell_watermark();
+        }
+    }
+
     /// Lets go of the lock and tells whatever changed under it.
     pub(super) fn tell(&self, mut core: MutexGuard<'_, Core>) {
         let news = self.news(&mut core);
@@ -335,12 +349,17 @@ impl Shared {
         if durable {
             self.durable.raise(log.durable);
         }
+        let (failed, closed) = (
+            core.told.failed && !told.failed,
+            core.told.closed && !told.closed,
+        );
         News {
-            room: log.space.demanded(),
+            // Who waits for room that cannot come any more learns it by trying again.
+            room: core.log.space.take_owed() || failed || closed,
             durable,
-            failed: core.told.failed && !told.failed,
-            closed: core.told.closed && !told.closed,
-            watermark: log.is_watermark_crossed(),
+            failed,
+            closed,
+            watermark: core.log.is_watermark_crossed(),
         }
     }
 

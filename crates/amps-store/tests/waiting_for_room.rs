@@ -1,0 +1,155 @@
+//! Whoever was turned away for want of room is told of the next change, whoever else finds room
+//! meanwhile, and is not told when nothing changed.
+#![allow(clippy::unwrap_used, clippy::expect_used)]
+
+use std::ops::ControlFlow;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use amps_store::testkit::{SimDisk, step};
+use amps_store::{AppendError, Envelope, Options, PublishStore, Signal, Store};
+
+const BIG: usize = 800;
+
+fn options() -> Options {
+    Options::new().capacity(256 << 10).client_name("waiting")
+}
+
+/// How often an observer heard of room from now on.
+fn rooms(store: &Store) -> Arc<AtomicUsize> {
+    let heard = Arc::new(AtomicUsize::new(0));
+    let count = heard.clone();
+    store.observe(Arc::new(move |signal| {
+        count.fetch_add(usize::from(signal == Signal::Room), Ordering::SeqCst);
+        ControlFlow::Continue(())
+    }));
+    heard
+}
+
+fn take(heard: &AtomicUsize) -> usize {
+    heard.swap(0, Ordering::SeqCst)
+}
+
+fn publish(store: &Store, bytes: usize) -> Result<u64, AppendError> {
+    let appended = store.append(&Envelope::publish("t"), &vec![7; bytes]);
+    appended.map(|appended| appended.sequence)
+}
+
+/// Until only a settlement can make room for a large message, and a small one still fits.
+fn fill(store: &Store, mut upkeep: impl FnMut()) {
+    loop {
+        match publish(store, BIG) {
+            Ok(_) => {}
+            Err(AppendError::Full {
+                live,
+                limit,
+                needed,
+            }) if live + needed > limit => return,
+            Err(error) => assert!(error.is_retryable(), "{error}"),
+        }
+        upkeep();
+    }
+}
+
+/// One flag said that somebody waits. Whoever found room cleared it, a small message while a
+/// large one waited, and the large one was never told again, with the store empty.
+#[test]
+fn a_small_message_that_fits_takes_no_wake_up_from_a_large_one() {
+    let store = Store::memory(options()).unwrap();
+    let heard = rooms(&store);
+    fill(&store, || ());
+    assert!(publish(&store, BIG).is_err());
+    take(&heard);
+    publish(&store, 1).unwrap();
+    assert_eq!(take(&heard), 0, "it made no room");
+    store.settle_through(u64::MAX).unwrap();
+    assert!(take(&heard) > 0, "the large one waits, and is not told");
+    publish(&store, BIG).unwrap();
+    store.settle_through(u64::MAX).unwrap();
+    assert_eq!(take(&heard), 0, "nobody waits any more");
+}
+
+/// The same with the order turned round: of two that were told, one finds room after the other
+/// was turned away again.
+#[test]
+fn the_success_of_one_takes_no_wake_up_from_another_that_tried_before() {
+    let store = Store::memory(options()).unwrap();
+    let heard = rooms(&store);
+    fill(&store, || ());
+    let first = store.bounds().first_unsettled.unwrap();
+    store.settle_through(first).unwrap();
+    assert!(take(&heard) > 0);
+    // Both try: the larger one in vain, the other one with success.
+    assert!(publish(&store, 3 * BIG).is_err());
+    publish(&store, BIG / 2).unwrap();
+    store.settle_through(first + 4).unwrap();
+    assert!(take(&heard) > 0, "the larger one waits, and is not told");
+    publish(&store, 3 * BIG).unwrap();
+}
+
+/// A requeue is a publish: it may be turned away, must not take a wake-up, and makes room.
+#[test]
+fn a_requeue_wakes_who_waits_and_not_itself() {
+    let store = Store::memory(options()).unwrap();
+    let refused = publish(&store, 1).unwrap();
+    let large = publish(&store, 3 * BIG).unwrap();
+    for sequence in [refused, large] {
+        store.reject(sequence, "no", 1).unwrap();
+    }
+    let heard = rooms(&store);
+    fill(&store, || ());
+    assert!(publish(&store, 2 * BIG).is_err());
+    take(&heard);
+    // Who waits until there is room tries again whenever it is told: told of its own failure,
+    // it went round for ever.
+    let full = store.requeue(large, 2);
+    assert!(full.is_err_and(|error| error.is_retryable()));
+    assert_eq!(take(&heard), 0, "nothing changed");
+    // It takes what is left, and gives back what the refusal took.
+    let again = store.requeue(refused, 2).unwrap().unwrap().sequence;
+    assert!(take(&heard) > 0, "the refusal is gone, and nobody is told");
+    assert!(publish(&store, 2 * BIG).is_err());
+    assert!(store.requeue(large, 2).is_err());
+    publish(&store, 1).unwrap();
+    take(&heard);
+    store.settle_through(again).unwrap();
+    assert!(take(&heard) > 0, "two wait, and are not told");
+    assert!(store.requeue(large, 2).unwrap().is_some());
+}
+
+/// With the helper's work to do, some of the room comes from the helper.
+#[test]
+fn upkeep_goes_on_for_a_large_message_while_small_ones_find_room() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    let heard = rooms(&store);
+    fill(&store, || while step(&store).unwrap() {});
+    assert!(publish(&store, BIG).is_err());
+    while step(&store).unwrap() {}
+    take(&heard);
+    assert!(publish(&store, BIG).is_err());
+    publish(&store, 1).unwrap();
+    store.settle_through(u64::MAX).unwrap();
+    let mut told = take(&heard);
+    let mut tries = 0;
+    while publish(&store, BIG).is_err() {
+        tries += 1;
+        while step(&store).unwrap() {}
+        told += take(&heard);
+        assert!(told >= tries, "turned away {tries} times, told {told}");
+    }
+    assert!(told > 0);
+}
+
+/// Room that cannot come any more: who waits for it must learn that.
+#[test]
+fn the_end_of_a_store_is_told_to_who_waits_for_room() {
+    let disk = SimDisk::new();
+    let store = disk.open(options()).unwrap();
+    let heard = rooms(&store);
+    fill(&store, || while step(&store).unwrap() {});
+    take(&heard);
+    store.close(0).unwrap();
+    assert!(take(&heard) > 0, "who waits is not told of the end");
+    assert!(!publish(&store, BIG).unwrap_err().is_retryable());
+}
