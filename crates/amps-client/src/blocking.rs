@@ -9,13 +9,17 @@
 use std::fmt;
 use std::future::Future;
 use std::io;
+use std::pin::pin;
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
-use std::thread;
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
 use tokio::sync::watch;
+use tokio::task::coop::unconstrained;
 
 use crate::builder::Builder;
 use crate::client::Health;
@@ -238,7 +242,7 @@ impl BlockingClient {
     ) -> Result<BlockingReceipt, PublishError> {
         let error = match self.client.try_send(message) {
             Err(error) if error.is_for_room() => error,
-            sent => return self.receipt(sent),
+            sent => return sent.map(|receipt| BlockingReceipt { receipt }),
         };
         let (client, again) = (self.client.clone(), error.message.clone());
         let waited = self.run(async move {
@@ -248,7 +252,8 @@ impl BlockingClient {
             }
         });
         let closed = || PublishError::new(PublishFailure::Closed, *again);
-        self.receipt(waited.unwrap_or_else(|| Err(closed())))
+        let receipt = waited.unwrap_or_else(|| Err(closed()))?;
+        Ok(BlockingReceipt { receipt })
     }
 
     /// As [`Client::try_send`](crate::Client::try_send).
@@ -256,17 +261,8 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn try_send(&self, message: Message) -> Result<BlockingReceipt, PublishError> {
-        self.receipt(self.client.try_send(message))
-    }
-
-    fn receipt(
-        &self,
-        sent: Result<Receipt, PublishError>,
-    ) -> Result<BlockingReceipt, PublishError> {
-        sent.map(|receipt| BlockingReceipt {
-            receipt,
-            runtime: self.runtime.clone(),
-        })
+        let receipt = self.client.try_send(message)?;
+        Ok(BlockingReceipt { receipt })
     }
 
     /// As [`Client::wait_logged_on`](crate::Client::wait_logged_on).
@@ -308,10 +304,7 @@ impl BlockingClient {
         let client = self.client.clone();
         let subscribed = self.run(async move { client.subscribe(subscribe).await });
         let subscription = subscribed.unwrap_or(Err(CommandError::Closed))?;
-        Ok(BlockingSubscription {
-            subscription: Some(subscription),
-            runtime: self.runtime.clone(),
-        })
+        Ok(BlockingSubscription { subscription })
     }
 
     /// As [`Client::health`](crate::Client::health).
@@ -322,8 +315,7 @@ impl BlockingClient {
     /// As [`Client::events`](crate::Client::events).
     pub fn events(&self) -> BlockingEvents {
         BlockingEvents {
-            events: Some(self.client.events()),
-            runtime: self.runtime.clone(),
+            events: self.client.events(),
         }
     }
 
@@ -379,11 +371,40 @@ fn run<T: Send + 'static>(
     result.recv().ok()
 }
 
-/// What became of a message, for callers that block.
+/// Waits for a future on the calling thread, until `deadline` at the latest. What it waits for
+/// needs no runtime to come, and so outlives the client and its threads.
+fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
+    // A task of the caller's, whose share of its worker is used up, would get no answer.
+    let mut future = pin!(unconstrained(future));
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut context = Context::from_waker(&waker);
+    loop {
+        if let Poll::Ready(output) = future.as_mut().poll(&mut context) {
+            return Some(output);
+        }
+        match deadline {
+            None => thread::park(),
+            Some(deadline) => match deadline.checked_duration_since(Instant::now()) {
+                Some(left) if !left.is_zero() => thread::park_timeout(left),
+                _ => return None,
+            },
+        }
+    }
+}
+
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
+/// What became of a message, for callers that block. It outlives the client: what was known of
+/// the message when the client ended, it still tells.
 #[derive(Debug)]
 pub struct BlockingReceipt {
     receipt: Receipt,
-    runtime: Handle,
 }
 
 impl BlockingReceipt {
@@ -394,76 +415,49 @@ impl BlockingReceipt {
 
     /// Waits for the outcome.
     pub fn outcome(self) -> Outcome {
-        run(&self.runtime, self.receipt).unwrap_or(Outcome::Unknown)
+        block_on(self.receipt, None).unwrap_or(Outcome::Unknown)
     }
 
     /// Waits for the outcome at most this long; the receipt comes back if there is none.
     ///
     /// # Errors
     /// The receipt, to ask again.
-    pub fn outcome_within(self, timeout: Duration) -> Result<Outcome, BlockingReceipt> {
-        let mut receipt = self.receipt;
-        let waited = run(&self.runtime, async move {
-            match tokio::time::timeout(timeout, &mut receipt).await {
-                Ok(outcome) => Ok(outcome),
-                Err(_) => Err(receipt),
-            }
-        });
-        match waited {
-            Some(Ok(outcome)) => Ok(outcome),
-            Some(Err(receipt)) => Err(BlockingReceipt {
-                receipt,
-                runtime: self.runtime,
-            }),
-            None => Ok(Outcome::Unknown),
-        }
+    pub fn outcome_within(mut self, timeout: Duration) -> Result<Outcome, BlockingReceipt> {
+        // A time that overflows is no limit.
+        let deadline = Instant::now().checked_add(timeout);
+        block_on(&mut self.receipt, deadline).ok_or(self)
     }
 
     /// As [`Receipt::durable`].
     ///
     /// # Errors
     /// As there.
-    pub fn durable(self) -> Result<(), amps_store::StoreError> {
-        let receipt = self.receipt;
-        let waited = run(&self.runtime, async move { receipt.durable().await });
-        waited.unwrap_or(Err(amps_store::StoreError::Closed))
+    pub fn durable(&self) -> Result<(), amps_store::StoreError> {
+        block_on(self.receipt.durable(), None).unwrap_or(Err(amps_store::StoreError::Closed))
     }
 }
 
-/// A stream of [`Event`]s for callers that block. It ends with the client.
+/// A stream of [`Event`]s for callers that block. It ends with the client, once everything that
+/// was told before is read.
 #[derive(Debug)]
 pub struct BlockingEvents {
-    events: Option<Events>,
-    runtime: Handle,
+    events: Events,
 }
 
 impl BlockingEvents {
     /// The next event, if one comes within this time.
     pub fn next_within(&mut self, timeout: Duration) -> Option<Event> {
-        self.with(|mut events| async move {
-            let next = tokio::time::timeout(timeout, events.next()).await;
-            (next.ok().flatten(), events)
-        })
+        block_on(self.events.next(), Instant::now().checked_add(timeout)).flatten()
     }
 
     /// As [`Events::try_next`].
     pub fn try_next(&mut self) -> Option<Event> {
-        self.events.as_mut()?.try_next()
+        self.events.try_next()
     }
 
     /// As [`Events::dropped`].
     pub fn dropped(&self) -> u64 {
-        self.events.as_ref().map_or(0, Events::dropped)
-    }
-
-    fn with<F>(&mut self, next: impl FnOnce(Events) -> F) -> Option<Event>
-    where
-        F: Future<Output = (Option<Event>, Events)> + Send + 'static,
-    {
-        let events = self.events.take()?;
-        let (event, back) = run(&self.runtime, next(events))?;
-        self.events = Some(back);
-        event
+        self.events.dropped()
     }
 }
 
@@ -471,30 +465,21 @@ impl Iterator for BlockingEvents {
     type Item = Event;
 
     fn next(&mut self) -> Option<Event> {
-        self.with(|mut events| async move {
-            let next = events.next().await;
-            (next, events)
-        })
+        block_on(self.events.next(), None).flatten()
     }
 }
 
-/// A subscription for callers that block. Dropping it unsubscribes.
+/// A subscription for callers that block. Dropping it unsubscribes. It outlives the client: what
+/// was delivered before the client ended is still read, and then why it ended.
 #[derive(Debug)]
 pub struct BlockingSubscription {
-    subscription: Option<crate::Subscription>,
-    runtime: Handle,
+    subscription: crate::Subscription,
 }
 
 impl Iterator for BlockingSubscription {
     type Item = Result<Delivered, SubscriptionEnd>;
 
     fn next(&mut self) -> Option<Self::Item> {
-        let mut subscription = self.subscription.take()?;
-        let (item, back) = run(&self.runtime, async move {
-            let item = subscription.next().await;
-            (item, subscription)
-        })?;
-        self.subscription = Some(back);
-        item
+        block_on(self.subscription.next(), None).flatten()
     }
 }

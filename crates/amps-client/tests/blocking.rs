@@ -4,14 +4,16 @@
 
 mod common;
 
+use std::future::Future;
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
+use std::task::{Context, Waker};
 use std::time::Duration;
 
 use amps_client::blocking::BlockingClient;
 use amps_client::{
     Builder, ConnectionState, Event, FailedWrite, Message, OpenError, Outcome, PublishFailure,
-    Request, Subscribe, Via,
+    Request, Subscribe, SubscriptionEnd, Via,
 };
 use amps_store::Store;
 use common::{LONG, Peer, memory, options, pair};
@@ -60,6 +62,89 @@ async fn it_may_be_used_and_dropped_inside_a_runtime() {
     drop(client);
     drop(listener);
     assert_eq!(waiting.outcome(), Outcome::Unknown);
+}
+
+/// What was known when the client went was asked of a thread that went with it: a receipt of an
+/// acked message said `Unknown`, and one of a durable message that its store is closed.
+#[test]
+fn receipts_events_and_subscriptions_remember_when_the_client_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (builder, mut listener) = pair();
+    let store = Store::open(dir.path().join("store"), options()).unwrap();
+    let client = builder.store(store).open_blocking().unwrap();
+    let server = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap();
+        runtime.block_on(async move {
+            let mut peer = Peer::logged_on(&mut listener, 0).await;
+            let placed = peer.next().await.unwrap();
+            peer.processed(&placed).await;
+            let sub = placed.sub_id.clone().unwrap();
+            peer.deliver(&sub, "t", "1|1|", b"delivered").await;
+            peer.publishes_to(4).await;
+            peer.ok(2).await;
+            peer.refuse(3, "no").await;
+            while peer.next().await.is_some() {}
+        });
+    });
+    client.wait_logged_on(LONG).unwrap();
+    let subscription = client.subscribe(Subscribe::topic("t")).unwrap();
+    let mut receipts = Vec::new();
+    for n in 1..=4 {
+        receipts.push(client.publish("t", format!("{n}")).unwrap());
+    }
+    receipts[3].durable().unwrap();
+    // Behind the acks: they were read together.
+    while client.failed().list().is_empty() {
+        std::thread::yield_now();
+    }
+    let settled = client.publish("t", "5").unwrap();
+    let events = client.events();
+    drop(client);
+    server.join().unwrap();
+    for receipt in &receipts {
+        receipt.durable().expect("it was durable before");
+    }
+    let outcomes: Vec<Outcome> = receipts
+        .into_iter()
+        .map(|receipt| receipt.outcome_within(LONG).expect("told at once"))
+        .collect();
+    let acked = Outcome::Persisted { via: Via::Ack };
+    assert_eq!(outcomes[..2], [acked.clone(), acked]);
+    assert!(matches!(&outcomes[2], Outcome::Rejected { .. }));
+    assert_eq!(outcomes[3], Outcome::Unknown, "nothing came for it");
+    assert_eq!(settled.outcome(), Outcome::Unknown);
+    // Read to their ends, with what came before.
+    let read: Vec<_> = subscription.collect();
+    assert_eq!(read[0].as_ref().unwrap().data.as_ref(), b"delivered");
+    assert!(matches!(read[1..], [Err(SubscriptionEnd::Closed)]));
+    let shut_down = |event: &Event| {
+        let state = ConnectionState::Shutdown;
+        matches!(event, Event::State { state: now, .. } if *now == state)
+    };
+    assert!(events.into_iter().any(|event| shut_down(&event)));
+}
+
+/// Inside a task, whose share of its worker may be used up: a wait that is not the runtime's own
+/// would get no answer for ever.
+#[tokio::test]
+async fn a_blocking_wait_in_a_task_without_a_share_left_ends() {
+    let (builder, listener) = pair();
+    serve(listener);
+    let dir = tempfile::tempdir().unwrap();
+    let store = Store::open(dir.path().join("store"), options()).unwrap();
+    let client = builder.store(store).open_blocking().unwrap();
+    let mut events = client.events();
+    while tokio::task::coop::has_budget_remaining() {
+        let mut spend = std::pin::pin!(tokio::task::coop::consume_budget());
+        let _ = spend.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+    }
+    let receipt = client.publish("orders", "1").unwrap();
+    receipt.durable().unwrap();
+    assert!(events.next().is_some());
+    assert_eq!(receipt.outcome(), Outcome::Persisted { via: Via::Ack });
 }
 
 #[test]
