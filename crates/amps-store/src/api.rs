@@ -210,7 +210,9 @@ pub struct Numbers {
 /// Something an owner of the store may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// Room was freed; a waiting append may be tried again.
+    /// Room may have come, or never will again; an append that was turned away may be tried
+    /// again. After each that was, this follows at the next change that may have made room,
+    /// whoever else found room meanwhile. Listen before you try: it may come at once.
     Room,
     /// [`PublishStore::durable`] moved.
     Durable,

@@ -533,8 +533,11 @@ where
             }
             count
         };
-        let count = fill(&store);
+        let mut count = fill(&store);
         assert!(count > 0 && count * 1000 <= limit, "{count} messages");
+        // One was turned away. Who finds room meanwhile must not take its wake-up.
+        count += u64::from(store.append(&Envelope::publish("t"), b"").is_ok());
+        while signals.try_recv().is_ok() {}
         let bounds = store.bounds();
         assert_eq!((bounds.unsettled, bounds.last), (count, bounds.next - 1));
         // Full as it is, what was charged for is there.
@@ -544,6 +547,10 @@ where
         assert!(store.accept(first).expect("room was charged"));
         store.raise_grant(bounds.last).expect("takes no room");
         assert_eq!(store.settle_through(u64::MAX).expect("settles"), count - 1);
+        (self.upkeep)(&store);
+        let told = std::iter::from_fn(|| signals.recv_timeout(PATIENCE).ok());
+        let room = told.into_iter().any(|signal| signal == Signal::Room);
+        assert!(room, "who was turned away is not told of room");
         let mut refused = 0;
         // Settling gave the room back, at once or with the signal.
         while let Err(error) = store.append(&Envelope::publish("t"), &payload) {
