@@ -283,7 +283,7 @@ impl BlockingClient {
         let client = self.client.clone();
         let flush = async move { client.publish_flush(timeout).await };
         self.run(flush)
-            .unwrap_or_else(|| Err(FlushError::Closed(FlushReport::default())))
+            .unwrap_or_else(|| Err(FlushError::Closed(self.client.report_now())))
     }
 
     /// As [`Client::command`](crate::Client::command).

@@ -21,8 +21,8 @@ use crate::driver::{DeathWatch, Driver, Settings, Work};
 use crate::error::OpenError;
 use crate::event::{Event, found_at_open};
 use crate::failed::{
-    FailedWrite, Handler, HandlerError, LastChance, Offers, UnhandledAck, blocking_handler,
-    last_chance, offer_refusals,
+    FailedWrite, Handler, HandlerError, LastChance, Offering, Offers, UnhandledAck,
+    blocking_handler, last_chance, offer_refusals,
 };
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
@@ -422,6 +422,7 @@ impl Builder {
             sync_failed: AtomicBool::new(false),
             unsent: AtomicU64::new(0),
             totals: Default::default(),
+            uncounted: Default::default(),
             direct: Direct::default().into(),
             offers: Offers::default(),
             max_message: self.max_message,
@@ -442,7 +443,9 @@ impl Builder {
         let handler_task = self
             .handler
             .take()
-            .map(|handler| offer_refusals(shared.clone(), handler).instrument(span.clone()))
+            .map(|handler| {
+                offer_refusals(Offering::new(shared.clone()), handler).instrument(span.clone())
+            })
             .map(|offering| handlers_on.spawn(offering));
         let handler = self
             .last_chance

@@ -318,13 +318,20 @@ impl Client {
     }
 
     /// Waits until everything stored before this call is settled, over any number of
-    /// reconnects. A refusal counts as settled once it is in the log. Without a store it
-    /// asks the server to confirm that it has processed everything.
+    /// reconnects. A message that was refused counts as settled once the failed-write handler
+    /// has returned for it, whether it took it over or not; inside a handler, or without one,
+    /// once the refusal is in the log. That includes refusals of earlier runs that are still to
+    /// be offered. Without a store it asks the server to confirm that it has processed
+    /// everything.
+    ///
+    /// A handler that waits for another task that flushes holds that flush up, and nothing but
+    /// the timeout ends it.
     ///
     /// Cancel safe: nothing but the waiting ends.
     ///
     /// # Errors
-    /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on.
+    /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on, and
+    /// how many handlers are not through.
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         let until = Instant::now().checked_add(timeout);
@@ -337,16 +344,27 @@ impl Client {
             reply,
         };
         self.shared.asks.send(ask).await.map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        let counted = answer.await.map_err(|_| closed())??;
+        let handlers = match self.shared.store() {
+            Some(store) if !is_handling(&self.shared) => {
+                let offers = &self.shared.offers;
+                offers.returned(store.as_ref(), through, until).await
+            }
+            _ => 0,
+        };
+        match (counted.left(), handlers) {
+            (0, 0) => Ok(FlushReport::new(counted.tell(), self.shared.rejections())),
+            (left, handlers) => Err(FlushError::Timeout { left, handlers }),
+        }
     }
 
-    fn report_now(&self) -> FlushReport {
-        let totals = self.shared.totals();
+    /// Of a client that has ended: what became of single messages is not counted any more.
+    pub(crate) fn report_now(&self) -> FlushReport {
+        let bounds = self.bounds();
         FlushReport {
-            persisted: totals.persisted,
-            persisted_at_logon: totals.persisted_at_logon,
-            rejected: totals.rejected,
-            left: self.bounds().unsettled,
+            left: bounds.unsettled,
+            waiting: bounds.rejections,
+            ..FlushReport::default()
         }
     }
 
@@ -419,8 +437,9 @@ impl Client {
         }
     }
 
-    /// Ends the client: accepts nothing more, waits until everything is settled or the
-    /// deadline is over, then closes the store. Never hangs, at most about a second beyond
+    /// Ends the client: accepts nothing more, waits until everything is settled, and the
+    /// failed-write handler has returned for every refusal, or the deadline is over, then closes
+    /// the store. Never hangs, at most about a second beyond
     /// the deadline when the disk is slow; never discards: what is left is sent after the
     /// next open. From inside a handler it does not wait for that handler.
     ///
@@ -444,9 +463,8 @@ impl Client {
             // Who closes waits for this handler, and may do so up to its deadline.
             return CloseReport {
                 left: self.bounds().unsettled,
-                clean: false,
                 pending: true,
-                error: None,
+                ..CloseReport::default()
             };
         }
         // It fails with the last handle of the client, and this is one.

@@ -5,6 +5,7 @@ use std::time::Duration;
 use amps_store::{AppendError, StoreError};
 
 use crate::connector::ConnectError;
+use crate::delivery::Flushed;
 use crate::event::LinkEnd;
 use crate::message::{BadMessage, Message};
 use crate::protocol::Reason;
@@ -171,10 +172,18 @@ fn last_attempt(last: &Option<(String, LinkEnd)>) -> String {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlushError {
-    /// The time is over; what is left stays in the store and is sent on. Without a store:
-    /// the server did not confirm in time.
-    #[error("the flush was not over in time; {} message(s) are left in the store", .0.left)]
-    Timeout(FlushReport),
+    /// The time is over. What is left stays in the store and is sent on; handlers that run, run
+    /// on. Without a store: the server did not confirm in time.
+    #[error(
+        "the flush was not over in time; {left} message(s) are left in the store, and the handler has not returned for {handlers} refused one(s)"
+    )]
+    Timeout {
+        /// Covered by this flush and not settled.
+        left: u64,
+        /// Refusals, of this run or an earlier one, whose failed-write handler has not returned:
+        /// it is not through, or waits for its turn.
+        handlers: u64,
+    },
     /// The client was closed meanwhile.
     #[error("the client was closed while flushing")]
     Closed(FlushReport),
@@ -183,7 +192,10 @@ pub enum FlushError {
     Command(CommandError),
 }
 
-/// What became of the messages of this client, since it was opened.
+/// What became of the messages that one flush covers: those stored before it was called, but for
+/// those that an earlier flush has counted. Flushes at the same time count what they both wait
+/// for. Counts since the client was opened are in [`Client::health`](crate::Client::health).
+/// Without a store nothing is known, and all are 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlushReport {
     /// Persisted, by the server's ack.
@@ -195,6 +207,26 @@ pub struct FlushReport {
     pub rejected: u64,
     /// Covered by this flush and not settled.
     pub left: u64,
+    /// Refusals in the store that wait for the application, of any run.
+    pub waiting: u64,
+}
+
+impl FlushReport {
+    pub(crate) fn new(flushed: Flushed, waiting: u64) -> Self {
+        FlushReport {
+            persisted: flushed.persisted,
+            persisted_at_logon: flushed.persisted_at_logon,
+            rejected: flushed.rejected,
+            left: flushed.left,
+            waiting,
+        }
+    }
+
+    /// Whether all is known to be well: every message this flush covers was persisted by an ack,
+    /// and no refusal waits. What a logon covered may have been refused.
+    pub fn all_persisted(&self) -> bool {
+        self.persisted_at_logon == 0 && self.rejected == 0 && self.left == 0 && self.waiting == 0
+    }
 }
 
 /// How a client ended.
@@ -204,6 +236,9 @@ pub struct CloseReport {
     /// Unsettled messages left in the store; the next open sends them. Without a store:
     /// messages that were accepted and never handed to a link, which are gone.
     pub left: u64,
+    /// Refusals whose failed-write handler had not returned at the deadline, or was the caller;
+    /// they are offered again at the next open, unless it takes them over until then.
+    pub handlers: u64,
     /// The store was closed cleanly. Otherwise the next open treats this as an unclean
     /// stop, which costs numbers but no message.
     pub clean: bool,

@@ -150,10 +150,16 @@ fn panic_text(panic: &(dyn Any + Send)) -> String {
 pub(crate) struct Offers {
     state: Mutex<OfferState>,
     changed: Notify,
+    /// A refusal needs no handler any more.
+    returned: Notify,
 }
 
 #[derive(Debug, Default)]
 struct OfferState {
+    /// There is a handler, and the task that calls it.
+    active: bool,
+    /// The handler is at work on this one.
+    running: Option<u64>,
     /// Refusals from here on may not have been offered yet.
     from: u64,
     /// Offered in this run and not taken over.
@@ -193,6 +199,53 @@ impl Offers {
         let mut state = self.lock();
         state.declined.remove(&sequence);
         state.attempts.remove(&sequence);
+        drop(state);
+        self.returned.notify_waiters();
+    }
+
+    /// The handler is through with this one; with `declined`, it waits.
+    fn is_through(&self, sequence: u64, declined: bool) {
+        let mut state = self.lock();
+        state.running = None;
+        match declined {
+            true => drop(state.declined.insert(sequence)),
+            false => drop(state.attempts.remove(&sequence)),
+        }
+        drop(state);
+        self.returned.notify_waiters();
+    }
+
+    /// Refusals up to `through` whose handler has not returned.
+    pub(crate) fn open(&self, store: &dyn PublishStore, through: u64) -> u64 {
+        let state = self.lock();
+        state.open(store, through).count() as u64
+    }
+
+    /// Waits until the handler has returned for every refusal up to `through`, or nobody calls
+    /// it any more: then they are known to wait. How many are left when the time is over.
+    pub(crate) async fn returned(
+        &self,
+        store: &dyn PublishStore,
+        through: u64,
+        until: Option<Instant>,
+    ) -> u64 {
+        loop {
+            // Registered before the look: one that returns in between is not missed.
+            let returned = self.returned.notified();
+            tokio::pin!(returned);
+            returned.as_mut().enable();
+            if self.lock().open(store, through).next().is_none() {
+                return 0;
+            }
+            match until {
+                None => returned.await,
+                Some(until) => {
+                    if timeout_at(until, returned).await.is_err() {
+                        return self.open(store, through);
+                    }
+                }
+            }
+        }
     }
 
     /// Ends the task once everything that waits was offered.
@@ -212,14 +265,60 @@ impl Offers {
     }
 }
 
+impl OfferState {
+    /// Refusals up to `through` whose handler has not returned, in order of sequence.
+    fn open<'a>(
+        &'a self,
+        store: &'a dyn PublishStore,
+        through: u64,
+    ) -> impl Iterator<Item = u64> + 'a {
+        let running = self.running.filter(|sequence| *sequence <= through);
+        let mut from = self.from;
+        let pages = std::iter::from_fn(move || {
+            let page = store.rejections(from, PAGE);
+            from = page.last()?.sequence + 1;
+            Some(page)
+        });
+        let waiting = pages
+            .flatten()
+            .map(|found| found.sequence)
+            .take_while(move |sequence| *sequence <= through)
+            .filter(move |sequence| !self.declined.contains(sequence))
+            .filter(move |sequence| running != Some(*sequence));
+        let waiting = self.active.then_some(waiting).into_iter().flatten();
+        running.into_iter().chain(waiting)
+    }
+}
+
+/// Says that the handler is called, until it is dropped: with the task, however that ends.
+pub(crate) struct Offering(Arc<Shared>);
+
+impl Offering {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        shared.offers.lock().active = true;
+        Offering(shared)
+    }
+}
+
+impl Drop for Offering {
+    fn drop(&mut self) {
+        let mut state = self.0.offers.lock();
+        state.active = false;
+        state.running = None;
+        drop(state);
+        self.0.offers.returned.notify_waiters();
+    }
+}
+
 /// Calls the failed-write handler for every refusal that waits, one at a time, in order of
 /// sequence, off the I/O path. Those found at open come first, before any network.
-pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
+pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
+    let shared = &offering.0;
     let Some(watched) = shared.watched.clone() else {
         return;
     };
     let mut durable = BTreeSet::new();
-    while let Some(rejection) = next_offer(&shared, watched.store.as_ref()).await {
+    while let Some(rejection) = next_offer(shared, watched.store.as_ref()).await {
         // A power cut must not take back what a handler has acted on (charter S6).
         let at_disk = watched.store.level() == Level::Disk;
         if at_disk && !durable.remove(&rejection.sequence) {
@@ -243,14 +342,14 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
         if let Some(error) = unreadable(watched.store.as_ref(), sequence) {
             // Whoever took it over would have been shown no message, and its bytes would go.
             let error = error.to_string();
-            shared.offers.lock().declined.insert(sequence);
             tracing::warn!(sequence, error, "a refused message waits for an operator");
             shared.event(Event::Unreadable { sequence, error });
+            shared.offers.is_through(sequence, true);
             continue;
         }
-        let failed = failed_write(&shared, watched.store.as_ref(), rejection);
+        let failed = failed_write(shared, watched.store.as_ref(), rejection);
         let call = handler.clone();
-        let run = HANDLING.scope(identity(&shared), async move { call(failed).await });
+        let run = HANDLING.scope(identity(shared), async move { call(failed).await });
         let span = tracing::info_span!("failed_write", sequence);
         let result = match tokio::spawn(run.instrument(span)).await {
             Ok(result) => result,
@@ -263,19 +362,18 @@ pub(crate) async fn offer_refusals(shared: Arc<Shared>, handler: Handler) {
             },
             Err(error) => Some(error.to_string()),
         };
-        let mut state = shared.offers.lock();
-        let Some(error) = error else {
-            state.attempts.remove(&sequence);
-            continue;
-        };
-        state.declined.insert(sequence);
-        drop(state);
-        tracing::warn!(
-            sequence,
-            error,
-            "a refused message was not taken over; it waits"
-        );
-        shared.event(Event::HandlerFailed { sequence, error });
+        if let Some(error) = &error {
+            tracing::warn!(
+                sequence,
+                error,
+                "a refused message was not taken over; it waits"
+            );
+            shared.event(Event::HandlerFailed {
+                sequence,
+                error: error.clone(),
+            });
+        }
+        shared.offers.is_through(sequence, error.is_some());
     }
 }
 
@@ -296,6 +394,7 @@ async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejecti
                     .find(|found| !state.declined.contains(&found.sequence));
                 if let Some(rejection) = open {
                     state.from = rejection.sequence;
+                    state.running = Some(rejection.sequence);
                     return Some(rejection);
                 }
                 state.from = last + 1;

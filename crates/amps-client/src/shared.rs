@@ -8,7 +8,7 @@ use amps_store::{Envelope, PublishStore, Signal, StoreError};
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
-use crate::delivery::Totals;
+use crate::delivery::{Flushed, Totals};
 use crate::doorbell::Doorbell;
 use crate::driver::Ask;
 use crate::error::{CloseReport, PublishFailure};
@@ -48,6 +48,8 @@ pub(crate) struct Shared {
     /// Without a store: accepted, and never handed to a link.
     pub(crate) unsent: AtomicU64,
     pub(crate) totals: Mutex<Totals>,
+    /// What a flush counted that its caller was not told of.
+    pub(crate) uncounted: Mutex<Flushed>,
     pub(crate) direct: Mutex<Direct>,
     pub(crate) offers: Offers,
     pub(crate) max_message: usize,
@@ -127,6 +129,11 @@ const DIRECT_LIMIT: usize = 1 << 20;
 impl Shared {
     pub(crate) fn store(&self) -> Option<&Arc<dyn PublishStore>> {
         self.watched.as_ref().map(|watched| &watched.store)
+    }
+
+    /// Refusals that wait in the store.
+    pub(crate) fn rejections(&self) -> u64 {
+        self.store().map_or(0, |store| store.bounds().rejections)
     }
 
     /// Stores a message, or hands it to the link if there is no store. Never waits.
@@ -226,6 +233,8 @@ impl Shared {
                 }
                 self.sync_failed.store(true, Ordering::Release);
                 self.durable_moved();
+                // Room may never come now; who waits for it learns that by trying.
+                self.room.notify_waiters();
                 self.doorbell.ring_always();
             }
             Signal::Watermark {
@@ -276,6 +285,12 @@ impl Shared {
 
     pub(crate) fn totals(&self) -> Totals {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn uncounted(&self) -> MutexGuard<'_, Flushed> {
+        self.uncounted
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_totals(&self, totals: Totals) {

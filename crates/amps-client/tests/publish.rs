@@ -260,11 +260,13 @@ async fn a_flush_that_times_out_says_what_is_left_and_discards_nothing() {
     peer.ok(1).await;
     receipt.await;
     match client.publish_flush(Duration::from_millis(30)).await {
-        Err(FlushError::Timeout(report)) => assert_eq!((report.persisted, report.left), (1, 1)),
+        Err(FlushError::Timeout { left, handlers }) => assert_eq!((left, handlers), (1, 0)),
         other => panic!("{other:?}"),
     }
     peer.ok(2).await;
-    assert_eq!(client.publish_flush(LONG).await.unwrap().left, 0);
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.persisted, report.left), (2, 0));
+    assert!(report.all_persisted());
 }
 
 #[tokio::test]

@@ -377,7 +377,7 @@ async fn without_a_store_a_flush_has_its_own_time_limit() {
     client.wait_logged_on(LONG).await.unwrap();
     let flushed = client.publish_flush(Duration::from_secs(3)).await;
     assert!(
-        matches!(flushed, Err(FlushError::Timeout(_))),
+        matches!(flushed, Err(FlushError::Timeout { .. })),
         "{flushed:?}"
     );
     peer.next().await.unwrap();

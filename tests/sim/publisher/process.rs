@@ -543,7 +543,8 @@ impl Publisher {
             }
             Output::RefusalNotLogged { .. } => {}
             Output::Unattributed { figure, reason } => self.unattributed.push((figure, reason)),
-            Output::Flushed { id, left } => {
+            Output::Flushed { id, result } => {
+                let left = result.left;
                 let (target, until) = process.flushes.remove(&id).expect("it was asked for");
                 let open = self.book.unsettled_through(target).len() as u64;
                 assert_eq!(left, open, "flush through {target}");

@@ -173,7 +173,7 @@ impl Delivery {
                     if sequence < self.cursor {
                         self.flight.settled(1);
                     }
-                    self.flushes.settled_one(sequence);
+                    self.flushes.refused(sequence);
                 }
                 self.outputs.push_back(Output::Refused {
                     sequence,
@@ -254,7 +254,7 @@ impl Delivery {
                 }
                 self.figures.settled(through);
                 self.flight.settled(count);
-                self.flushes.settled_through(through, count);
+                self.flushes.settled_through(through, count, via);
                 self.outputs
                     .push_back(Output::SettledThrough { through, via });
             }

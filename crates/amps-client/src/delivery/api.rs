@@ -5,6 +5,8 @@ use std::time::Duration;
 
 use amps_store::{Batch, EnvelopeError, MessageRef, Rebase, StoreError};
 
+use super::Flushed;
+
 /// What to do when the server's figure at logon is beyond anything this store can have
 /// sent.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -130,6 +132,8 @@ pub enum Input<'a> {
         /// As given before.
         id: u64,
     },
+    /// The client ends: every flush is over, whatever is left.
+    Closing,
     /// [`Output::RaiseGrant`] was carried out.
     GrantRaised(Result<(), StoreError>),
     /// [`Output::Rebase`] was carried out.
@@ -242,8 +246,8 @@ pub enum Output {
     Flushed {
         /// As given in [`Input::Flush`].
         id: u64,
-        /// Covered and unsettled.
-        left: u64,
+        /// What became of the messages it covers.
+        result: Flushed,
     },
     /// Something to watch.
     Note(Note),

@@ -3,20 +3,53 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::Bounds;
+use amps_store::{Bounds, PublishStore};
 
-use super::Output;
+use super::{Output, Via};
+
+/// What became of the messages that a flush covers, but for those that an earlier flush has
+/// counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Flushed {
+    /// Settled as a success by an ack.
+    pub persisted: u64,
+    /// Settled as a success at a logon.
+    pub persisted_at_logon: u64,
+    /// Refused.
+    pub rejected: u64,
+    /// Unsettled still.
+    pub left: u64,
+}
+
+impl Flushed {
+    fn settled(&mut self, count: u64, via: Via) {
+        match via {
+            Via::Ack => self.persisted += count,
+            Via::Logon => self.persisted_at_logon += count,
+        }
+    }
+
+    /// Counts what another one counted, and what was left of that not at all.
+    pub(crate) fn add(&mut self, other: Flushed) {
+        self.persisted += other.persisted;
+        self.persisted_at_logon += other.persisted_at_logon;
+        self.rejected += other.rejected;
+    }
+}
 
 #[derive(Debug, Default)]
 pub(super) struct Flushes {
     waiting: Vec<Waiting>,
+    /// What was settled and no flush has counted. The next one does: whoever publishes and then
+    /// flushes is told of everything, however soon the answers came.
+    uncounted: Flushed,
 }
 
 #[derive(Debug)]
 struct Waiting {
     id: u64,
     target: u64,
-    left: u64,
+    so_far: Flushed,
     until: Option<Duration>,
 }
 
@@ -26,47 +59,78 @@ impl Flushes {
         id: u64,
         through: u64,
         until: Option<Duration>,
-        bounds: &Bounds,
+        store: &dyn PublishStore,
     ) {
+        let bounds = store.bounds();
         let target = through.min(bounds.last);
-        // What was stored behind the target is hardly settled yet; `report` does not rely on it.
-        let behind = bounds.last - target;
+        let behind = unsettled_behind(target, &bounds, store);
+        let left = bounds.unsettled.saturating_sub(behind);
         self.waiting.push(Waiting {
             id,
             target,
-            left: bounds.unsettled.saturating_sub(behind),
+            so_far: Flushed {
+                left,
+                ..std::mem::take(&mut self.uncounted)
+            },
             until,
         });
     }
 
     pub(super) fn cancel(&mut self, id: u64) {
-        self.waiting.retain(|waiting| waiting.id != id);
+        let uncounted = &mut self.uncounted;
+        self.waiting.retain(|waiting| {
+            if waiting.id == id {
+                uncounted.add(waiting.so_far);
+            }
+            waiting.id != id
+        });
     }
 
     /// `count` messages up to `through` left the queue.
-    pub(super) fn settled_through(&mut self, through: u64, count: u64) {
+    pub(super) fn settled_through(&mut self, through: u64, count: u64, via: Via) {
+        let mut counted = 0;
         for waiting in &mut self.waiting {
-            waiting.left = match through >= waiting.target {
-                true => 0,
-                false => waiting.left.saturating_sub(count),
+            let so_far = &mut waiting.so_far;
+            let covered = match through >= waiting.target {
+                true => so_far.left,
+                false => so_far.left.min(count),
             };
+            so_far.left -= covered;
+            so_far.settled(covered, via);
+            counted = covered.max(counted);
         }
+        self.uncounted.settled(count.saturating_sub(counted), via);
     }
 
-    /// One message left the queue.
+    /// One message was settled by an ack of its own.
     pub(super) fn settled_one(&mut self, sequence: u64) {
+        self.one(sequence, |so_far| so_far.persisted += 1);
+    }
+
+    /// One message was refused.
+    pub(super) fn refused(&mut self, sequence: u64) {
+        self.one(sequence, |so_far| so_far.rejected += 1);
+    }
+
+    fn one(&mut self, sequence: u64, count: impl Fn(&mut Flushed)) {
+        let mut counted = false;
         for waiting in &mut self.waiting {
-            if sequence <= waiting.target {
-                waiting.left = waiting.left.saturating_sub(1);
+            if sequence <= waiting.target && waiting.so_far.left > 0 {
+                waiting.so_far.left -= 1;
+                count(&mut waiting.so_far);
+                counted = true;
             }
+        }
+        if !counted {
+            count(&mut self.uncounted);
         }
     }
 
     /// Tells which flushes are over: nothing up to their target is unsettled, or their time
-    /// has come.
+    /// has come. With `None` for the time, all are.
     pub(super) fn report(
         &mut self,
-        now: Duration,
+        now: Option<Duration>,
         first_unsettled: impl FnOnce() -> Option<u64>,
         outputs: &mut VecDeque<Output>,
     ) {
@@ -76,14 +140,20 @@ impl Flushes {
         let first = first_unsettled();
         self.waiting.retain(|waiting| {
             let left = match first {
-                Some(first) if first <= waiting.target => waiting.left.max(1),
+                Some(first) if first <= waiting.target => waiting.so_far.left.max(1),
                 _ => 0,
             };
-            let over = left == 0 || waiting.until.is_some_and(|until| now >= until);
+            let over = match now {
+                Some(now) => left == 0 || waiting.until.is_some_and(|until| now >= until),
+                None => true,
+            };
             if over {
                 outputs.push_back(Output::Flushed {
                     id: waiting.id,
-                    left,
+                    result: Flushed {
+                        left,
+                        ..waiting.so_far
+                    },
                 });
             }
             !over
@@ -95,5 +165,16 @@ impl Flushes {
             .iter()
             .filter_map(|waiting| waiting.until)
             .min()
+    }
+}
+
+/// How many messages behind `target` are unsettled. It is the last one stored, but for what
+/// came in between the call that flushes and this.
+fn unsettled_behind(target: u64, bounds: &Bounds, store: &dyn PublishStore) -> u64 {
+    match bounds.first_unsettled {
+        Some(first) if first <= target => (target + 1..=bounds.last)
+            .filter(|sequence| store.is_unsettled(*sequence))
+            .count() as u64,
+        _ => bounds.unsettled,
     }
 }

@@ -21,6 +21,8 @@ mod numbers;
 mod tests;
 mod unreadable;
 
+pub use flush::Flushed;
+
 pub use api::{
     Config, DropReason, GapPolicy, Input, Note, Now, Outgoing, Output, PublishAck, RebasePolicy,
     ToSend, Totals, Verdict, Via,
@@ -159,9 +161,14 @@ impl Delivery {
             Input::LoggedOn { figure } => self.logged_on(store, now, figure),
             Input::LinkLost => self.link_lost(store, now),
             Input::Flush { id, through, until } => {
-                self.flushes.start(id, through, until, &store.bounds());
+                self.flushes.start(id, through, until, store);
             }
             Input::FlushCancelled { id } => self.flushes.cancel(id),
+            Input::Closing => {
+                let first_unsettled = || store.bounds().first_unsettled;
+                self.flushes
+                    .report(None, first_unsettled, &mut self.outputs);
+            }
             Input::GrantRaised(result) => self.grant_raised(store, now, result),
             Input::Rebased(result) => self.rebased(store, now, result),
             Input::AllowRebase => {
@@ -386,7 +393,7 @@ impl Delivery {
         }
         let first_unsettled = || store.bounds().first_unsettled;
         self.flushes
-            .report(now.at, first_unsettled, &mut self.outputs);
+            .report(Some(now.at), first_unsettled, &mut self.outputs);
     }
 
     fn drop_link(&mut self, why: DropReason) {

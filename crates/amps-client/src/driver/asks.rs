@@ -9,9 +9,10 @@ use tokio::time::Instant;
 
 use super::Driver;
 use super::readers::Entry;
-use crate::delivery::Input;
+use crate::delivery::{Flushed, Input};
 use crate::error::{CommandError, FlushError, FlushReport};
 use crate::session::MAX_WAITING;
+use crate::shared::Shared;
 use crate::subscribe::{Answer, Request, Subscribe, Subscription};
 
 /// What a handle asks the driver for.
@@ -20,7 +21,8 @@ pub(crate) enum Ask {
         /// The last sequence it covers.
         through: u64,
         until: Option<Instant>,
-        reply: oneshot::Sender<Result<FlushReport, FlushError>>,
+        /// Gets what became of them when nothing is left, or the time is over.
+        reply: oneshot::Sender<Result<Counted, FlushError>>,
     },
     Command {
         request: Request,
@@ -39,13 +41,13 @@ pub(crate) enum Ask {
 }
 
 pub(super) enum FlushReply {
-    Caller(oneshot::Sender<Result<FlushReport, FlushError>>),
+    Caller(oneshot::Sender<Result<Counted, FlushError>>),
     Close,
 }
 
 pub(super) enum CommandReply {
     Answer(oneshot::Sender<Result<Answer, CommandError>>),
-    Flush(oneshot::Sender<Result<FlushReport, FlushError>>),
+    Flush(oneshot::Sender<Result<Counted, FlushError>>),
     Close,
 }
 
@@ -56,6 +58,30 @@ impl CommandReply {
             CommandReply::Flush(reply) => !reply.is_closed(),
             CommandReply::Close => true,
         }
+    }
+}
+
+/// What a flush counted. Dropped before it reached its caller, it is the next flush's to tell.
+pub(crate) struct Counted {
+    shared: Arc<Shared>,
+    flushed: Flushed,
+}
+
+impl Counted {
+    pub(crate) fn left(&self) -> u64 {
+        self.flushed.left
+    }
+
+    /// It is told.
+    pub(crate) fn tell(mut self) -> Flushed {
+        std::mem::take(&mut self.flushed)
+    }
+}
+
+impl Drop for Counted {
+    fn drop(&mut self) {
+        let flushed = std::mem::take(&mut self.flushed);
+        self.shared.uncounted().add(flushed);
     }
 }
 
@@ -129,23 +155,29 @@ impl Driver {
         }
     }
 
-    pub(super) fn flushed(&mut self, id: u64, left: u64) {
-        let totals = self.shared.totals();
-        let report = FlushReport {
-            persisted: totals.persisted,
-            persisted_at_logon: totals.persisted_at_logon,
-            rejected: totals.rejected,
-            left,
-        };
-        let result = match left {
-            0 => Ok(report),
-            _ => Err(FlushError::Timeout(report)),
-        };
+    pub(super) fn flushed(&mut self, id: u64, flushed: Flushed) {
         match self.work.flushes.remove(&id) {
             // The caller may have stopped waiting.
-            Some(FlushReply::Caller(reply)) => drop(reply.send(result)),
-            Some(FlushReply::Close) => self.work.stopped = true,
+            Some(FlushReply::Caller(reply)) => drop(reply.send(match flushed.left {
+                left if left > 0 && self.work.stopped => {
+                    let waiting = self.shared.rejections();
+                    Err(FlushError::Closed(FlushReport::new(flushed, waiting)))
+                }
+                _ => Ok(self.counted(flushed)),
+            })),
+            Some(FlushReply::Close) => {
+                drop(self.counted(flushed));
+                self.work.stopped = true;
+            }
             None => {}
+        }
+    }
+
+    fn counted(&self, mut flushed: Flushed) -> Counted {
+        flushed.add(std::mem::take(&mut *self.shared.uncounted()));
+        Counted {
+            shared: self.shared.clone(),
+            flushed,
         }
     }
 
@@ -216,10 +248,12 @@ impl Driver {
         match reply {
             CommandReply::Answer(reply) => drop(reply.send(result)),
             CommandReply::Flush(reply) => {
-                let report = FlushReport::default();
                 let result = match result {
-                    Ok(_) => Ok(report),
-                    Err(CommandError::Timeout) => Err(FlushError::Timeout(report)),
+                    Ok(_) => Ok(self.counted(Flushed::default())),
+                    Err(CommandError::Timeout) => Err(FlushError::Timeout {
+                        left: 0,
+                        handlers: 0,
+                    }),
                     Err(error) => Err(FlushError::Command(error)),
                 };
                 drop(reply.send(result));

@@ -8,9 +8,8 @@ use amps_store::StoreError;
 use tokio::time::Instant;
 
 use super::Driver;
-use super::asks::FlushReply;
 use crate::delivery::{Delivery, Input};
-use crate::error::{CloseReport, FlushError, FlushReport};
+use crate::error::CloseReport;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::shared::{End, Shared};
 
@@ -90,8 +89,14 @@ impl Driver {
         self.shared.closed.store(true, Ordering::Release);
         let unsent = self.close_direct();
         self.input(Input::LinkLost);
-        self.carry_out();
+        self.work.stopped = true;
+        // What was asked before the end is answered, and flushes by what they know.
         self.asks.close();
+        while let Ok(ask) = self.asks.try_recv() {
+            self.ask(ask);
+        }
+        self.input(Input::Closing);
+        self.carry_out();
         self.commands.close();
         // Who asks from here on either finds this said, or is found by `take_requests`.
         self.shared.finishing.store(true, Ordering::SeqCst);
@@ -109,6 +114,8 @@ impl Driver {
             self.shared.offers.finish();
             let _ = tokio::time::timeout_at(until, task).await;
         }
+        let store = self.shared.store();
+        let handlers = store.map_or(0, |store| self.shared.offers.open(store.as_ref(), u64::MAX));
         self.shared.offers.stop();
         let last = until.max(now) + GRACE;
         if let Some(job) = self.work.running.take() {
@@ -116,20 +123,9 @@ impl Driver {
         }
         let mut report = self.close_store(last).await;
         report.left += unsent;
+        report.handlers = handlers;
         if let Some(error) = &report.error {
             tracing::warn!(%error, "the store was not closed cleanly");
-        }
-        let totals = self.shared.totals();
-        for (_, reply) in std::mem::take(&mut self.work.flushes) {
-            if let FlushReply::Caller(reply) = reply {
-                let report = FlushReport {
-                    persisted: totals.persisted,
-                    persisted_at_logon: totals.persisted_at_logon,
-                    rejected: totals.rejected,
-                    left: report.left,
-                };
-                drop(reply.send(Err(FlushError::Closed(report))));
-            }
         }
         self.work.readers.close();
         if let Some(watched) = &self.shared.watched {
@@ -170,6 +166,7 @@ impl Driver {
         };
         CloseReport {
             left,
+            handlers: 0,
             clean: closed.is_ok(),
             pending: false,
             error: closed.err(),

@@ -70,7 +70,7 @@ impl Driver {
                 self.last_chance(None, figure, reason.clone(), false);
                 self.shared.event(Event::Unattributed { figure, reason });
             }
-            Output::Flushed { id, left } => self.flushed(id, left),
+            Output::Flushed { id, result } => self.flushed(id, result),
             Output::Note(note) => self.note(note),
         }
     }

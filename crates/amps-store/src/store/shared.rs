@@ -354,8 +354,8 @@ impl Shared {
             core.told.closed && !told.closed,
         );
         News {
-            // Who waits for room that cannot come any more learns it by trying again.
-            room: core.log.space.take_owed() || failed || closed,
+            // Room that cannot come any more as well: who waits learns that by trying again.
+            room: core.log.space.take_owed(),
             durable,
             failed,
             closed,

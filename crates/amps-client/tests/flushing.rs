@@ -1,0 +1,345 @@
+//! A flush returns when everything it covers is settled and every refusal among it has been in
+//! the hands of the application.
+#![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
+
+mod common;
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use amps_client::{Client, FlushError, FlushReport, Outcome, Via};
+use amps_store::{PublishStore, Store};
+use common::{LONG, Peer, memory, options, pair, started};
+use tokio::sync::{Notify, Semaphore, mpsc};
+
+/// Longer than anything real, and over at once while the clock is paused.
+const HOUR: Duration = Duration::from_secs(3600);
+
+/// A program that flushes and returns, as the guide has it: the refusals that came last were
+/// lost with the handlers that had not begun, up to all of them.
+#[tokio::test]
+async fn every_refusal_has_been_in_its_handler_when_a_flush_returns() {
+    for takes in [true, false] {
+        let (builder, mut listener) = pair();
+        let handled = Arc::new(AtomicUsize::new(0));
+        let count = handled.clone();
+        let client = builder
+            .store(memory())
+            .on_failed_write(move |_| {
+                let count = count.clone();
+                async move {
+                    for _ in 0..100 {
+                        tokio::task::yield_now().await;
+                    }
+                    count.fetch_add(1, Ordering::SeqCst);
+                    match takes {
+                        true => Ok(()),
+                        false => Err("not now".into()),
+                    }
+                }
+            })
+            .open()
+            .await
+            .unwrap();
+        for n in 0..7 {
+            client.publish("t", format!("{n}")).await.unwrap();
+        }
+        let flush = started(Box::pin(client.publish_flush(LONG))).await;
+        let mut peer = Peer::logged_on(&mut listener, 0).await;
+        peer.publishes_to(7).await;
+        peer.ok(1).await;
+        for refused in 2..7 {
+            peer.refuse(refused, "no").await;
+        }
+        peer.ok(7).await;
+        let report = flush.await.unwrap();
+        assert_eq!(handled.load(Ordering::SeqCst), 5);
+        let waiting = if takes { 0 } else { 5 };
+        assert_eq!(
+            report,
+            FlushReport {
+                persisted: 2,
+                rejected: 5,
+                waiting,
+                ..FlushReport::default()
+            }
+        );
+        assert!(!report.all_persisted());
+        // The next one is about what came since.
+        client.publish("t", "8").await.unwrap();
+        peer.publishes_to(8).await;
+        peer.ok(8).await;
+        let report = client.publish_flush(LONG).await.unwrap();
+        assert_eq!((report.persisted, report.rejected), (1, 0));
+        assert_eq!(report.all_persisted(), takes, "{waiting} wait");
+        assert_eq!(client.health().counts.rejected, 5, "since the open");
+    }
+}
+
+/// Whoever publishes and then flushes is told of everything, however soon the answers came.
+#[tokio::test]
+async fn what_was_answered_before_the_flush_is_in_its_report_once() {
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let first = client.publish("t", "1").await.unwrap();
+    let second = client.publish("t", "2").await.unwrap();
+    let from = first.sequence();
+    peer.publishes_to(from + 1).await;
+    peer.ok(from).await;
+    peer.refuse(from + 1, "no").await;
+    assert!(matches!(second.await, Outcome::Rejected { .. }));
+    assert_eq!(first.await, Outcome::Persisted { via: Via::Ack });
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.persisted, report.rejected, report.left), (1, 1, 0));
+    assert!(!report.all_persisted());
+    let again = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((again.persisted, again.rejected, again.waiting), (0, 0, 1));
+    assert!(!again.all_persisted(), "a refusal waits");
+    client.failed().accept(from + 1).unwrap();
+    assert!(client.publish_flush(LONG).await.unwrap().all_persisted());
+}
+
+/// A server's figure is no ack: such a message may have been refused.
+#[tokio::test]
+async fn what_a_logon_covers_is_not_all_persisted() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let (builder, mut listener) = pair();
+    let store = Store::open(&path, options()).unwrap();
+    let client = builder.store(store).open().await.unwrap();
+    client.publish("t", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(1).await;
+    drop(peer);
+    let _peer = Peer::logged_on(&mut listener, 1).await;
+    let report = client.publish_flush(LONG).await.unwrap();
+    assert_eq!((report.persisted, report.persisted_at_logon), (0, 1));
+    assert!(!report.all_persisted());
+}
+
+/// Bounded by the timeout alone: a handler that never returns.
+#[tokio::test(start_paused = true)]
+async fn a_handler_that_never_returns_is_in_the_error() {
+    let (builder, mut listener) = pair();
+    let client = builder
+        .store(memory())
+        .on_failed_write(|_| std::future::pending())
+        .open()
+        .await
+        .unwrap();
+    for n in 0..4 {
+        client.publish("t", format!("{n}")).await.unwrap();
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(4).await;
+    for refused in 1..4 {
+        peer.refuse(refused, "no").await;
+    }
+    let begun = tokio::time::Instant::now();
+    let flushed = client.publish_flush(HOUR).await;
+    let Err(FlushError::Timeout { left, handlers }) = flushed else {
+        panic!("{flushed:?}");
+    };
+    assert_eq!((left, handlers), (1, 3));
+    assert_eq!(begun.elapsed(), HOUR);
+    peer.ok(4).await;
+    let flushed = client.publish_flush(HOUR).await;
+    assert!(
+        matches!(
+            flushed,
+            Err(FlushError::Timeout {
+                left: 0,
+                handlers: 3
+            })
+        ),
+        "{flushed:?}"
+    );
+    // Neither of them told what it had counted. One that nobody waits for does not either.
+    drop(started(Box::pin(client.publish_flush(HOUR))).await);
+    for refused in 1..4 {
+        client.failed().accept(refused).unwrap();
+    }
+    drop(started(Box::pin(client.publish_flush(HOUR))).await);
+    let begun = tokio::time::Instant::now();
+    let report = client.close(HOUR).await;
+    assert_eq!((report.left, report.handlers), (0, 1), "the one at work");
+    assert!(report.clean && begun.elapsed() >= HOUR);
+}
+
+/// In a handler a flush does not wait for handlers; a task that the handler spawned is no
+/// handler, and the one that waits for it is what it waits for.
+#[tokio::test(start_paused = true)]
+async fn a_flush_inside_a_handler_waits_for_none_and_one_in_a_task_of_it_does() {
+    let (builder, mut listener) = pair();
+    let slot: Arc<Mutex<Option<Client>>> = Arc::default();
+    let inside = slot.clone();
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |_| {
+            let (inside, told) = (inside.clone(), told.clone());
+            async move {
+                let client = inside.lock().unwrap().clone().unwrap();
+                told.send(client.publish_flush(HOUR).await)?;
+                let flush = async move { client.publish_flush(HOUR).await };
+                told.send(tokio::spawn(flush).await?)?;
+                Ok(())
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    *slot.lock().unwrap() = Some(client.clone());
+    client.publish("t", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(1).await;
+    peer.refuse(1, "no").await;
+    assert_eq!(heard.recv().await.unwrap().unwrap().rejected, 1);
+    let in_a_task = heard.recv().await.unwrap();
+    assert!(
+        matches!(
+            in_a_task,
+            Err(FlushError::Timeout {
+                left: 0,
+                handlers: 1
+            })
+        ),
+        "{in_a_task:?}"
+    );
+    slot.lock().unwrap().take();
+}
+
+/// Refusals of an earlier run that are still to be offered count as well, and are waited for.
+#[tokio::test(start_paused = true)]
+async fn refusals_of_an_earlier_run_are_waited_for() {
+    let store = memory();
+    for n in 0..3u8 {
+        let envelope = amps_store::Envelope::publish("t");
+        let sequence = store.append(&envelope, &[n]).unwrap().sequence;
+        store.reject(sequence, "no", 1).unwrap();
+    }
+    let (builder, _listener) = pair();
+    let gate = Arc::new(Semaphore::new(0));
+    let passing = gate.clone();
+    let client = builder
+        .store(store)
+        .on_failed_write(move |_| {
+            let passing = passing.clone();
+            async move {
+                passing.acquire().await?.forget();
+                Ok(())
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    gate.add_permits(1);
+    let flushed = client.publish_flush(HOUR).await;
+    assert!(
+        matches!(
+            flushed,
+            Err(FlushError::Timeout {
+                left: 0,
+                handlers: 2
+            })
+        ),
+        "{flushed:?}"
+    );
+    let flush = started(Box::pin(client.publish_flush(HOUR))).await;
+    // One is taken over by somebody else meanwhile; that ends the wait as well.
+    gate.add_permits(1);
+    client.failed().accept(3).unwrap();
+    assert_eq!(flush.await.unwrap().waiting, 0);
+}
+
+/// A flush that failed, or was not waited for, told nothing: the next one does.
+#[tokio::test(start_paused = true)]
+async fn what_a_flush_could_not_tell_the_next_one_does() {
+    let (builder, mut listener) = pair();
+    let gate = Arc::new(Semaphore::new(0));
+    let passing = gate.clone();
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |_| {
+            let passing = passing.clone();
+            async move {
+                passing.acquire().await?.forget();
+                Ok(())
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    for n in 0..4 {
+        client.publish("t", format!("{n}")).await.unwrap();
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(4).await;
+    peer.ok(1).await;
+    peer.refuse(2, "no").await;
+    let failed = client.publish_flush(HOUR).await;
+    assert!(
+        matches!(
+            failed,
+            Err(FlushError::Timeout {
+                left: 2,
+                handlers: 1
+            })
+        ),
+        "{failed:?}"
+    );
+    peer.ok(4).await;
+    let failed = client.publish_flush(HOUR).await;
+    assert!(
+        matches!(failed, Err(FlushError::Timeout { left: 0, .. })),
+        "{failed:?}"
+    );
+    let given_up = started(Box::pin(client.publish_flush(HOUR))).await;
+    drop(given_up);
+    gate.add_permits(1);
+    let report = client.publish_flush(HOUR).await.unwrap();
+    assert_eq!(
+        (report.persisted, report.rejected, report.waiting),
+        (3, 1, 0)
+    );
+    assert!(!report.all_persisted());
+}
+
+/// When nobody calls handlers any more, what waits is known to wait.
+#[tokio::test]
+async fn a_flush_that_waits_for_a_handler_ends_with_the_client() {
+    let (builder, mut listener) = pair();
+    let (begun, inside) = (Arc::new(Notify::new()), Arc::new(Notify::new()));
+    let (told, hold) = (begun.clone(), inside.clone());
+    let client = builder
+        .store(memory())
+        .on_failed_write(move |_| {
+            let (told, hold) = (told.clone(), hold.clone());
+            async move {
+                told.notify_one();
+                hold.notified().await;
+                Ok(())
+            }
+        })
+        .open()
+        .await
+        .unwrap();
+    client.publish("t", "1").await.unwrap();
+    client.publish("t", "2").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(2).await;
+    peer.refuse(1, "no").await;
+    peer.refuse(2, "no").await;
+    begun.notified().await;
+    while client.failed().list().len() < 2 {
+        tokio::task::yield_now().await;
+    }
+    let flush = started(Box::pin(client.publish_flush(LONG))).await;
+    let closed = client.close(Duration::ZERO).await;
+    assert_eq!((closed.left, closed.handlers), (0, 2));
+    inside.notify_one();
+    let report = tokio::time::timeout(LONG, flush).await.unwrap().unwrap();
+    assert_eq!((report.rejected, report.left), (2, 0));
+}
