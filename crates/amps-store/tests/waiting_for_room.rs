@@ -153,3 +153,37 @@ fn the_end_of_a_store_is_told_to_who_waits_for_room() {
     assert!(take(&heard) > 0, "who waits is not told of the end");
     assert!(!publish(&store, BIG).unwrap_err().is_retryable());
 }
+
+/// A large segment grows in pieces. Told of each piece, of the failure and of the cut behind it,
+/// whoever waited asked for another growth each time, and disk and threads were busy for ever.
+#[test]
+fn a_growth_that_goes_on_failing_is_told_once() {
+    const SEGMENT: u64 = 9 << 20;
+    let disk = SimDisk::new();
+    let options = Options::new().capacity(64 << 20).segment_size(SEGMENT);
+    let store = disk.open(options).unwrap();
+    let heard = rooms(&store);
+    // For the first piece of the next segment there is room, for the second there is not.
+    disk.limit(Some(disk.bytes().len() as u64 + 5 * (SEGMENT / 9)));
+    let (mut told, mut tries) = (0, 0);
+    loop {
+        match publish(&store, 1 << 20) {
+            Ok(_) => tries = 0,
+            Err(AppendError::NoSpace { .. }) if told == 0 && tries > 0 => break,
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                tries += 1;
+                assert!(tries < 20, "told again and again");
+            }
+        }
+        while step(&store).unwrap() {}
+        told = take(&heard);
+    }
+    assert!(store.bounds().unsettled > 0);
+    // Space comes, and who tries again is told.
+    disk.limit(None);
+    assert!(publish(&store, 1 << 20).is_err());
+    while step(&store).unwrap() {}
+    assert!(take(&heard) > 0, "the file has grown, and nobody is told");
+    publish(&store, 1 << 20).unwrap();
+}

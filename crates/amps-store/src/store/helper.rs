@@ -40,18 +40,8 @@ impl Shared {
                 Ok(Next::Job(job)) => {
                     drop(core);
                     let result = make(&job, &*self.device);
-                    let mut core = self.lock_last();
-                    // Who waits for room learns once what is in the way of growth. Told again,
-                    // they would ask for another try each time, for ever.
-                    let still = matches!(job, Job::Reserve(..))
-                        && result.is_err()
-                        && core.log.space.growth_error().is_some();
                     // An error was logged, and is told as news.
-                    let _ = self.end(&mut core, job, result);
-                    match still {
-                        true => self.tell_of_no_room(core),
-                        false => self.tell(core),
-                    }
+                    let _ = self.end_and_tell(self.lock_last(), job, result);
                     self.lock_last()
                 }
                 Ok(Next::Done) | Err(_) => {
@@ -140,6 +130,29 @@ impl Shared {
             self.progress.notify_all();
         }
         ended.inspect_err(|error| tracing::error!(%error, "the store's device failed"))
+    }
+
+    /// As [`end`](Self::end); whom it concerns is told.
+    ///
+    /// # Errors
+    /// The store failed, for good; it was logged.
+    pub(super) fn end_and_tell(
+        &self,
+        mut core: MutexGuard<'_, Core>,
+        job: Job,
+        result: io::Result<()>,
+    ) -> Result<(), StoreError> {
+        let is_for_room = matches!(job, Job::Sync(_) | Job::Superblock(_));
+        let limit = core.log.limit();
+        let ended = self.end(&mut core, job, result);
+        // A growth that fails is told once, and once it succeeds again. Told of each try, of its
+        // pieces or of what is cut off behind it, who waits for room would ask for another
+        // try each time, for ever.
+        match is_for_room || core.log.limit() != limit {
+            true => self.tell(core),
+            false => self.tell_of_no_room(core),
+        }
+        ended
     }
 
     /// The helper panicked, perhaps in an observer: nobody syncs any more, and whoever waits

@@ -77,10 +77,7 @@ impl Shared {
 
     fn make_and_end(&self, job: Job, device: &dyn Device) -> Result<(), StoreError> {
         let result = make(&job, device);
-        let mut core = self.lock();
-        let ended = self.end(&mut core, job, result);
-        self.tell(core);
-        ended
+        self.end_and_tell(self.lock(), job, result)
     }
 
     /// Ends what is under way, or else does one piece of work from its beginning to its end.
