@@ -9,6 +9,7 @@ pub(crate) use self::transfer::export_to_stdout as export;
 
 use std::fs::{File, OpenOptions};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
 use amps_store::Envelope;
@@ -72,9 +73,13 @@ pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     Exit::Damaged
 }
 
-/// Creates a file where there is none.
+/// Creates a file where there is none, for its owner's eyes only: it holds messages.
 fn new_file(path: &Path) -> Result<File, Failure> {
-    let options = OpenOptions::new().write(true).create_new(true).to_owned();
+    let options = OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .to_owned();
     options.open(path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Failure::other(format!(
             "{} exists; only a new file is written: choose another name, or move it away",

@@ -166,3 +166,49 @@ fn within_a_pid_namespace_a_store_that_is_open_is_not_called_crashed() {
     let info = run(command.arg(&path)).expect(0).report();
     assert_eq!(info["state"], "closed");
 }
+
+/// They were readable by everybody who may enter the directory.
+#[test]
+fn what_is_created_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let dir = Dir::new();
+    let old = left_behind(&dir);
+    // A source that is more open than that does not make its copies so.
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o666)).unwrap();
+    let lines = dir.path("lines");
+    run(store(&["repair"], &old)
+        .arg("--to")
+        .arg(dir.path("repaired")))
+    .expect(0);
+    run(store(&["info", "--html"], &dir.path("page")).arg(&old)).expect(0);
+    fs::write(&lines, run(&mut store(&["export"], &old)).expect(0).text()).unwrap();
+    run(store(&["import", "--from"], &lines).arg(dir.path("imported"))).expect(0);
+    let opened = Store::open(&old, Options::new()).unwrap();
+    opened.evacuate(dir.path("evacuated"), Level::Os).unwrap();
+    let mut publish = amps();
+    publish.args(["publish", "--topic", "t", "--server", NOBODY]);
+    publish.args(["--flush-timeout", "0s", "--store"]);
+    run(publish.arg(dir.path("published")).stdin(Stdio::null())).expect(0);
+    for name in ["repaired", "page", "imported", "evacuated", "published"] {
+        let mode = fs::metadata(dir.path(name)).unwrap().permissions().mode();
+        assert_eq!(mode & 0o7777, 0o600, "{name}");
+    }
+    let mode = fs::metadata(&old).unwrap().permissions().mode();
+    assert_eq!(mode & 0o7777, 0o666, "what exists keeps its own");
+}
+
+/// It was made a store of, with a report that all was sent: a name mistyped, or a file that lost
+/// its contents, looked like success.
+#[test]
+fn an_empty_file_is_not_all_sent() {
+    let dir = Dir::new();
+    let path = dir.path("empty");
+    for len in [0, 1 << 20] {
+        File::create(&path).unwrap().set_len(len).unwrap();
+        run(&mut drain(&path, "0s"))
+            .expect(1)
+            .says(&["there is no store at", "empty"]);
+        let bytes = fs::read(&path).unwrap();
+        assert!(bytes.len() as u64 == len && bytes.iter().all(|b| *b == 0));
+    }
+}

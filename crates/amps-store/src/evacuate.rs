@@ -2,10 +2,12 @@
 
 use std::fs::OpenOptions;
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::api::{Level, StoredMessage};
 use crate::error::{OpenError, ReadError, StoreError};
+use crate::file::PRIVATE;
 use crate::format::{CHARGE, RECORD_HEADER, SUPERBLOCKS};
 use crate::log::{Log, check};
 use crate::options::Options;
@@ -83,6 +85,7 @@ impl Store {
             OpenOptions::new()
                 .write(true)
                 .create_new(true)
+                .mode(PRIVATE)
                 .open(to)
                 .map_err(|error| EvacuateError::Create { path: to.to_owned(), error })?;
             let written = write(log, to);

@@ -5,6 +5,7 @@ mod take_over;
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -22,6 +23,10 @@ use crate::scan::Source;
 pub(crate) use locked::{For, LockedFile};
 use take_over::{Found, SEGMENTS_TO_GO_ON, take_over};
 pub(crate) use take_over::{report, unopenable};
+
+/// The mode of a file that is created: what applications publish is read by nobody else. One that
+/// exists keeps its own.
+pub(crate) const PRIVATE: u32 = 0o600;
 
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +65,8 @@ pub(crate) fn open(
     let len = stat(|| file.metadata()).map_err(io("look at"))?.len();
     let header = match read_header(&FileSource(&file), len) {
         Ok(header) => header,
-        Err(Refusal::NotCreated) => {
+        // Whoever wants what is in a store is not told that an empty file is one.
+        Err(Refusal::NotCreated) if missing == Missing::Create => {
             let shape = options.shape().map_err(OpenError::Options)?;
             let superblock = create(path, &file, &shape, options)?;
             let len = SEGMENTS_AT + shape.segments * shape.segment_size;
@@ -170,6 +176,7 @@ fn open_locked(
         how.read(true)
             .write(true)
             .create(missing == Missing::Create)
+            .mode(PRIVATE)
             .truncate(false);
         let file = calls::check(Call::Open)
             .and_then(|()| how.open(path))

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::{OpenOptions, TryLockError};
 use std::io;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -10,7 +11,7 @@ use super::{Body, Inspection, Message, MessageState, RecordKind};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
-use crate::file::{For, LockedFile};
+use crate::file::{For, LockedFile, PRIVATE};
 use crate::format::{CHARGE, Kind, SEGMENTS_AT};
 use crate::index::Entry;
 use crate::rebuild::{Heritage, Rebuild};
@@ -181,7 +182,12 @@ pub fn repair_with(
     }
     let plan = Plan::of(&old).map_err(RepairError::Read)?;
     plan.is_worth_it(&old)?;
-    match OpenOptions::new().write(true).create_new(true).open(to) {
+    match OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(PRIVATE)
+        .open(to)
+    {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(RepairError::Exists(to.to_owned()));
