@@ -11,6 +11,7 @@ mod writer;
 use std::fs::File;
 use std::io::{self, BufWriter, IsTerminal as _, Write};
 use std::os::fd::{AsFd, BorrowedFd};
+use std::time::Duration;
 
 use serde_json::{Map, Value};
 
@@ -25,6 +26,9 @@ pub(crate) use self::writer::Patient;
 
 /// Bytes that may wait for standard output.
 const LIMIT: usize = 256 << 10;
+
+/// How long last words wait for a reader whom nothing else makes them wait for.
+const PATIENCE: Duration = Duration::from_secs(2);
 
 /// How lines look.
 #[derive(Clone, Copy, Debug)]
@@ -203,16 +207,21 @@ impl SideOutput {
         self.to.written().await;
     }
 
-    /// Waits for the reader of the last words until a second signal. The exit code that the
-    /// output stands for: somebody did not get the data. The work is done all the same.
+    /// Waits for the reader of the last words until a second signal, and a moment longer: that
+    /// signal may have come long before them. The exit code that the output stands for: somebody
+    /// did not get the data. The work is done all the same.
     pub(crate) async fn last_words(&self, stop: &Stop) -> Exit {
+        let long_enough = async {
+            stop.second().await;
+            tokio::time::sleep(PATIENCE).await;
+        };
         let why = tokio::select! {
             biased;
             () = self.written() => match self.to.failed() {
                 None => return Exit::Ok,
                 Some(error) => error.to_string(),
             },
-            () = stop.second() => "nobody read it before the second signal".to_owned(),
+            () = long_enough => "nobody read it before the second signal".to_owned(),
         };
         say(&format!(
             "error: cannot write the output: {why}; everything else was done"

@@ -4,17 +4,13 @@
 use std::io::{self, IsTerminal as _};
 use std::os::fd::AsFd as _;
 use std::sync::{Mutex, OnceLock, PoisonError};
-use std::time::Duration;
 
-use super::own;
 use super::writer::Writer;
+use super::{PATIENCE, own};
 use crate::terminal;
 
 /// Bytes that may wait for standard error.
 const LIMIT: usize = 64 << 10;
-
-/// How long the last words wait for their reader.
-const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Takes the line away that a status stands in.
 const CLEAR: &str = "\r\x1b[K";
