@@ -10,7 +10,7 @@ use bytes::Bytes;
 ///
 /// Cheap to clone where the payload is: [`Bytes`] are shared. The payload is copied once,
 /// into the store.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Message {
     operation: Operation,
     topic: Cow<'static, str>,
@@ -22,6 +22,21 @@ pub struct Message {
     selector: Option<String>,
     options: Option<String>,
 }
+
+amps_store::debug_with_excerpt!(
+    Message: Message,
+    [
+        operation,
+        topic,
+        user_tag,
+        correlation_id,
+        expiration,
+        sow_key,
+        selector,
+        options
+    ],
+    data
+);
 
 impl Message {
     /// Publishes `data` to `topic`, a literal name (AMPS does not interpret regular

@@ -203,7 +203,7 @@ pub enum DeliveredKind {
 }
 
 /// A message a subscription delivers.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Delivered {
     /// What it is.
@@ -225,6 +225,12 @@ pub struct Delivered {
     /// The message itself.
     pub data: Bytes,
 }
+
+amps_store::debug_with_excerpt!(
+    Delivered: Delivered,
+    [kind, topic, bookmark, sow_key, correlation_id, timestamp, user_id, reason],
+    data
+);
 
 impl Delivered {
     /// Bytes it holds beside its topic, which it may share.
@@ -316,7 +322,7 @@ impl Subscription {
 ///
 /// Publishes must go through the store instead: a number or a `persisted` ack of one's own
 /// would mix with the store's.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Default, PartialEq, Eq)]
 pub struct Request {
     pub(crate) name: String,
     pub(crate) topic: Option<String>,
@@ -337,6 +343,30 @@ pub struct Request {
     pub(crate) timeout: Option<Duration>,
     pub(crate) retry: bool,
 }
+
+amps_store::debug_with_excerpt!(
+    Request: Request,
+    [
+        name,
+        topic,
+        filter,
+        sow_keys,
+        options,
+        bookmark,
+        correlation_id,
+        sub_id,
+        query_id,
+        order_by,
+        top_n,
+        batch_size,
+        expiration,
+        sow_key,
+        acks,
+        timeout,
+        retry
+    ],
+    body
+);
 
 impl Request {
     /// A command that waits for its `processed` ack.

@@ -1,5 +1,6 @@
 //! The publish store as its users see it: one trait, and the values that cross it.
 
+use std::fmt;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,6 +8,7 @@ use std::time::Duration;
 use crate::batch::{Batch, MessageRef};
 use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
+use crate::excerpt::Excerpt;
 use crate::format::RECORD_HEADER;
 use crate::report::RecoveryReport;
 
@@ -30,7 +32,7 @@ pub enum Level {
 }
 
 /// A message as it stands in the store, in a buffer that can be reused.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Default)]
 pub struct StoredMessage {
     /// Its sequence, 0 while the buffer is empty.
     pub sequence: u64,
@@ -40,6 +42,16 @@ pub struct StoredMessage {
     pub(crate) envelope_end: usize,
     /// It does not move the resume point.
     pub(crate) quiet: bool,
+}
+
+impl fmt::Debug for StoredMessage {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("StoredMessage")
+            .field("sequence", &self.sequence)
+            .field("envelope", &self.envelope())
+            .field("payload", &Excerpt(self.payload()))
+            .finish_non_exhaustive()
+    }
 }
 
 impl StoredMessage {

@@ -1,7 +1,10 @@
 //! Many messages read at once.
 
+use std::fmt;
+
 use crate::api::StoredMessage;
 use crate::envelope::{Envelope, EnvelopeError};
+use crate::excerpt::Excerpt;
 use crate::format::RECORD_HEADER;
 
 /// Messages as they stand in the store, one behind the other in a buffer that can be reused:
@@ -9,7 +12,7 @@ use crate::format::RECORD_HEADER;
 ///
 /// It takes a bounded number of messages and of bytes, but one message always, however large
 /// that is. After a large one the buffer shrinks again.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Batch {
     bytes: Vec<u8>,
     places: Vec<Place>,
@@ -36,12 +39,28 @@ pub(crate) struct Place {
 }
 
 /// One message in a buffer.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct MessageRef<'a> {
     /// Its sequence.
     pub sequence: u64,
     pub(crate) envelope: &'a [u8],
     pub(crate) payload: &'a [u8],
+}
+
+impl fmt::Debug for Batch {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list().entries(self.iter()).finish()
+    }
+}
+
+impl fmt::Debug for MessageRef<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageRef")
+            .field("sequence", &self.sequence)
+            .field("envelope", &self.envelope())
+            .field("payload", &Excerpt(self.payload))
+            .finish()
+    }
 }
 
 impl<'a> MessageRef<'a> {

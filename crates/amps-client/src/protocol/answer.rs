@@ -139,7 +139,7 @@ impl LogonAck<'_> {
 }
 
 /// A message on its way to a subscriber: a `p` frame, or an `oof`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Outbound<'a> {
     /// `t`: the topic.
     pub topic: &'a str,
@@ -162,6 +162,22 @@ pub struct Outbound<'a> {
     /// The message.
     pub body: &'a [u8],
 }
+
+amps_store::debug_with_excerpt!(
+    Outbound: Outbound<'_>,
+    [
+        topic,
+        sub_id,
+        sub_ids,
+        bookmark,
+        timestamp,
+        sow_key,
+        correlation_id,
+        user_id,
+        oof_reason
+    ],
+    body
+);
 
 impl<'a> Outbound<'a> {
     /// A message of `topic` with nothing else set.
@@ -205,7 +221,7 @@ impl<'a> Outbound<'a> {
 }
 
 /// One record to put into a `sow` frame.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct SowEntry<'a> {
     /// `t`: the topic.
     pub topic: &'a str,
@@ -216,6 +232,8 @@ pub struct SowEntry<'a> {
     /// The record.
     pub body: &'a [u8],
 }
+
+amps_store::debug_with_excerpt!(SowEntry: SowEntry<'_>, [topic, key, bookmark], body);
 
 /// Appends a `sow` frame with several records to `out`.
 ///

@@ -1,5 +1,9 @@
 //! Commands a client sends (`amps-protocol.md` §4, §5, §8).
 
+use std::fmt;
+
+use amps_store::Excerpt;
+
 use super::ack::AckKinds;
 use super::frame::FrameError;
 use super::writer;
@@ -8,7 +12,7 @@ use super::writer;
 ///
 /// Encoding copies the topic and the body once, formats two integers at most and allocates
 /// nothing but what the buffer lacks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Publish<'a> {
     /// Merge into the record (`delta_publish`) instead of replacing it.
     pub delta: bool,
@@ -33,6 +37,23 @@ pub struct Publish<'a> {
     /// The message, opaque to the protocol.
     pub body: &'a [u8],
 }
+
+amps_store::debug_with_excerpt!(
+    Publish: Publish<'_>,
+    [
+        delta,
+        long_name,
+        command_id,
+        topic,
+        expiration,
+        options,
+        correlation_id,
+        sequence,
+        acks,
+        sow_key
+    ],
+    body
+);
 
 impl<'a> Publish<'a> {
     /// A publish of `body` to `topic` that asks for nothing.
@@ -94,7 +115,7 @@ impl<'a> Publish<'a> {
 }
 
 /// Any command but publish. Make one with a constructor, set further fields, encode it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
 pub struct Command<'a> {
     /// `c`: the command's name.
     pub name: &'a str,
@@ -142,6 +163,20 @@ pub struct Command<'a> {
     pub sub_id: Option<&'a str>,
     /// The body.
     pub body: &'a [u8],
+}
+
+impl fmt::Debug for Command<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Command")
+            .field("name", &self.name)
+            .field("command_id", &self.command_id)
+            .field("topic", &self.topic)
+            .field("filter", &self.filter)
+            .field("options", &self.options)
+            .field("password", &self.password.map(|_| "***"))
+            .field("body", &Excerpt(self.body))
+            .finish_non_exhaustive()
+    }
 }
 
 impl<'a> Command<'a> {

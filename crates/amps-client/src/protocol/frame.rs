@@ -43,11 +43,12 @@ pub enum FrameError {
 /// The buffer grows with the bytes that were received, never by what a length field
 /// announces, so a peer must send what it wants remembered. Once [`FrameDecoder::next_frame`]
 /// failed it keeps failing: drop the connection.
-#[derive(Debug)]
 pub struct FrameDecoder {
     buffer: BytesMut,
     max: usize,
 }
+
+amps_store::debug_with_excerpt!(FrameDecoder: FrameDecoder, [max], buffer);
 
 impl Default for FrameDecoder {
     fn default() -> Self {

@@ -338,7 +338,7 @@ impl<'a> Header<'a> {
 }
 
 /// One record of a `sow` frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 pub struct SowRecord<'a> {
     /// The record's own header.
     pub header: Header<'a>,
@@ -346,13 +346,17 @@ pub struct SowRecord<'a> {
     pub body: &'a [u8],
 }
 
+amps_store::debug_with_excerpt!(SowRecord: SowRecord<'_>, [header], body);
+
 /// The records of a `sow` frame: each a header that says in `l` how many bytes of body
 /// follow it (`amps-protocol.md` §1, §8). Ends behind the first error.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct SowRecords<'a> {
     body: &'a [u8],
     at: usize,
 }
+
+amps_store::debug_with_excerpt!(SowRecords: SowRecords<'_>, [at], body);
 
 impl<'a> SowRecords<'a> {
     /// The records in `body`, which is what [`Header::parse`] left of the frame.

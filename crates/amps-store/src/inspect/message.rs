@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use super::Inspection;
 use super::view::View;
 use crate::api::Rejection;
+use crate::debug_with_excerpt;
 use crate::envelope::Envelope;
 use crate::error::OpenError;
 use crate::format::{Kind, RECORD_HEADER, RecordHeader, RejectionBody, record_is_intact};
@@ -41,7 +42,7 @@ impl std::fmt::Display for MessageState {
 }
 
 /// A message, where it stands, and what became of it.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 #[non_exhaustive]
 pub struct Message {
     /// Its sequence.
@@ -67,6 +68,12 @@ pub struct Message {
     /// The refusal that waits.
     pub rejection: Option<Rejection>,
 }
+
+debug_with_excerpt!(
+    Message: Message,
+    [sequence, offset, ordinal, generation, is_copy, quiet, state, envelope, rejection],
+    payload
+);
 
 /// Which messages to show. Empty: the unsettled ones.
 #[derive(Clone, Debug, Default)]

@@ -1,10 +1,11 @@
 //! Every record of every segment, in file order.
 
-use std::io;
+use std::{fmt, io};
 
 use super::Inspection;
 use crate::api::Rejection;
 use crate::envelope::Envelope;
+use crate::excerpt::Excerpt;
 use crate::format::{
     Epoch, Kind, LostBody, Mark, RecordHeader, RejectionBody, SEGMENT_HEADER, settled_sequences,
 };
@@ -139,7 +140,7 @@ pub struct Record {
 }
 
 /// What a record says.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Body {
     /// A publish or a copy.
@@ -197,6 +198,64 @@ pub enum Body {
     /// The bytes behind the header do not say what this kind says, though their checksum
     /// fits; or there are none to be relied on.
     Unreadable(Vec<u8>),
+}
+
+impl fmt::Debug for Body {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Body::Message { envelope, payload } => f
+                .debug_struct("Message")
+                .field("envelope", envelope)
+                .field("payload", &Excerpt(payload))
+                .finish(),
+            Body::Settlement(sequences) => f.debug_tuple("Settlement").field(sequences).finish(),
+            Body::Rejection(rejection) => f.debug_tuple("Rejection").field(rejection).finish(),
+            Body::Acceptance => f.write_str("Acceptance"),
+            Body::Mark {
+                floor,
+                durable,
+                next,
+                oldest_needed,
+                clean,
+                tag,
+            } => f
+                .debug_struct("Mark")
+                .field("floor", floor)
+                .field("durable", durable)
+                .field("next", next)
+                .field("oldest_needed", oldest_needed)
+                .field("clean", clean)
+                .field("tag", tag)
+                .finish(),
+            Body::Epoch {
+                follows,
+                last_before,
+                first_after,
+                floor,
+                durable,
+            } => f
+                .debug_struct("Epoch")
+                .field("follows", follows)
+                .field("last_before", last_before)
+                .field("first_after", first_after)
+                .field("floor", floor)
+                .field("durable", durable)
+                .finish(),
+            Body::Lost {
+                first_ordinal,
+                last_ordinal,
+                first_sequence,
+                last_sequence,
+            } => f
+                .debug_struct("Lost")
+                .field("first_ordinal", first_ordinal)
+                .field("last_ordinal", last_ordinal)
+                .field("first_sequence", first_sequence)
+                .field("last_sequence", last_sequence)
+                .finish(),
+            Body::Unreadable(bytes) => f.debug_tuple("Unreadable").field(&Excerpt(bytes)).finish(),
+        }
+    }
 }
 
 impl Inspection {
