@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -177,7 +177,9 @@ impl Builder {
 
     /// Called for acks that nothing else takes, for commands of the server's that no client
     /// knows, and for refusals when there is no failed-write handler (they wait in the store all
-    /// the same). Must not block, unless the client is a blocking one.
+    /// the same): once in the run that receives it, with the server's ack, and once in every
+    /// later one as [`earlier_run`](UnhandledAck::earlier_run). Must not block, unless the client
+    /// is a blocking one.
     #[must_use]
     pub fn on_last_chance(
         mut self,
@@ -417,6 +419,8 @@ impl Builder {
             requested: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
             end: Default::default(),
+            opened: AtomicBool::new(false),
+            untold: AtomicBool::new(true),
             closed: AtomicBool::new(false),
             dropped: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
@@ -447,10 +451,14 @@ impl Builder {
                 offer_refusals(Offering::new(shared.clone()), handler).instrument(span.clone())
             })
             .map(|offering| handlers_on.spawn(offering));
-        let handler = self
-            .last_chance
-            .take()
-            .unwrap_or_else(|| Arc::new(|ack| tracing::warn!(?ack, "nothing takes it")));
+        let handler = self.last_chance.take().unwrap_or_else(|| {
+            Arc::new(|ack| {
+                // Of those of earlier runs one line has told already.
+                if !ack.earlier_run {
+                    tracing::warn!(?ack, "nothing takes it");
+                }
+            })
+        });
         let last_chance = last_chance(&shared, unhandled_acks, handler);
         handlers_on.spawn(last_chance.instrument(span.clone()));
         let driver = Driver {
@@ -479,6 +487,8 @@ impl Builder {
             work: Work::new(),
         };
         runtime.spawn(driver.run().instrument(span));
+        shared.opened.store(true, Ordering::Release);
+        shared.doorbell.ring_always();
         Ok(Client {
             _alive: Arc::new(Alive(shared.clone())),
             shared,

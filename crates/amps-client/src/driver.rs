@@ -7,7 +7,7 @@ mod link;
 mod outputs;
 mod readers;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -72,6 +72,13 @@ pub(crate) struct Work {
     jobs: VecDeque<Job>,
     running: Option<JoinHandle<Done>>,
     drop_link: Option<LinkEnd>,
+    /// The refusal that is being carried out, as it came.
+    refusal: Option<UnhandledAck>,
+    /// Without a failed-write handler: refusals of earlier runs from here on are still to be
+    /// told.
+    earlier_from: Option<u64>,
+    /// Refused in this run before those were told: no refusal is told twice.
+    told: BTreeSet<u64>,
     logged_on_at: Option<Instant>,
     sync_failed: bool,
     closing: Option<CloseRequest>,
@@ -116,6 +123,9 @@ impl Work {
             jobs: VecDeque::new(),
             running: None,
             drop_link: None,
+            refusal: None,
+            earlier_from: Some(0),
+            told: BTreeSet::new(),
             logged_on_at: None,
             sync_failed: false,
             closing: None,
@@ -372,6 +382,7 @@ impl Driver {
             self.work.sync_failed = true;
             self.input(Input::SyncFailed);
         }
+        self.tell_earlier();
         self.input(Input::Tick);
         self.carry_out();
         self.start_job();

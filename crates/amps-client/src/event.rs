@@ -251,6 +251,18 @@ pub enum Event {
         /// The server's reason.
         reason: Reason,
     },
+    /// A message was refused; the refusal is in the log, and waits for the failed-write handler
+    /// or an operator.
+    Refused {
+        /// The message.
+        sequence: u64,
+        /// The server's reason.
+        reason: Reason,
+        /// It came after a success that covered the message; the success stands.
+        late: bool,
+        /// An earlier run received it, and there is no failed-write handler to be offered it.
+        earlier_run: bool,
+    },
     /// The store failed; what follows from it is said in the error.
     StoreFailed {
         /// What the client was doing.

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use amps_store::{
@@ -71,6 +72,9 @@ pub struct UnhandledAck {
     pub subscription: Option<String>,
     /// It is a refusal that waits in the store; see [`Failed`].
     pub waits_in_store: bool,
+    /// It was refused in an earlier run, and this is what the log has of it: no kind of ack, no
+    /// figure, no command id.
+    pub earlier_run: bool,
 }
 
 /// Why a handler did not take a refusal over.
@@ -81,7 +85,7 @@ pub(crate) type Handler = Arc<dyn Fn(FailedWrite) -> HandlerFuture + Send + Sync
 pub(crate) type LastChance = Arc<dyn Fn(UnhandledAck) + Send + Sync>;
 
 /// Refusals looked at together.
-const PAGE: usize = 64;
+pub(crate) const PAGE: usize = 64;
 
 /// Refused messages whose attempts are remembered.
 const COUNTED: usize = 1 << 16;
@@ -459,6 +463,13 @@ pub(crate) fn last_chance(
     let shared = Arc::downgrade(shared);
     async move {
         while let Some(ack) = acks.recv().await {
+            // More refusals of earlier runs may be left than the queue took at once.
+            if acks.is_empty()
+                && let Some(shared) = shared.upgrade()
+                && shared.untold.load(Ordering::Acquire)
+            {
+                shared.doorbell.ring_always();
+            }
             let call = || HANDLING.sync_scope(client, || handler(ack));
             if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                 let error = panic_text(panic.as_ref());

@@ -42,6 +42,10 @@ pub(crate) struct Shared {
     pub(crate) finishing: AtomicBool,
     /// How the client ended.
     pub(crate) end: Arc<watch::Sender<End>>,
+    /// The client is in the application's hands.
+    pub(crate) opened: AtomicBool,
+    /// Refusals of earlier runs may wait until the last-chance handler has room for them.
+    pub(crate) untold: AtomicBool,
     pub(crate) closed: AtomicBool,
     pub(crate) dropped: AtomicBool,
     pub(crate) sync_failed: AtomicBool,

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{Driver, next_event};
 use crate::chooser::Server;
 use crate::connector::Stream;
-use crate::delivery::Input;
+use crate::delivery::{Input, Verdict};
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
@@ -88,6 +88,7 @@ fn unhandled(header: &Header<'_>) -> UnhandledAck {
         command_id: header.command_id.as_deref().map(|id| cut(id).to_owned()),
         subscription: subscription.map(|id| cut(id).to_owned()),
         waits_in_store: false,
+        earlier_run: false,
     }
 }
 
@@ -285,6 +286,7 @@ impl Driver {
             let mut received = Owned::Nothing;
             let mut more = Vec::new();
             let mut ended = Vec::new();
+            let mut refused = false;
             let (delivery, store) = (&mut self.delivery, self.shared.store());
             let readers = &mut self.work.readers;
             let mut sink = |item: Received<'_>| {
@@ -307,6 +309,7 @@ impl Driver {
                 if let (Some(delivery), Some(store)) = (&mut *delivery, store) {
                     match &item {
                         Received::Ack(ack) => {
+                            refused |= ack.verdict != Verdict::Persisted;
                             return delivery.handle(store.as_ref(), now, Input::Ack(*ack));
                         }
                         Received::LoggedOn { figure } => {
@@ -327,6 +330,12 @@ impl Driver {
             self.session
                 .receive(now.at, &frame, &mut self.work.out, &mut sink)
                 .map_err(|error| LinkEnd::Protocol(error.to_string()))?;
+            if refused && let Ok((header, _)) = Header::salvage(&frame) {
+                // While it is at hand, for who is told of it.
+                self.work.refusal = Some(unhandled(&header));
+                self.carry_out();
+                self.work.refusal = None;
+            }
             for subscription in ended {
                 self.session.unsubscribe(subscription, &mut self.work.out);
             }

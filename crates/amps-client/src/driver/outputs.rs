@@ -1,14 +1,16 @@
 //! Carries out what [`Delivery`](crate::delivery::Delivery) decided.
 
 use std::collections::VecDeque;
+use std::sync::atomic::Ordering;
 
+use amps_store::Rejection;
 use tokio::sync::mpsc;
 
 use super::{Driver, Job};
 use crate::delivery::{DropReason, Note, Output};
 use crate::event::{ConnectionState, Event, LinkEnd};
-use crate::failed::UnhandledAck;
-use crate::protocol::{AckKind, Reason, Status};
+use crate::failed::{PAGE, UnhandledAck};
+use crate::protocol::{Reason, Status};
 use crate::receipt::Outcome;
 
 impl Driver {
@@ -85,11 +87,77 @@ impl Driver {
             );
         }
         self.shared.offers.refused(sequence, attempts);
+        self.shared.event(Event::Refused {
+            sequence,
+            reason: reason.clone(),
+            late,
+            earlier_run: false,
+        });
         if self.settings.has_handler {
             return;
         }
         tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
+        if self.work.earlier_from.is_some_and(|from| sequence >= from) {
+            self.work.told.insert(sequence);
+        }
         self.last_chance(Some(sequence), None, reason, true);
+    }
+
+    /// Without a failed-write handler: tells of refusals that wait since an earlier run, as many
+    /// as the last-chance handler has room for.
+    pub(super) fn tell_earlier(&mut self) {
+        let Some(mut from) = self.work.earlier_from else {
+            return;
+        };
+        // Before that, the handler could be called by a client the application does not have yet.
+        if !self.shared.opened.load(Ordering::Acquire) {
+            return;
+        }
+        let store = self.shared.store().filter(|_| !self.settings.has_handler);
+        let store = store.cloned();
+        while let Some(store) = &store {
+            if self.unhandled.capacity() < PAGE && !self.unhandled.is_closed() {
+                // The bell rings when the handler has caught up.
+                return;
+            }
+            let page = store.rejections(from, PAGE);
+            let Some(last) = page.last().map(|found| found.sequence) else {
+                break;
+            };
+            for found in page {
+                if !self.work.told.contains(&found.sequence) {
+                    self.earlier(found);
+                }
+            }
+            from = last + 1;
+            self.work.earlier_from = Some(from);
+            self.work.told = self.work.told.split_off(&from);
+        }
+        self.shared.untold.store(false, Ordering::Release);
+        self.work.earlier_from = None;
+        self.work.told.clear();
+    }
+
+    fn earlier(&mut self, found: Rejection) {
+        let (sequence, reason) = (found.sequence, Reason::new(found.reason));
+        self.shared.event(Event::Refused {
+            sequence,
+            reason: reason.clone(),
+            late: found.late,
+            earlier_run: true,
+        });
+        self.unhandled(UnhandledAck {
+            command: "ack".to_owned(),
+            kind: None,
+            status: Some(Status::Failure),
+            reason,
+            sequence: Some(sequence),
+            figure: None,
+            command_id: None,
+            subscription: None,
+            waits_in_store: true,
+            earlier_run: true,
+        });
     }
 
     fn resolve(&self, sequence: u64, outcome: Outcome) {
@@ -105,16 +173,19 @@ impl Driver {
         reason: Reason,
         waits_in_store: bool,
     ) {
+        // What the application gives up is refused without an ack.
+        let ack = self.work.refusal.as_ref();
         self.unhandled(UnhandledAck {
             command: "ack".to_owned(),
-            kind: Some(AckKind::Persisted),
+            kind: ack.and_then(|ack| ack.kind),
             status: Some(Status::Failure),
             reason,
             sequence,
-            figure,
-            command_id: None,
+            figure: figure.or(ack.and_then(|ack| ack.figure)),
+            command_id: ack.and_then(|ack| ack.command_id.clone()),
             subscription: None,
             waits_in_store,
+            earlier_run: false,
         });
     }
 
