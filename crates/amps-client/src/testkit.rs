@@ -68,6 +68,8 @@ pub enum Planted {
     AckBeyondSentBelieved,
     /// Messages that were sent before are not counted as resent.
     ResentUncounted,
+    /// What was sent before a rebase goes out as if it had not been.
+    AgainForgotten,
     /// A rebase tells of no possible duplicates.
     DuplicatesUntold,
     /// An ack that settles nothing gives room for another message.
@@ -100,7 +102,7 @@ pub enum Planted {
 
 impl Planted {
     /// Every one of them.
-    pub const ALL: [Planted; 30] = [
+    pub const ALL: [Planted; 31] = [
         Planted::Overtaking,
         Planted::CumulativeFailure,
         Planted::DiscardBeforeAck,
@@ -117,6 +119,7 @@ impl Planted {
         Planted::FailureGuessed,
         Planted::AckBeyondSentBelieved,
         Planted::ResentUncounted,
+        Planted::AgainForgotten,
         Planted::DuplicatesUntold,
         Planted::RoomFreedTwice,
         Planted::BytesUnbounded,

@@ -37,7 +37,8 @@ pub(super) struct Watch {
     stall_after: u32,
     interval: Option<Duration>,
     found_grant: u64,
-    /// Sent under the numbering in force, by this run or before.
+    /// Sent by this run under any numbering, or before it under the one in force then: a
+    /// rebase makes nothing unsent.
     sent: BTreeSet<u64>,
     /// How often this run handed each over.
     handed: BTreeMap<u64, u32>,
@@ -147,8 +148,6 @@ impl Watch {
             "nothing was sent, and {possible_duplicates} are possible duplicates"
         );
         self.counts.possible_duplicates += possible_duplicates;
-        // What goes out under new numbers is told here, and not once more as resent.
-        self.sent.clear();
     }
 
     /// The link is gone. `live`: messages could go out on it. `told`: what was said then.

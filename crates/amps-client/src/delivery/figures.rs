@@ -3,6 +3,7 @@
 use amps_store::{PublishStore, Rebase, StoredMessage};
 
 use super::api::wire;
+use super::planted;
 
 /// The highest number any publisher can reach; a figure above it is the server's error.
 pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
@@ -173,6 +174,9 @@ impl Figures {
         self.rebases_left = self.rebases_left.saturating_sub(1);
         self.rebase = Some(rebase);
         self.reach = rebase.from.saturating_sub(1);
+        if planted!(AgainForgotten) {
+            self.sent = self.reach;
+        }
         self.known = Some(self.reach);
         self.reload_grant(store);
     }
