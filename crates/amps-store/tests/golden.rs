@@ -84,6 +84,8 @@ fn describe(path: &Path) -> String {
             Body::Message { envelope, payload } => {
                 format!("{envelope:?} payload \"{}\"", payload.escape_ascii())
             }
+            // Its debug output shows the beginning only.
+            Body::Unreadable(bytes) => format!("Unreadable({bytes:?})"),
             body => format!("{body:?}"),
         };
         line(format!(
