@@ -70,7 +70,7 @@ impl Plan {
             }
             _ => {}
         }
-        plan.disk_faults |= plan.used_name && rng.one_in(3);
+        plan.disk_faults |= plan.used_name && rng.one_in(2);
         plan.manners = rng.one_in(2);
         plan.challenges = rng.one_in(4);
         if plan.shared || plan.per_message {
@@ -189,7 +189,13 @@ fn build(seed: u64, plan: Plan, rng: &mut Rng) -> World {
     });
     let mut world = World::new(seed, servers.collect());
     for server in &mut world.servers {
-        server.device = Duration::from_millis(rng.below(30));
+        // Only what a slow server has not counted yet can collide with a fresh store's numbers.
+        let slowest = if plan.used_name && rng.one_in(3) {
+            300
+        } else {
+            30
+        };
+        server.device = Duration::from_millis(rng.below(slowest));
         server.behave(plan.manners(rng), rng.bits());
     }
     if plan.servers == 2 {
@@ -259,6 +265,15 @@ impl Run {
                 }
                 let time = Duration::from_millis(self.world.rng.below(3000));
                 self.world.run(time);
+                // What a server has in its hands when the process dies, it counts after the logon
+                // of the fresh store.
+                if self.world.rng.one_in(2) {
+                    for _ in 0..1 + self.world.rng.below(8) {
+                        self.world.with(id, |p, around| p.publish(around));
+                    }
+                    let time = Duration::from_millis(self.world.rng.below(60));
+                    self.world.run(time);
+                }
                 self.world.with(id, |p, around| p.kill(around));
                 // A server that has counted nothing yet looks as if it did not know the name,
                 // and what it holds would collide with the fresh store's first numbers.
@@ -276,7 +291,7 @@ impl Run {
             }
             self.world.start(id);
             if self.plan.used_name {
-                if self.plan.disk_faults && self.world.rng.one_in(2) {
+                if self.plan.disk_faults && !self.world.rng.one_in(4) {
                     self.world.publishers[id]
                         .disk
                         .fail(DiskFault::WriteAround(0));
@@ -350,8 +365,8 @@ impl Run {
             }
             // What was given up behind the back of a copy looks sent to it: a foreign figure
             // within what may have been sent (charter §5.3).
-            795..800 if self.plan.servers == 1 && !self.plan.restores => self.give_up(id),
-            800..805 => {
+            795..810 if self.plan.servers == 1 && !self.plan.restores => self.give_up(id),
+            810..815 => {
                 self.world.servers[server].device = Duration::from_millis(self.world.rng.below(300))
             }
             _ => {}
@@ -483,17 +498,41 @@ impl Run {
     }
 
     fn give_up(&mut self, id: usize) {
+        let power_fails = self.world.rng.one_in(2);
+        if power_fails {
+            // Given up before it is sent, by a process that is logged on in a moment.
+            self.world.with(id, |p, around| p.kill(around));
+            self.world.restart(id);
+            self.world.with(id, |p, around| p.publish(around));
+        }
         let publisher = &self.world.publishers[id];
-        let Some(sequence) = publisher.book.unsettled().next() else {
-            return;
-        };
         if publisher.process.is_none() {
             return;
         }
+        let chosen = match power_fails {
+            true => publisher.book.unsettled().last(),
+            false => publisher.book.unsettled().next(),
+        };
+        let Some(sequence) = chosen else {
+            return;
+        };
         self.world.with(id, |p, around| {
             let reason = "given up by an operator";
             p.input(around, Input::GiveUp { sequence, reason });
         });
+        if power_fails {
+            // What goes out behind it rests on the give-up, whatever becomes of the power.
+            let behind = self.world.with(id, |p, around| p.publish(around));
+            let end = self.world.now + Duration::from_millis(1500);
+            self.world.run_until(end, |w| {
+                let open = w.publishers[id].book.unsettled();
+                open.last().is_none_or(|last| Some(last) != behind)
+            });
+            let cuts = [Cut::Pages, Cut::Sectors];
+            let cut = cuts[self.world.rng.below(2) as usize];
+            self.world.power_cut(id, cut);
+            self.seen.power_cuts += 1;
+        }
     }
 
     /// Everything that is broken is repaired, and everything must drain.
