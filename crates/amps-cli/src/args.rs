@@ -226,6 +226,13 @@ pub(crate) struct Publish {
     /// Byte cap of a store that is created now, as in 64MiB; at least 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) capacity: Option<u64>,
+    /// Largest message that a store takes which is created now, as in 64KiB; the default is 1MiB with
+    /// all that travels with it, or a quarter of a sixteenth of a capacity below 64MiB.
+    ///
+    /// It decides the size of the file, which begins with three times four such messages: 788 KiB
+    /// for 64KiB. The capacity must have room for six times four. Up to 32767KiB.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) max_message: Option<u64>,
     /// How long to wait for a store that another process has open or a repair is reading.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = units::duration)]
     pub(crate) lock_timeout: Duration,
@@ -421,6 +428,9 @@ pub(crate) struct StoreImport {
     /// Byte cap of the new store, as in 64MiB; at least 64KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) capacity: Option<u64>,
+    /// Largest message that the new store takes, as in 64KiB; see the same of publish.
+    #[arg(long, value_name = "SIZE", value_parser = units::size)]
+    pub(crate) max_message: Option<u64>,
     /// Name of the client the new store belongs to; the default is an id made now.
     #[arg(long, value_name = "NAME")]
     pub(crate) client_name: Option<String>,

@@ -125,7 +125,7 @@ fn a_command_or_option_that_is_not_there_is_found() {
 #[test]
 fn no_error_advises_what_only_a_program_can_do() {
     let error = amps_store::AppendError::TooLarge { needed: 9, max: 8 };
-    assert!(error.to_string().contains("capacity"), "{error}");
+    assert!(error.to_string().contains("--max-message"), "{error}");
     let path = "s.store".into();
     let ranges = Vec::new();
     let error = amps_store::OpenError::Damaged { path, ranges };

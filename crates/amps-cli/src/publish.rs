@@ -105,11 +105,24 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
     if let Some(capacity) = args.capacity {
         options = options.capacity(capacity);
     }
-    match &args.store {
+    if let Some(message) = args.max_message {
+        options = options.max_message(message);
+    }
+    let store = match &args.store {
         Some(path) => Store::open(path, options),
         None => Store::memory(options),
     }
-    .map_err(|e| Failure::open(&e))
+    .map_err(|e| Failure::open(&e))?;
+    let made_for = store.largest_record().saturating_sub(1 << 10);
+    if let Some(message) = args.max_message.filter(|m| *m > made_for) {
+        say(&format!(
+            "note: {} was created for records of up to {} bytes, and keeps that: messages of \
+             {message} bytes need a new file",
+            store_name(args.store.as_deref()),
+            store.largest_record()
+        ));
+    }
+    Ok(store)
 }
 
 /// The user tag of a message says where its line ends in the input, so that people can read it

@@ -32,6 +32,9 @@ const GRANT_STEP: u64 = 4096;
 /// How long room may take to come while nothing is unsettled any more.
 const ROOM: Duration = Duration::from_secs(30);
 
+/// Payloads above this size need segments made for them.
+const LONG: u64 = 1_000_000;
+
 /// Between two looks at why there is no room.
 const ROOM_SLICE: Duration = Duration::from_millis(20);
 
@@ -133,7 +136,7 @@ fn tell(text: &str) {
 }
 
 fn try_write(args: &TortureWrite, says: &mut Says) -> Result<(), Fatal> {
-    let store = open(&args.dir, args.capacity)?;
+    let store = open(args)?;
     let report = store.report();
     says.line(&format!(
         "open first={} last={} next={} run={}",
@@ -159,14 +162,18 @@ fn try_write(args: &TortureWrite, says: &mut Says) -> Result<(), Fatal> {
     says.line("end")
 }
 
-fn open(dir: &Path, capacity: Option<u64>) -> Result<Store, Fatal> {
+fn open(args: &TortureWrite) -> Result<Store, Fatal> {
+    let dir = &args.dir;
     if !dir.join(FILE).exists() {
         make_directory(dir, &|parent| File::open(parent)?.sync_all())
             .map_err(|e| Fatal::io(format!("cannot create {}: {e}", dir.display())))?;
     }
     let mut options = Options::new().preallocate(true);
-    if let Some(capacity) = capacity {
+    if let Some(capacity) = args.capacity {
         options = options.capacity(capacity);
+    }
+    if args.max_len > LONG {
+        options = options.max_message(args.max_len);
     }
     Ok(Store::open(dir.join(FILE), options)?)
 }

@@ -48,7 +48,7 @@ pub enum AppendError {
     },
     /// The message can never fit.
     #[error(
-        "the message needs a record of {needed} bytes, the largest this store takes is {max}; a new store with a larger capacity takes larger ones"
+        "the message needs a record of {needed} bytes, the largest this store takes is {max}; that was decided when it was created: with --max-message (`Options::max_message`) a new one takes larger messages"
     )]
     TooLarge {
         /// Bytes of its record.

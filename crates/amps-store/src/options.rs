@@ -8,6 +8,20 @@ use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_soun
 /// Segments of a new file that is not preallocated; none that grew is cut to fewer.
 pub(crate) const FIRST_SEGMENTS: u64 = 4;
 
+/// Segments of a new file whose largest message was chosen: with the room that such a message takes
+/// besides its bytes, four would be more than sixteen of them.
+const FIRST_FOR_CHOSEN: u64 = 3;
+
+/// The largest segment that is made unless somebody asks for another size.
+const DEFAULT_SEGMENT: u64 = 4 << 20;
+
+/// What is left for a record's header and for all that travels with a payload, where a store is
+/// made for messages of a chosen size.
+const BESIDES_PAYLOAD: u64 = 1 << 10;
+
+/// The largest message that a store can be made for: what an index word takes.
+const MOST_MESSAGE: u64 = (32 << 20) - BESIDES_PAYLOAD;
+
 /// The least capacity of a new store, in bytes.
 pub(crate) const MIN_CAPACITY: u64 = 64 << 10;
 
@@ -31,6 +45,7 @@ pub enum Recovery {
 pub struct Options {
     pub(crate) capacity: u64,
     pub(crate) segment_size: Option<u64>,
+    pub(crate) max_message: Option<u64>,
     pub(crate) client_name: Option<String>,
     pub(crate) level: Level,
     pub(crate) recovery: Recovery,
@@ -44,6 +59,7 @@ impl Default for Options {
         Options {
             capacity: 256 << 20,
             segment_size: None,
+            max_message: None,
             client_name: None,
             level: Level::Os,
             recovery: Recovery::Strict,
@@ -55,8 +71,9 @@ impl Default for Options {
 }
 
 impl Options {
-    /// 256 MiB, level [`Level::Os`], strict recovery, growing on demand, watermarks at 50 and
-    /// 80 percent.
+    /// 256 MiB, of which 16 MiB are there from the start, messages of up to 1 MiB with all that
+    /// travels with them, level [`Level::Os`], strict recovery, growing on demand, watermarks at 50
+    /// and 80 percent.
     pub fn new() -> Self {
         Self::default()
     }
@@ -69,9 +86,24 @@ impl Options {
 
     /// Bytes of one segment: a multiple of 4096, at least 8192, at most a sixth of the
     /// capacity and 128 MiB. The largest record is a quarter of it. Default: a sixteenth of the
-    /// capacity without the superblocks, at most 64 MiB. Used at creation.
+    /// capacity without the superblocks, at most 4 MiB. Four of them are there from the start. Used
+    /// at creation.
+    ///
+    /// Most applications say [`max_message`](Self::max_message) instead; one excludes the other.
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
+        self
+    }
+
+    /// The largest message the store shall take, in bytes of payload, with up to 900 bytes besides
+    /// for topic, keys, user tag and the like: 1 to 33,553,408 (32 MiB less 1 KiB). It decides the
+    /// size of the file: a segment is four times the message and 1 KiB, rounded up to 4 KiB and at
+    /// least 8 KiB; three of them are there from the start, which is less than sixteen such messages
+    /// from 8 KiB on; and the capacity must have room for six. Used at creation.
+    ///
+    /// For 64 KiB the file begins with 788 KiB, for 1 MiB with some 12 MiB.
+    pub fn max_message(mut self, bytes: u64) -> Self {
+        self.max_message = Some(bytes);
         self
     }
 
@@ -144,12 +176,18 @@ impl Options {
             ));
         }
         let room = self.capacity.saturating_sub(SEGMENTS_AT);
-        let size = match self.segment_size {
-            Some(size) => size,
-            None => {
+        let size = match (self.segment_size, self.max_message) {
+            (Some(_), Some(_)) => {
+                return Err(
+                    "a segment size and a largest message: one follows from the other".into(),
+                );
+            }
+            (Some(size), None) => size,
+            (None, Some(message)) => segment_for(message, self.capacity)?,
+            (None, None) => {
                 // The superblocks count towards the cap, and must not cost a segment.
                 let sixteenth = room / 16 / BLOCK * BLOCK;
-                sixteenth.clamp(2 * BLOCK, 64 << 20)
+                sixteenth.clamp(2 * BLOCK, DEFAULT_SEGMENT)
             }
         };
         if size == 0 || !size.is_multiple_of(BLOCK) {
@@ -171,16 +209,35 @@ impl Options {
         {
             return Err(format!("a client name has 1 to {MAX_NAME} bytes"));
         }
-        let segments = if self.preallocate {
-            cap_segments
-        } else {
-            cap_segments.min(FIRST_SEGMENTS)
+        let segments = match (self.preallocate, self.max_message) {
+            (true, _) => cap_segments,
+            (false, Some(_)) => FIRST_FOR_CHOSEN,
+            (false, None) => FIRST_SEGMENTS,
         };
         Ok(Shape {
             segment_size: size,
             cap_segments,
             segments,
         })
+    }
+}
+
+/// Bytes of a segment that takes messages of this size.
+fn segment_for(message: u64, capacity: u64) -> Result<u64, String> {
+    if !(1..=MOST_MESSAGE).contains(&message) {
+        return Err(format!(
+            "a largest message of {message} bytes: from 1 to {MOST_MESSAGE} can be chosen"
+        ));
+    }
+    let size = (4 * (message + BESIDES_PAYLOAD))
+        .next_multiple_of(BLOCK)
+        .max(2 * BLOCK);
+    let least = (SEGMENTS_AT + MIN_SEGMENTS * size).max(MIN_CAPACITY);
+    match capacity < least {
+        true => Err(format!(
+            "messages of up to {message} bytes need a capacity of at least {least} bytes, not {capacity}"
+        )),
+        false => Ok(size),
     }
 }
 
@@ -197,7 +254,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_default_shape_wastes_less_than_a_segment_and_has_sixteen_of_them() {
+    fn a_default_shape_wastes_less_than_a_segment_and_has_at_least_sixteen_of_them() {
         for capacity in [64 << 10, 1 << 20, 5 << 20, 256 << 20, 1 << 30, 10 << 30] {
             let shape = Options::new().capacity(capacity).shape().unwrap();
             let used = SEGMENTS_AT + shape.cap_segments * shape.segment_size;
@@ -207,5 +264,49 @@ mod tests {
         }
         let small = Options::new().capacity(64 << 10).shape().unwrap();
         assert_eq!(small.segment_size, 8 << 10);
+    }
+
+    /// A new file had 64 MiB, so that a hundred publishers cost 6.4 GB before their first message.
+    #[test]
+    fn a_new_file_costs_sixteen_of_its_largest_messages_at_most() {
+        let file = |shape: Shape| SEGMENTS_AT + shape.segments * shape.segment_size;
+        for capacity in [256 << 20, 10 << 30] {
+            let shape = Options::new().capacity(capacity).shape().unwrap();
+            assert_eq!((shape.segment_size, shape.segments), (4 << 20, 4));
+        }
+        for message in [8 << 10, 64 << 10, 100_000, 1 << 20, 3 << 20, MOST_MESSAGE] {
+            let options = Options::new().capacity(1 << 30).max_message(message);
+            let shape = options.shape().unwrap();
+            assert!(file(shape) <= 16 * message, "{message}: {shape:?}");
+            let room = crate::format::max_record(shape.segment_size);
+            assert!(room >= message + 1000, "{message}: {shape:?}");
+        }
+        let shape = Options::new().max_message(64 << 10).shape().unwrap();
+        assert!(file(shape) <= 1 << 20 && 100 * file(shape) <= 100_000_000);
+        assert_eq!(
+            Options::new().max_message(1).shape().unwrap().segment_size,
+            8 << 10
+        );
+    }
+
+    #[test]
+    fn a_largest_message_that_no_store_can_have_says_what_would_do() {
+        let refused = |options: Options| options.shape().unwrap_err();
+        for message in [0, MOST_MESSAGE + 1, u64::MAX] {
+            let why = refused(Options::new().capacity(1 << 40).max_message(message));
+            assert!(why.contains("33553408"), "{why}");
+        }
+        let why = refused(Options::new().capacity(64 << 10).max_message(64 << 10));
+        let least: u64 = 8192 + 6 * 266_240;
+        assert!(why.contains(&least.to_string()), "{why}");
+        assert!(
+            Options::new()
+                .capacity(least)
+                .max_message(64 << 10)
+                .shape()
+                .is_ok()
+        );
+        let both = Options::new().segment_size(8 << 10).max_message(1);
+        assert!(refused(both).contains("one follows"));
     }
 }

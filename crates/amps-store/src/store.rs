@@ -42,6 +42,7 @@ pub struct Store {
 struct Inner {
     shared: Arc<Shared>,
     report: RecoveryReport,
+    largest_record: u64,
     helper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -164,6 +165,7 @@ impl Store {
         upkeep: Upkeep,
     ) -> Self {
         let inner = Inner {
+            largest_record: log.geometry.max_record,
             shared: Arc::new(Shared::new(log, options.level, fork_guard, upkeep)),
             report,
             helper: Mutex::new(None),
@@ -190,6 +192,12 @@ impl Store {
             .lock()
             .unwrap_or_else(PoisonError::into_inner) = Some(thread);
         Ok(())
+    }
+
+    /// Bytes of the largest record that the store takes: payload, envelope and 40 bytes. Decided when
+    /// it was created.
+    pub fn largest_record(&self) -> u64 {
+        self.inner.largest_record
     }
 
     /// What recovery found when this store was opened.

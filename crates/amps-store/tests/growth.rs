@@ -356,3 +356,89 @@ fn two_segments_stay_free_for_the_log_itself() {
         );
     }
 }
+
+/// A hundred publishers of small messages cost gigabytes before the first one. Made for messages of a
+/// size, a file begins short and stays so while little is published; and it loses no room by that.
+#[test]
+fn a_file_made_for_a_largest_message_is_short_until_it_is_needed() {
+    const SHORT: u64 = SUPERBLOCKS + 3 * SEGMENT;
+    let disk = SimDisk::new();
+    let options = Options::new()
+        .capacity(40 * SEGMENT)
+        .max_message(SEGMENT / 4 - 1024);
+    let mut store = disk.open(options.clone()).unwrap();
+    let length = || disk.bytes().len() as u64;
+    // Runs that come and go, each with a little.
+    for _ in 0..3 {
+        for _ in 0..2 {
+            publish(&store).unwrap();
+            store.settle_through(store.bounds().last).unwrap();
+            chores(&store);
+        }
+        assert_eq!(length(), SHORT);
+        store.close(store.bounds().last).unwrap();
+        drop(store);
+        store = disk.open(options.clone()).unwrap();
+    }
+    // What is published and settled for ever goes round in the shortest file that is ever left.
+    for _ in 0..400 {
+        while publish(&store).is_err_and(|e| e.is_retryable()) {
+            assert!(step(&store).unwrap(), "room comes");
+        }
+        store.settle_through(store.bounds().last).unwrap();
+        chores(&store);
+    }
+    assert!(length() <= SHORTEST + SEGMENT, "{}", length());
+    // A backlog grows up to the capacity.
+    loop {
+        match publish(&store) {
+            Ok(_) => {}
+            Err(AppendError::Full { .. }) => break,
+            Err(error) => {
+                assert!(error.is_retryable(), "{error}");
+                assert!(step(&store).unwrap(), "room comes");
+            }
+        }
+    }
+    assert!(length() > 30 * SEGMENT);
+    let unsettled = store.bounds().unsettled;
+    drop(store);
+    let store = disk.open(options).unwrap();
+    assert_eq!(store.bounds().unsettled, unsettled);
+}
+
+/// The promised sizes, on a real disk: files of their full length without a hole.
+#[test]
+fn a_new_store_costs_what_the_readme_says() {
+    use std::os::unix::fs::MetadataExt;
+    let dir = tempfile::tempdir().unwrap();
+    let cost = |path: &Path| {
+        let metadata = std::fs::metadata(path).unwrap();
+        assert!(metadata.blocks() * 512 >= metadata.len(), "no hole");
+        metadata.len()
+    };
+    let path = dir.path().join("default");
+    let store = Store::open(&path, Options::new()).unwrap();
+    assert_eq!(cost(&path), SUPERBLOCKS + (16 << 20));
+    assert_eq!(store.largest_record(), 1 << 20);
+    let largest = vec![7; (1 << 20) - 200];
+    store.append(&Envelope::publish("t"), &largest).unwrap();
+
+    let path = dir.path().join("small");
+    let options = Options::new().max_message(64 << 10);
+    let store = Store::open(&path, options).unwrap();
+    assert!(cost(&path) <= 1 << 20);
+    let largest = vec![7; 64 << 10];
+    let envelope = Envelope::publish("a topic of ninety-nine levels/".repeat(30));
+    assert!(envelope.topic.len() == 900);
+    store.append(&envelope, &largest).unwrap();
+    assert!(cost(&path) <= 1 << 20);
+    let beyond = vec![7; (64 << 10) + 1024];
+    let refused = store.append(&Envelope::publish("t"), &beyond).unwrap_err();
+    assert!(matches!(refused, AppendError::TooLarge { .. }), "{refused}");
+    assert!(refused.to_string().contains("max_message"), "{refused}");
+    drop(store);
+    // Existing files keep their geometry.
+    let store = Store::open(&path, Options::new().max_message(1 << 20)).unwrap();
+    assert_eq!(store.largest_record(), (64 << 10) + 1024);
+}

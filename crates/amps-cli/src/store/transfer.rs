@@ -264,6 +264,9 @@ fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<inspect::Impo
     if let Some(capacity) = args.capacity {
         options = options.capacity(capacity);
     }
+    if let Some(message) = args.max_message {
+        options = options.max_message(message);
+    }
     if let Some(name) = &args.client_name {
         options = options.client_name(name);
     }
@@ -304,9 +307,7 @@ fn not_imported(file: &Path, name: &str, error: &ImportError) -> Failure {
         ImportError::Append { error, .. } => match error {
             AppendError::Full { .. } => (Exit::NoSpace, "; give the new store a larger --capacity"),
             // It fits no store of this shape, whatever the space: as for `publish`.
-            AppendError::TooLarge { .. } => {
-                (Exit::Other, "; give the new store a larger --capacity")
-            }
+            AppendError::TooLarge { .. } => (Exit::Other, ""),
             AppendError::MakingRoom { .. } => (
                 Exit::NoSpace,
                 "; the disk is too slow to make the room in time: try again",
