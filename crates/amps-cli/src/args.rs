@@ -325,6 +325,10 @@ pub(crate) enum StoreCommand {
     /// The old file is only read, and nobody may have it open meanwhile: a publisher that tries is
     /// told that a repair is reading it. The new store has the same client name, sequences, order and
     /// rejections; messages set aside behind a hole are saved too.
+    ///
+    /// Also where both superblocks are damaged. What only they know is gone then: whether the store
+    /// was evacuated to another file, and what was sent. The new store goes on above what the server
+    /// knows of its name, and sends all that was saved, so that messages may reach the server twice.
     Repair(StoreRepair),
     /// Messages as JSON lines, every field of the envelope; import reads them.
     Export(StoreExport),
@@ -405,6 +409,14 @@ pub(crate) struct StoreRepair {
     /// Also a store that was evacuated: you know that nobody sends from where it went.
     #[arg(long)]
     pub(crate) evacuated: bool,
+    /// Client name of the new store where both superblocks of the old one are damaged. Else the one
+    /// that both still show alike, else one made now.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) client_name: Option<String>,
+    /// Where both superblocks are damaged: the highest sequence that is known to have been used, if
+    /// that is above what the file still shows.
+    #[arg(long, value_name = "N")]
+    pub(crate) number_floor: Option<u64>,
 }
 
 #[derive(Debug, Args)]

@@ -97,7 +97,9 @@ impl Failure {
     pub(crate) fn open(error: &OpenError) -> Self {
         let exit = match error {
             OpenError::Locked { .. } => Exit::Locked,
-            OpenError::Damaged { .. } | OpenError::NotAStore { .. } => Exit::Damaged,
+            OpenError::Damaged { .. }
+            | OpenError::NoSuperblock { .. }
+            | OpenError::NotAStore { .. } => Exit::Damaged,
             OpenError::NoSpace { .. } => Exit::NoSpace,
             OpenError::Options(_) => Exit::Usage,
             _ => Exit::Other,

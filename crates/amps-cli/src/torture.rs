@@ -75,9 +75,10 @@ impl From<OpenError> for Fatal {
         let code = match error {
             OpenError::Missing { .. } => Code::NoStore,
             OpenError::Locked { .. } => Code::Locked,
-            OpenError::Damaged { .. } | OpenError::NotAStore { .. } | OpenError::Version { .. } => {
-                Code::Damaged
-            }
+            OpenError::Damaged { .. }
+            | OpenError::NoSuperblock { .. }
+            | OpenError::NotAStore { .. }
+            | OpenError::Version { .. } => Code::Damaged,
             OpenError::Options(_) => Code::Usage,
             _ => Code::Io,
         };

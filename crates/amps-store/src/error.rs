@@ -265,6 +265,17 @@ pub enum OpenError {
         /// How one can tell.
         why: String,
     },
+    /// It is a store, and both copies of its superblock are damaged: geometry, name and numbers are
+    /// gone, and the log is still there.
+    #[error(
+        "the store {path} is damaged: both copies of its superblock are unreadable ({why}), so nothing can be sent from it; `amps store repair FILE --to NEW` saves what is intact; nothing was changed"
+    )]
+    NoSuperblock {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with them.
+        why: String,
+    },
     /// A newer program wrote it.
     #[error(
         "{path} has format version {found}, this program knows {known}; open it with the newer program"

@@ -121,6 +121,7 @@ pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
     match refusal {
         Refusal::NotCreated => OpenError::Missing { path },
         Refusal::NotAStore(why) => OpenError::NotAStore { path, why },
+        Refusal::NoSuperblock(why) => OpenError::NoSuperblock { path, why },
         Refusal::Version(found) => OpenError::Version {
             path,
             found,
@@ -204,8 +205,12 @@ fn open_locked(
             Ok(()) if file.is_at(path).map_err(io("look at"))? => return Ok(file),
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                let header = read_header(&FileSource(&file), metadata.len()).ok();
-                let superblock = header.map(|h| h.superblock);
+                let header = read_header(&FileSource(&file), metadata.len());
+                let unknown = match &header {
+                    Err(Refusal::NotCreated) => "being created",
+                    _ => "by whom cannot be told: it has no intact superblock",
+                };
+                let superblock = header.ok().map(|h| h.superblock);
                 let patience = match superblock.as_ref().is_some_and(is_ours) {
                     true => patience.max(MOMENT),
                     false => patience,
@@ -213,7 +218,7 @@ fn open_locked(
                 if begun.elapsed() >= patience {
                     return Err(OpenError::Locked {
                         path: path.to_owned(),
-                        owner: superblock.map_or_else(|| "being created".to_owned(), |s| owner(&s)),
+                        owner: superblock.map_or_else(|| unknown.to_owned(), |s| owner(&s)),
                     });
                 }
                 std::thread::sleep(PAUSE);
@@ -416,6 +421,11 @@ pub(crate) fn host() -> String {
         .nodename()
         .to_string_lossy()
         .into_owned()
+}
+
+/// A client name that nobody has yet.
+pub(crate) fn fresh_name() -> String {
+    format!("amps-{:016x}", random())
 }
 
 /// Fresh bits from the process's own source of them; not for secrets.

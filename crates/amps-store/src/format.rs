@@ -17,7 +17,7 @@ pub(crate) use self::record::{
     Checksum, Kind, RecordHeader, commit_word, committed_len, record_crc, record_is_intact,
 };
 pub(crate) use self::superblock::{
-    Superblock, SuperblockVerdict, geometry_is_sound, most_segments,
+    Superblock, SuperblockRemains, SuperblockVerdict, geometry_is_sound, most_segments,
 };
 
 /// Version written by this program.
@@ -106,6 +106,24 @@ pub(crate) fn seed(key: u32, offset: u64) -> u32 {
     key ^ (place as u32) ^ ((place >> 32) as u32).wrapping_mul(0x9E37_79B1)
 }
 
+/// The initial register with which a CRC of these bytes is `crc`: there is exactly one.
+fn unwound(crc: u32, bytes: &[u8]) -> u32 {
+    const POLYNOMIAL: u32 = 0xEDB8_8320;
+    let mut register = !crc;
+    for byte in bytes.iter().rev() {
+        for _ in 0..8 {
+            // The polynomial has the highest bit, which a shift has just emptied: it shows whether
+            // it was added.
+            register = match register >> 31 {
+                0 => register << 1,
+                _ => (register ^ POLYNOMIAL) << 1 | 1,
+            };
+        }
+        register ^= u32::from(*byte);
+    }
+    !register
+}
+
 /// Largest record a segment of this size takes: a quarter of it, as long as its length fits
 /// into an index word.
 pub(crate) fn max_record(segment_size: u64) -> u64 {
@@ -140,6 +158,13 @@ impl SegmentHeader {
     /// store's key its checksum says nothing.
     pub(crate) fn may_be_free(b: &[u8]) -> bool {
         b[4..8] == SEGMENT_MAGIC && b[8..SEGMENT_HEADER as usize].iter().all(|b| *b == 0)
+    }
+
+    /// The key with which its checksum fits at this place; `None`: it has not the form of a header.
+    /// One that is damaged tells any.
+    pub(crate) fn key_told(b: &[u8], offset: u64) -> Option<u32> {
+        let has_form = b[4..8] == SEGMENT_MAGIC && b[24] <= 1;
+        has_form.then(|| unwound(u32_at(b, 0), &b[4..SEGMENT_HEADER as usize]) ^ seed(0, offset))
     }
 
     /// `None`: damaged. A header lies in one sector, so a power cut cannot tear it.

@@ -8,6 +8,7 @@
 mod apply;
 mod header;
 mod judge;
+mod stand_in;
 mod walk;
 
 use std::collections::{BTreeSet, HashMap};
@@ -24,6 +25,7 @@ use crate::scan::{Geometry, Scanner, Seen, Source, Verdict};
 use crate::state::State;
 
 pub(crate) use self::header::{Header, reach, read_header};
+pub(crate) use self::stand_in::{StandIn, most_records, stand_in};
 
 /// Why a file cannot be recovered at all.
 #[derive(Debug)]
@@ -31,6 +33,8 @@ pub(crate) enum Refusal {
     /// A creation that never finished, or never began.
     NotCreated,
     NotAStore(String),
+    /// A store, by its segment headers, of which both superblock copies are damaged.
+    NoSuperblock(String),
     Version(u32),
     Io(io::Error),
 }
@@ -75,6 +79,8 @@ pub(crate) struct Recovered {
     /// By the marks of the log: the ordinal it must start with, or a lower one.
     pub(crate) oldest_needed: u64,
     pub(crate) next: u64,
+    /// What marks say is settled, and nothing that follows from what is left.
+    pub(crate) marked_floor: u64,
     pub(crate) tag: Option<Vec<u8>>,
     pub(crate) stop: Stop,
     pub(crate) set_aside: Vec<Seen>,
@@ -208,6 +214,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 max_sequence: superblock.number_floor.max(superblock.grant),
                 durable: 0,
                 next: 1,
+                marked_floor: 0,
                 tag: None,
                 stop: Stop::Unwritten,
                 set_aside: Vec::new(),
@@ -263,6 +270,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         // Only what a mark says is settled: the floor that follows from what is left would
         // take a missing first message for a settled one.
         let floor = self.out.state.floor();
+        self.out.marked_floor = floor;
         self.out.state.replayed();
         self.sort_out(gaps, floor)?;
         self.out.damaged.extend(self.missing.take());

@@ -14,7 +14,7 @@ use crate::format::{
     BLOCK, Epoch, Kind, LostBody, Mark, RECORD_HEADER, RecordHeader, RejectionBody, SEGMENT_HEADER,
     SEGMENTS_AT, SegmentHeader, Superblock, UserTag, commit_word, record_crc, seed, stride,
 };
-use crate::recover::{Recovered, Refusal, read_header, recover};
+use crate::recover::{Recovered, Refusal, read_header, recover, stand_in};
 use crate::report::Stop;
 use crate::scan::{Scanner, Source, Verdict};
 use crate::state::Standing;
@@ -222,9 +222,8 @@ fn every_row_of_the_recovery_table_holds() {
 fn every_row_of_the_page_is_walked() {
     let page = include_str!("../../../store-format.md");
     let is_row = |cell: &&str| {
-        cell.len() == 2
-            && cell.as_bytes()[0].is_ascii_uppercase()
-            && cell.ends_with(|c: char| c.is_ascii_digit())
+        let (letter, number) = cell.split_at(cell.len().min(1));
+        letter.chars().all(|c| c.is_ascii_uppercase()) && number.parse::<u32>().is_ok()
     };
     let written: Vec<&str> = page
         .lines()

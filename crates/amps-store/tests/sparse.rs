@@ -255,3 +255,53 @@ fn the_holes_of_a_copy_get_their_blocks_before_it_is_mapped() {
     assert_eq!(store.bounds().unsettled, MESSAGES);
     store.append(&Envelope::publish("t"), b"more").unwrap();
 }
+
+/// A file without superblocks is searched for segment headers, and what looks like them may have been
+/// made to cost: as many as there are blocks, each with a key of its own and a record of a megabyte.
+#[test]
+fn a_search_for_segment_headers_costs_no_more_than_the_file() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("hostile");
+    let mut bytes = vec![0x55; 2 << 20];
+    for (block, at) in (8192..bytes.len()).step_by(4096).enumerate() {
+        let header = &mut bytes[at..at + 128];
+        header.fill(0);
+        header[..4].copy_from_slice(&(block as u32).to_le_bytes());
+        header[4..8].copy_from_slice(b"SEG1");
+        header[24] = 1;
+        // Length, kind, sequence, ordinal and generation of what could be a record.
+        header[68..72].copy_from_slice(&(1_u32 << 20).to_le_bytes());
+        (header[72], header[80], header[88], header[96]) = (1, 1, 1, 1);
+    }
+    std::fs::write(&path, &bytes).unwrap();
+    let refused = frugally("the look", || Inspection::open(&path).err());
+    assert!(matches!(refused, Some(OpenError::NotAStore { .. })));
+    let refused = frugally("the repair", || repair_to(&path, dir.path().join("new")));
+    assert!(matches!(
+        refused,
+        Err(RepairError::Open(OpenError::NotAStore { .. }))
+    ));
+    assert!(!dir.path().join("new").exists());
+}
+
+/// A terabyte of nothing behind a store without superblocks.
+#[test]
+fn a_store_without_superblocks_is_no_longer_than_what_it_holds() {
+    let _alone = alone();
+    let dir = tempfile::tempdir().unwrap();
+    let path = left_behind(dir.path());
+    let file = edit(&path);
+    file.write_all_at(&[0; 8192], 0).unwrap();
+    file.set_len(1 << 40).unwrap();
+    let new = dir.path().join("new");
+    let report = frugally("the repair", || repair_to(&path, &new)).unwrap();
+    assert_eq!(report.saved, MESSAGES);
+    let info = Inspection::open(&new).unwrap().info();
+    assert!(info.capacity <= 256 << 20, "{}", info.capacity);
+    assert!(
+        report
+            .without_superblock
+            .is_some_and(|w| w.segment_size == SEGMENT)
+    );
+}

@@ -6,7 +6,8 @@ use std::path::Path;
 
 use amps_client::{Client, Message};
 use amps_store::inspect::{
-    self, ExportError, Filter, ImportError, MessageState, RepairError, RepairOptions, Unsaved,
+    self, ExportError, Filter, ImportError, MessageState, NameFrom, RepairError, RepairOptions,
+    Unsaved, WithoutSuperblock,
 };
 use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
@@ -20,11 +21,29 @@ use crate::signals::Stop;
 
 /// Writes what is intact to a new store, and says what is not.
 pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failure> {
-    let options = RepairOptions::new()
+    let mut options = RepairOptions::new()
         .unlocked(args.unlocked)
-        .evacuated(args.evacuated);
+        .evacuated(args.evacuated)
+        .number_floor(args.number_floor.unwrap_or(0));
+    if let Some(name) = &args.client_name {
+        Client::check_name(name).map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
+        options = options.client_name(name);
+    }
     let report =
         inspect::repair_with(&args.file, &args.to, &options).map_err(|e| not_repaired(args, &e))?;
+    match &report.without_superblock {
+        Some(without) if !out.is_json() => {
+            for line in without_superblock_lines(without, &args.file) {
+                out.line(&line)?;
+            }
+        }
+        None if args.client_name.is_some() || args.number_floor.is_some() => say(&format!(
+            "note: {} has its superblock, and with it its client name and its numbers, which the new \
+             store takes over: --client-name and --number-floor changed nothing",
+            args.file.display()
+        )),
+        _ => {}
+    }
     for unsaved in &report.unsaved {
         match out.is_json() {
             true => out.object(unsaved_object(unsaved))?,
@@ -32,7 +51,7 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
         }
     }
     if out.is_json() {
-        out.object(object! {
+        let mut object = object! {
             "event": "report",
             "saved": report.saved,
             "saved_set_aside": report.saved_set_aside,
@@ -43,7 +62,15 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
             "enlarged_to": report.enlarged_to,
             "unsaved": report.unsaved.len(),
             "to": args.to.display().to_string(),
-        })?;
+        };
+        object.insert(
+            "without_superblock".to_owned(),
+            report
+                .without_superblock
+                .as_ref()
+                .map_or(Value::Null, without_superblock_object),
+        );
+        out.object(object)?;
         return Ok(Exit::Ok);
     }
     let range = report
@@ -69,11 +96,75 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
     Ok(Exit::Ok)
 }
 
+fn name_from(from: NameFrom) -> &'static str {
+    match from {
+        NameFrom::Given => "given",
+        NameFrom::Copies => "copies",
+        _ => "new",
+    }
+}
+
+fn without_superblock_lines(without: &WithoutSuperblock, file: &Path) -> Vec<String> {
+    let mut lines = vec![format!(
+        "both superblocks of {} are unreadable; {} segment header(s) told what its records are checked \
+         with, and segments of {} bytes{}",
+        file.display(),
+        without.headers,
+        without.segment_size,
+        match without.other_headers {
+            0 => String::new(),
+            n => format!("; {n} more are damaged or of another store"),
+        }
+    )];
+    let name = &without.client_name;
+    lines.push(match without.name_from {
+        NameFrom::Given => format!("the client name of the new store is {name}, as asked for"),
+        NameFrom::Copies => format!(
+            "the client name is {name}, as both superblocks still show; --client-name gives another"
+        ),
+        _ => format!(
+            "the client name is a new one, {name}: nothing shows the old one, and the server drops no \
+             duplicate under it; --client-name gives the old one back"
+        ),
+    });
+    lines.push(format!(
+        "what was sent is not known: {} message(s) go out (again) at the first logon, and may reach the \
+         server twice",
+        without.possible_duplicates
+    ));
+    lines.push(match without.says_evacuated {
+        false => {
+            "whether it was evacuated cannot be known: if it was, do not send from the new store"
+                .to_owned()
+        }
+        true => {
+            "a superblock says, as far as it can be read, that it was evacuated to another file: \
+                 that one sends the same messages, so do not send from the new store if it is there"
+                .to_owned()
+        }
+    });
+    lines
+}
+
+fn without_superblock_object(without: &WithoutSuperblock) -> Value {
+    object! {
+        "client_name": without.client_name.as_str(),
+        "client_name_from": name_from(without.name_from),
+        "segment_bytes": without.segment_size,
+        "headers": without.headers,
+        "other_headers": without.other_headers,
+        "possible_duplicates": without.possible_duplicates,
+        "says_evacuated": without.says_evacuated,
+    }
+    .into()
+}
+
 fn not_repaired(args: &StoreRepair, error: &RepairError) -> Failure {
     match error {
         RepairError::Open(error) => Failure::open(error),
         RepairError::NothingLeft(_) => Failure::new(Exit::Damaged, error.to_string()),
         RepairError::InUse(_) => Failure::new(Exit::Locked, error.to_string()),
+        RepairError::NumberFloor(_) => Failure::new(Exit::Usage, error.to_string()),
         RepairError::Write(error) => Failure::store(&args.to, error),
         RepairError::Create(error) => Failure::other(format!(
             "cannot create {}: {error}; check that the directory exists and may be written",

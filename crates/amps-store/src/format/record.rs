@@ -40,7 +40,7 @@ impl Kind {
     }
 
     /// Whether it concerns a message, whose sequence stands in its header.
-    fn has_sequence(self) -> bool {
+    pub(crate) fn has_sequence(self) -> bool {
         self.is_message() || matches!(self, Kind::Rejection | Kind::Acceptance)
     }
 

@@ -151,6 +151,31 @@ impl Superblock {
     }
 }
 
+/// What a damaged copy still shows, for what that is worth.
+pub(crate) struct SuperblockRemains {
+    pub(crate) cap_segments: u64,
+    pub(crate) retired: bool,
+    /// Where it has the form of one.
+    pub(crate) client_name: Option<String>,
+}
+
+impl SuperblockRemains {
+    /// Of a whole block.
+    pub(crate) fn of(b: &[u8]) -> Self {
+        let room = &b[NAMES + MAX_HOST..][..MAX_NAME];
+        let (name, padding) = room.split_at((u16_at(b, 114) as usize).min(MAX_NAME));
+        let has_form = !name.is_empty()
+            && u16_at(b, 114) as usize <= MAX_NAME
+            && padding.iter().all(|b| *b == 0);
+        let name = String::from_utf8(name.to_vec()).ok();
+        SuperblockRemains {
+            cap_segments: u64_at(b, 56),
+            retired: b[RETIRED] != 0,
+            client_name: name.filter(|_| has_form),
+        }
+    }
+}
+
 /// Limits of the index word bound a segment to 128 MiB and a file to 8 TiB.
 pub(crate) fn geometry_is_sound(segment_size: u64, segments: u64, cap_segments: u64) -> bool {
     (2 * BLOCK..=128 << 20).contains(&segment_size)

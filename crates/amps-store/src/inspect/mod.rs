@@ -38,7 +38,10 @@ pub use map::{SegmentHeaderState, SegmentMap};
 pub use message::{Filter, Message, MessageState, Messages};
 pub use ndjson::{ExportError, Exported, ImportError, Imported, export, import};
 pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
-pub use repair::{RepairError, RepairOptions, RepairReport, Unsaved, repair_to, repair_with};
+pub use repair::{
+    NameFrom, RepairError, RepairOptions, RepairReport, Unsaved, WithoutSuperblock, repair_to,
+    repair_with,
+};
 pub use verify::{Problem, Severity, Verification};
 
 use view::View;
@@ -209,8 +212,9 @@ impl Inspection {
     /// Looks at the store at `path`. A damaged store opens: the damage is in the result.
     ///
     /// # Errors
-    /// [`OpenError::Missing`], [`OpenError::NotAStore`] (both superblocks unusable, or not a
-    /// regular file), [`OpenError::Version`], [`OpenError::Io`]; [`OpenError::Busy`] when its
+    /// [`OpenError::Missing`], [`OpenError::NoSuperblock`] (both copies damaged: [`repair_with`] saves
+    /// what is intact), [`OpenError::NotAStore`] (nothing of a store in it, or not a regular file),
+    /// [`OpenError::Version`], [`OpenError::Io`]; [`OpenError::Busy`] when its
     /// owner changes it faster than it can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
@@ -223,13 +227,17 @@ impl Inspection {
         let view = view.ok_or_else(|| OpenError::Busy {
             path: path.to_owned(),
         })?;
+        Ok(Self::with(path, view))
+    }
+
+    fn with(path: &Path, view: View) -> Self {
         let mut report = file::report(&view.recovered);
         report.superblock_repaired = false;
-        Ok(Inspection {
+        Inspection {
             path: path.to_owned(),
             view,
             report,
-        })
+        }
     }
 
     /// Looks again at the same file.

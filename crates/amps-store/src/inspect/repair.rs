@@ -1,20 +1,22 @@
 //! Saving what is intact in a store into a new one.
 
 use std::collections::BTreeMap;
-use std::fs::{OpenOptions, TryLockError};
+use std::fs::{File, OpenOptions, TryLockError};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::view::look_without_superblock;
 use super::{Body, Inspection, Message, MessageState, RecordKind};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
-use crate::file::{For, LockedFile, PRIVATE};
-use crate::format::{CHARGE, Kind, SEGMENTS_AT};
+use crate::file::{For, LockedFile, PRIVATE, fresh_name, refused as refused_look};
+use crate::format::{CHARGE, GRANT_LAST, Kind, SEGMENTS_AT, Superblock};
 use crate::index::Entry;
 use crate::rebuild::{Heritage, Rebuild};
+use crate::recover::{StandIn, most_records};
 
 /// What was saved, and exactly what was not.
 #[derive(Clone, Debug, Default)]
@@ -34,6 +36,44 @@ pub struct RepairReport {
     pub enlarged_to: Option<u64>,
     /// What could not be saved.
     pub unsaved: Vec<Unsaved>,
+    /// Both superblock copies of the old store were damaged.
+    pub without_superblock: Option<WithoutSuperblock>,
+}
+
+/// How a store was repaired of which both superblock copies are damaged. What they alone know is
+/// gone: send grant, rebase, whether the store was closed, and whether it was evacuated. The new store
+/// begins as one that has sent nothing: at its first logon it goes on above what the server knows of
+/// its name, and sends everything that was saved, so that what had been sent before may arrive twice.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct WithoutSuperblock {
+    /// The client name of the new store.
+    pub client_name: String,
+    /// Where it is from.
+    pub name_from: NameFrom,
+    /// Bytes of a segment, as the headers of the segments tell.
+    pub segment_size: u64,
+    /// Segment headers that told the key of all checksums.
+    pub headers: u64,
+    /// Segment headers of another store, or damaged: nothing was saved by them.
+    pub other_headers: u64,
+    /// Messages that may have been sent before, and are sent again.
+    pub possible_duplicates: u64,
+    /// A copy of the superblock says that the store was evacuated to another file, which then sends
+    /// the same messages. It is damaged, so that need not be so; and where none says it, it may be.
+    pub says_evacuated: bool,
+}
+
+/// Where a client name is from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum NameFrom {
+    /// [`RepairOptions::client_name`].
+    Given,
+    /// Both damaged copies of the superblock show the same one.
+    Copies,
+    /// Nothing shows one: it was made now.
+    New,
 }
 
 /// Something that could not be saved.
@@ -102,6 +142,11 @@ pub enum RepairError {
         "nothing of the store {0} is left but its superblocks: no record of it is intact; nothing was written"
     )]
     NothingLeft(std::path::PathBuf),
+    /// The new store would begin with numbers that no store gets to.
+    #[error(
+        "the new store would give out no number up to {0}, and no store gets so far: choose a lower --number-floor"
+    )]
+    NumberFloor(u64),
     /// The old store cannot be read.
     #[error("cannot read the old store: {0}")]
     Read(#[source] io::Error),
@@ -119,6 +164,8 @@ pub enum RepairError {
 pub struct RepairOptions {
     unlocked: bool,
     evacuated: bool,
+    client_name: Option<String>,
+    number_floor: u64,
 }
 
 impl RepairOptions {
@@ -139,6 +186,20 @@ impl RepairOptions {
         self.evacuated = yes;
         self
     }
+
+    /// The client name of a store of which both superblock copies are damaged. Any other one keeps
+    /// its name.
+    pub fn client_name(mut self, name: impl Into<String>) -> Self {
+        self.client_name = Some(name.into());
+        self
+    }
+
+    /// A number up to which none is given out again, of a store of which both superblock copies are
+    /// damaged: the highest that is known to have been used. Any other store knows it.
+    pub fn number_floor(mut self, sequence: u64) -> Self {
+        self.number_floor = sequence;
+        self
+    }
 }
 
 /// Writes everything intact and needed in the store at `from` to a new store at `to`: the
@@ -149,6 +210,12 @@ impl RepairOptions {
 ///
 /// The old store is locked for reading meanwhile: the copy sends the same messages under the same
 /// numbers, so nobody may have the old one open.
+///
+/// Of a store that has no intact superblock what is intact is saved as well, and
+/// [`RepairReport::without_superblock`] says so: see [`WithoutSuperblock`]. The first number that the
+/// copy gives out is above all that are seen in the old one, above
+/// [`RepairOptions::number_floor`], and above these by as many as records fit into the file: one for
+/// each 40 bytes.
 ///
 /// The new store is closed cleanly. After an error it is removed.
 ///
@@ -173,15 +240,18 @@ pub fn repair_with(
     let (from, to) = (from.as_ref(), to.as_ref());
     let source = lock_source(from, options)?;
     let file = source.try_clone().map_err(RepairError::Read)?;
-    let old = Inspection::of(from, &Arc::new(file))?;
+    let (old, stand_in) = look(from, &Arc::new(file))?;
     if old.is_moving() {
         return Err(RepairError::InUse(from.to_owned()));
     }
     if old.view.header.superblock.retired && !options.evacuated {
         return Err(RepairError::Evacuated(from.to_owned()));
     }
-    let plan = Plan::of(&old).map_err(RepairError::Read)?;
+    let mut plan = Plan::of(&old).map_err(RepairError::Read)?;
     plan.is_worth_it(&old)?;
+    if let Some(stand_in) = stand_in {
+        plan.do_without_superblock(&old, stand_in, options)?;
+    }
     match OpenOptions::new()
         .write(true)
         .create_new(true)
@@ -201,6 +271,20 @@ pub fn repair_with(
         tracing::warn!(path = %to.display(), %error, "the unfinished store could not be removed");
     }
     written
+}
+
+/// The old store, and what stands in for its superblock if there is none.
+fn look(from: &Path, file: &Arc<File>) -> Result<(Inspection, Option<StandIn>), RepairError> {
+    let refused = match Inspection::of(from, file) {
+        Ok(old) => return Ok((old, None)),
+        Err(refused) => refused,
+    };
+    if !matches!(refused, OpenError::NoSuperblock { .. }) {
+        return Err(refused.into());
+    }
+    let found = look_without_superblock(file).map_err(|r| refused_look(from, r))?;
+    let (view, stand_in) = found.ok_or(refused)?;
+    Ok((Inspection::with(from, view), Some(stand_in)))
 }
 
 /// Opens the old store and keeps its owner out for as long as what is returned lives.
@@ -226,8 +310,12 @@ fn lock_source(from: &Path, options: &RepairOptions) -> Result<Arc<LockedFile>, 
 struct Plan {
     messages: BTreeMap<u64, Saved>,
     floor: u64,
+    /// That of the marks set aside.
+    floor_aside: u64,
     next: u64,
     unsaved: Vec<Unsaved>,
+    superblock: Superblock,
+    without_superblock: Option<WithoutSuperblock>,
 }
 
 /// A message by its sequence.
@@ -245,8 +333,11 @@ impl Plan {
         let mut plan = Plan {
             messages: BTreeMap::new(),
             floor: recovered.state.floor(),
+            floor_aside: 0,
             next: old.report.next,
             unsaved: Vec::new(),
+            superblock: old.view.header.superblock.clone(),
+            without_superblock: None,
         };
         let mut from = 0;
         while let Some((sequence, entry)) = recovered.state.next_unsettled(from, u64::MAX) {
@@ -272,6 +363,46 @@ impl Plan {
             true => Err(RepairError::NothingLeft(old.path.clone())),
             false => Ok(()),
         }
+    }
+
+    /// Settles nothing that no mark settles, gives out no number that may have been used, and finds a
+    /// name.
+    fn do_without_superblock(
+        &mut self,
+        old: &Inspection,
+        stand_in: StandIn,
+        options: &RepairOptions,
+    ) -> Result<(), RepairError> {
+        self.floor = old.view.recovered.marked_floor.max(self.floor_aside);
+        let known = options.number_floor.max(self.next - 1);
+        let floor = known.saturating_add(most_records(old.view.file_len));
+        if floor >= GRANT_LAST {
+            return Err(RepairError::NumberFloor(floor));
+        }
+        self.next = floor + 1;
+        let (client_name, name_from) = match (&options.client_name, stand_in.client_name) {
+            (Some(given), _) => (given.clone(), NameFrom::Given),
+            (None, Some(shown)) => (shown, NameFrom::Copies),
+            (None, None) => (fresh_name(), NameFrom::New),
+        };
+        self.superblock.client_name.clone_from(&client_name);
+        self.without_superblock = Some(WithoutSuperblock {
+            client_name,
+            name_from,
+            segment_size: self.superblock.segment_size,
+            headers: stand_in.headers,
+            other_headers: stand_in.foreign,
+            possible_duplicates: self.unsettled(),
+            says_evacuated: stand_in.says_evacuated,
+        });
+        Ok(())
+    }
+
+    fn unsettled(&self) -> u64 {
+        self.messages
+            .values()
+            .filter(|m| m.rejection.is_none())
+            .count() as u64
     }
 
     /// Bytes needed, with the charges for their future.
@@ -358,6 +489,7 @@ impl Plan {
         self.messages
             .retain(|sequence, saved| *sequence > floor || saved.rejection.is_some());
         self.floor = self.floor.max(floor);
+        self.floor_aside = self.floor_aside.max(floor);
     }
 
     fn accept(&mut self, sequence: u64) {
@@ -403,7 +535,7 @@ impl Plan {
 
 fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, RepairError> {
     let heritage = Heritage {
-        superblock: &old.view.header.superblock,
+        superblock: &plan.superblock,
         floor: plan.floor,
         next: plan.next,
         tag: old.view.recovered.tag.clone(),
@@ -414,6 +546,7 @@ fn write(old: &Inspection, plan: &Plan, to: &Path) -> Result<RepairReport, Repai
         next: plan.next,
         enlarged_to: fresh.enlarged_to,
         unsaved: plan.unsaved.clone(),
+        without_superblock: plan.without_superblock.clone(),
         ..RepairReport::default()
     };
     for (&sequence, saved) in &plan.messages {

@@ -29,7 +29,9 @@ use crate::file::FileSource;
 use crate::format::{
     BLOCK, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
 };
-use crate::recover::{Header, Recovered, Refusal, reach, read_header, recover, recover_prefix};
+use crate::recover::{
+    Header, Recovered, Refusal, StandIn, reach, read_header, recover, recover_prefix, stand_in,
+};
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Source, Verdict};
 
@@ -103,7 +105,9 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
         let head = read_head(file)?;
         let view = match scan(file, &head, None) {
             Ok(view) => view,
-            Err(refusal @ (Refusal::NotCreated | Refusal::NotAStore(_))) => {
+            Err(
+                refusal @ (Refusal::NotCreated | Refusal::NotAStore(_) | Refusal::NoSuperblock(_)),
+            ) => {
                 // A store that is being created looks like none for a moment, and when it is
                 // there at last, like one whose superblocks are gone.
                 if refused.as_ref() == Some(&head) && read_head(file)? == head {
@@ -221,10 +225,38 @@ fn read_head(file: &File) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
+/// A file of which both superblock copies are damaged, as what stands in for them shows it. Nobody
+/// writes it meanwhile. `None`: nothing shows that it is a store.
+pub(super) fn look_without_superblock(
+    file: &Arc<File>,
+) -> Result<Option<(View, StandIn)>, Refusal> {
+    let len = file.metadata()?.len();
+    let Some(stand_in) = stand_in(&FileSource(file), len)? else {
+        return Ok(None);
+    };
+    let header = Header {
+        superblock: stand_in.superblock.clone(),
+        repair: true,
+        order: SUPERBLOCKS,
+    };
+    let view = scan_as(file, &read_head(file)?, header, len, None)?;
+    Ok(Some((view, stand_in)))
+}
+
 /// One scan. With `kept`, of the same segments up to the first hole.
 fn scan(file: &Arc<File>, head: &[u8], kept: Option<&View>) -> Result<View, Refusal> {
     let file_len = file.metadata()?.len();
     let header = read_header(&Head { head, file }, file_len)?;
+    scan_as(file, head, header, file_len, kept)
+}
+
+fn scan_as(
+    file: &Arc<File>,
+    head: &[u8],
+    header: Header,
+    file_len: u64,
+    kept: Option<&View>,
+) -> Result<View, Refusal> {
     let superblock = &header.superblock;
     let len = reach(&FileSource(file), file_len, superblock)?;
     let stamps = match kept {

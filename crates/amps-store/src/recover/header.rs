@@ -71,7 +71,11 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         (SuperblockVerdict::Damaged(why), _) | (_, SuperblockVerdict::Damaged(why)) => why,
         _ => "both superblock copies are blank, and data follows",
     };
-    Err(Refusal::NotAStore((*why).to_owned()))
+    let why = (*why).to_owned();
+    match super::stand_in(source, len)? {
+        Some(_) => Err(Refusal::NoSuperblock(why)),
+        None => Err(Refusal::NotAStore(why)),
+    }
 }
 
 /// How many segments without anything in them are looked at because of each that has something,

@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) const FILES: [Row; 9] = [
+pub(super) const FILES: [Row; 10] = [
     ("F1", || {
         assert!(matches!(Image(vec![]).header(), Err(Refusal::NotCreated)));
         assert!(matches!(
@@ -23,8 +23,13 @@ pub(super) const FILES: [Row; 9] = [
             assert!(matches!(image.header(), Err(Refusal::NotCreated)), "{kept}");
         }
         // Nothing else is, however short: it is somebody's, and stays as it is.
-        let is_kept =
-            |bytes: &[u8]| matches!(Image(bytes.to_vec()).header(), Err(Refusal::NotAStore(_)));
+        let is_kept = |bytes: &[u8]| {
+            let header = Image(bytes.to_vec()).header();
+            matches!(
+                header,
+                Err(Refusal::NotAStore(_) | Refusal::NoSuperblock(_))
+            )
+        };
         assert!(is_kept(b"9 bytes.\n") && is_kept(&superblock().encode()[..100]));
         let whole = image.0.clone();
         for at in [1, BLOCK, SEGMENTS_AT + 64, SEGMENTS_AT + SIZE - 1] {
@@ -95,9 +100,15 @@ pub(super) const FILES: [Row; 9] = [
         let mut image = Image::new();
         image.flip(70);
         image.flip(BLOCK + 70);
+        for segment in 0..SEGMENTS {
+            image.put(SEGMENTS_AT + segment * SIZE + 4, b"SEG2");
+        }
         assert!(matches!(image.header(), Err(Refusal::NotAStore(_))));
         image.put(0, &[0; 2 * BLOCK as usize]);
         assert!(matches!(image.header(), Err(Refusal::NotAStore(why)) if why.contains("blank")));
+        // One header alone that no record fits to.
+        image.stamp(3, SegmentHeader::Free);
+        assert!(matches!(image.header(), Err(Refusal::NotAStore(_))));
     }),
     ("F6", || {
         for bad in [
@@ -138,7 +149,7 @@ pub(super) const FILES: [Row; 9] = [
             let mut image = Image::new();
             image.superblocks(&bad, &bad);
             assert!(
-                matches!(image.header(), Err(Refusal::NotAStore(_))),
+                matches!(image.header(), Err(Refusal::NoSuperblock(_))),
                 "{bad:?}"
             );
         }
@@ -168,6 +179,38 @@ pub(super) const FILES: [Row; 9] = [
         let mut image = Image::new();
         image.superblocks(&retired, &retired);
         assert_eq!(image.header().unwrap(), (retired, false));
+    }),
+    ("F10", || {
+        let is_one = |image: &Image| matches!(image.header(), Err(Refusal::NoSuperblock(_)));
+        let mut image = Image::new();
+        image.publish(records_at(2), 1, 1);
+        image.flip(70);
+        image.flip(BLOCK + 70);
+        assert!(is_one(&image));
+        image.put(0, &[0; 2 * BLOCK as usize]);
+        assert!(is_one(&image));
+        let found = stand_in(&image, image.0.len() as u64).unwrap().unwrap();
+        assert_eq!(
+            (found.superblock.key, found.superblock.segment_size),
+            (KEY, SIZE)
+        );
+        assert_eq!(
+            (found.superblock.segments, found.headers),
+            (SEGMENTS, SEGMENTS)
+        );
+        // Damaged alike, the others agree on another key, and no record fits it.
+        for segment in (0..SEGMENTS).filter(|s| *s != 2) {
+            image.flip(SEGMENTS_AT + segment * SIZE + 30);
+        }
+        let found = stand_in(&image, image.0.len() as u64).unwrap().unwrap();
+        assert_eq!((found.superblock.key, found.foreign), (KEY, SEGMENTS - 1));
+        // A copy of another version has the word all the same (F4).
+        let mut newer = superblock().encode();
+        newer[8] = 2;
+        let crc = crc32fast::hash(&newer[..4092]);
+        newer[4092..].copy_from_slice(&crc.to_le_bytes());
+        image.put(0, &newer);
+        assert!(matches!(image.header(), Err(Refusal::Version(2))));
     }),
 ];
 

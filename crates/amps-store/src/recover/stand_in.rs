@@ -1,0 +1,253 @@
+//! What stands in for a superblock when both copies are damaged.
+//!
+//! Every segment header tells the key of the checksums: a CRC runs backwards, so what stands behind
+//! the checksum and the checksum itself leave one register that it can have begun with, and that is
+//! the key and the place. The one that most headers tell and that fits a record is the store's. The
+//! distances between segments tell their size.
+
+use std::io;
+
+use super::{Refusal, reach};
+use crate::format::{
+    BLOCK, MIN_SEGMENTS, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS,
+    SegmentHeader, Superblock, SuperblockRemains, geometry_is_sound, most_segments,
+    record_is_intact,
+};
+use crate::scan::{Geometry, Scanner, Seen, Source};
+
+/// The largest segment, and what an index word takes of a record.
+const LARGEST_SEGMENT: u64 = 128 << 20;
+const LARGEST_RECORD: u64 = (1 << 25) - 8;
+
+/// Where a store without any header up to here is given up: two of its segments lie before it,
+/// whatever their size.
+const FIRST_HEADERS: u64 = SEGMENTS_AT + 2 * LARGEST_SEGMENT;
+
+/// What the cap of a store is taken for where nothing tells it, unless the file is longer.
+const USUAL_CAPACITY: u64 = 256 << 20;
+
+/// What stands in for a superblock.
+pub(crate) struct StandIn {
+    /// Key and geometry; no grant, no rebase, never closed, opened by nobody.
+    pub(crate) superblock: Superblock,
+    /// Segment headers that tell the key.
+    pub(crate) headers: u64,
+    /// Segment headers that tell another one.
+    pub(crate) foreign: u64,
+    /// The client name, where both copies still show the same.
+    pub(crate) client_name: Option<String>,
+    /// A copy says that the store was evacuated: for what the word of a damaged copy is worth.
+    pub(crate) says_evacuated: bool,
+}
+
+/// A segment header, and the key that it tells.
+#[derive(Clone, Copy)]
+struct Told {
+    key: u32,
+    at: u64,
+}
+
+/// What can be known of a store of which both superblock copies are damaged; `None`: nothing shows
+/// that it is one.
+///
+/// # Errors
+/// As [`reach`], or it cannot be read.
+pub(crate) fn stand_in<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+) -> Result<Option<StandIn>, Refusal> {
+    let told = segment_headers(source, len)?;
+    let Some(key) = key_of(source, len, &told)? else {
+        return Ok(None);
+    };
+    let ours: Vec<u64> = told.iter().filter(|t| t.key == key).map(|t| t.at).collect();
+    let Some(segment_size) = segment_size(source, len, key, &ours)? else {
+        return Ok(None);
+    };
+    let mut copies = Vec::new();
+    for at in SUPERBLOCKS {
+        let mut bytes = vec![0; BLOCK as usize];
+        source.fetch(at, &mut bytes)?;
+        copies.push(SuperblockRemains::of(&bytes));
+    }
+    let client_name = match copies[0].client_name == copies[1].client_name {
+        true => copies[0].client_name.take(),
+        false => None,
+    };
+    let segments = |len: u64| (len - SEGMENTS_AT) / segment_size;
+    let mut superblock = Superblock {
+        counter: 0,
+        store_id: 0,
+        key,
+        segment_size,
+        segments: segments(len).min(most_segments(segment_size)),
+        cap_segments: copies[0].cap_segments,
+        grant: 0,
+        number_floor: 0,
+        rebase_from: 0,
+        rebase_delta: 0,
+        generation: 0,
+        closed_at: 0,
+        retired: false,
+        preallocated: false,
+        owner_pid: 0,
+        owner_host: String::new(),
+        client_name: String::new(),
+    };
+    // Nothing names segments that are not there.
+    superblock.segments = segments(reach(source, len, &superblock)?).min(superblock.segments);
+    let is_alike = copies[0].cap_segments == copies[1].cap_segments;
+    if !is_alike || !geometry_is_sound(segment_size, superblock.segments, superblock.cap_segments) {
+        let usual = (USUAL_CAPACITY - SEGMENTS_AT) / segment_size;
+        superblock.cap_segments = superblock.segments.max(usual).max(MIN_SEGMENTS);
+    }
+    Ok(Some(StandIn {
+        superblock,
+        headers: ours.len() as u64,
+        foreign: (told.len() - ours.len()) as u64,
+        client_name,
+        says_evacuated: copies.iter().any(|copy| copy.retired),
+    }))
+}
+
+/// Everything that has the form of a segment header, in order.
+fn segment_headers<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<Vec<Told>> {
+    let mut told = Vec::new();
+    let mut at = SEGMENTS_AT;
+    let mut header = [0; SEGMENT_HEADER as usize];
+    loop {
+        at = (source.next_data(at)? / BLOCK * BLOCK).max(at);
+        if at >= len || (told.is_empty() && at >= FIRST_HEADERS) {
+            return Ok(told);
+        }
+        source.fetch(at, &mut header)?;
+        told.extend(SegmentHeader::key_told(&header, at).map(|key| Told { key, at }));
+        at += BLOCK;
+    }
+}
+
+/// The key that headers tell, and by which the record behind one of them fits: of several the one told
+/// by most, of two with as many the one told first. Where no record fits, the one that most tell, if
+/// that is more than one: headers that are damaged alike agree on a wrong one.
+fn key_of<S: Source + ?Sized>(source: &S, len: u64, told: &[Told]) -> io::Result<Option<u32>> {
+    let mut by_key = told.to_vec();
+    by_key.sort_unstable_by_key(|t| (t.key, t.at));
+    let mut groups: Vec<&[Told]> = by_key.chunk_by(|a, b| a.key == b.key).collect();
+    groups.sort_unstable_by_key(|group| (std::cmp::Reverse(group.len()), group[0].at));
+    let mut budget = search_budget(len);
+    for header in groups.iter().copied().flatten() {
+        match fits_behind(source, len, header, &mut budget)? {
+            Some(true) => return Ok(Some(header.key)),
+            Some(false) => {}
+            None => break,
+        }
+    }
+    let most = groups.first().filter(|group| group.len() > 1);
+    Ok(most.map(|group| group[0].key))
+}
+
+/// Whether an intact record stands behind a header, by the key that this tells; `None`: the budget
+/// ran out.
+fn fits_behind<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+    header: &Told,
+    budget: &mut u64,
+) -> io::Result<Option<bool>> {
+    let first = header.at + SEGMENT_HEADER;
+    let mut head = [0; RECORD_HEADER];
+    source.fetch(first, &mut head)?;
+    let most = LARGEST_RECORD.min(len.saturating_sub(first));
+    let Some(record) = RecordHeader::decode(&head, most) else {
+        return Ok(Some(false));
+    };
+    let Some(left) = budget.checked_sub(record.stride()) else {
+        return Ok(None);
+    };
+    *budget = left;
+    let mut bytes = vec![0; record.stride() as usize];
+    source.fetch(first, &mut bytes)?;
+    Ok(Some(record_is_intact(&bytes, header.key, first)))
+}
+
+/// As in a recovery (`store-format.md`, G8): bytes checksummed in vain.
+fn search_budget(len: u64) -> u64 {
+    (1 << 20) + 4 * len
+}
+
+/// The size of the segments: what divides all distances between their headers. Where one is missing
+/// at a place that this names, more of them may be, and the records tell: a segment begins where one
+/// stands behind a header's room in which no record lies.
+fn segment_size<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+    key: u32,
+    headers: &[u64],
+) -> io::Result<Option<u64>> {
+    let room = len - SEGMENTS_AT;
+    let by_headers = common_distance(headers);
+    if is_size(by_headers) {
+        let whole = |at: &&u64| **at + by_headers <= len;
+        if headers.iter().filter(whole).count() as u64 == room / by_headers {
+            return Ok(Some(by_headers));
+        }
+    }
+    let mut starts = headers.to_vec();
+    starts.extend(segments_begun(source, len, key)?);
+    let by_records = common_distance(&starts);
+    let known = [by_records, by_headers]
+        .into_iter()
+        .find(|size| is_size(*size));
+    // Nothing but the first segment tells anything, so whatever there is lies in that one.
+    let whole = || (room / BLOCK * BLOCK).min(LARGEST_SEGMENT);
+    let one = (by_records == 0).then(whole);
+    Ok(known.or(one).filter(|size| is_size(*size) && *size <= room))
+}
+
+fn is_size(size: u64) -> bool {
+    geometry_is_sound(size, 1, MIN_SEGMENTS)
+}
+
+fn common_distance(starts: &[u64]) -> u64 {
+    starts
+        .iter()
+        .fold(0, |size, start| common_divisor(size, start - SEGMENTS_AT))
+}
+
+fn common_divisor(a: u64, b: u64) -> u64 {
+    match b {
+        0 => a,
+        b => common_divisor(b, a % b),
+    }
+}
+
+/// Where a segment seems to begin: a record stands behind what would be its header, and no other one
+/// lies in that.
+fn segments_begun<S: Source + ?Sized>(source: &S, len: u64, key: u32) -> io::Result<Vec<u64>> {
+    let mut found: Vec<Seen> = Vec::new();
+    let geometry = Geometry {
+        key,
+        segment_size: LARGEST_SEGMENT,
+        max_record: LARGEST_RECORD,
+    };
+    let mut scanner = Scanner::new(source, geometry);
+    let mut budget = search_budget(len);
+    // What it found before the budget ran out is what there is to go by.
+    scanner.search(SEGMENTS_AT, len, 0, &mut budget, &mut found)?;
+    let mut begun = Vec::new();
+    let mut end = 0;
+    for seen in &found {
+        let start = seen.offset - SEGMENT_HEADER;
+        let opens = !seen.kind().has_sequence();
+        if opens && start.is_multiple_of(BLOCK) && end <= start {
+            begun.push(start);
+        }
+        end = seen.offset + seen.header.stride();
+    }
+    Ok(begun)
+}
+
+/// No file of this length holds more records than this.
+pub(crate) fn most_records(len: u64) -> u64 {
+    len / RECORD_HEADER as u64
+}
