@@ -86,7 +86,8 @@ pub(crate) fn append(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
         // Slices short enough that a busy machine interrupts few of them; as many in a row
         // as the helper keeps pages ready for.
         let slice = DISCARD * (100_000 / (size + 96)).clamp(1, 5);
-        let slices = (10 << 20) / ((size + 96) * slice);
+        // A segment has 4 MiB, so this much is ready after a rest.
+        let slices = ((3 << 20) / ((size + 96) * slice)).max(1);
         let mut ring = Ring::create(&place.file("ring")?, bytes)?;
         let options = options_for(LIVE, size).preallocate(true);
         let mut filled = Filled::new(&place.file("store")?, options)?;
