@@ -238,17 +238,25 @@ fn a_child_that_lives_on_neither_keeps_the_lock_nor_gives_it_away() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("a.store");
     let store = opened(dir.path());
-    let (mut child_is_gone, parent_says_go) = std::io::pipe().unwrap();
+    let (mut parents_word, parent_says_go) = std::io::pipe().unwrap();
+    let (mut childs_word, child_has_dropped) = std::io::pipe().unwrap();
     let handle = store.clone();
-    // SAFETY: as in `forked`; the child drops its handle, waits for a byte and leaves.
+    // SAFETY: as in `forked`; the child drops its handle, says so, waits for its parent and leaves.
     let pid = unsafe { libc::fork() };
     if pid == 0 {
         drop(handle);
+        drop(child_has_dropped);
         drop(parent_says_go);
-        let _ = child_is_gone.read(&mut [0]);
+        let _ = parents_word.read(&mut [0]);
         // SAFETY: runs no destructor of the test harness.
         unsafe { libc::_exit(0) }
     }
+    drop(child_has_dropped);
+    assert_eq!(
+        childs_word.read(&mut [0]).unwrap(),
+        0,
+        "the child says nothing"
+    );
     let locked = Store::open(&path, Options::new());
     assert!(locked.is_err(), "the lock is still the parent's");
     drop(handle);

@@ -3,11 +3,15 @@
 // Helpers outside of test functions; a failure is the test's.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
+use std::cell::RefCell;
 use std::path::Path;
+use std::rc::Rc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use amps_store::inspect::{Filter, Inspection, MessageState, RecordKind, RecordVerdict};
+use amps_store::testkit::{Call, open_by_steps, step, watch_calls};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Store};
 
 fn options() -> Options {
@@ -133,40 +137,104 @@ fn what_is_no_store_is_said_to_be_none() {
     assert!(matches!(directory, Err(OpenError::NotAStore { .. })));
 }
 
+/// Creates a store, and waits before this call of the system, but for those that fill it. A look begins there, and before this
+/// read of it the creation goes on to its end. What the look saw, and whether it read so often;
+/// `None`: the creation makes no such call.
+fn look_beside_a_creation(
+    path: &Path,
+    call: u64,
+    read: u64,
+) -> Option<(Result<Inspection, OpenError>, bool)> {
+    let (says_when, when) = mpsc::channel();
+    let (says_go, go) = mpsc::channel();
+    let (says_done, done) = mpsc::channel();
+    std::thread::scope(|scope| {
+        scope.spawn(move || {
+            let mut calls = 0;
+            watch_calls(Some(Box::new(move |kind| {
+                if kind == Call::Fill {
+                    return;
+                }
+                if calls == call {
+                    says_when.send(()).unwrap();
+                    go.recv().unwrap();
+                }
+                calls += 1;
+            })));
+            drop(Store::open(path, options().preallocate(true)).unwrap());
+            watch_calls(None);
+            says_done.send(()).unwrap();
+        });
+        when.recv().ok()?;
+        let finish = move || {
+            says_go.send(()).unwrap();
+            done.recv().unwrap();
+        };
+        let rest = Rc::new(RefCell::new(Some(finish)));
+        let (in_look, mut reads) = (rest.clone(), 0);
+        watch_calls(Some(Box::new(move |call| {
+            if call == Call::Read {
+                if reads == read {
+                    in_look.take().unwrap()();
+                }
+                reads += 1;
+            }
+        })));
+        let seen = Inspection::open(path);
+        watch_calls(None);
+        let left = rest.take();
+        let reads_so_often = left.is_none();
+        left.into_iter().for_each(|finish| finish());
+        Some((seen, reads_so_often))
+    })
+}
+
 /// The superblocks come last. A look that began before them found stamps of the first open
 /// behind them a moment later: "both superblock copies are blank, and data follows".
 #[test]
 fn a_store_that_is_being_created_is_missing_or_empty_and_never_damaged() {
     let dir = tempfile::tempdir().unwrap();
-    let nth = |n: u64| dir.path().join(n.to_string());
-    let created = AtomicU64::new(0);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            for n in 0..40 {
-                let options = Options::new().capacity(4 << 20).preallocate(true);
-                let options = options.segment_size(64 << 10);
-                Store::open(nth(n), options).unwrap();
-                std::fs::remove_file(nth(n)).unwrap();
-                created.store(n + 1, Ordering::Release);
+    let path = dir.path().join("s");
+    let (mut calls, mut read) = (0, 0);
+    // By looks that began before there was a store, and how often that came about meanwhile.
+    let (mut missing, mut straddled) = (0, 0);
+    while let Some((look, reads_so_often)) = look_beside_a_creation(&path, calls, read) {
+        match look {
+            Ok(seen) => {
+                assert!(seen.info().damaged.is_empty(), "{calls} {read}");
+                assert_eq!(seen.bounds().unsettled, 0);
+                straddled += u64::from(reads_so_often);
             }
-        });
-        loop {
-            let n = created.load(Ordering::Acquire);
-            if n == 40 {
-                break;
-            }
-            match Inspection::open(nth(n)) {
-                Ok(seen) => assert!(seen.info().damaged.is_empty()),
-                Err(OpenError::Missing { .. }) => {}
-                Err(other) => panic!("{other}"),
-            }
+            Err(OpenError::Missing { .. }) => missing += 1,
+            Err(other) => panic!("call {calls}, read {read}: {other}"),
         }
-    });
+        (calls, read) = match reads_so_often {
+            true => (calls, read + 1),
+            false => (calls + 1, 0),
+        };
+        std::fs::remove_file(&path).unwrap();
+    }
+    println!("{calls} calls, missing {missing} times, {straddled} looks straddle");
+    assert!(
+        calls > 10 && missing > 5 && straddled > 50,
+        "{calls} {missing} {straddled}"
+    );
 }
 
-/// Busy is not damaged: while a writer laps the ring, every look is a state the store had.
+/// Ends the writer, also when the reader fails.
+struct Ending<'a>(&'a AtomicBool);
+
+impl Drop for Ending<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Release);
+    }
+}
+
+/// Busy is not damaged: while a writer laps the ring, every look is a state the store had. The
+/// writer goes on between any two looks; what it may do within one,
+/// `a_look_shows_nothing_older_than_its_beginning` does at every read of it.
 #[test]
-fn a_busy_store_is_never_called_damaged() {
+fn h35_an_inspector_over_turning_segments_is_right() {
     for (capacity, segment) in [(64 << 10, 8 << 10), (1 << 20, 64 << 10)] {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("a.store");
@@ -177,7 +245,7 @@ fn a_busy_store_is_never_called_damaged() {
             (AtomicU64::new(0), AtomicU64::new(0), AtomicU64::new(0));
         let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
         std::thread::scope(|scope| {
-            scope.spawn(|| {
+            let writer = scope.spawn(|| {
                 let mut n = 0;
                 while !stop.load(Ordering::Acquire) {
                     n += 1;
@@ -190,7 +258,13 @@ fn a_busy_store_is_never_called_damaged() {
                     }
                 }
             });
+            let _ending = Ending(&stop);
+            let mut through = 0;
             for _ in 0..200 {
+                while appended.load(Ordering::Acquire) <= through {
+                    assert!(!writer.is_finished());
+                    std::thread::yield_now();
+                }
                 let (at_least, floor) = (
                     appended.load(Ordering::Acquire),
                     settled.load(Ordering::Acquire),
@@ -220,49 +294,12 @@ fn a_busy_store_is_never_called_damaged() {
                 } else {
                     assert!(at_least <= highest_floor, "nothing shown: {info:?}");
                 }
+                let last = inspection.bounds().last;
+                assert!(last >= through, "back from {through} to {last}");
+                through = last;
             }
-            stop.store(true, Ordering::Release);
         });
     }
-}
-
-#[test]
-fn h35_an_inspector_over_turning_segments_is_right() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let store = Store::open(&path, options().capacity(128 << 10)).unwrap();
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while !stop.load(Ordering::Relaxed) {
-                if store.append(&Envelope::publish("t"), &[7; 300]).is_err() {
-                    let bounds = store.bounds();
-                    let half = bounds.last - bounds.unsettled / 2;
-                    store.settle_through(half).unwrap();
-                }
-            }
-        });
-        let mut through = 0;
-        for _ in 0..200 {
-            let seen = Inspection::open(&path).unwrap();
-            assert!(seen.report().damaged.is_empty(), "{}", seen.report());
-            assert_eq!(seen.report().set_aside, 0, "{}", seen.report());
-            let last = seen.bounds().last;
-            assert!(
-                last >= through,
-                "the log went back from {through} to {last}"
-            );
-            through = last;
-            let mut before = None;
-            for message in seen.messages(Filter::new()) {
-                let message = message.unwrap();
-                assert_eq!(message.payload, [7; 300]);
-                assert!(before.is_none_or(|before| before < message.sequence));
-                before = Some(message.sequence);
-            }
-        }
-        stop.store(true, Ordering::Relaxed);
-    });
 }
 
 /// A refusal was damaged together with the publish behind it, and verify named the message of that
@@ -313,11 +350,14 @@ fn verify_says_where_refusals_may_be_missing_beside_a_message() {
 fn what_a_cut_file_may_have_lost_is_counted() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    let store = Store::open(&path, options()).unwrap();
-    let until = Instant::now() + Duration::from_secs(60);
+    let store = open_by_steps(&path, options()).unwrap();
     for _ in 0..994 {
-        let message = Envelope::publish("t");
-        let at = store.append_wait(&message, &[7; 300], until).unwrap();
+        let append = || store.append(&Envelope::publish("t"), &[7; 300]);
+        let at = append().or_else(|_| {
+            while step(&store).unwrap() {}
+            append()
+        });
+        let at = at.unwrap();
         store
             .settle_through(at.sequence.saturating_sub(39))
             .unwrap();
@@ -334,6 +374,7 @@ fn what_a_cut_file_may_have_lost_is_counted() {
         let seen = open(len);
         let shown = sequences(&seen, Filter::new());
         let missing = lost.iter().filter(|s| !shown.contains(s)).count() as u64;
+        assert!(missing > 0, "nothing is missing at {len}");
         assert!(!seen.info().damaged.is_empty());
         assert!(seen.info().dropped() >= missing, "{:?}", seen.info());
     }

@@ -1,11 +1,12 @@
 //! One owner: the lock of a store, and what stands at its path.
 
+#![allow(unsafe_code, reason = "children are forked")]
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
+use std::cell::RefCell;
 use std::fs::{self, File};
 use std::path::Path;
-use std::process::Command;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::rc::Rc;
 use std::time::Duration;
 
 use amps_store::testkit::{Call, watch_calls};
@@ -15,70 +16,103 @@ fn small() -> Options {
     Options::new().capacity(64 << 10)
 }
 
-/// Does something while two other threads start programs, whose processes hold every descriptor
-/// of this one between their fork and their exec.
-fn while_programs_start(work: impl FnOnce()) {
-    struct Ending<'a>(&'a AtomicBool);
-    impl Drop for Ending<'_> {
-        fn drop(&mut self) {
-            self.0.store(true, Ordering::Relaxed);
+/// A process that holds every descriptor of this one, as each does between its fork and its exec,
+/// for as long as this lives.
+struct Child(libc::pid_t);
+
+impl Child {
+    fn born() -> Self {
+        // SAFETY: the child makes two calls of the system that take no lock, until it is killed.
+        let pid = unsafe { libc::fork() };
+        assert!(pid >= 0, "fork failed");
+        if pid == 0 {
+            // SAFETY: as above; it dies with the thread that forked it, if that forgets it.
+            unsafe {
+                libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
+                loop {
+                    libc::pause();
+                }
+            }
+        }
+        Child(pid)
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        // SAFETY: our own child, which nobody has waited for.
+        unsafe {
+            libc::kill(self.0, libc::SIGKILL);
+            libc::waitpid(self.0, std::ptr::null_mut(), 0);
         }
     }
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
-                while !stop.load(Ordering::Relaxed) {
-                    Command::new("true").status().unwrap();
-                }
-            });
-        }
-        let _ending = Ending(&stop);
-        work();
-    });
 }
 
-/// It said that everything was evacuated and that the new store is in use, by this process.
+/// Does something again and again, while there is a child that was forked before its first call
+/// of the system, before its second, and so on to its last: how many those are.
+fn with_a_child_since_each_call(mut work: impl FnMut(u64)) -> u64 {
+    for nth in 0.. {
+        let (mut calls, child) = (0, Rc::new(RefCell::new(None)));
+        let to = child.clone();
+        watch_calls(Some(Box::new(move |_| {
+            if calls == nth {
+                to.replace(Some(Child::born()));
+            }
+            calls += 1;
+        })));
+        work(nth);
+        watch_calls(None);
+        if child.take().is_none() {
+            return nth;
+        }
+    }
+    unreachable!("finitely many calls")
+}
+
+/// It said that everything was evacuated and that the new store is in use, by this process: by
+/// a program that another thread was just starting.
 #[test]
-fn an_evacuation_succeeds_while_other_threads_start_programs() {
+fn an_evacuation_succeeds_whenever_another_thread_starts_a_program() {
     let dir = tempfile::tempdir().unwrap();
-    while_programs_start(|| {
-        for n in 0..100 {
-            let old = Store::open(dir.path().join(format!("old{n}")), small()).unwrap();
-            old.append(&Envelope::publish("t"), b"x").unwrap();
-            let new = old.evacuate(dir.path().join(format!("new{n}")), Level::Os);
-            new.unwrap().close(0).unwrap();
-        }
+    let calls = with_a_child_since_each_call(|nth| {
+        let old = Store::open(dir.path().join(format!("old{nth}")), small()).unwrap();
+        old.append(&Envelope::publish("t"), b"x").unwrap();
+        let new = old.evacuate(dir.path().join(format!("new{nth}")), Level::Os);
+        new.unwrap().close(0).unwrap();
     });
+    assert!(calls > 20, "{calls} calls");
 }
 
 #[test]
-fn a_store_that_was_dropped_is_free_while_other_threads_start_programs() {
+fn a_store_that_was_dropped_is_free_whenever_another_thread_starts_a_program() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
-    while_programs_start(|| {
-        for _ in 0..100 {
-            drop(Store::open(&path, small()).unwrap());
-        }
+    let calls = with_a_child_since_each_call(|_| {
+        drop(Store::open(&path, small()).unwrap());
+        assert_is_free(&path);
     });
+    assert!(calls > 5, "{calls} calls");
 }
 
 /// Not only a store that was opened: an open that was refused had the lock as well.
 #[test]
-fn an_open_that_was_refused_leaves_no_lock_while_other_threads_start_programs() {
+fn an_open_that_was_refused_leaves_no_lock_whenever_another_thread_starts_a_program() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     drop(Store::open(&path, small().client_name("mine")).unwrap());
-    while_programs_start(|| {
-        for _ in 0..100 {
-            let refused = Store::open(&path, small().client_name("other"));
-            assert!(matches!(refused, Err(OpenError::WrongClientName { .. })));
-            // Nobody's lock is waited for here.
-            let file = File::open(&path).unwrap();
-            file.try_lock().unwrap();
-            file.unlock().unwrap();
-        }
+    let calls = with_a_child_since_each_call(|_| {
+        let refused = Store::open(&path, small().client_name("other"));
+        assert!(matches!(refused, Err(OpenError::WrongClientName { .. })));
+        assert_is_free(&path);
     });
+    assert!(calls > 3, "{calls} calls");
+}
+
+/// Nobody's lock is waited for here.
+fn assert_is_free(path: &Path) {
+    let file = File::open(path).unwrap();
+    file.try_lock().unwrap();
+    file.unlock().unwrap();
 }
 
 /// Another thread that has the store open may be just about to drop it.

@@ -1,6 +1,6 @@
+use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use crate::calls::{Call, watch_calls};
 use crate::inspect::{Filter, Inspection};
@@ -8,200 +8,11 @@ use crate::report::Stop;
 use crate::testkit::Rng;
 use crate::{Envelope, Options, PublishStore, Store};
 
-/// Ends the writer, also when the reader fails.
-struct Ending<'a>(&'a AtomicBool);
-
-impl Drop for Ending<'_> {
-    fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
-    }
-}
-
-/// Read where it stands, without an image: places are reused under the reader's eyes.
-#[test]
-fn a_large_busy_store_gives_whole_messages_in_order() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let options = Options::new().capacity(512 << 10).segment_size(64 << 10);
-    let store = Store::open(&path, options.preallocate(true)).unwrap();
-    let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut n = 1;
-            while !stop.load(Ordering::Relaxed) {
-                let envelope = Envelope::publish("t");
-                match store.append(&envelope, payload(n).as_bytes()) {
-                    Ok(_) => n += 1,
-                    // Number 1 stays, so that its copy moves on with every lap.
-                    Err(_) => drop(store.settle(&(2..n).collect::<Vec<_>>()).unwrap()),
-                }
-            }
-        });
-        let _ending = Ending(&stop);
-        let mut through = 0;
-        for _ in 0..100 {
-            let seen = Inspection::open(&path).unwrap();
-            assert!(seen.view.image.is_none());
-            assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
-            assert!(seen.report().next > through, "the log went back");
-            through = seen.report().next - 1;
-            let mut before = 0;
-            for message in seen.messages(Filter::new()) {
-                let message = message.unwrap();
-                assert!(message.sequence > before);
-                assert_eq!(message.payload, payload(message.sequence).as_bytes());
-                assert!(
-                    before > 0 || message.sequence == 1,
-                    "the stubborn one is there"
-                );
-                before = message.sequence;
-            }
-        }
-    });
-}
-
-/// A publisher that is logged on raises its grant again and again, each time with a write
-/// of the superblock: the look of a large store never had the same one before and after,
-/// and gave up.
-#[test]
-fn a_large_store_whose_grant_rises_all_the_time_can_be_looked_at() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
-    let store = Store::open(&path, options.preallocate(true)).unwrap();
-    let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let deadline = Instant::now() + Duration::from_secs(600);
-            let mut n = 0;
-            while !stop.load(Ordering::Relaxed) {
-                store.raise_grant(n + 20).unwrap();
-                for _ in 0..20 {
-                    n += 1;
-                    store
-                        .append_wait(&Envelope::publish("t"), payload(n).as_bytes(), deadline)
-                        .unwrap();
-                }
-                store.settle_through(n.saturating_sub(1000)).unwrap();
-            }
-        });
-        let _ending = Ending(&stop);
-        let (mut through, mut granted) = (0, 0);
-        for _ in 0..100 {
-            let seen = Inspection::open(&path).unwrap();
-            assert!(seen.view.image.is_none());
-            let info = seen.info();
-            assert_eq!((&info.damaged, info.set_aside), (&vec![], 0));
-            assert!(info.grant >= granted && info.last_ordinal >= through);
-            (granted, through) = (info.grant, info.last_ordinal);
-            let bounds = seen.bounds();
-            let unsettled = bounds.first_unsettled.map_or(0, |f| bounds.last + 1 - f);
-            assert_eq!(bounds.unsettled, unsettled, "a hole among the unsettled");
-            assert!(seen.verify().unwrap().is_sound());
-            for message in seen.messages(Filter::new()) {
-                let message = message.unwrap();
-                assert_eq!(message.payload, payload(message.sequence).as_bytes());
-            }
-        }
-        assert!(granted > 0);
-    });
-}
-
-/// Damage under a publisher that never pauses is told all the same, and is not taken for
-/// what the publisher is just writing.
-#[test]
-fn damage_in_a_large_busy_store_is_told() {
-    use std::os::unix::fs::FileExt;
-
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
-    let store = Store::open(&path, options.preallocate(true)).unwrap();
-    store.append(&Envelope::publish("t"), b"stays").unwrap();
-    store.sync().unwrap();
-    let file = std::fs::File::options().write(true).open(&path).unwrap();
-    // The only unsettled one, which has its first segment for itself until it is copied.
-    let place = 8192 + 64;
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let mut n = 1;
-            while !stop.load(Ordering::Relaxed) {
-                if n < 500 {
-                    n = store
-                        .append(&Envelope::publish("t"), b"more")
-                        .unwrap()
-                        .sequence;
-                }
-                store.raise_grant(store.numbers().grant + 1).unwrap();
-            }
-        });
-        let _ending = Ending(&stop);
-        while store.bounds().last < 500 {
-            std::thread::yield_now();
-        }
-        store.sync().unwrap();
-        file.write_all_at(&[0xEE; 64], place + 200).unwrap();
-        let seen = Inspection::open(&path).unwrap();
-        assert_eq!(seen.info().damaged.len(), 1, "{:?}", seen.info());
-    });
-}
-
-/// A backlog comes and goes: the file grows and is cut under the reader's eyes.
-#[test]
-fn a_store_whose_file_is_cut_is_never_called_damaged() {
-    let dir = tempfile::tempdir().unwrap();
-    let path = dir.path().join("s");
-    let options = Options::new().capacity(512 << 10).segment_size(8 << 10);
-    let store = Store::open(&path, options).unwrap();
-    let payload = |n: u64| format!("{n} ").repeat((n % 50) as usize + 1);
-    let stop = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        scope.spawn(|| {
-            let deadline = Instant::now() + Duration::from_secs(600);
-            while !stop.load(Ordering::Relaxed) {
-                // Half of the cap; then only the first one of the backlog stays.
-                let first = store.bounds().next;
-                while store.bounds().live_bytes < 256 << 10 {
-                    let next = store.bounds().next;
-                    let body = payload(next);
-                    store
-                        .append_wait(&Envelope::publish("t"), body.as_bytes(), deadline)
-                        .unwrap();
-                }
-                store.settle_through(first - 1).unwrap();
-                let last = store.bounds().last;
-                store
-                    .settle(&(first + 1..=last).collect::<Vec<_>>())
-                    .unwrap();
-                // Longer than it stays: it is cut before the next backlog comes.
-                while std::fs::metadata(&path).unwrap().len() > 128 << 10 {
-                    assert!(Instant::now() < deadline, "the file stays long");
-                    std::thread::yield_now();
-                }
-            }
-        });
-        let _ending = Ending(&stop);
-        let mut lengths = std::collections::BTreeSet::new();
-        let (mut through, mut looks) = (0, 0);
-        // Until the file was seen to move.
-        let deadline = Instant::now() + Duration::from_secs(600);
-        while looks < 200 || lengths.len() <= 3 {
-            looks += 1;
-            assert!(Instant::now() < deadline, "the file stays: {lengths:?}");
-            let seen = Inspection::open(&path).unwrap();
-            lengths.insert(seen.view.len);
-            assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
-            assert!(seen.report().next > through, "the log went back");
-            through = seen.report().next - 1;
-            for message in seen.messages(Filter::new()) {
-                let message = message.unwrap();
-                assert_eq!(message.payload, payload(message.sequence).as_bytes());
-            }
-        }
-    });
+/// What message `sequence` says, of at most about so many bytes.
+fn payload(sequence: u64, most: usize) -> String {
+    let word = format!("{sequence} ");
+    let times = sequence as usize * 7 % (most / word.len());
+    word.repeat(times)
 }
 
 /// A publisher that writes in the middle of a look, at any read of it: the same thread, so that a
@@ -213,10 +24,22 @@ struct Writer {
 }
 
 impl Writer {
+    fn new(path: &Path, options: &Options, seed: u64, payload: usize) -> Self {
+        Writer {
+            store: Store::open_by_steps(path, options).unwrap(),
+            random: Rng::new(seed),
+            payload,
+        }
+    }
+
     fn append(&mut self) -> u64 {
-        let payload = vec![7; self.random.below(self.payload as u64) as usize];
+        let next = self.store.bounds().next;
+        let payload = payload(next, self.payload);
         loop {
-            match self.store.append(&Envelope::publish("t"), &payload) {
+            match self
+                .store
+                .append(&Envelope::publish("t"), payload.as_bytes())
+            {
                 Ok(at) => return at.sequence,
                 Err(error) => assert!(self.store.step().unwrap(), "{error}"),
             }
@@ -231,6 +54,211 @@ impl Writer {
             while self.random.below(3) > 0 && self.store.step().unwrap() {}
         }
     }
+
+    /// Appends so many, and settles the oldest ones but number 1, whose copy moves on with every lap.
+    fn burst_behind_the_first(&mut self, messages: u64) {
+        for _ in 0..messages {
+            let last = self.append();
+            if last > 101 {
+                self.store.settle(&[last - 100]).unwrap();
+            }
+        }
+    }
+
+    /// Half of the cap is taken, and the file grows.
+    fn backlog(&mut self) {
+        while self.store.bounds().live_bytes < self.store.bounds().limit_bytes / 2 {
+            self.append();
+        }
+    }
+
+    /// Only the newest of the backlog stays, and the file is cut.
+    fn drain(&mut self) {
+        let last = self.store.bounds().last;
+        self.store.settle_through(last - 1).unwrap();
+        while self.store.step().unwrap() {}
+    }
+}
+
+/// Does something before each read of this thread, which is told how many there were before.
+fn at_each_read(mut work: impl FnMut(u64) + 'static) {
+    let mut reads = 0;
+    watch_calls(Some(Box::new(move |call| {
+        if call == Call::Read {
+            work(reads);
+            reads += 1;
+        }
+    })));
+}
+
+/// How often a look reads while nobody writes.
+fn reads_of_a_look(path: &Path) -> u64 {
+    let reads = Arc::new(AtomicU64::new(0));
+    let count = reads.clone();
+    at_each_read(move |before| count.store(before + 1, Ordering::Relaxed));
+    Inspection::open(path).unwrap();
+    watch_calls(None);
+    reads.load(Ordering::Relaxed)
+}
+
+/// Read where it stands, without an image: places are reused under the reader's eyes.
+#[test]
+fn a_large_busy_store_gives_whole_messages_in_order() {
+    let options = Options::new().capacity(512 << 10).segment_size(64 << 10);
+    let options = options.preallocate(true);
+    let (mut shown, mut renewed) = (0, 0);
+    for seed in 0..60 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut writer = Writer::new(&path, &options, seed, 400);
+        writer.burst_behind_the_first(200 + 31 * seed);
+        let seen = Inspection::open(&path).unwrap();
+        assert!(seen.view.image.is_none());
+        assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
+        assert_eq!(seen.info().unsettled, 101);
+        let last = seen.bounds().last;
+        // Over a lap is two thousand of them.
+        let (first, messages) = (writer.random.below(90), 200 << writer.random.below(6));
+        at_each_read(move |reads| {
+            if reads == first || reads == first + 40 {
+                writer.burst_behind_the_first(messages);
+            }
+        });
+        let mut before = 0;
+        for message in seen.messages(Filter::new()) {
+            let message = message.unwrap();
+            assert!(message.sequence > before);
+            assert_eq!(message.payload, payload(message.sequence, 400).as_bytes());
+            assert!(
+                before > 0 || message.sequence == 1,
+                "the stubborn one is there"
+            );
+            before = message.sequence;
+            shown += 1;
+        }
+        watch_calls(None);
+        // What was reused before it was read, a later look shows, as far as it is unsettled still.
+        renewed += u64::from(before > last);
+    }
+    println!("{shown} shown, {renewed} looks renewed");
+    assert!(
+        shown > 1000 && renewed > 20,
+        "{shown} shown, {renewed} looks renewed"
+    );
+}
+
+/// A publisher that is logged on raises its grant again and again, each time with a write
+/// of the superblock: the look of a large store never had the same one before and after,
+/// and gave up.
+#[test]
+fn a_large_store_whose_grant_rises_all_the_time_can_be_looked_at() {
+    let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
+    let options = options.preallocate(true);
+    for seed in 0..20 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut writer = Writer::new(&path, &options, seed, 400);
+        writer.burst(500 + 97 * seed);
+        let (before, store) = (writer.store.bounds(), writer.store.clone());
+        let from = writer.store.numbers().grant;
+        at_each_read(move |reads| {
+            writer.store.raise_grant(from + 20 * (reads + 1)).unwrap();
+            if reads < 40 && writer.random.below(8) == 0 {
+                writer.burst(20);
+            }
+        });
+        let seen = Inspection::open(&path);
+        watch_calls(None);
+        let seen = seen.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert!(seen.view.image.is_none());
+        let (info, bounds) = (seen.info(), seen.bounds());
+        assert_eq!((&info.damaged, info.set_aside), (&vec![], 0));
+        assert!(info.grant > from && info.grant <= store.numbers().grant);
+        assert!(
+            store.numbers().grant > from + 100,
+            "it rose five times and more"
+        );
+        assert!(bounds.last >= before.last && bounds.last <= store.bounds().last);
+        let unsettled = bounds.first_unsettled.map_or(0, |f| bounds.last + 1 - f);
+        assert_eq!(bounds.unsettled, unsettled, "a hole among the unsettled");
+        assert!(seen.verify().unwrap().is_sound());
+    }
+}
+
+/// Damage under a publisher that never pauses is told all the same, and is not taken for
+/// what the publisher is just writing.
+#[test]
+fn damage_in_a_large_busy_store_is_told() {
+    use std::os::unix::fs::FileExt;
+
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
+    let mut writer = Writer::new(&path, &options.preallocate(true), 1, 100);
+    for _ in 0..500 {
+        writer.append();
+    }
+    writer.store.sync().unwrap();
+    let file = std::fs::File::options().write(true).open(&path).unwrap();
+    // In the first message, the only one that has its first segment for itself until it is copied.
+    let place = 8192 + 64;
+    file.write_all_at(&[0xEE; 64], place + 200).unwrap();
+    let store = writer.store.clone();
+    at_each_read(move |_| {
+        let grant = writer.store.numbers().grant;
+        writer.store.raise_grant(grant + 1).unwrap();
+    });
+    let seen = Inspection::open(&path);
+    watch_calls(None);
+    let seen = seen.unwrap();
+    assert_eq!(seen.info().damaged.len(), 1, "{:?}", seen.info());
+    assert!(store.numbers().grant > 5, "it rose at every read");
+}
+
+/// A backlog comes and goes: the file grows and is cut under the reader's eyes.
+#[test]
+fn a_store_whose_file_is_cut_is_never_called_damaged() {
+    let options = Options::new().capacity(512 << 10).segment_size(8 << 10);
+    let (mut grown, mut cut) = (0, 0);
+    for seed in 0..40 {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        let mut writer = Writer::new(&path, &options, seed, 400);
+        writer.burst(60);
+        let is_long = writer.random.below(2) == 0;
+        if is_long {
+            writer.backlog();
+        }
+        let (len, before) = (
+            std::fs::metadata(&path).unwrap().len(),
+            writer.store.bounds(),
+        );
+        let reads = reads_of_a_look(&path);
+        let turn = writer.random.below(reads);
+        let again = 1 + writer.random.below(2 * reads);
+        at_each_read(move |reads| {
+            if reads == turn || reads == turn + again {
+                match is_long == (reads == turn) {
+                    true => writer.drain(),
+                    false => writer.backlog(),
+                }
+            }
+        });
+        let seen = Inspection::open(&path);
+        watch_calls(None);
+        let seen = seen.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
+        assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
+        assert!(seen.bounds().next >= before.next, "the log went back");
+        for message in seen.messages(Filter::new()) {
+            let message = message.unwrap();
+            assert_eq!(message.payload, payload(message.sequence, 400).as_bytes());
+        }
+        let now = std::fs::metadata(&path).unwrap().len();
+        grown += u64::from(now > len);
+        cut += u64::from(now < len);
+    }
+    println!("{grown} looks met a file that grew, {cut} one that was cut");
+    assert!(grown > 5 && cut > 5, "{grown} grown, {cut} cut");
 }
 
 /// The log as it was when the look began, or later, whenever the publisher writes.
@@ -242,21 +270,17 @@ fn a_look_shows_nothing_older_than_its_beginning() {
     for seed in first..first + seeds {
         let mut random = Rng::new(seed);
         // The larger ones are read where they stand, without an image.
-        let options = match random.below(2) {
-            0 => Options::new().capacity(64 << 10),
-            _ => Options::new().capacity(256 << 10).segment_size(16 << 10),
+        let large = random.below(2) > 0;
+        let options = match large {
+            false => Options::new().capacity(64 << 10),
+            true => Options::new().capacity(256 << 10).segment_size(16 << 10),
         };
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("s");
         let options = options.preallocate(random.below(2) == 0);
-        let store = Store::open_by_steps(&path, &options).unwrap();
-        let segment = Inspection::open(&path).unwrap().info().segment_size;
-        let payload = segment as usize / 8;
-        let mut writer = Writer {
-            store,
-            random: Rng::new(!seed),
-            payload,
-        };
+        let segment = if large { 16 << 10 } else { 8 << 10 };
+        let most = segment / 8;
+        let mut writer = Writer::new(&path, &options, !seed, most);
         let lap = 30 + random.below(200);
         writer.burst(lap);
         let before = writer.store.bounds();
@@ -266,15 +290,11 @@ fn a_look_shows_nothing_older_than_its_beginning() {
             .map(|_| (random.below(40), [1, 20, 60, 120][random.below(4) as usize]))
             .collect();
         plan.sort_unstable();
-        let mut reads = 0;
-        watch_calls(Some(Box::new(move |call| {
-            if call == Call::Read {
-                for (_, messages) in plan.extract_if(.., |(at, _)| *at <= reads) {
-                    writer.burst(messages);
-                }
-                reads += 1;
+        at_each_read(move |reads| {
+            for (_, messages) in plan.extract_if(.., |(at, _)| *at <= reads) {
+                writer.burst(messages);
             }
-        })));
+        });
         let seen = Inspection::open(&path);
         watch_calls(None);
         // A store may be too busy for a look; it is at rest by the end of this one.
@@ -285,13 +305,22 @@ fn a_look_shows_nothing_older_than_its_beginning() {
             bounds.next >= before.next && bounds.floor >= before.floor,
             "seed {seed}: {bounds:?} is older than {before:?}"
         );
+        assert!(
+            bounds.last <= store.bounds().last,
+            "seed {seed}: {bounds:?}"
+        );
+        let unsettled = bounds.first_unsettled.map_or(0, |f| bounds.last + 1 - f);
+        assert_eq!(bounds.unsettled, unsettled, "seed {seed}: a hole");
         for message in seen.messages(Filter::new()) {
-            let sequence = message.unwrap().sequence;
+            let message = message.unwrap();
+            let sequence = message.sequence;
             assert!(
                 sequence > before.floor,
                 "seed {seed}: {sequence} was settled"
             );
+            assert_eq!(message.payload, payload(sequence, most).as_bytes());
         }
+        assert!(seen.verify().unwrap().is_sound(), "seed {seed}");
         shown += 1;
         moved += u64::from(store.bounds().next > before.next);
     }
@@ -308,12 +337,7 @@ fn a_prefix_whose_segments_are_free_by_now_is_not_shown() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let options = Options::new().capacity(256 << 10).segment_size(16 << 10);
-    let store = Store::open_by_steps(&path, &options.preallocate(true)).unwrap();
-    let mut writer = Writer {
-        store,
-        random: Rng::new(1),
-        payload: 900,
-    };
+    let mut writer = Writer::new(&path, &options.preallocate(true), 1, 900);
     for _ in 0..10 {
         writer.append();
     }
