@@ -388,6 +388,8 @@ impl Numbers {
 #[test]
 fn a_reader_written_from_the_page_agrees_on_random_stores() {
     let rounds = std::env::var("AMPS_READER_ROUNDS").map_or(12, |n| n.parse().unwrap());
+    // Damaged, with something set aside, over more than a lap, and whole.
+    let mut met = [0; 4];
     for round in 0..rounds {
         let mut numbers = Numbers(round);
         let dir = tempfile::tempdir().unwrap();
@@ -404,9 +406,21 @@ fn a_reader_written_from_the_page_agrees_on_random_stores() {
             drop(store);
             if numbers.below(3) == 0 {
                 let mut bytes = std::fs::read(&path).unwrap();
-                for _ in 0..numbers.below(3) {
-                    let at = 8192 + numbers.below(bytes.len() as u64 - 8192) as usize;
-                    bytes[at] ^= 1 << numbers.below(8);
+                let mut places = amps_store::testkit::record_places(&bytes);
+                // The newest first, in which damage shows.
+                places.sort_by_key(|(at, _)| {
+                    let ordinal = bytes[*at as usize + 24..][..8].try_into().unwrap();
+                    std::cmp::Reverse(u64::from_le_bytes(ordinal))
+                });
+                let newest = places.len().min(20) as u64;
+                for _ in 0..numbers.below(4) {
+                    let (at, len) = match numbers.below(4) {
+                        0 => (8192, bytes.len() as u64 - 8192),
+                        1 => places[numbers.below(places.len() as u64) as usize],
+                        _ => places[numbers.below(newest) as usize],
+                    };
+                    let at = at + numbers.below(len);
+                    bytes[at as usize] ^= 1 << numbers.below(8);
                 }
                 std::fs::write(&path, &bytes).unwrap();
             }
@@ -416,12 +430,21 @@ fn a_reader_written_from_the_page_agrees_on_random_stores() {
             ) {
                 return;
             }
+            let info = Inspection::open(&path).unwrap().info();
+            let is = [
+                !info.damaged.is_empty(),
+                info.set_aside > 0,
+                info.next > 300,
+                info.clean,
+            ];
+            (0..4).for_each(|n| met[n] += u64::from(is[n]));
         }
     }
+    assert!(rounds < 12 || met.iter().all(|n| *n > 0), "{met:?}");
 }
 
 fn random_run(store: &Store, numbers: &mut Numbers) {
-    for _ in 0..numbers.below(200) {
+    for _ in 0..numbers.below(400) {
         let bounds = store.bounds();
         let any = bounds.floor + 1 + numbers.below(bounds.next - bounds.floor);
         match numbers.below(12) {
@@ -456,6 +479,7 @@ fn random_run(store: &Store, numbers: &mut Numbers) {
 fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
     let dir = tempfile::tempdir().unwrap();
     let (path, to) = (dir.path().join("bad"), dir.path().join("new"));
+    let (mut seen_ones, mut damaged_ones, mut empty_ones) = (0, 0, 0);
     for round in 0..200 {
         let mut numbers = Numbers(round);
         let name = NAMES[numbers.below(NAMES.len() as u64) as usize];
@@ -477,6 +501,7 @@ fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
         if let Ok(seen) = Inspection::open(&path) {
             let verification = seen.verify().unwrap();
             let damaged = !seen.info().damaged.is_empty();
+            (seen_ones, damaged_ones) = (seen_ones + 1, damaged_ones + u64::from(damaged));
             assert!(
                 !damaged || !verification.is_sound(),
                 "{name}, round {round}"
@@ -493,6 +518,7 @@ fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
                         (0, 0, false)
                     );
                     assert!(damaged && bytes.len() < 3 * 8192, "{name}, round {round}");
+                    empty_ones += 1;
                     continue;
                 }
                 Err(error) => panic!("{name}, round {round}: {error}"),
@@ -512,6 +538,8 @@ fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
             "a look changed a byte"
         );
     }
+    let met = [seen_ones, 200 - seen_ones, damaged_ones, empty_ones];
+    assert!(met.iter().all(|n| *n > 0) && seen_ones > 100, "{met:?}");
 }
 
 /// The bytes of an envelope, field by field.

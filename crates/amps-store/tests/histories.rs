@@ -91,7 +91,8 @@ fn h20_pages_in_the_middle_never_reached_the_disk() {
 
 #[test]
 fn h22_the_power_fails_anywhere_between_copying_survivors_and_reusing_their_segment() {
-    for steps in 0..60 {
+    let mut reused = [0, 0];
+    for (steps, reuse) in (0..60).flat_map(|steps| [(steps, false), (steps, true)]) {
         for cut in [Cut::None, Cut::All, Cut::Pages, Cut::Sectors] {
             let disk = SimDisk::new();
             let store = disk.open(small()).unwrap();
@@ -100,19 +101,28 @@ fn h22_the_power_fails_anywhere_between_copying_survivors_and_reusing_their_segm
             }
             store.settle(&[1, 2, 4]).unwrap();
             store.sync().unwrap();
-            // Fill until upkeep has to free the segment in which 3 and 5 stand.
-            loop {
-                let next = store.bounds().next;
-                match store.append(&Envelope::publish("t"), &body(next, 900)) {
-                    Ok(at) => drop(store.settle(&[at.sequence]).unwrap()),
-                    Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => break,
-                    Err(e) => panic!("{e}"),
+            let third = place(&disk, 3);
+            let fill = || {
+                loop {
+                    let next = store.bounds().next;
+                    match store.append(&Envelope::publish("t"), &body(next, 900)) {
+                        Ok(at) => drop(store.settle(&[at.sequence]).unwrap()),
+                        Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => break,
+                        Err(e) => panic!("{e}"),
+                    }
                 }
-            }
+            };
+            // Until upkeep has to free the segment in which 3 and 5 stand.
+            fill();
             for _ in 0..steps {
                 if !step(&store).unwrap() {
                     break;
                 }
+            }
+            if reuse {
+                fill();
+                let stands = disk.bytes()[third as usize..].starts_with(&body(3, 0));
+                reused[usize::from(!stands)] += 1;
             }
             drop(store);
             disk.power_cut(cut, &mut Rng::new(steps));
@@ -131,6 +141,7 @@ fn h22_the_power_fails_anywhere_between_copying_survivors_and_reusing_their_segm
             is_right(&store);
         }
     }
+    assert!(reused.iter().all(|n| *n > 0), "{reused:?}");
 }
 
 #[test]
@@ -206,6 +217,7 @@ fn h30_what_a_failed_write_back_lost_is_written_again() {
 
 #[test]
 fn h36_records_inside_a_payload_are_payload() {
+    let mut bare = 0;
     for shift in 0..8 {
         let disk = SimDisk::new();
         let store = disk.open(options()).unwrap();
@@ -244,10 +256,12 @@ fn h36_records_inside_a_payload_are_payload() {
                 }
             }
             assert_eq!(opened.rejections(0, 99), []);
+            bare += u64::from(!opened.is_unsettled(inner));
             drop(opened);
             disk.restore(before);
         }
     }
+    assert!(bare > 100, "what was in it lay bare {bare} times");
 }
 
 #[test]

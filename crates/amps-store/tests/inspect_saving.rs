@@ -11,7 +11,8 @@ use amps_store::inspect::{
 };
 use amps_store::testkit::{SimDisk, intact_messages};
 use amps_store::{
-    Envelope, Level, Operation, Options, Origin, PublishStore, Stop, Store, StoredMessage,
+    AppendError, Envelope, Level, Operation, Options, Origin, PublishStore, Stop, Store,
+    StoredMessage,
 };
 
 fn options() -> Options {
@@ -231,12 +232,16 @@ fn what_is_set_aside_decides_about_what_stands_before_the_hole() {
 fn a_full_store_is_repaired_whole() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = two(&dir);
-    let store = Store::open(&old, options()).unwrap();
+    let store = Store::open(&old, options().preallocate(true)).unwrap();
     let payload = vec![b'x'; 700];
     let mut count = 0;
-    while store.append(&Envelope::publish("t"), &payload).is_ok() {
-        count += 1;
-    }
+    let full = loop {
+        match store.append(&Envelope::publish("t"), &payload) {
+            Ok(_) => count += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(full, AppendError::Full { .. }), "{full}");
     drop(store);
     let report = repair_to(&old, &new).unwrap();
     assert_eq!((report.saved, report.unsaved.len()), (count, 0));
@@ -325,6 +330,8 @@ fn an_export_carries_every_field_and_any_payload_over() {
         "an import moves no resume point"
     );
     let (before, after) = (messages(&old, Filter::all()), messages(&new, Filter::all()));
+    // All but the settled one, behind the one that was there.
+    assert_eq!((before.len(), after.len()), (7, 1 + 6));
     for (a, b) in before.iter().zip(&after[1..]) {
         assert_eq!(a.payload, b.payload);
         let mut expected = a.envelope.clone().unwrap();

@@ -195,6 +195,7 @@ fn a_refusal_held_in_memory_is_settled_by_no_mark() {
                         logged => assert!(matches!(logged, Rejected::Logged { .. })),
                     }
                 }
+                assert_eq!(store.settle_through(last).expect("settles"), 0);
                 drop(store);
                 held_ones += held.len();
                 let store = disk.open(options()).expect("opens");

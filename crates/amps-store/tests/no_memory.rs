@@ -98,6 +98,7 @@ impl State {
 
 /// Not a test of its own: what a process does that gets so much memory and no more.
 #[test]
+#[ignore = "started by the tests that set its limits"]
 fn child_without_memory() {
     let Ok(path) = std::env::var(CHILD) else {
         return;
@@ -141,7 +142,12 @@ fn child_without_memory() {
 
 fn run(path: &Path, more: usize) -> (Output, String) {
     let child = Command::new(std::env::current_exe().expect("this test"))
-        .args(["--exact", "child_without_memory", "--nocapture"])
+        .args([
+            "--exact",
+            "child_without_memory",
+            "--ignored",
+            "--nocapture",
+        ])
         .env(CHILD, path)
         .env(MORE, more.to_string())
         .output()

@@ -81,6 +81,7 @@ fn a_sync_inside_a_settlement_is_told_too() {
             Ok(_) => {}
             Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => {
                 refused += 1;
+                assert_eq!(disk.syncs(), synced, "by a publish that found no room");
                 let logged = store.reject(refused, "no", 1).unwrap();
                 assert!(matches!(logged, Rejected::Logged { .. }), "{logged:?}");
                 store.accept(refused).unwrap();
@@ -88,6 +89,7 @@ fn a_sync_inside_a_settlement_is_told_too() {
             Err(error) => panic!("{error}"),
         }
     }
+    assert!(refused > 0);
     assert!(store.durable().ordinal > 0);
     assert!(heard.lock().unwrap().contains(&Signal::Durable));
 }

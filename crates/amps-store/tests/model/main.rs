@@ -14,6 +14,8 @@ mod named;
 mod state;
 mod world;
 
+use std::collections::BTreeMap;
+
 use amps_store::Envelope;
 use amps_store::testkit::{Bug, Rng, plant};
 
@@ -26,10 +28,15 @@ use world::{Meanwhile, World};
 
 /// A run whose choices are these bytes: what a fuzzer drives.
 pub fn play(tape: &[u8]) {
+    drop(played(tape));
+}
+
+fn played(tape: &[u8]) -> World {
     let mut world = World::new(0, Rng::from_tape(tape)).with_time();
     watched(&mut world, |world| {
         world.live(|done, rng| rng.is_played() || done == 5000);
     });
+    world
 }
 
 /// A world in which syncs take time.
@@ -37,11 +44,11 @@ fn world(seed: u64) -> World {
     World::new(seed, Rng::new(seed)).with_time()
 }
 
-/// Runs a seed, and says how often its file became shorter, and what went on beside syncs.
-fn run(seed: u64) -> (u64, Meanwhile) {
+/// Runs a seed, and gives what became of its world.
+fn run(seed: u64) -> World {
     let mut world = world(seed);
     watched(&mut world, World::explore);
-    (world.cuts, world.meanwhile)
+    world
 }
 
 /// Shows the end of a history that fails.
@@ -81,6 +88,27 @@ fn what_long_runs_found() {
     run(8516);
 }
 
+/// What many seeds must have met.
+const MET: [&str; 17] = [
+    "a clean close",
+    "a crash behind a failed sync",
+    "a flipped bit at the end, or nowhere",
+    "a full disk",
+    "a full store",
+    "a late refusal",
+    "a late refusal without its message",
+    "a power cut",
+    "a power cut in an open",
+    "a rebase",
+    "a refusal in memory only",
+    "a requeue",
+    "a salvage",
+    "an evacuation",
+    "an open that fails",
+    "several flipped bits, judged",
+    "something set aside",
+];
+
 #[test]
 fn the_store_is_its_model() {
     if let Ok(seed) = std::env::var("AMPS_SEED") {
@@ -90,12 +118,17 @@ fn the_store_is_its_model() {
     let seeds = std::env::var("AMPS_SEEDS").map_or(300, |s| s.parse().expect("a number"));
     let from = std::env::var("AMPS_FROM").map_or(0, |n| n.parse().expect("a number"));
     let (mut cuts, mut meanwhile) = (0, Meanwhile::default());
-    for (one, beside) in (from..from + seeds).map(run) {
-        cuts += one;
-        meanwhile.actions += beside.actions;
-        meanwhile.chores += beside.chores;
-        meanwhile.cuts += beside.cuts;
+    let mut met: BTreeMap<&str, u64> = BTreeMap::new();
+    for world in (from..from + seeds).map(run) {
+        cuts += world.cuts;
+        meanwhile.actions += world.meanwhile.actions;
+        meanwhile.chores += world.meanwhile.chores;
+        meanwhile.cuts += world.meanwhile.cuts;
+        for (what, often) in world.met {
+            *met.entry(what).or_default() += often;
+        }
     }
+    println!("{met:#?}");
     println!("{cuts} times a file became shorter; beside calls of the device: {meanwhile:?}");
     assert!(cuts > seeds / 10, "{cuts} cuts in {seeds} runs");
     assert!(meanwhile.actions > 10 * seeds, "{meanwhile:?}");
@@ -103,6 +136,8 @@ fn the_store_is_its_model() {
         meanwhile.chores > seeds / 10 && meanwhile.cuts > seeds / 10,
         "{meanwhile:?}"
     );
+    let missed: Vec<_> = MET.iter().filter(|what| !met.contains_key(*what)).collect();
+    assert!(seeds < 300 || missed.is_empty(), "never met: {missed:?}");
 }
 
 #[test]
@@ -180,5 +215,6 @@ fn every_planted_bug_is_caught() {
 fn a_tape_is_a_run() {
     let mut rng = Rng::new(7);
     let tape: Vec<u8> = (0..3000).map(|_| rng.bits() as u8).collect();
-    play(&tape);
+    let history = played(&tape).trace;
+    assert!(history.len() > 100, "{history:?}");
 }

@@ -81,6 +81,8 @@ pub(crate) struct World {
     pub(crate) meanwhile: Meanwhile,
     /// Times the file became shorter while its store was open.
     pub(crate) cuts: u64,
+    /// What else it met, and how often.
+    pub(crate) met: BTreeMap<&'static str, u64>,
     pub(crate) trace: Vec<String>,
 }
 
@@ -123,6 +125,7 @@ impl World {
             takes_time: false,
             meanwhile: Meanwhile::default(),
             cuts: 0,
+            met: BTreeMap::new(),
             trace: Vec::new(),
         };
         world.store = Some(world.disk.open(world.options.clone()).expect("creates"));
@@ -133,6 +136,10 @@ impl World {
     pub(crate) fn with_time(mut self) -> Self {
         self.takes_time = true;
         self
+    }
+
+    fn meet(&mut self, what: &'static str) {
+        *self.met.entry(what).or_default() += 1;
     }
 
     fn store(&self) -> &Store {
@@ -268,8 +275,11 @@ impl World {
                 live,
                 limit,
                 needed,
-            }) => assert!(live + needed > limit, "{live} + {needed} of {limit}"),
-            Err(AppendError::NoSpace { .. }) => {}
+            }) => {
+                assert!(live + needed > limit, "{live} + {needed} of {limit}");
+                self.meet("a full store");
+            }
+            Err(AppendError::NoSpace { .. }) => self.meet("a full disk"),
             Err(AppendError::Store(StoreError::SyncFailed(_))) => {}
             Err(e) => panic!("append: {e}"),
         }
@@ -317,6 +327,7 @@ impl World {
                         Ok(Rejected::Held { late: false }) => {
                             assert!(has_failed(self.store()));
                             self.held.insert(s);
+                            self.meet("a refusal in memory only");
                         }
                         other => panic!("{other:?}"),
                     }
@@ -343,6 +354,7 @@ impl World {
                             let (from, to) = (s, at.sequence);
                             self.payloads.insert(to, payload.clone());
                             self.record(after, Op::Requeue { from, to, payload });
+                            self.meet("a requeue");
                         }
                     }
                 }
@@ -378,6 +390,7 @@ impl World {
                         assert_eq!(rebase.from, from);
                         assert_eq!(rebase.delta, (figure + 1) as i64 - from as i64);
                         self.numbers = Some((from - 1, Some(rebase)));
+                        self.meet("a rebase");
                         self.granted = self.granted.max(next - 1);
                     }
                     Err(_) => self.numbers = None,
@@ -451,10 +464,15 @@ impl World {
             Ok(Rejected::Held { late: true }) => {
                 assert!(has_failed(self.store()));
                 self.held.insert(sequence);
+                self.meet("a refusal in memory only");
             }
             other => panic!("{other:?}"),
         }
         self.refused.insert(sequence);
+        self.meet("a late refusal");
+        if !there {
+            self.meet("a late refusal without its message");
+        }
         let refused = Op::RejectLate {
             sequence,
             payload,
@@ -491,8 +509,12 @@ impl World {
             "crash {cut:?}, durable {}, last {last}",
             durable.ordinal
         ));
+        if has_failed(self.store()) {
+            self.meet("a crash behind a failed sync");
+        }
         self.store = None;
         if let Some(cut) = cut {
+            self.meet("a power cut");
             self.disk.power_cut(cut, &mut self.rng);
         }
         let cut = self.cut_in_open().or(cut);
@@ -530,6 +552,7 @@ impl World {
         self.disk.become_like(moments.get(n)?);
         self.disk.power_cut(cut, &mut self.rng);
         let calls = moments.len();
+        self.meet("a power cut in an open");
         self.trace
             .push(format!("cut {cut:?} before call {n} of {calls} in open"));
         Some(cut)
@@ -550,6 +573,7 @@ impl World {
         };
         self.store = None;
         if closed {
+            self.meet("a clean close");
             self.disk.power_cut(Cut::None, &mut self.rng);
         }
         self.reopen(last, u64::MAX);
@@ -563,6 +587,7 @@ impl World {
                 Ok(store) => break store,
                 // A planned failure hits the open; the next one must not be misled.
                 Err(OpenError::Io { error, .. }) if error.to_string().contains("simulated") => {
+                    self.meet("an open that fails");
                     self.trace.push(format!("open fails: {error}"));
                 }
                 Err(e) => panic!("open: {e}"),
@@ -571,6 +596,9 @@ impl World {
         let report = store.report().clone();
         self.trace
             .push(format!("open: {report}, ordinal {}", report.last_ordinal));
+        if report.set_aside > 0 {
+            self.meet("something set aside");
+        }
         let end = report.last_ordinal;
         assert!(
             end >= at_least,
@@ -640,6 +668,7 @@ impl World {
         let path = dir.path().join("fresh.store");
         let (now, old) = (self.now(), self.store().bounds());
         let numbers = self.store().numbers();
+        self.meet("an evacuation");
         self.trace.push("evacuate".into());
         self.disk.clear_faults();
         let fresh = self.store().evacuate(&path, Level::Os).expect("evacuates");

@@ -28,19 +28,28 @@ impl World {
         // A sync that covers nothing but marks is told by no mark: those may go, and nothing else.
         let durable = last_but_marks(&self.disk.bytes(), durable);
         let (at, bit) = (self.rng.below(len), self.rng.below(8));
-        self.flip_several(&now, Rng::new(at << 3 | bit));
+        if self.flip_several(&now, Rng::new(at << 3 | bit)) {
+            self.meet("several flipped bits, judged");
+        }
         self.disk.clear_faults();
         self.disk.scribble(at, |bytes| bytes[0] ^= 1 << bit);
         self.trace.push(format!("bit {bit} of byte {at} flips"));
         let store = match self.disk.open(self.options.clone()) {
             Ok(store) => {
                 self.judge_flipped(&store, &now, durable, last);
+                let ignored = !store.report().ignored.is_empty();
+                self.meet(if ignored {
+                    "damage nobody minds"
+                } else {
+                    "a flipped bit at the end, or nowhere"
+                });
                 store
             }
             Err(OpenError::Damaged { ranges, .. }) => {
                 assert!(!ranges.is_empty());
                 let options = self.options.clone().recovery(Recovery::Salvage);
                 self.trace.push(format!("refused: {ranges:?}"));
+                self.meet("a salvage");
                 let before = self.disk.bytes();
                 let salvaged = match self.disk.open(options.clone()) {
                     // It may need a segment, and the disk has none.
@@ -70,8 +79,9 @@ impl World {
     }
 
     /// Several bits of a copy at once: that is damage, never what no store writes. A salvage opens
-    /// it, invents nothing, comes to the same again, and no loss is silent.
-    fn flip_several(&self, now: &State, mut rng: Rng) {
+    /// it, invents nothing, comes to the same again, and no loss is silent. Whether there was damage
+    /// to judge by that.
+    fn flip_several(&self, now: &State, mut rng: Rng) -> bool {
         let mut bytes = self.disk.bytes();
         let places = record_places(&bytes).into_iter();
         let records: Vec<_> = places.map(|p| p.0 as usize).collect();
@@ -97,12 +107,14 @@ impl World {
         };
         let found = observe(&store);
         self.judge_payloads(&found);
-        if !is_told(store.report()) {
+        let judged = !is_told(store.report());
+        if judged {
             self.judge_several(&found, now, &damaged);
         }
         drop(store);
         let store = disk.open(self.options.clone());
         assert_eq!(observe(&store.expect("damage so named is over")), found);
+        judged && !damaged.is_empty()
     }
 
     /// Opened as if nothing had been: then all that was durable is there, and what is missing
