@@ -83,7 +83,9 @@ impl Plan {
             plan.forgets |= rng.one_in(2);
             plan.restores |= rng.one_in(2);
         }
-        if plan.restores {
+        // Where one server forgot a name that a lost store had used, and another remembers it,
+        // the other's figure looks like our own: nobody can tell.
+        if plan.restores || plan.forgets && plan.used_name {
             plan.servers = 1;
         }
         // Less than another's figure can look like one of our own.
