@@ -6,6 +6,7 @@ mod gaps;
 mod image;
 mod meanings;
 mod places;
+mod seldom;
 
 use std::io;
 

@@ -375,6 +375,8 @@ fn a_file_made_for_a_largest_message_is_short_until_it_is_needed() {
     for _ in 0..3 {
         for _ in 0..2 {
             publish(&store).unwrap();
+            chores(&store);
+            assert_eq!(length(), SHORT, "a message waits");
             store.settle_through(store.bounds().last).unwrap();
             chores(&store);
         }

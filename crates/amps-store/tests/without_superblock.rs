@@ -431,3 +431,103 @@ fn damage_besides_is_told_as_ever() {
         "{saved_some}"
     );
 }
+
+/// Two names are none, and neither are two capacities.
+#[test]
+fn what_the_copies_do_not_show_alike_counts_for_nothing() {
+    let dir = Dir::new();
+    let mut bytes = dir.unclean();
+    flip_both(&mut bytes, 70);
+    bytes[372] ^= 1;
+    // 65,536 segments more.
+    bytes[58] ^= 1;
+    let saved = dir.saved(&bytes);
+    assert_eq!(saved.without().name_from, NameFrom::New);
+    assert!(
+        saved.inspection.capacity <= 256 << 20,
+        "{}",
+        saved.inspection.capacity
+    );
+}
+
+/// The first messages that were open are damaged: what is left would make them settled ones.
+#[test]
+fn no_floor_follows_from_what_is_left() {
+    let dir = Dir::new();
+    let mut bytes = dir.unclean();
+    let look = Inspection::open(dir.path("live")).unwrap();
+    let marked = look.info().floor;
+    let open: Vec<_> = look.messages(Filter::new()).map(Result::unwrap).collect();
+    for message in &open[..3] {
+        bytes[message.offset as usize + 60] ^= 1;
+    }
+    flip_both(&mut bytes, 70);
+    let saved = dir.saved(&bytes);
+    assert_eq!(saved.sequences()[0], open[3].sequence);
+    let marks = Inspection::open(dir.path("new")).unwrap();
+    let floors = marks
+        .records()
+        .map(Result::unwrap)
+        .filter_map(|r| match r.body {
+            amps_store::inspect::Body::Mark { floor, .. } => Some(floor),
+            _ => None,
+        });
+    let floors: Vec<u64> = floors.collect();
+    assert!(
+        !floors.is_empty() && floors[0] <= marked,
+        "{floors:?}, {marked}"
+    );
+}
+
+/// Records that stand where a segment could begin, in the middle of one: marks between others, and a
+/// message behind a damaged record. The size of a segment is not taken from them.
+#[test]
+fn a_record_behind_a_block_s_beginning_makes_no_segment() {
+    const STRIDE: usize = 144;
+    // Its ninth block begins 64 bytes before its 256th record.
+    const SEGMENT: usize = 18 * BLOCK;
+    let dir = Dir::new();
+    let path = dir.path("live");
+    for with_marks in [true, false] {
+        let _ = fs::remove_file(&path);
+        let options = Options::new()
+            .capacity(1 << 20)
+            .segment_size(SEGMENT as u64);
+        let store = Store::open(&path, options.preallocate(true)).unwrap();
+        let envelope = Envelope::publish("t");
+        let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+        let append = |len: usize| {
+            store
+                .append_wait(&envelope, &vec![7; len], deadline)
+                .unwrap()
+        };
+        let (first, second) = (append(1).sequence, append(1).sequence);
+        let offset = |sequence| {
+            let look = Inspection::open(&path).unwrap();
+            look.get(sequence).unwrap().unwrap().offset as usize
+        };
+        let longer = STRIDE - (offset(second) - offset(first)) + 1;
+        for number in 0..1000 {
+            let at = append(longer);
+            // Now and then two messages in a row, so that a mark comes to stand there as well.
+            if with_marks && number % 90 != 0 {
+                store.settle_through(at.sequence.saturating_sub(5)).unwrap();
+            }
+        }
+        drop(store);
+        let mut bytes = fs::read(&path).unwrap();
+        let kind = if with_marks { 6 } else { 1 };
+        let mut places = (1..4).map(|s| SEGMENTS_AT + s * SEGMENT + 9 * BLOCK + 64);
+        let place = places.find(|place| bytes[place + 8] == kind).unwrap();
+        // Until a header is missing, nobody asks the records.
+        bytes[SEGMENTS_AT + 5 * SEGMENT + 30] ^= 1;
+        if !with_marks {
+            bytes[place - 20] ^= 1;
+        }
+        let whole = dir.repaired(&bytes, &RepairOptions::new()).unwrap();
+        flip_both(&mut bytes, 70);
+        let saved = dir.saved(&bytes);
+        assert_eq!(saved.without().segment_size, SEGMENT as u64);
+        assert_eq!(saved.sequences(), whole.sequences());
+    }
+}

@@ -310,8 +310,6 @@ fn lock_source(from: &Path, options: &RepairOptions) -> Result<Arc<LockedFile>, 
 struct Plan {
     messages: BTreeMap<u64, Saved>,
     floor: u64,
-    /// That of the marks set aside.
-    floor_aside: u64,
     next: u64,
     unsaved: Vec<Unsaved>,
     superblock: Superblock,
@@ -333,7 +331,6 @@ impl Plan {
         let mut plan = Plan {
             messages: BTreeMap::new(),
             floor: recovered.state.floor(),
-            floor_aside: 0,
             next: old.report.next,
             unsaved: Vec::new(),
             superblock: old.view.header.superblock.clone(),
@@ -373,7 +370,7 @@ impl Plan {
         stand_in: StandIn,
         options: &RepairOptions,
     ) -> Result<(), RepairError> {
-        self.floor = old.view.recovered.marked_floor.max(self.floor_aside);
+        self.floor = old.view.recovered.marked_floor;
         let known = options.number_floor.max(self.next - 1);
         let floor = known.saturating_add(most_records(old.view.file_len));
         if floor >= GRANT_LAST {
@@ -414,9 +411,9 @@ impl Plan {
     /// Takes the records behind the hole in order, as if they followed.
     fn add_set_aside(&mut self, old: &Inspection) -> io::Result<()> {
         let mut original = None;
+        // Their numbers count in what the log gives out next, as everything does that recovery met.
         for record in old.set_aside() {
             let record = record?;
-            self.next = self.next.max(record.sequence + 1);
             match (record.kind, record.body) {
                 // Also one whose envelope this program does not know: its bytes are what counts.
                 (Some(RecordKind::Publish | RecordKind::Copy), body) => {
@@ -441,18 +438,8 @@ impl Plan {
                         self.settle(sequence);
                     }
                 }
-                (_, Body::Mark { floor, next, .. }) => {
+                (_, Body::Mark { floor, .. } | Body::Epoch { floor, .. }) => {
                     self.settle_through(floor);
-                    self.next = self.next.max(next);
-                }
-                (
-                    _,
-                    Body::Epoch {
-                        floor, first_after, ..
-                    },
-                ) => {
-                    self.settle_through(floor);
-                    self.next = self.next.max(first_after);
                 }
                 (Some(RecordKind::Rejection), body) => {
                     let rejection = match body {
@@ -489,7 +476,6 @@ impl Plan {
         self.messages
             .retain(|sequence, saved| *sequence > floor || saved.rejection.is_some());
         self.floor = self.floor.max(floor);
-        self.floor_aside = self.floor_aside.max(floor);
     }
 
     fn accept(&mut self, sequence: u64) {
