@@ -20,6 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
 use crate::signals::Stop;
+use crate::units::span;
 
 pub(crate) use self::feed::Input;
 use self::feed::{Fed, feed};
@@ -93,7 +94,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         flush_timeout,
     };
     let watch = tokio::spawn(watch.run());
-    let notes = tokio::spawn(notes::tell(client.events(), store_name(path)));
+    let notes = tokio::spawn(notes::tell(&client, store_name(path)));
 
     let mut exits = vec![Exit::Ok];
     let mut skip_flush = false;
@@ -174,7 +175,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
             say(&format!("error: a second signal ended the wait. {advice}"));
         } else {
             say(&format!(
-                "error: the flush timeout of {flush_timeout:?} ended first. {advice}"
+                "error: the flush timeout of {} ended first. {advice}",
+                span(flush_timeout)
             ));
         }
     }

@@ -161,6 +161,24 @@ fn days(year: u64, month: u64, day: u64) -> u64 {
     year * 365 + year / 4 - year / 100 + year / 400 + day_of_year - 719_468
 }
 
+/// A length of time for people, in its two largest units.
+pub(crate) fn span(time: Duration) -> String {
+    let seconds = time.as_secs();
+    if (1..60).contains(&seconds) && time.subsec_millis() > 0 {
+        return format!("{:.1} s", time.as_secs_f64());
+    }
+    let units = [(86_400, "d"), (3600, "h"), (60, "min"), (1, "s")];
+    let Some(at) = units.iter().position(|(unit, _)| seconds >= *unit) else {
+        return format!("{} ms", time.as_millis());
+    };
+    let (unit, name) = units[at];
+    let next = units.get(at + 1).map(|(unit, name)| (unit, name));
+    match next.map(|(smaller, name)| (seconds % unit / smaller, name)) {
+        Some((rest, next)) if rest > 0 => format!("{} {name} {rest} {next}", seconds / unit),
+        _ => format!("{} {name}", seconds / unit),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -218,6 +236,23 @@ mod tests {
         }
         for bad in ["", "ms", "-1s", "1 s", "1d", "1.2.3s", "inf"] {
             assert!(duration(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn spans_are_told_in_two_units() {
+        for (millis, text) in [
+            (0, "0 ms"),
+            (999, "999 ms"),
+            (1_500, "1.5 s"),
+            (3_000, "3 s"),
+            (60_000, "1 min"),
+            (61_000, "1 min 1 s"),
+            (3_659_000, "1 h"),
+            (7_380_000, "2 h 3 min"),
+            (90_000_000, "1 d 1 h"),
+        ] {
+            assert_eq!(span(Duration::from_millis(millis)), text);
         }
     }
 

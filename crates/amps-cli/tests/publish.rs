@@ -71,6 +71,29 @@ fn the_report_has_the_fields_of_the_contract() {
     }
 }
 
+/// Servers that take turns in being down fail an attempt each; that is one outage.
+#[test]
+fn an_outage_is_told_once_for_each_server_and_not_for_each_attempt() {
+    let dir = Dir::new();
+    let mut command = amps();
+    command.args(["publish", "--topic", "t", "--server", NOBODY]);
+    command.args(["--server", "tcp://127.0.0.2:9/amps/json"]);
+    command.args(["--flush-timeout", "3s", "--store"]);
+    let said = run_with_input(command.arg(dir.path("s.store")), b"1\n2\n")
+        .expect(5)
+        .stderr;
+    let about = |words: &str| said.lines().filter(|line| line.contains(words)).count();
+    assert!(about("no connection to") > 0, "{said}");
+    for server in ["127.0.0.1:9", "127.0.0.2:9"] {
+        let lines = about(&format!("no connection to {server}"));
+        assert!(lines <= 1, "{server}: {said}");
+    }
+    assert!(
+        said.contains("the flush timeout of 3 s ended first"),
+        "{said}"
+    );
+}
+
 #[test]
 fn bytes_arrive_as_they_are() {
     let dir = Dir::new();

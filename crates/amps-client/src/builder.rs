@@ -19,7 +19,7 @@ use crate::connector::{Connector, SchemeConnector};
 use crate::delivery::{Config, Delivery, GapPolicy, RebasePolicy};
 use crate::driver::{DeathWatch, Driver, Settings, Work};
 use crate::error::OpenError;
-use crate::event::{Event, found_at_open};
+use crate::event::{Event, found_at_open, found_in_words};
 use crate::failed::{
     FailedWrite, Handler, HandlerError, LastChance, Offering, Offers, UnhandledAck,
     blocking_handler, last_chance, offer_refusals,
@@ -455,7 +455,7 @@ impl Builder {
             Arc::new(|ack| {
                 // Of those of earlier runs one line has told already.
                 if !ack.earlier_run {
-                    tracing::warn!(?ack, "nothing takes it");
+                    tracing::warn!(%ack, "nothing takes it");
                 }
             })
         });
@@ -567,7 +567,10 @@ impl Builder {
         let report = self.store.as_ref().and_then(|store| store.recovery());
         let found = report.map(found_at_open).unwrap_or_default();
         for event in &found {
-            tracing::warn!(?event, "found when the store was opened");
+            tracing::warn!(
+                found = %found_in_words(event),
+                "found when the store was opened"
+            );
         }
         found
     }

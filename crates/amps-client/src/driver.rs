@@ -6,6 +6,7 @@ mod end;
 mod link;
 mod outputs;
 mod readers;
+mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::future::Future;
@@ -26,6 +27,7 @@ use crate::delivery::{Delivery, Input, Now};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::meter::Meter;
+use crate::outage::Outages;
 use crate::session::{Credentials, Session};
 use crate::shared::{CloseRequest, Shared, unix_micros};
 
@@ -87,6 +89,10 @@ pub(crate) struct Work {
     meter: Meter,
     /// When gauges are read next.
     gauges_at: Duration,
+    outages: Outages,
+    head: telling::Head,
+    /// The message that cannot be read, which was told.
+    unreadable: Option<u64>,
 }
 
 /// A store call that waits for the device; one at a time, in order.
@@ -133,6 +139,9 @@ impl Work {
             server: String::new(),
             meter: Meter::default(),
             gauges_at: Duration::ZERO,
+            outages: Outages::default(),
+            head: telling::Head::default(),
+            unreadable: None,
         }
     }
 
@@ -284,7 +293,8 @@ impl Driver {
     fn link_ended(&mut self, server: &Server, end: LinkEnd, delay: Option<Duration>) {
         self.chooser.failed(server, &end);
         let refused = matches!(end, LinkEnd::LogonRefused(_));
-        tracing::info!(server = %self.work.server, why = %end, retry_in = ?delay, "link ended");
+        let retry_in_ms = delay.map(|delay| delay.as_millis() as u64);
+        tracing::debug!(server = %self.work.server, why = %end, retry_in_ms, "link ended");
         self.work.meter.link_lost(&self.shared.name);
         let servers = self.chooser.len();
         self.shared.status.send_modify(|status| {
@@ -302,6 +312,7 @@ impl Driver {
             state: ConnectionState::Disconnected,
             server: server.clone(),
         });
+        self.count_outage();
         self.shared.event(Event::LinkLost {
             server,
             why: end,
@@ -386,6 +397,7 @@ impl Driver {
         self.input(Input::Tick);
         self.carry_out();
         self.start_job();
+        self.look_at_backlog();
         self.read_gauges();
         if self.closing_is_over() {
             self.work.stopped = true;
@@ -427,7 +439,11 @@ impl Driver {
         let delivery = delivery.map(|at| self.work.start + at);
         let closing = self.work.closing.as_ref().map(|closing| closing.until);
         let gauges = cfg!(feature = "metrics").then(|| self.work.start + self.work.gauges_at);
-        [delivery, closing, gauges].into_iter().flatten().min()
+        let look = Some(self.work.start + self.work.outages.deadline());
+        [delivery, closing, gauges, look]
+            .into_iter()
+            .flatten()
+            .min()
     }
 
     fn now(&self) -> Now {
@@ -463,7 +479,7 @@ impl Driver {
             self.work.meter.logged_on(&self.shared.name);
         }
         let server = self.work.server.clone();
-        tracing::debug!(%server, ?state, "connection");
+        tracing::debug!(%server, %state, "connection");
         self.shared.status.send_modify(|status| {
             status.state = state;
             status.server.clone_from(&server);

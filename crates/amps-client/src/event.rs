@@ -32,6 +32,21 @@ pub enum ConnectionState {
     Shutdown,
 }
 
+impl fmt::Display for ConnectionState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            ConnectionState::Disconnected => "disconnected",
+            ConnectionState::Connecting => "connecting",
+            ConnectionState::Connected => "connected",
+            ConnectionState::LoggedOn => "logged on",
+            ConnectionState::HeartbeatInitiated => "heartbeats confirmed",
+            ConnectionState::PublishReplayed => "stored messages sent",
+            ConnectionState::Resubscribed => "subscriptions placed again",
+            ConnectionState::Shutdown => "closed",
+        })
+    }
+}
+
 /// Why a link was given up.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -168,6 +183,56 @@ pub enum Event {
         why: LinkEnd,
         /// How long the client waits before the next attempt; `None`: it makes no more.
         retry_in: Option<Duration>,
+    },
+    /// No server takes messages: told when a link is lost or the first attempt fails, and once a
+    /// minute while messages wait for the end of it. Single attempts are in
+    /// [`LinkLost`](Self::LinkLost).
+    Outage {
+        /// The server tried last, without its credentials.
+        server: String,
+        /// How that ended.
+        why: LinkEnd,
+        /// Attempts that failed, the lost link included; 1 when the outage begins.
+        attempts: u32,
+        /// Since it began.
+        lasted: Duration,
+        /// Messages that wait in the store.
+        waiting: u64,
+        /// For how long the oldest of them, by the wall clock, if it says when it was published.
+        oldest: Option<Duration>,
+    },
+    /// A server accepted the logon after an [`Outage`](Self::Outage).
+    OutageOver {
+        /// The server, without its credentials.
+        server: String,
+        /// Attempts that had failed, the lost link included.
+        attempts: u32,
+        /// How long it was.
+        lasted: Duration,
+        /// Messages that wait in the store and are sent now.
+        waiting: u64,
+    },
+    /// More outages began in the last minute or two than are told one by one: servers accept the
+    /// logon, and the link is lost soon afterwards.
+    Flapping {
+        /// The server of the last link, without its credentials.
+        server: String,
+        /// How that ended.
+        why: LinkEnd,
+        /// Outages that began.
+        links: u32,
+        /// Messages that wait in the store.
+        waiting: u64,
+    },
+    /// Messages wait, and the server has settled none of them for a minute although there is a
+    /// link; told once a minute.
+    Stuck {
+        /// The server, without its credentials.
+        server: String,
+        /// Messages that wait.
+        waiting: u64,
+        /// As in [`Outage`](Self::Outage).
+        oldest: Option<Duration>,
     },
     /// No more attempts to connect are made: the delay strategy or the server chooser gave up,
     /// or [`Builder::give_up_after`](crate::Builder::give_up_after) is over. Publishes are
@@ -348,6 +413,42 @@ pub(crate) fn found_at_open(report: &RecoveryReport) -> Vec<Event> {
     let lost = report.lost.iter().filter(|(_, last)| *last > 0);
     events.extend(lost.map(|&(first, last)| Event::GivenUp { first, last }));
     events
+}
+
+/// One of [`found_at_open`] for a log.
+pub(crate) fn found_in_words(event: &Event) -> String {
+    let messages = |sequences: &Option<(u64, u64)>| match sequences {
+        Some((first, last)) => format!(", messages {first} to {last} perhaps among them"),
+        None => String::new(),
+    };
+    match event {
+        Event::SetAside { records, sequences } => format!(
+            "{records} intact record(s) behind a hole that a power cut left are set aside and not \
+             sent{}",
+            messages(sequences)
+        ),
+        Event::RefusalSetAside { sequence } => {
+            format!("the refusal of message {sequence} is among what is set aside")
+        }
+        Event::Damaged {
+            offset,
+            bytes,
+            sequences,
+            needed,
+            ..
+        } => format!(
+            "{bytes} byte(s) are damaged at offset {offset}{}; {}",
+            messages(sequences),
+            match needed {
+                true => "they are given up",
+                false => "nothing needed stood there",
+            }
+        ),
+        Event::GivenUp { first, last } => {
+            format!("messages {first} to {last} were damaged, and an earlier open gave them up")
+        }
+        _ => String::new(),
+    }
 }
 
 /// A stream of [`Event`]s. It starts with what the store found when it was opened, however

@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
@@ -75,6 +76,34 @@ pub struct UnhandledAck {
     /// It was refused in an earlier run, and this is what the log has of it: no kind of ack, no
     /// figure, no command id.
     pub earlier_run: bool,
+}
+
+/// In words, for a log; the whole of it but for what the application knows itself.
+impl fmt::Display for UnhandledAck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.command)?;
+        let kind = self.kind.map(AckKind::as_str);
+        let status = self.status.map(Status::as_str);
+        for word in kind.into_iter().chain(status) {
+            write!(f, " {word}")?;
+        }
+        if let Some(sequence) = self.sequence {
+            write!(f, ", message {sequence}")?;
+        }
+        if let Some(figure) = self.figure {
+            write!(f, ", number {figure}")?;
+        }
+        if let Some(id) = &self.command_id {
+            write!(f, ", command {id}")?;
+        }
+        if let Some(subscription) = &self.subscription {
+            write!(f, ", subscription {subscription}")?;
+        }
+        match self.reason.as_str() {
+            "" => Ok(()),
+            reason => write!(f, ": {reason}"),
+        }
+    }
 }
 
 /// Why a handler did not take a refusal over.
@@ -346,7 +375,7 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
         if let Some(error) = unreadable(watched.store.as_ref(), sequence) {
             // Whoever took it over would have been shown no message, and its bytes would go.
             let error = error.to_string();
-            tracing::warn!(sequence, error, "a refused message waits for an operator");
+            tracing::warn!(sequence, %error, "a refused message waits for an operator");
             shared.event(Event::Unreadable { sequence, error });
             shared.offers.is_through(sequence, true);
             continue;
@@ -369,7 +398,7 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
         if let Some(error) = &error {
             tracing::warn!(
                 sequence,
-                error,
+                %error,
                 "a refused message was not taken over; it waits"
             );
             shared.event(Event::HandlerFailed {
@@ -473,7 +502,7 @@ pub(crate) fn last_chance(
             let call = || HANDLING.sync_scope(client, || handler(ack));
             if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
                 let error = panic_text(panic.as_ref());
-                tracing::warn!(error, "the last-chance handler panicked");
+                tracing::warn!(%error, "the last-chance handler panicked");
                 if let Some(shared) = shared.upgrade() {
                     shared.event(Event::LastChanceFailed { error });
                 }

@@ -42,6 +42,15 @@
 //! spans of their own, at level `debug`, in the caller's. A publish has none: it is one copy
 //! into memory. Payloads, passwords and bookmarks are in no span and no event.
 //!
+//! An outage is one `warn` when it begins, with the server and the reason, and one a minute while
+//! messages wait for its end: how many, the age of the oldest in seconds, the last reason, the
+//! attempts so far. The logon that ends it is one `info`: what waits and is sent now, how much of
+//! it may have been sent before (`again`), and how long the outage was. Links that are lost soon
+//! after their logon, over and over, are told together once a minute, and so is a server that
+//! has settled nothing for a minute although messages wait. Single attempts, and the end of each
+//! link, are at `debug`. The same words are events: [`Event::Outage`], [`Event::OutageOver`],
+//! [`Event::Flapping`] and [`Event::Stuck`].
+//!
 //! # What it leaves out
 //!
 //! Until somebody asks: stores that spill from memory to a file, policies that drop messages,
@@ -78,6 +87,7 @@ mod event;
 mod failed;
 mod message;
 mod meter;
+mod outage;
 pub mod protocol;
 mod receipt;
 pub mod session;

@@ -10,6 +10,7 @@ use crate::failure::{Exit, Failure};
 use crate::lines::{Line, Lines};
 use crate::output::{SideOutput, object};
 use crate::signals::Stop;
+use crate::units::span;
 
 /// Lines to publish behind what the store holds.
 pub(crate) struct Input {
@@ -235,16 +236,18 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
         PublishFailure::Store(AppendError::MakingRoom { .. }) => (
             Exit::Left,
             format!(
-                "the store was still making room after {patience:?}: {so_far}. Its disk is too \
-                 slow to let it grow; nothing accepted is lost"
+                "the store was still making room after {}: {so_far}. Its disk is too \
+                 slow to let it grow; nothing accepted is lost",
+                span(patience)
             ),
             waited,
         ),
         PublishFailure::Store(AppendError::Full { .. }) => (
             Exit::Left,
             format!(
-                "the store stayed full for {patience:?}: {so_far}. Check that the server is \
-                 reachable, or use a store with a larger --capacity; nothing accepted is lost"
+                "the store stayed full for {}: {so_far}. Check that the server is \
+                 reachable, or use a store with a larger --capacity; nothing accepted is lost",
+                span(patience)
             ),
             true,
         ),

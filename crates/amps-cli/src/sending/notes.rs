@@ -1,13 +1,34 @@
 //! What happens on the way, told on standard error in words.
 
-use amps_client::{ConnectionState, Event, Events, LinkEnd};
+use std::time::Duration;
+
+use amps_client::{Client, ConnectionState, Event, Events, LinkEnd};
 
 use crate::output::say;
+use crate::units::span;
 
-/// Tells events until the client is closed. An outage is told once, however many attempts it
-/// takes, and so is a server whose fields cannot be read.
-pub(super) async fn tell(mut events: Events, store: String) {
-    let mut outage: Option<String> = None;
+/// Reasons that one outage may have, beside the first: of several servers, each has its own.
+const REASONS: usize = 4;
+
+/// Tells events until the client is closed. An outage is told when it begins, each reason for it
+/// once, and again every minute while messages wait. A server whose fields cannot be read is told
+/// once.
+pub(super) fn tell(client: &Client, store: String) -> impl Future<Output = ()> + use<> {
+    let events = client.events();
+    // Behind the events: an outage that began before them is here, and one after it there.
+    let health = client.health();
+    let before = health.last_error.filter(|_| health.logons == 0);
+    let before = before.map(|(server, why)| {
+        let told = no_connection(&server, &why);
+        let waits = backlog(health.unsettled, None, &store);
+        say(&format!("note: {told}; trying again ({waits})"));
+        vec![told]
+    });
+    tell_events(events, store, before)
+}
+
+/// `outage`: the reasons for one that goes on, as they were told.
+async fn tell_events(mut events: Events, store: String, mut outage: Option<Vec<String>>) {
     let mut unreadable = false;
     while let Some(event) = events.next().await {
         let text = match event {
@@ -41,31 +62,77 @@ pub(super) async fn tell(mut events: Events, store: String) {
             Event::GivenUp { first, last } => {
                 format!("an earlier run gave up messages {first} to {last}: they were damaged")
             }
-            Event::LinkLost { server, why, .. } => {
-                let told = match why {
-                    LinkEnd::Shutdown => continue,
-                    LinkEnd::LogonRefused(reason) => {
-                        format!("{server} refused the logon: {reason}; trying again")
-                    }
-                    why => format!("no connection to {server}: {why}; trying again"),
-                };
-                if outage.as_ref() == Some(&told) {
+            Event::Outage {
+                server,
+                why,
+                attempts,
+                lasted,
+                waiting,
+                oldest,
+            } => {
+                let told = no_connection(&server, &why);
+                let reasons = outage.get_or_insert_default();
+                let is_new = !reasons.contains(&told);
+                if is_new {
+                    reasons.push(told.clone());
+                } else if attempts <= 1 {
                     continue;
                 }
-                outage = Some(told.clone());
-                format!("{told} (messages wait in {store})")
+                let waits = backlog(waiting, oldest, &store);
+                match attempts {
+                    0 | 1 => format!("{told}; trying again ({waits})"),
+                    _ => format!(
+                        "still {told}, {attempts} attempts in {}; trying again ({waits})",
+                        span(lasted)
+                    ),
+                }
             }
+            Event::LinkLost { server, why, .. } => {
+                let told = no_connection(&server, &why);
+                match &mut outage {
+                    Some(reasons) if reasons.len() <= REASONS && !reasons.contains(&told) => {
+                        reasons.push(told.clone());
+                    }
+                    _ => continue,
+                }
+                format!("{told}; trying again")
+            }
+            Event::OutageOver {
+                server,
+                attempts,
+                lasted,
+                waiting,
+            } => {
+                outage = None;
+                format!(
+                    "logged on to {server} after {attempts} attempt(s) in {}; {waiting} \
+                     message(s) wait in {store} and are sent now",
+                    span(lasted)
+                )
+            }
+            Event::Flapping {
+                server,
+                why,
+                links,
+                waiting,
+            } => format!(
+                "{links} connections were lost soon after their logon, the last one to {server}: \
+                 {why} ({})",
+                backlog(waiting, None, &store)
+            ),
+            Event::Stuck {
+                server,
+                waiting,
+                oldest,
+            } => format!(
+                "{server} has acknowledged nothing for a minute ({})",
+                backlog(waiting, oldest, &store)
+            ),
+            Event::GaveUp { why } => format!("no more attempts to connect are made: {why}"),
             Event::State {
                 state: ConnectionState::Shutdown,
                 ..
             } => return,
-            Event::State {
-                state: ConnectionState::LoggedOn,
-                server,
-            } => match outage.take() {
-                Some(_) => format!("logged on to {server}"),
-                None => continue,
-            },
             Event::PublishGap {
                 unknown_publisher: true,
                 settled,
@@ -133,6 +200,25 @@ pub(super) async fn tell(mut events: Events, store: String) {
             _ => continue,
         };
         say(&format!("note: {text}"));
+    }
+}
+
+fn no_connection(server: &str, why: &LinkEnd) -> String {
+    match why {
+        LinkEnd::LogonRefused(reason) => format!("{server} refused the logon: {reason}"),
+        why => format!("no connection to {server}: {why}"),
+    }
+}
+
+fn backlog(waiting: u64, oldest: Option<Duration>, store: &str) -> String {
+    let age = oldest.filter(|oldest| waiting > 0 && oldest.as_secs() > 0);
+    match (waiting, age) {
+        (0, _) => format!("messages wait in {store} meanwhile"),
+        (n, None) => format!("{n} message(s) wait in {store}"),
+        (n, Some(age)) => format!(
+            "{n} message(s) wait in {store}, the oldest for {}",
+            span(age)
+        ),
     }
 }
 

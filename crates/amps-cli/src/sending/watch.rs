@@ -9,6 +9,7 @@ use tokio::time::{Instant, sleep_until};
 
 use crate::output::{SideOutput, has_terminal, object, say, status};
 use crate::signals::Stop;
+use crate::units::span;
 
 /// Between two looks at the client's counts, on a terminal.
 const TICK: Duration = Duration::from_millis(200);
@@ -98,13 +99,13 @@ impl Watch {
         let them = match (waiting, self.in_memory) {
             (0, _) => "nothing waits for an acknowledgement".to_owned(),
             (n, true) => format!(
-                "{n} message(s) wait for an acknowledgement, for {:?} at most; they are in memory \
+                "{n} message(s) wait for an acknowledgement, for {} at most; they are in memory \
                  only, and what is not acknowledged by then is lost",
-                self.flush_timeout
+                span(self.flush_timeout)
             ),
             (n, false) => format!(
-                "{n} message(s) wait for an acknowledgement, for {:?} at most",
-                self.flush_timeout
+                "{n} message(s) wait for an acknowledgement, for {} at most",
+                span(self.flush_timeout)
             ),
         };
         say(&format!(

@@ -221,9 +221,12 @@ fn unsaved_sentence(unsaved: &Unsaved) -> String {
         Unsaved::Original { sequence } => {
             format!("the original of refused message {sequence}; its refusal is saved")
         }
-        other => format!("{other:?}"),
+        _ => NEWER.to_owned(),
     }
 }
+
+/// Of a kind that the library knows and this command does not.
+const NEWER: &str = "something that this version of the command has no words for";
 
 fn unsaved_object(unsaved: &Unsaved) -> Map<String, Value> {
     let mut object = object! { "event": "unsaved" };
@@ -257,7 +260,7 @@ fn unsaved_object(unsaved: &Unsaved) -> Map<String, Value> {
         ),
         Unsaved::Lost { first, last } => ("lost", object! { "first": *first, "last": *last }),
         Unsaved::Original { sequence } => ("original", object! { "sequence": *sequence }),
-        other => ("other", object! { "text": format!("{other:?}") }),
+        _ => ("other", object! { "text": NEWER }),
     };
     object.insert("what".to_owned(), what.into());
     object.extend(fields);

@@ -349,6 +349,12 @@ impl Delivery {
         self.totals
     }
 
+    /// How many unsettled messages may have been sent before, at most: what a logon sends again.
+    pub fn may_be_sent_again(&self, store: &dyn PublishStore) -> u64 {
+        let first = store.bounds().first_unsettled;
+        first.map_or(0, |first| self.figures.may_be_duplicates(store, first))
+    }
+
     /// Messages on this link without an answer.
     pub fn in_flight(&self) -> u64 {
         self.flight.messages()

@@ -244,13 +244,15 @@ impl Driver {
                 Ok(outgoing) => outgoing,
                 Err(ReadError::Damaged { sequence, offset }) => {
                     let error = ReadError::Damaged { sequence, offset };
-                    return Err(unreadable(&self.shared, sequence, &error));
+                    let told = &mut self.work.unreadable;
+                    return Err(unreadable(&self.shared, told, sequence, &error));
                 }
                 Err(error) => return Err(LinkEnd::Store(error.to_string())),
             };
             for to_send in outgoing {
                 if let Err(error) = out.encoder.encode(&to_send, &mut out.bytes) {
-                    return Err(unreadable(&self.shared, to_send.sequence, &error));
+                    let told = &mut self.work.unreadable;
+                    return Err(unreadable(&self.shared, told, to_send.sequence, &error));
                 }
             }
         }
@@ -369,6 +371,7 @@ impl Driver {
             self.shared.direct().open = true;
         }
         self.state(ConnectionState::LoggedOn);
+        self.tell_logon();
     }
 
     async fn challenge(&mut self, server: &Server, challenge: Credentials) -> Result<(), LinkEnd> {
@@ -417,11 +420,15 @@ impl Driver {
 
 fn unreadable(
     shared: &crate::shared::Shared,
+    told: &mut Option<u64>,
     sequence: u64,
     error: &dyn std::fmt::Display,
 ) -> LinkEnd {
     let error = error.to_string();
-    tracing::error!(sequence, error, "a stored message cannot be sent");
+    // Every link ends with it.
+    if told.replace(sequence) != Some(sequence) {
+        tracing::error!(sequence, %error, "a stored message cannot be sent");
+    }
     shared.event(Event::Unreadable {
         sequence,
         error: error.clone(),

@@ -68,7 +68,7 @@ impl Driver {
             }
             Output::Unattributed { figure, reason } => {
                 let reason = Reason::new(reason);
-                tracing::error!(?figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
+                tracing::error!(figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
                 self.last_chance(None, figure, reason.clone(), false);
                 self.shared.event(Event::Unattributed { figure, reason });
             }
@@ -195,7 +195,7 @@ impl Driver {
         let refused =
             ack.command == "ack" && ack.status == Some(Status::Failure) && ack.command_id.is_none();
         if self.delivery.is_none() && refused {
-            tracing::error!(figure = ?ack.figure, reason = %ack.reason, "a message was refused; without a store nothing says which");
+            tracing::error!(figure = ack.figure, reason = %ack.reason, "a message was refused; without a store nothing says which");
             let mut totals = self.shared.totals();
             totals.unattributed += 1;
             self.shared.set_totals(totals);
@@ -204,21 +204,21 @@ impl Driver {
                 reason: ack.reason.clone(),
             });
         } else {
-            tracing::debug!(?ack, "nothing takes it");
+            tracing::debug!(%ack, "nothing takes it");
         }
         self.unhandled(ack);
     }
 
     /// One field of a frame meant nothing; the rest of it counts.
     pub(super) fn unreadable_field(&mut self, field: String) {
-        tracing::warn!(field, "the server sent a field that cannot be read");
+        tracing::warn!(%field, "the server sent a field that cannot be read");
         self.shared.event(Event::UnreadableField { field });
     }
 
     pub(super) fn unhandled(&mut self, ack: UnhandledAck) {
         if let Err(mpsc::error::TrySendError::Full(ack)) = self.unhandled.try_send(ack) {
             tracing::warn!(
-                ?ack,
+                %ack,
                 "the last-chance handler is too slow; an ack was dropped"
             );
             let error = "it is too slow, and an ack was dropped".to_owned();

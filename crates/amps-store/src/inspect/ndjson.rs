@@ -375,7 +375,10 @@ impl<'a> Line<'a> {
                     done.rejections += 1;
                     return Ok(());
                 }
-                Ok(other) => format!("{other:?}"),
+                Ok(Rejected::Held { .. }) => "the log takes no more after a failed sync".to_owned(),
+                Ok(Rejected::Known) => "the message was refused before".to_owned(),
+                Ok(Rejected::NoRoom) => "there is no room for a late refusal".to_owned(),
+                Ok(Rejected::Unknown) => "the store never gave out its number".to_owned(),
                 Err(error) => StoreError::to_string(&error),
             };
             return Err(ImportError::Reject { line, why });
