@@ -24,6 +24,7 @@ use crate::failed::{
     FailedWrite, Handler, HandlerError, LastChance, Offering, Offers, UnhandledAck,
     blocking_handler, last_chance, offer_refusals,
 };
+use crate::meter::Meter;
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
 use crate::session::{DEFAULT_HEARTBEAT, Session, SessionConfig};
@@ -402,6 +403,7 @@ impl Builder {
         };
         let shared = Arc::new(Shared {
             name: self.name.clone(),
+            meter: Meter::new(&self.name),
             watched: self
                 .store
                 .clone()

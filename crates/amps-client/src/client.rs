@@ -289,6 +289,7 @@ impl Client {
         mut error: PublishError,
         deadline: Option<Instant>,
     ) -> Result<Receipt, PublishError> {
+        let mut waits = false;
         loop {
             // A handler that waits for room may wait for itself: acks free room, and a
             // refusal is an ack that waits for its handler.
@@ -304,6 +305,9 @@ impl Client {
                 Err(error) if !error.is_for_room() => return Err(error),
                 Err(error) => error,
             };
+            if !std::mem::replace(&mut waits, true) {
+                self.shared.meter.waits_for_room();
+            }
             let Some(deadline) = deadline else {
                 room.await;
                 continue;

@@ -6,6 +6,7 @@ mod end;
 mod link;
 mod outputs;
 mod readers;
+mod sampled;
 mod telling;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -23,10 +24,9 @@ use tracing::Instrument;
 use crate::backoff::DelayStrategy;
 use crate::chooser::{Server, ServerChooser};
 use crate::connector::Connector;
-use crate::delivery::{Delivery, Input, Now};
+use crate::delivery::{Delivery, Input, Now, Totals};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
-use crate::meter::Meter;
 use crate::outage::Outages;
 use crate::session::{Credentials, Session};
 use crate::shared::{CloseRequest, Shared, unix_micros};
@@ -86,7 +86,10 @@ pub(crate) struct Work {
     closing: Option<CloseRequest>,
     stopped: bool,
     server: String,
-    meter: Meter,
+    /// What the meter has counted.
+    counted: Totals,
+    published: u64,
+    sampled: sampled::Sampled,
     /// When gauges are read next.
     gauges_at: Duration,
     outages: Outages,
@@ -137,7 +140,9 @@ impl Work {
             closing: None,
             stopped: false,
             server: String::new(),
-            meter: Meter::default(),
+            counted: Totals::default(),
+            published: 0,
+            sampled: sampled::Sampled::default(),
             gauges_at: Duration::ZERO,
             outages: Outages::default(),
             head: telling::Head::default(),
@@ -278,6 +283,7 @@ impl Driver {
     fn link_lost(&mut self) {
         self.close_direct();
         self.work.out.clear();
+        self.work.sampled.clear();
         self.work.drop_link = None;
         let mut received = Vec::new();
         self.session
@@ -295,8 +301,9 @@ impl Driver {
         let refused = matches!(end, LinkEnd::LogonRefused(_));
         let retry_in_ms = delay.map(|delay| delay.as_millis() as u64);
         tracing::debug!(server = %self.work.server, why = %end, retry_in_ms, "link ended");
-        self.work.meter.link_lost(&self.shared.name);
+        self.shared.meter.link_lost();
         let servers = self.chooser.len();
+        self.shared.meter.connected(false);
         self.shared.status.send_modify(|status| {
             status.state = ConnectionState::Disconnected;
             status.last = Some((self.work.server.clone(), end.clone()));
@@ -410,9 +417,15 @@ impl Driver {
             return;
         }
         self.work.gauges_at = now + GAUGES_EVERY;
+        let oldest = self.oldest();
+        let meter = &self.shared.meter;
+        meter.published(&mut self.work.published, self.shared.doorbell.messages());
         if let (Some(delivery), Some(store)) = (&self.delivery, self.shared.store()) {
-            let (name, in_flight) = (&self.shared.name, delivery.in_flight());
-            self.work.meter.gauges(name, in_flight, store.bounds());
+            meter.gauges(delivery.in_flight(), oldest, store.bounds());
+            store
+                .sync_times()
+                .into_iter()
+                .for_each(|took| meter.synced(took));
         }
     }
 
@@ -476,8 +489,15 @@ impl Driver {
 
     pub(crate) fn state(&mut self, state: ConnectionState) {
         if state == ConnectionState::LoggedOn {
-            self.work.meter.logged_on(&self.shared.name);
+            self.shared.meter.logged_on();
         }
+        self.shared.meter.connected(!matches!(
+            state,
+            ConnectionState::Disconnected
+                | ConnectionState::Connecting
+                | ConnectionState::Connected
+                | ConnectionState::Shutdown
+        ));
         let server = self.work.server.clone();
         tracing::debug!(%server, %state, "connection");
         self.shared.status.send_modify(|status| {

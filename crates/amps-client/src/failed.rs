@@ -587,6 +587,7 @@ impl Failed<'_> {
         deadline: Instant,
     ) -> Result<Option<u64>, AppendError> {
         let shared = &self.client.shared;
+        let mut waits = false;
         loop {
             // Registered before the try: room that comes in between is not missed.
             let room = shared.room.notified();
@@ -594,6 +595,9 @@ impl Failed<'_> {
             room.as_mut().enable();
             match self.requeue(sequence) {
                 Err(error) if error.is_retryable() && !is_handling(shared) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        shared.meter.waits_for_room();
+                    }
                     if timeout_at(deadline, room).await.is_err() {
                         return Err(error);
                     }

@@ -63,11 +63,9 @@
 //!
 //! - `tls`, on by default: `tcps` addresses, by rustls with the ring provider and the system's
 //!   root certificates.
-//! - `metrics`: counters and gauges for the `metrics` facade, each with the label `client`.
-//!   Counters: `amps_client_sent_total`, `_resent_total`, `_persisted_total`,
-//!   `_persisted_at_logon_total`, `_rejected_total`, `_late_refusals_total`,
-//!   `_unattributed_total`, `_logons_total`, `_links_lost_total`. Gauges:
-//!   `amps_client_unsettled`, `_store_bytes`, `_in_flight`, read once a second.
+//! - `metrics`: counters, gauges and histograms for the `metrics` facade, each with the label
+//!   `client`; `docs/metrics.md` in the repository lists them, with examples of alerts. Every
+//!   series is there from the moment the client is opened: install the recorder before that.
 //! - `testkit`: frames of stored messages and defects on demand, for simulations.
 
 // A library has no words of its own for the terminal of its application.

@@ -15,12 +15,14 @@ use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::Offers;
 use crate::message::{Message, size};
+use crate::meter::Meter;
 use crate::protocol::{Publish, Reason};
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
 
 pub(crate) struct Shared {
     pub(crate) name: String,
+    pub(crate) meter: Meter,
     pub(crate) watched: Option<Arc<Watched>>,
     pub(crate) doorbell: Doorbell,
     pub(crate) room: Notify,

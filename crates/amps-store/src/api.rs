@@ -410,6 +410,13 @@ pub trait PublishStore: Send + Sync + 'static {
     /// memory ([`StoreError::InMemory`]).
     fn sync(&self) -> Result<Durable, StoreError>;
 
+    /// How long the device took for each sync that ended since the last call, the latest of them
+    /// if they were many: for whoever watches the store, one of them. A store that does not say
+    /// has none.
+    fn sync_times(&self) -> Vec<Duration> {
+        Vec::new()
+    }
+
     /// What was found when the store was opened. A client tells its user what of it is bad
     /// news. `None`: there is nothing to tell, as for a store that always starts empty.
     fn recovery(&self) -> Option<&RecoveryReport> {

@@ -525,6 +525,10 @@ impl PublishStore for Store {
         }
     }
 
+    fn sync_times(&self) -> Vec<Duration> {
+        self.inner.shared.take_sync_times()
+    }
+
     fn recovery(&self) -> Option<&RecoveryReport> {
         Some(self.report())
     }

@@ -40,6 +40,7 @@ impl Drop for DeathWatch {
             }
             false => "the client's runtime was shut down",
         };
+        self.shared.meter.connected(false);
         tracing::error!(client = %self.shared.name, why, "the client ended without being closed");
         self.shared.closed.store(true, Ordering::Release);
         self.shared.direct().open = false;
@@ -117,6 +118,9 @@ impl Driver {
         let store = self.shared.store();
         let handlers = store.map_or(0, |store| self.shared.offers.open(store.as_ref(), u64::MAX));
         self.shared.offers.stop();
+        // The last look, while the store can be read.
+        self.work.gauges_at = Duration::ZERO;
+        self.read_gauges();
         let last = until.max(now) + GRACE;
         if let Some(job) = self.work.running.take() {
             let _ = tokio::time::timeout_at(last, job).await;

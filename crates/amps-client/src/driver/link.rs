@@ -249,7 +249,14 @@ impl Driver {
                 }
                 Err(error) => return Err(LinkEnd::Store(error.to_string())),
             };
+            let mut measure = cfg!(feature = "metrics") && self.work.sampled.has_room();
             for to_send in outgoing {
+                if std::mem::take(&mut measure)
+                    && let Ok(envelope) = to_send.message.envelope()
+                {
+                    let sampled = &mut self.work.sampled;
+                    sampled.sent(to_send.sequence, envelope.published_at);
+                }
                 if let Err(error) = out.encoder.encode(&to_send, &mut out.bytes) {
                     let told = &mut self.work.unreadable;
                     return Err(unreadable(&self.shared, told, to_send.sequence, &error));

@@ -2,16 +2,18 @@
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use amps_store::Rejection;
 use tokio::sync::mpsc;
 
 use super::{Driver, Job};
-use crate::delivery::{DropReason, Note, Output};
+use crate::delivery::{DropReason, Note, Output, Via};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::{PAGE, UnhandledAck};
 use crate::protocol::{Reason, Status};
 use crate::receipt::Outcome;
+use crate::shared::unix_micros;
 
 impl Driver {
     pub(super) fn carry_out(&mut self) {
@@ -26,7 +28,7 @@ impl Driver {
             return;
         }
         let totals = delivery.totals();
-        self.work.meter.totals(&self.shared.name, totals);
+        self.shared.meter.totals(&mut self.work.counted, totals);
         self.shared.set_totals(totals);
         for output in outputs {
             self.output(output);
@@ -39,11 +41,17 @@ impl Driver {
             Output::Rebase { above } => self.work.jobs.push_back(Job::Rebase(above)),
             Output::DropLink { why } => self.work.drop_link = Some(link_end(why)),
             Output::SettledThrough { through, via } => {
+                for age in self.work.sampled.settled_through(through, unix_micros()) {
+                    self.acked(age, via);
+                }
                 if let Some(watched) = &self.shared.watched {
                     watched.book.settled_through(through, via);
                 }
             }
             Output::Settled { sequence, via } => {
+                if let Some(age) = self.work.sampled.settled(sequence, unix_micros()) {
+                    self.acked(age, via);
+                }
                 self.resolve(sequence, Outcome::Persisted { via });
             }
             Output::Refused {
@@ -77,8 +85,16 @@ impl Driver {
         }
     }
 
+    fn acked(&self, age: Duration, via: Via) {
+        if via == Via::Ack {
+            self.shared.meter.acked(age);
+        }
+    }
+
     fn refused(&mut self, sequence: u64, reason: Reason, late: bool, attempts: u32) {
         if !late {
+            self.work.sampled.settled(sequence, 0);
+            self.shared.meter.rejected(reason.kind());
             self.resolve(
                 sequence,
                 Outcome::Rejected {
@@ -199,6 +215,7 @@ impl Driver {
             let mut totals = self.shared.totals();
             totals.unattributed += 1;
             self.shared.set_totals(totals);
+            self.shared.meter.unattributed();
             self.shared.event(Event::Unattributed {
                 figure: ack.figure,
                 reason: ack.reason.clone(),

@@ -1,5 +1,6 @@
 //! The thread beside the log: syncs as the level demands, and keeps segments ready.
 
+use std::collections::VecDeque;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{MutexGuard, PoisonError};
@@ -39,7 +40,11 @@ impl Shared {
             core = match self.begin(&mut core) {
                 Ok(Next::Job(job)) => {
                     drop(core);
+                    let begun = Instant::now();
                     let result = make(&job, &*self.device);
+                    if matches!((&job, &result), (Job::Sync(_), Ok(()))) {
+                        self.synced(begun.elapsed());
+                    }
                     // An error was logged, and is told as news.
                     let _ = self.end_and_tell(self.lock_last(), job, result);
                     self.lock_last()
@@ -182,6 +187,29 @@ impl Shared {
             Level::Disk => Some(Duration::ZERO),
             Level::Interval(every) => Some(every.saturating_sub(core.last_sync.elapsed())),
         }
+    }
+}
+
+/// Durations of syncs that are kept for who asks.
+const SYNCS_KEPT: usize = 1024;
+
+impl Shared {
+    fn synced(&self, took: Duration) {
+        let mut times = self.sync_times();
+        if times.len() == SYNCS_KEPT {
+            times.pop_front();
+        }
+        times.push_back(took);
+    }
+
+    pub(super) fn take_sync_times(&self) -> Vec<Duration> {
+        std::mem::take(&mut *self.sync_times()).into()
+    }
+
+    fn sync_times(&self) -> MutexGuard<'_, VecDeque<Duration>> {
+        self.sync_times
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -1,8 +1,9 @@
 //! What the handles share with the helper: one lock around the log, and who is told what.
 
+use std::collections::VecDeque;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use crate::api::{Durable, Level, Observer, Signal};
 use crate::durable_mark::DurableMark;
@@ -24,6 +25,8 @@ pub(super) struct Shared {
     pub(super) durable: DurableMark,
     observers: Mutex<Vec<Observer>>,
     pub(super) client_name: String,
+    /// How long the latest syncs took; locked for a moment, and last.
+    pub(super) sync_times: Mutex<VecDeque<Duration>>,
     pub(super) fork_guard: Option<ForkGuard>,
     pub(super) upkeep: Upkeep,
 }
@@ -107,6 +110,7 @@ impl Shared {
             }),
             observers: Mutex::new(Vec::new()),
             client_name: log.superblock.client_name.clone(),
+            sync_times: Mutex::default(),
             upkeep,
             fork_guard,
             work: Condvar::new(),
