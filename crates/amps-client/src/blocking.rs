@@ -125,8 +125,8 @@ impl Drop for Own {
     }
 }
 
-fn no_thread(error: io::Error) -> OpenError {
-    OpenError::Options(format!("no thread: {error}"))
+fn no_thread(source: io::Error) -> OpenError {
+    OpenError::NoThread { source }
 }
 
 /// Waits until the client is shut down, so that its store is closed cleanly.

@@ -24,6 +24,7 @@ use crate::failed::{
     FailedWrite, Handler, HandlerError, LastChance, Offering, Offers, UnhandledAck,
     blocking_handler, last_chance, offer_refusals,
 };
+use crate::helper::Helper;
 use crate::meter::Meter;
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
@@ -363,7 +364,8 @@ impl Builder {
     /// reached, and connects in the background, for ever.
     ///
     /// # Errors
-    /// The description cannot be used; nothing was started.
+    /// The description cannot be used, or the threads cannot be made that it needs; nothing was
+    /// started.
     pub async fn open(self) -> Result<Client, OpenError> {
         self.start()
     }
@@ -390,6 +392,10 @@ impl Builder {
             .take()
             .unwrap_or_else(|| Arc::new(SchemeConnector::new()));
         let chooser = self.choose(connector.as_ref())?;
+        let helper = self.store.as_ref().map(|_| Helper::start("amps device"));
+        let helper = helper
+            .transpose()
+            .map_err(|source| OpenError::NoThread { source })?;
         let (asks, asked) = mpsc::channel(ASKS);
         let (commands, commanded) = mpsc::channel(ASKS);
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
@@ -404,6 +410,7 @@ impl Builder {
         let shared = Arc::new(Shared {
             name: self.name.clone(),
             meter: Meter::new(&self.name),
+            helper,
             watched: self
                 .store
                 .clone()

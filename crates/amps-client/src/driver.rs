@@ -27,7 +27,9 @@ use crate::connector::Connector;
 use crate::delivery::{Delivery, Input, Now, Totals};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
+use crate::helper::Calling;
 use crate::outage::Outages;
+use crate::panics;
 use crate::session::{Credentials, Session};
 use crate::shared::{CloseRequest, Shared, unix_micros};
 
@@ -72,7 +74,7 @@ pub(crate) struct Work {
     commands: BTreeMap<u64, CommandReply>,
     readers: Readers,
     jobs: VecDeque<Job>,
-    running: Option<JoinHandle<Done>>,
+    running: Option<Running>,
     drop_link: Option<LinkEnd>,
     /// The refusal that is being carried out, as it came.
     refusal: Option<UnhandledAck>,
@@ -99,7 +101,7 @@ pub(crate) struct Work {
 }
 
 /// A store call that waits for the device; one at a time, in order.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 enum Job {
     RaiseGrant(u64),
     Rebase(u64),
@@ -110,9 +112,37 @@ enum Done {
     Rebased(Result<amps_store::Rebase, StoreError>),
 }
 
+/// A [`Job`] that the helper has.
+struct Running {
+    job: Job,
+    call: Calling<Done>,
+}
+
+impl Running {
+    async fn done(&mut self) -> Done {
+        match ((&mut self.call).await, self.job) {
+            (Ok(done), _) => done,
+            (Err(why), Job::RaiseGrant(_)) => {
+                Done::Raised(Err(why.of_store("raise the send grant")))
+            }
+            (Err(why), Job::Rebase(_)) => Done::Rebased(Err(why.of_store("rebase"))),
+        }
+    }
+}
+
 /// A link that lived this long after its logon, or settled anything, was good: the back-off
 /// starts anew.
 const HEALTHY: Duration = Duration::from_secs(10);
+
+/// Whose code it is that panicked.
+const CHOOSER: &str = "the server chooser";
+const CONNECTOR: &str = "the connector";
+const STREAM: &str = "the connector's stream";
+const AUTHENTICATOR: &str = "the authenticator";
+const DELAYS: &str = "the delay strategy";
+
+/// The wait before the next attempt when the delay strategy panics instead of saying it.
+const PANICKED: Duration = Duration::from_secs(20);
 
 /// How often gauges are read, whether or not there is a link.
 const GAUGES_EVERY: Duration = Duration::from_secs(1);
@@ -164,20 +194,29 @@ impl Driver {
     pub(crate) async fn run(mut self) {
         let mut alone_since = Instant::now();
         while !self.work.stopped {
-            let Some(server) = self.chooser.current() else {
-                self.give_up("the server chooser names no server").await;
-                break;
+            let server = match panics::call(CHOOSER, || self.chooser.current()) {
+                Ok(Some(server)) => Ok(server),
+                Ok(None) => {
+                    self.give_up("the server chooser names no server").await;
+                    break;
+                }
+                Err(panic) => Err(LinkEnd::Panicked(panic)),
             };
-            self.work.server = server.uri.authority();
+            let name = server.as_ref().map(|server| server.uri.authority());
+            self.work.server = name.unwrap_or_default();
             self.work.logged_on_at = None;
             let settled = self.settled();
             let span = tracing::info_span!("link", server = %self.work.server);
-            let end = self.attempt(&server).instrument(span).await;
+            let end = match &server {
+                Ok(server) => self.attempt(server).instrument(span).await,
+                Err(end) => end.clone(),
+            };
             // Not from the start of the attempt: one that times out takes as long as a
             // good link, and must not count as one.
             let lived = self.work.logged_on_at.map(|at| at.elapsed());
             if self.settled() > settled || lived.is_some_and(|lived| lived >= HEALTHY) {
-                self.backoff.reset();
+                let reset = panics::call(DELAYS, || self.backoff.reset());
+                self.told(reset);
             }
             if self.work.stopped {
                 break;
@@ -192,7 +231,7 @@ impl Driver {
             let over = left.is_some_and(|left| left.is_zero());
             let delay = self.delay().filter(|_| !over);
             let delay = delay.map(|delay| left.map_or(delay, |left| delay.min(left)));
-            self.link_ended(&server, end, delay);
+            self.link_ended(server.as_ref().ok(), end, delay);
             let Some(delay) = delay else {
                 self.give_up(match over {
                     true => "no server has accepted a logon for as long as it may take",
@@ -231,37 +270,47 @@ impl Driver {
         let credentials = match &server.authenticator {
             None => given,
             Some(authenticator) => {
-                let asked = authenticator.authenticate(&server.uri, given);
-                match self.authenticated(asked).await {
+                let ask = || authenticator.authenticate(&server.uri, given);
+                match self.authenticated(panics::run(AUTHENTICATOR, ask)).await {
                     Ok(credentials) => credentials,
                     Err(end) => return end,
                 }
             }
         };
         let connector = self.connector.clone();
-        let opening = tokio::time::timeout(
-            self.settings.connect_timeout,
-            connector.connect(&server.uri),
-        );
-        let stream = match self.meanwhile(opening).await {
-            Ok(Ok(Ok(stream))) => stream,
-            Ok(Ok(Err(error))) => return LinkEnd::Connect(error.to_string()),
+        let opening = panics::run(CONNECTOR, || connector.connect(&server.uri));
+        let opening = tokio::time::timeout(self.settings.connect_timeout, opening);
+        let mut stream = match self.meanwhile(opening).await {
+            Ok(Ok(Ok(Ok(stream)))) => stream,
+            Ok(Ok(Ok(Err(error)))) => return LinkEnd::Connect(error.to_string()),
+            Ok(Ok(Err(panic))) => return LinkEnd::Panicked(panic),
             Ok(Err(_)) => return LinkEnd::ConnectTimeout,
             Err(Stopped) => return LinkEnd::Shutdown,
         };
         self.state(ConnectionState::Connected);
-        self.link(stream, server, &credentials).await
+        let end = self.link(&mut *stream, server, &credentials).await;
+        let dropped = panics::call(STREAM, || drop(stream));
+        self.told(dropped);
+        end
+    }
+
+    /// What code of the application's came to; its panic is told, and is no reason to end.
+    fn told<T>(&self, result: Result<T, String>) -> Option<T> {
+        result
+            .inspect_err(|panic| tracing::warn!(%panic, "code of the application's"))
+            .ok()
     }
 
     /// Waits for an authenticator, which is user code, no longer than for a server.
     async fn authenticated(
         &mut self,
-        asked: impl Future<Output = Result<Credentials, String>>,
+        asked: impl Future<Output = Result<Result<Credentials, String>, String>>,
     ) -> Result<Credentials, LinkEnd> {
         let limit = self.settings.logon_timeout;
         match self.meanwhile(tokio::time::timeout(limit, asked)).await {
-            Ok(Ok(Ok(credentials))) => Ok(credentials),
-            Ok(Ok(Err(error))) => Err(LinkEnd::Authenticator(error)),
+            Ok(Ok(Ok(Ok(credentials)))) => Ok(credentials),
+            Ok(Ok(Ok(Err(error)))) => Err(LinkEnd::Authenticator(error)),
+            Ok(Ok(Err(panic))) => Err(LinkEnd::Panicked(panic)),
             Ok(Err(_)) => {
                 let error = format!("the authenticator did not answer within {limit:?}");
                 Err(LinkEnd::Authenticator(error))
@@ -273,10 +322,12 @@ impl Driver {
     /// How long to wait before the next attempt.
     fn delay(&mut self) -> Option<Duration> {
         let delivery = self.delivery.as_ref();
-        match delivery.is_some_and(Delivery::wants_longest_delay) {
+        let longest = delivery.is_some_and(Delivery::wants_longest_delay);
+        let delay = panics::call(DELAYS, || match longest {
             true => self.backoff.longest_delay(),
             false => self.backoff.next_delay(),
-        }
+        });
+        self.told(delay).unwrap_or(Some(PANICKED))
     }
 
     /// Takes in the end of a link or of an attempt.
@@ -296,13 +347,17 @@ impl Driver {
     }
 
     /// Tells of the end of a link or of an attempt, and whether another one follows.
-    fn link_ended(&mut self, server: &Server, end: LinkEnd, delay: Option<Duration>) {
-        self.chooser.failed(server, &end);
+    fn link_ended(&mut self, server: Option<&Server>, end: LinkEnd, delay: Option<Duration>) {
+        if let Some(server) = server {
+            let heard = panics::call(CHOOSER, || self.chooser.failed(server, &end));
+            self.told(heard);
+        }
         let refused = matches!(end, LinkEnd::LogonRefused(_));
         let retry_in_ms = delay.map(|delay| delay.as_millis() as u64);
         tracing::debug!(server = %self.work.server, why = %end, retry_in_ms, "link ended");
         self.shared.meter.link_lost();
-        let servers = self.chooser.len();
+        let servers = panics::call(CHOOSER, || self.chooser.len());
+        let servers = self.told(servers).unwrap_or_default();
         self.shared.meter.connected(false);
         self.shared.status.send_modify(|status| {
             status.state = ConnectionState::Disconnected;
@@ -354,10 +409,8 @@ impl Driver {
             Local::Done(done) => {
                 self.work.running = None;
                 match done {
-                    Some(Done::Raised(result)) => self.input(Input::GrantRaised(result)),
-                    Some(Done::Rebased(result)) => self.input(Input::Rebased(result)),
-                    // The runtime is going down; so is this task.
-                    None => self.work.stopped = true,
+                    Done::Raised(result) => self.input(Input::GrantRaised(result)),
+                    Done::Rebased(result) => self.input(Input::Rebased(result)),
                 }
             }
             Local::Time | Local::Bell => {}
@@ -477,14 +530,18 @@ impl Driver {
         if self.work.running.is_some() {
             return;
         }
-        let (Some(job), Some(store)) = (self.work.jobs.pop_front(), self.shared.store()) else {
+        let (Some(store), Some(helper)) = (self.shared.store(), &self.shared.helper) else {
+            return;
+        };
+        let Some(job) = self.work.jobs.pop_front() else {
             return;
         };
         let store: Arc<dyn PublishStore> = store.clone();
-        self.work.running = Some(tokio::task::spawn_blocking(move || match job {
+        let call = helper.call(move || match job {
             Job::RaiseGrant(to) => Done::Raised(store.raise_grant(to)),
             Job::Rebase(above) => Done::Rebased(store.rebase(above)),
-        }));
+        });
+        self.work.running = Some(Running { job, call });
     }
 
     pub(crate) fn state(&mut self, state: ConnectionState) {
@@ -515,7 +572,7 @@ impl Driver {
 
 enum Local {
     Ask(Box<Ask>),
-    Done(Option<Done>),
+    Done(Done),
     Time,
     Bell,
 }
@@ -523,14 +580,14 @@ enum Local {
 async fn next_event(
     asks: &mut mpsc::Receiver<Ask>,
     commands: Option<&mut mpsc::Receiver<Ask>>,
-    running: &mut Option<JoinHandle<Done>>,
+    running: &mut Option<Running>,
     shared: &Shared,
     deadline: Option<Instant>,
 ) -> Local {
     tokio::select! {
         Some(ask) = asks.recv() => Local::Ask(Box::new(ask)),
         Some(ask) = async { match commands { Some(commands) => commands.recv().await, None => std::future::pending().await } } => Local::Ask(Box::new(ask)),
-        done = async { match running { Some(job) => job.await.ok(), None => std::future::pending().await } } => Local::Done(done),
+        done = async { match running { Some(running) => running.done().await, None => std::future::pending().await } } => Local::Done(done),
         () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Local::Time,
         () = shared.doorbell.rung() => Local::Bell,
     }

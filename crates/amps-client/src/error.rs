@@ -1,5 +1,6 @@
 //! What can go wrong, and what to do next.
 
+use std::io;
 use std::time::Duration;
 
 use amps_store::{AppendError, StoreError};
@@ -49,6 +50,16 @@ pub enum OpenError {
         "no tokio runtime is at hand; open the client inside one, give a handle with `.runtime(…)`, or use the blocking client"
     )]
     NoRuntime,
+    /// A thread that the client needs cannot be made. Those for its store and for looking up names
+    /// are made ahead: later it would be a message or a connection that is missing.
+    #[error(
+        "cannot make a thread for the client: {source}; allow this user or container more of them \
+         (ulimit -u, pids.max)"
+    )]
+    NoThread {
+        /// What the system said.
+        source: io::Error,
+    },
     /// An option is out of range.
     #[error("bad client option: {0}")]
     Options(String),

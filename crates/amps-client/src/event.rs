@@ -87,6 +87,9 @@ pub enum LinkEnd {
     NoNumbersLeft,
     /// The store could not do what the link needs.
     Store(String),
+    /// A connector, an authenticator or a server chooser panicked, with these words; the next
+    /// attempt asks it again.
+    Panicked(String),
     /// The client was closed.
     Shutdown,
     /// The client's task ended without being closed; see
@@ -122,7 +125,7 @@ impl fmt::Display for LinkEnd {
             ),
             LinkEnd::Store(error) => write!(f, "the store failed: {error}"),
             LinkEnd::Shutdown => f.write_str("the client was closed"),
-            LinkEnd::ClientFailed(why) => f.write_str(why),
+            LinkEnd::Panicked(why) | LinkEnd::ClientFailed(why) => f.write_str(why),
         }
     }
 }
@@ -371,7 +374,7 @@ pub enum Event {
         /// What happened.
         error: String,
     },
-    /// The client's task ended although nobody closed the client: code of the application's
+    /// The client's task ended although nobody closed the client: a store of the application's
     /// panicked in it, or its runtime was shut down. Nothing more is sent, publishes are
     /// refused, receipts say `Unknown`; what is unsettled stays in the store. Drop the client
     /// and open another one.

@@ -1,6 +1,5 @@
 //! Refused messages: how the application learns of them, and takes them over.
 
-use std::any::Any;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::future::Future;
@@ -20,6 +19,7 @@ use crate::client::Client;
 use crate::driver::Ask;
 use crate::event::Event;
 use crate::message::Message;
+use crate::panics;
 use crate::protocol::{AckKind, Reason, Status};
 use crate::shared::{Shared, unix_micros};
 
@@ -167,15 +167,7 @@ fn panicked(error: tokio::task::JoinError) -> HandlerError {
     let Ok(panic) = error.try_into_panic() else {
         return "the handler was cancelled".into();
     };
-    format!("the handler panicked: {}", panic_text(panic.as_ref())).into()
-}
-
-fn panic_text(panic: &(dyn Any + Send)) -> String {
-    let text = panic
-        .downcast_ref::<&str>()
-        .map(|text| (*text).to_owned())
-        .or_else(|| panic.downcast_ref::<String>().cloned());
-    text.unwrap_or_default()
+    format!("the handler panicked: {}", panics::words(panic.as_ref())).into()
 }
 
 /// What the driver tells the task that calls handlers.
@@ -358,16 +350,17 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
             durable.clear();
             let page = watched.store.rejections(rejection.sequence, PAGE);
             let store = watched.store.clone();
-            match tokio::task::spawn_blocking(move || store.sync()).await {
-                Ok(Ok(_)) => durable.extend(page.iter().map(|found| found.sequence)),
-                Ok(Err(error)) => {
+            let Some(helper) = &shared.helper else { return };
+            let synced = helper.call(move || store.sync()).await;
+            match synced.unwrap_or_else(|why| Err(why.of_store("make a refusal durable"))) {
+                Ok(_) => durable.extend(page.iter().map(|found| found.sequence)),
+                Err(error) => {
                     let error = error.to_string();
                     return shared.event(Event::StoreFailed {
                         doing: "make a refusal durable",
                         error,
                     });
                 }
-                Err(_) => return,
             }
             durable.remove(&rejection.sequence);
         }
@@ -501,7 +494,7 @@ pub(crate) fn last_chance(
             }
             let call = || HANDLING.sync_scope(client, || handler(ack));
             if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
-                let error = panic_text(panic.as_ref());
+                let error = panics::words(panic.as_ref());
                 tracing::warn!(%error, "the last-chance handler panicked");
                 if let Some(shared) = shared.upgrade() {
                     shared.event(Event::LastChanceFailed { error });

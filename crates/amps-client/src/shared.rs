@@ -14,6 +14,7 @@ use crate::driver::Ask;
 use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::Offers;
+use crate::helper::Helper;
 use crate::message::{Message, size};
 use crate::meter::Meter;
 use crate::protocol::{Publish, Reason};
@@ -23,6 +24,8 @@ use crate::session::ServerInfo;
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) meter: Meter,
+    /// For calls of the store that wait for its device; there is one with a store.
+    pub(crate) helper: Option<Helper>,
     pub(crate) watched: Option<Arc<Watched>>,
     pub(crate) doorbell: Doorbell,
     pub(crate) room: Notify,

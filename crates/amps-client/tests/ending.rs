@@ -7,23 +7,20 @@ mod common;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amps_client::connector::{Connecting, Connector};
-use amps_client::uri::Uri;
 use amps_client::{
     Client, ConnectionState, Event, FlushError, LinkEnd, LogonError, Outcome, PublishFailure,
     Request, Subscribe, SubscriptionEnd,
 };
-use amps_store::StoreError;
+use amps_store::{Store, StoreError};
 use common::quirks::Quirks;
-use common::{LONG, NAME, Peer, memory, options, pair};
+use common::{LONG, Peer, memory, options, pair};
 
-/// Panics when it is asked to connect again.
-#[derive(Debug)]
-struct Panics;
-
-impl Connector for Panics {
-    fn connect<'a>(&'a self, _: &'a Uri) -> Connecting<'a> {
-        panic!("a defect of the application's");
+/// A store of the application's own that panics as soon as there is a server to send to.
+fn defective(store: impl Into<Option<Store>>) -> Quirks {
+    let store = store.into().unwrap_or_else(memory);
+    Quirks {
+        read_unsettled: Some(Box::new(|| panic!("a defect of the application's"))),
+        ..Quirks::of(store)
     }
 }
 
@@ -57,19 +54,14 @@ async fn is_ended(client: &Client, events: &mut amps_client::Events) -> String {
 }
 
 #[tokio::test]
-async fn a_panic_in_a_connector_is_told_and_ends_every_wait() {
+async fn a_panic_in_a_store_is_told_and_ends_every_wait() {
     let dir = tempfile::tempdir().unwrap();
-    let store = amps_store::Store::open(dir.path().join("store"), options()).unwrap();
-    let client = Client::builder(NAME)
-        .server("tcp://127.0.0.1:9007/amps/json")
-        .connector(Arc::new(Panics))
-        .store(store)
-        .open()
-        .await
-        .unwrap();
+    let store = Store::open(dir.path().join("store"), options()).unwrap();
+    let (builder, mut listener) = pair();
+    let client = builder.store(defective(store)).open().await.unwrap();
     let mut events = client.events();
-    // Published before the driver had its first turn.
     let receipt = client.publish("t", "1").await.unwrap();
+    let _peer = Peer::logged_on(&mut listener, 0).await;
     let why = is_ended(&client, &mut events).await;
     assert!(why.contains("panicked"), "{why}");
     assert_eq!(receipt.await, Outcome::Unknown);
@@ -114,17 +106,13 @@ fn a_runtime_that_goes_away_is_told_and_ends_every_wait() {
 async fn a_receipt_that_waits_for_durability_does_not_outwait_the_client() {
     let store = Quirks {
         durable: Some(Arc::default()),
-        ..Quirks::of(memory())
+        ..defective(None)
     };
-    let client = Client::builder(NAME)
-        .server("tcp://127.0.0.1:9007/amps/json")
-        .connector(Arc::new(Panics))
-        .store(store)
-        .open()
-        .await
-        .unwrap();
+    let (builder, mut listener) = pair();
+    let client = builder.store(store).open().await.unwrap();
     let receipt = client.publish("t", "1").await.unwrap();
     let waiting = tokio::spawn(async move { receipt.durable().await });
+    let _peer = Peer::logged_on(&mut listener, 0).await;
     let durable = waiting.await.unwrap();
     assert!(matches!(durable, Err(StoreError::Closed)), "{durable:?}");
 }

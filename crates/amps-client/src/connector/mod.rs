@@ -13,9 +13,11 @@ use std::io;
 use std::pin::Pin;
 #[cfg(feature = "tls")]
 use std::sync::{Arc, OnceLock};
+use std::sync::{Mutex, PoisonError};
 
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::helper::{Helper, NotDone};
 use crate::uri::{Scheme, Uri};
 
 pub use memory::{MemoryConnector, MemoryListener};
@@ -91,6 +93,15 @@ pub enum ConnectError {
         /// The scheme.
         scheme: &'static str,
     },
+    /// No thread can be made for what has to wait: a name server, for one.
+    #[error(
+        "cannot make a thread to find the server: {source}; allow this user or container more of \
+         them (ulimit -u, pids.max)"
+    )]
+    NoThread {
+        /// What the system said.
+        source: io::Error,
+    },
     /// TLS cannot be set up.
     #[cfg(feature = "tls")]
     #[error(transparent)]
@@ -159,9 +170,9 @@ impl SchemeConnector {
             if connector.tls.get().is_none() {
                 let connector = connector.clone();
                 let read = move || connector.tls().map(drop);
-                // An error means that the runtime is being shut down.
-                if let Ok(read) = tokio::task::spawn_blocking(read).await {
-                    read?;
+                match system()?.call(read).await {
+                    Ok(read) => read?,
+                    Err(why) => return Err(not_done(&why)),
                 }
             }
             connector.tls()?.connect(uri).await
@@ -187,7 +198,7 @@ impl Connector for SchemeConnector {
 
     fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
         match uri.scheme() {
-            Scheme::Tcp => Ok(()),
+            Scheme::Tcp => TcpConnector.check(uri),
             #[cfg(unix)]
             Scheme::Unix => Ok(()),
             #[cfg(feature = "tls")]
@@ -199,6 +210,23 @@ impl Connector for SchemeConnector {
             _ => Err(unsupported_scheme(uri)),
         }
     }
+}
+
+/// The thread for calls of the system that wait, one for all connectors: made when a client is
+/// opened whose servers have names, or else with the first attempt that needs it.
+fn system() -> Result<Helper, ConnectError> {
+    static SYSTEM: Mutex<Option<Helper>> = Mutex::new(None);
+    let mut system = SYSTEM.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(system) = &*system {
+        return Ok(system.clone());
+    }
+    let made = Helper::start("amps names").map_err(|source| ConnectError::NoThread { source })?;
+    Ok(system.insert(made).clone())
+}
+
+fn not_done(why: &NotDone) -> ConnectError {
+    let source = io::Error::other(why.to_string());
+    ConnectError::NoThread { source }
 }
 
 fn unsupported_scheme(uri: &Uri) -> ConnectError {

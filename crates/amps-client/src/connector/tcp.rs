@@ -3,14 +3,14 @@
 use std::collections::VecDeque;
 use std::future::Future;
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, SocketAddr, ToSocketAddrs};
 use std::time::Duration;
 
 use socket2::{SockRef, TcpKeepalive};
-use tokio::net::{TcpSocket, TcpStream, lookup_host};
+use tokio::net::{TcpSocket, TcpStream};
 use tokio::task::JoinSet;
 
-use super::{ConnectError, Connecting, Connector, only, unsupported};
+use super::{ConnectError, Connecting, Connector, not_done, only, system, unsupported};
 use crate::uri::{IpPreference, Scheme, Uri};
 
 /// Opens `tcp` addresses and honours the options of the URI. All addresses of the host are
@@ -28,19 +28,15 @@ impl Connector for TcpConnector {
     }
 
     fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
-        only(Scheme::Tcp, uri)
+        only(Scheme::Tcp, uri)?;
+        can_find(uri)
     }
 }
 
 pub(super) async fn open(uri: &Uri) -> Result<TcpStream, ConnectError> {
     let host = || uri.host().to_owned();
-    let found = lookup_host((uri.host(), uri.port()))
-        .await
-        .map_err(|source| ConnectError::Resolve {
-            host: host(),
-            source,
-        })?;
-    let addresses = in_order(found, uri.bind(), uri.ip_preference());
+    let found = find(uri).await?;
+    let addresses = in_order(found.into_iter(), uri.bind(), uri.ip_preference());
     let open_one = |address| open_one(uri.clone(), address);
     match first_of(addresses, open_one).await {
         Ok(stream) => Ok(stream),
@@ -54,6 +50,34 @@ pub(super) async fn open(uri: &Uri) -> Result<TcpStream, ConnectError> {
                 .map_or_else(|| "here".to_owned(), |bind| bind.to_string());
             Err(ConnectError::NoAddress { host: host(), bind })
         }
+    }
+}
+
+/// The host, if it is an address.
+fn address(uri: &Uri) -> Option<IpAddr> {
+    uri.host().trim_matches(['[', ']']).parse().ok()
+}
+
+/// Whether there is a thread to look the host up on, if it is a name.
+pub(super) fn can_find(uri: &Uri) -> Result<(), ConnectError> {
+    match address(uri) {
+        Some(_) => Ok(()),
+        None => system().map(drop),
+    }
+}
+
+/// The host's addresses.
+async fn find(uri: &Uri) -> Result<Vec<SocketAddr>, ConnectError> {
+    let port = uri.port();
+    if let Some(address) = address(uri) {
+        return Ok(vec![SocketAddr::new(address, port)]);
+    }
+    let host = uri.host().to_owned();
+    let name = host.clone();
+    let look_up = move || (name.as_str(), port).to_socket_addrs().map(Vec::from_iter);
+    match system()?.call(look_up).await {
+        Ok(found) => found.map_err(|source| ConnectError::Resolve { host, source }),
+        Err(why) => Err(not_done(&why)),
     }
 }
 

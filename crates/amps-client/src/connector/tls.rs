@@ -266,7 +266,8 @@ impl Connector for TlsConnector {
 
     fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
         only(Scheme::Tcps, uri)?;
-        self.expected(uri).map(drop)
+        self.expected(uri)?;
+        tcp::can_find(uri)
     }
 }
 

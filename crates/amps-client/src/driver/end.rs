@@ -11,9 +11,10 @@ use super::Driver;
 use crate::delivery::{Delivery, Input};
 use crate::error::CloseReport;
 use crate::event::{ConnectionState, Event, LinkEnd};
+use crate::helper::NotDone;
 use crate::shared::{End, Shared};
 
-/// Notices that the driver ended without an end: it panicked in code of the user's, or its
+/// Notices that the driver ended without an end: it panicked in a store of the user's, or its
 /// runtime was shut down. Nobody must wait then for what cannot come any more.
 pub(crate) struct DeathWatch {
     shared: Arc<Shared>,
@@ -35,9 +36,7 @@ impl Drop for DeathWatch {
             return;
         }
         let why = match std::thread::panicking() {
-            true => {
-                "the client's task panicked, most likely in a connector, an authenticator, a server chooser or a store of your own"
-            }
+            true => "the client's task panicked, most likely in a store of your own",
             false => "the client's runtime was shut down",
         };
         self.shared.meter.connected(false);
@@ -122,8 +121,8 @@ impl Driver {
         self.work.gauges_at = Duration::ZERO;
         self.read_gauges();
         let last = until.max(now) + GRACE;
-        if let Some(job) = self.work.running.take() {
-            let _ = tokio::time::timeout_at(last, job).await;
+        if let Some(mut running) = self.work.running.take() {
+            let _ = tokio::time::timeout_at(last, running.done()).await;
         }
         let mut report = self.close_store(last).await;
         report.left += unsent;
@@ -154,18 +153,25 @@ impl Driver {
         };
         let left = store.bounds().unsettled;
         let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
-        let close = tokio::task::spawn_blocking(move || {
+        let close = move || {
             let closed = store.close(handed_over);
             // Behind the close: a publish may have come in just before it.
             (closed, store.bounds().unsettled)
-        });
+        };
+        let what = "close the store";
         let failed = |error: &str| StoreError::Io {
-            what: "close the store",
+            what,
             error: error.to_owned(),
         };
-        let (closed, left) = match tokio::time::timeout_at(last, close).await {
+        let closing = async {
+            match &self.shared.helper {
+                Some(helper) => helper.call(close).await,
+                None => Err(NotDone::NoThread),
+            }
+        };
+        let (closed, left) = match tokio::time::timeout_at(last, closing).await {
             Ok(Ok((closed, left))) => (closed, left),
-            Ok(Err(_)) => (Err(failed("it panicked")), left),
+            Ok(Err(why)) => (Err(why.of_store(what)), left),
             Err(_) => (Err(failed("the device did not answer in time")), left),
         };
         CloseReport {

@@ -3,7 +3,7 @@
 use std::future::{Future, poll_fn};
 use std::io;
 use std::pin::{Pin, pin};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use amps_store::{Batch, ReadError};
@@ -11,13 +11,14 @@ use bytes::BytesMut;
 use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
-use super::{Driver, next_event};
+use super::{AUTHENTICATOR, CHOOSER, Driver, STREAM, next_event};
 use crate::chooser::Server;
 use crate::connector::Stream;
 use crate::delivery::{Input, Verdict};
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
+use crate::panics;
 use crate::protocol::{FrameDecoder, Header, Reason, Verb, cut};
 use crate::session::{Credentials, Expired, Received};
 use crate::subscribe::{Answer, SubscriptionEnd};
@@ -137,7 +138,7 @@ impl Driver {
     /// Serves one open link to its end.
     pub(super) async fn link(
         &mut self,
-        mut stream: Box<dyn Stream>,
+        stream: &mut dyn Stream,
         server: &Server,
         credentials: &Credentials,
     ) -> LinkEnd {
@@ -169,7 +170,7 @@ impl Driver {
             let deadline = self.deadline().map(|at| at.max(soon));
             let commands = self.work.has_room().then_some(&mut self.commands);
             tokio::select! {
-                progress = exchange(&mut *stream, &mut out, decoder.read_buffer()) => match progress {
+                progress = exchange(stream, &mut out, decoder.read_buffer()) => match progress {
                     Ok(Progress::Read(0)) => return match decoder.finish() {
                         Ok(()) => LinkEnd::Closed,
                         Err(_) => LinkEnd::Truncated,
@@ -354,7 +355,7 @@ impl Driver {
                     Owned::LogonRefused(reason) => return Err(LinkEnd::LogonRefused(reason)),
                     Owned::LoggedOnAs(name) => return Err(LinkEnd::LoggedOnAs(name)),
                     Owned::Challenge(challenge) => self.challenge(server, challenge).await?,
-                    Owned::LoggedOn => self.logged_on(server),
+                    Owned::LoggedOn => self.logged_on(server)?,
                     item => self.received(item),
                 }
             }
@@ -364,21 +365,23 @@ impl Driver {
         Ok(())
     }
 
-    fn logged_on(&mut self, server: &Server) {
+    fn logged_on(&mut self, server: &Server) -> Result<(), LinkEnd> {
         self.work.logged_on_at = Some(Instant::now());
         let info = self.session.server().clone();
         self.shared
             .status
             .send_modify(|status| status.server_info = info);
-        self.chooser.succeeded(server);
+        panics::call(CHOOSER, || self.chooser.succeeded(server)).map_err(LinkEnd::Panicked)?;
         if let Some(authenticator) = &server.authenticator {
-            authenticator.completed(&server.uri);
+            let told = panics::call(AUTHENTICATOR, || authenticator.completed(&server.uri));
+            told.map_err(LinkEnd::Panicked)?;
         }
         if self.delivery.is_none() {
             self.shared.direct().open = true;
         }
         self.state(ConnectionState::LoggedOn);
         self.tell_logon();
+        Ok(())
     }
 
     async fn challenge(&mut self, server: &Server, challenge: Credentials) -> Result<(), LinkEnd> {
@@ -386,7 +389,8 @@ impl Driver {
             let error = "the server asks for an answer to a challenge".to_owned();
             return Err(LinkEnd::Authenticator(error));
         };
-        let asked = authenticator.answer(&server.uri, challenge);
+        let ask = || authenticator.answer(&server.uri, challenge);
+        let asked = panics::run(AUTHENTICATOR, ask);
         let answer = self.authenticated(asked).await?;
         let now = self.work.start.elapsed();
         self.session
@@ -452,7 +456,7 @@ async fn exchange(
     out: &mut WriteBuffer,
     input: &mut BytesMut,
 ) -> io::Result<Progress> {
-    poll_fn(|cx| {
+    let mut poll = |cx: &mut Context<'_>| {
         let mut wrote = false;
         while !out.pending().is_empty() {
             match Pin::new(&mut *stream).poll_write(cx, out.pending()) {
@@ -479,6 +483,10 @@ async fn exchange(
             Poll::Pending if wrote => Poll::Ready(Ok(Progress::Wrote)),
             Poll::Pending => Poll::Pending,
         }
+    };
+    poll_fn(|cx| {
+        panics::call(STREAM, || poll(cx))
+            .unwrap_or_else(|panic| Poll::Ready(Err(io::Error::other(panic))))
     })
     .await
 }

@@ -1,0 +1,180 @@
+//! The command where the system has little for it: no more threads, and name servers that say
+//! nothing.
+//!
+//! Both need rights that not every machine gives: a user of our own making for the one (root and
+//! `setpriv`), namespaces for the other. Where they are missing a test says so and is no proof;
+//! with `AMPS_SCARCE=1` that is a failure.
+
+#![cfg(target_os = "linux")]
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    reason = "a test ends where it cannot go on"
+)]
+
+mod common;
+
+use std::io::{BufRead as _, BufReader};
+use std::net::UdpSocket;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use common::{Dir, Server, ran};
+use serde_json::Value;
+
+/// Says loudly that nothing was tried.
+fn skipped(why: &str) {
+    assert!(std::env::var_os("AMPS_SCARCE").is_none(), "{why}");
+    println!("SKIPPED, nothing was tried: {why}");
+    eprintln!("SKIPPED, nothing was tried: {why}");
+}
+
+/// A user that nothing else runs as, so that what it may have is ours alone.
+const USER: &str = "54321";
+
+fn limited(threads: u32, program: &Path) -> Command {
+    let mut command = Command::new("prlimit");
+    command.arg(format!("--nproc={threads}"));
+    command.args(["setpriv", "--reuid", USER, "--clear-groups"]);
+    command.arg(program).stdin(Stdio::null());
+    command
+}
+
+/// However few threads may be made, a run either says so and stops, or sends everything. It
+/// does not panic, hang, or go on without what it needs.
+#[test]
+fn with_few_threads_a_run_sends_everything_or_says_what_it_lacks() {
+    let dir = Dir::new();
+    // Where that user can read it, wherever the build keeps it.
+    let program = dir.path("amps");
+    std::fs::copy(env!("CARGO_BIN_EXE_amps"), &program).unwrap();
+    let everyone = |path: &Path| {
+        let mode = std::fs::Permissions::from_mode(0o777);
+        std::fs::set_permissions(path, mode).unwrap();
+    };
+    everyone(dir.path("").as_path());
+    everyone(&program);
+    let works = limited(64, &program).arg("--version").output();
+    if !works.is_ok_and(|works| works.status.success()) {
+        return skipped("no command can be run as another user (needs root, setpriv, prlimit)");
+    }
+    let server = Server::start(None, &[]);
+    let port = server.uri.rsplit(':').next().unwrap();
+    // By its name: that is looked up on a thread, too.
+    let by_name = format!("tcp://localhost:{port}");
+    let input = dir.file("in", b"1\n2\n3\n");
+    everyone(&input);
+    let (mut sent, mut refused) = (0, 0);
+    for threads in 1..=24 {
+        let store = dir.path(&format!("{threads}.store"));
+        let mut command = limited(threads, &program);
+        command.args([
+            "publish",
+            "--json",
+            "--topic",
+            "t",
+            "--flush-timeout",
+            "60s",
+        ]);
+        command.args(["--server", &by_name, "--store"]).arg(&store);
+        command.arg("--file").arg(&input);
+        let ended = ran(command.output().unwrap());
+        assert!(
+            !ended.stderr.contains("panicked"),
+            "{threads}: {}",
+            ended.stderr
+        );
+        match ended.code {
+            Some(0) => {
+                assert_eq!(
+                    ended.report()["persisted"],
+                    3,
+                    "{threads}: {}",
+                    ended.stderr
+                );
+                sent += 1;
+            }
+            Some(1) => {
+                let says = ended.stderr.contains("thread");
+                assert!(says, "{threads}: {}", ended.stderr);
+                assert_eq!(sent, 0, "{threads} are not enough, and fewer were");
+                refused += 1;
+            }
+            code => panic!("{threads} thread(s): {code:?}\n{}", ended.stderr),
+        }
+    }
+    assert!(sent > 0 && refused > 0, "{sent} sent, {refused} refused");
+}
+
+/// Set in the namespaces that the test makes for itself.
+const INSIDE: &str = "AMPS_TEST_INSIDE";
+
+/// A look-up cannot be called off, and takes half a minute here; the process does not wait for it.
+#[test]
+fn a_run_ends_with_its_report_whatever_a_name_server_does() {
+    if std::env::var_os(INSIDE).is_some() {
+        return with_a_silent_name_server();
+    }
+    let dir = Dir::new();
+    let silent = "nameserver 127.0.0.1\noptions timeout:30 attempts:1\n";
+    let resolver = dir.file("resolv.conf", silent);
+    let nss = dir.file("nsswitch.conf", "hosts: dns\n");
+    let set_up = "ip link set lo up && mount --bind \"$1\" /etc/resolv.conf && \
+                  { [ ! -e /etc/nsswitch.conf ] || mount --bind \"$2\" /etc/nsswitch.conf; }";
+    let in_namespaces = |script: String| {
+        let mut command = Command::new("unshare");
+        command.args(["--user", "--map-root-user", "--net", "--mount", "sh", "-c"]);
+        command.arg(script).arg("sh").arg(&resolver).arg(&nss);
+        command
+    };
+    let works = in_namespaces(set_up.to_owned()).output();
+    if !works.is_ok_and(|works| works.status.success()) {
+        return skipped("no namespaces can be made (needs unshare and ip)");
+    }
+    let this = std::env::current_exe().unwrap();
+    let name = "a_run_ends_with_its_report_whatever_a_name_server_does";
+    let script = format!("{set_up} && exec \"$3\" --exact {name} --nocapture");
+    let inside = in_namespaces(script).arg(&this).env(INSIDE, "1").output();
+    let inside = inside.unwrap();
+    let said = String::from_utf8_lossy(&inside.stderr);
+    assert!(inside.status.success(), "{said}");
+    assert!(said.contains("ended in time"), "it was tried: {said}");
+}
+
+fn with_a_silent_name_server() {
+    let server = UdpSocket::bind("127.0.0.1:53").unwrap();
+    server
+        .set_read_timeout(Some(Duration::from_secs(60)))
+        .unwrap();
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    for command in ["publish", "drain"] {
+        let mut amps = common::amps();
+        amps.args([
+            command,
+            "--json",
+            "--server",
+            "tcp://amps.example:9007/amps/json",
+        ]);
+        amps.args(["--flush-timeout", "1s", "--store"]).arg(&store);
+        if command == "publish" {
+            amps.args(["--topic", "t", "--file"])
+                .arg(dir.file("in", "1\n"));
+        }
+        let mut run = amps.stdout(Stdio::piped()).spawn().unwrap();
+        server.recv(&mut [0; 512]).expect("the name is asked for");
+        let out = BufReader::new(run.stdout.take().unwrap());
+        let objects = out
+            .lines()
+            .map(|line| serde_json::from_str(&line.unwrap()).unwrap());
+        let report = { objects }.find(|object: &Value| object.get("left").is_some());
+        let reported = Instant::now();
+        assert_eq!(report.expect("a report")["left"], 1);
+        assert_eq!(run.wait().unwrap().code(), Some(5));
+        let took = reported.elapsed();
+        assert!(took < Duration::from_secs(8), "{command}: {took:?}");
+    }
+    eprintln!("ended in time");
+}

@@ -1,0 +1,244 @@
+//! Threads for calls that may take their time: a store's device, the system's name servers.
+
+use std::future::Future;
+use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::Pin;
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::task::{Context, Poll};
+use std::thread;
+
+use amps_store::StoreError;
+use tokio::runtime::Handle;
+use tokio::sync::oneshot;
+
+use crate::panics;
+
+/// A thread of its own for calls that wait, made ahead: where no thread can be made any more
+/// (`ulimit -u`, `pids.max`), and where the runtime's threads are all taken, a call is not lost.
+///
+/// Each call is given to the runtime's pool as well, and whoever is free first does it: so calls
+/// run beside each other where they can, one that hangs does not hold up the next, and tokio's
+/// paused clock stands still until a call is done, which programs count on in their tests.
+#[derive(Clone, Debug)]
+pub(crate) struct Helper {
+    calls: SyncSender<Arc<Call>>,
+}
+
+/// Calls that wait for the thread; beyond, only the runtime's pool is there for more.
+const WAITING: usize = 64;
+
+type Work = Box<dyn FnOnce() + Send>;
+
+/// Done by one of two. The lock is held meanwhile, so that the other is not through before.
+struct Call(Mutex<Option<Work>>);
+
+impl Call {
+    fn make(&self) {
+        let mut work = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(work) = work.take() {
+            work();
+        }
+    }
+}
+
+/// Why there is no result.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum NotDone {
+    /// Its code panicked, with these words.
+    Panicked(String),
+    /// Nobody was free to do it, or the runtime is shut down.
+    NoThread,
+}
+
+impl NotDone {
+    /// As the error of a store that could not do this.
+    pub(crate) fn of_store(&self, what: &'static str) -> StoreError {
+        let error = self.to_string();
+        StoreError::Io { what, error }
+    }
+}
+
+impl std::fmt::Display for NotDone {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            NotDone::Panicked(words) => write!(f, "it panicked: {words}"),
+            NotDone::NoThread => f.write_str("no thread was free for it"),
+        }
+    }
+}
+
+/// The result of a call. Dropped, the call is not made if nobody has begun with it.
+#[derive(Debug)]
+pub(crate) struct Calling<T>(oneshot::Receiver<Result<T, NotDone>>);
+
+impl<T> Future for Calling<T> {
+    type Output = Result<T, NotDone>;
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
+        let reply = Pin::new(&mut self.0).poll(cx);
+        reply.map(|reply| reply.unwrap_or(Err(NotDone::NoThread)))
+    }
+}
+
+impl Helper {
+    /// Starts the thread. It ends with the last clone.
+    ///
+    /// # Errors
+    /// None can be made.
+    pub(crate) fn start(name: &str) -> io::Result<Helper> {
+        let (calls, given) = sync_channel::<Arc<Call>>(WAITING);
+        thread::Builder::new()
+            .name(name.to_owned())
+            .spawn(move || {
+                while let Ok(call) = given.recv() {
+                    call.make();
+                }
+            })?;
+        Ok(Helper { calls })
+    }
+
+    /// Has `work` done by a thread that may wait.
+    pub(crate) fn call<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Calling<T> {
+        let (reply, result) = oneshot::channel();
+        let work = move || {
+            if reply.is_closed() {
+                return;
+            }
+            let done = catch_unwind(AssertUnwindSafe(work));
+            let done = done.map_err(|panic| NotDone::Panicked(panics::words(panic.as_ref())));
+            // Who asked may have stopped waiting.
+            let _ = reply.send(done);
+        };
+        let call = Arc::new(Call(Mutex::new(Some(Box::new(work)))));
+        let offered = Arc::clone(&call);
+        if can_make_thread()
+            && let Ok(runtime) = Handle::try_current()
+        {
+            // Without a thread to be had the pool panics, and the call is left to this one.
+            let give = || drop(runtime.spawn_blocking(move || offered.make()));
+            let _ = catch_unwind(AssertUnwindSafe(give));
+        }
+        // Full, the pool alone has it. If nobody has it, its end is its answer.
+        let _ = self.calls.try_send(call);
+        Calling(result)
+    }
+}
+
+/// The pool is asked only then: its panic would be told on standard error.
+fn can_make_thread() -> bool {
+    match thread::Builder::new().spawn(|| {}) {
+        Ok(made) => made.join().is_ok(),
+        Err(_) => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Barrier;
+    use std::sync::mpsc::channel;
+    use std::time::Duration;
+
+    use super::*;
+
+    /// A runtime whose pool has one thread, which is taken until the sender is dropped.
+    fn crowded() -> (tokio::runtime::Runtime, std::sync::mpsc::Sender<()>) {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .max_blocking_threads(1)
+            .build()
+            .unwrap();
+        let (taken, free) = channel::<()>();
+        let begun = Arc::new(Barrier::new(2));
+        let begins = begun.clone();
+        runtime.spawn_blocking(move || {
+            begins.wait();
+            let _ = free.recv();
+        });
+        begun.wait();
+        (runtime, taken)
+    }
+
+    #[test]
+    fn a_call_is_made_where_the_runtime_has_no_thread_for_it() {
+        let helper = Helper::start("helper").unwrap();
+        let (runtime, taken) = crowded();
+        let name = || thread::current().name().map(str::to_owned);
+        let by = runtime.block_on(async { helper.call(name).await });
+        assert_eq!(by, Ok(Some("helper".to_owned())));
+        drop(taken);
+        // Its turn in the pool finds nothing left to do, and nobody is left behind.
+        runtime.shutdown_timeout(Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_call_that_hangs_does_not_hold_up_the_next() {
+        let helper = Helper::start("helper").unwrap();
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let (go, wait) = channel::<()>();
+        runtime.block_on(async {
+            let hangs = helper.call(move || wait.recv().is_ok());
+            assert_eq!(helper.call(|| 2).await, Ok(2));
+            go.send(()).unwrap();
+            assert_eq!(hangs.await, Ok(true));
+        });
+    }
+
+    #[test]
+    fn a_panic_and_a_call_that_nobody_has_are_answers() {
+        let helper = Helper::start("helper").unwrap();
+        let (runtime, taken) = crowded();
+        runtime.block_on(async {
+            let panics = helper.call(|| -> u8 { panic!("at the disco") });
+            let words = NotDone::Panicked("at the disco".to_owned());
+            assert_eq!(panics.await, Err(words));
+            assert_eq!(helper.call(|| 1).await, Ok(1), "the thread lives");
+        });
+        let (go, wait) = channel::<()>();
+        let last = runtime.block_on(async {
+            let begun = Arc::new(Barrier::new(2));
+            let begins = begun.clone();
+            let _hangs = helper.call(move || {
+                begins.wait();
+                wait.recv().is_ok()
+            });
+            begun.wait();
+            let waiting: Vec<_> = (0..=WAITING).map(|n| helper.call(move || n)).collect();
+            let last = waiting.into_iter().next_back();
+            go.send(()).unwrap();
+            last
+        });
+        drop(taken);
+        drop(helper);
+        runtime.shutdown_background();
+        // It was one too many for the thread, and the pool came too late or just in time.
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .build()
+            .unwrap();
+        let last = runtime.block_on(last.unwrap());
+        assert!(
+            matches!(last, Err(NotDone::NoThread) | Ok(WAITING)),
+            "{last:?}"
+        );
+    }
+
+    /// What a timeout of a test is worth: none may pass while the device is at work.
+    #[tokio::test(start_paused = true)]
+    async fn a_paused_clock_stands_still_while_a_call_is_made() {
+        let helper = Helper::start("helper").unwrap();
+        for _ in 0..100 {
+            let slow = helper.call(|| thread::sleep(Duration::from_millis(1)));
+            let begun = tokio::time::Instant::now();
+            tokio::time::timeout(Duration::from_secs(1), slow)
+                .await
+                .expect("no time has passed")
+                .unwrap();
+            assert_eq!(begun.elapsed(), Duration::ZERO);
+        }
+    }
+}
