@@ -10,6 +10,7 @@ use amps_client::{
     Backoff, Builder, Client, ConnectionState, Event, FailedWrite, FlushError, Outcome, Subscribe,
     Via,
 };
+use amps_sandbox::proxy::Proxy;
 use amps_sandbox::{Dialect, Fault, Sandbox};
 use amps_store::{Options, PublishStore, Store};
 use tokio::sync::mpsc;
@@ -23,10 +24,11 @@ fn store(name: &str) -> Store {
 fn client(name: &str, sandbox: &Sandbox) -> Builder {
     Client::builder(name)
         .server(sandbox.uri())
-        .backoff(Backoff::new(
-            Duration::from_millis(1),
-            Duration::from_millis(20),
-        ))
+        .backoff(backoff())
+}
+
+fn backoff() -> Backoff {
+    Backoff::new(Duration::from_millis(1), Duration::from_millis(20))
 }
 
 fn bodies(sandbox: &Sandbox, name: &str) -> Vec<String> {
@@ -189,7 +191,13 @@ async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link(
         publisher.publish("orders", format!("{n}")).await.unwrap();
     }
     publisher.publish_flush(LONG).await.unwrap();
-    let reader = client("reader", &sandbox).open().await.unwrap();
+    let proxy = Proxy::start(&sandbox.uris()[0]).await.unwrap();
+    let reader = Client::builder("reader")
+        .server(proxy.uri().to_string())
+        .backoff(backoff())
+        .open()
+        .await
+        .unwrap();
     let mut subscription = reader
         .subscribe(Subscribe::topic("orders").bookmark("0"))
         .await
@@ -197,12 +205,11 @@ async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link(
     let mut seen = Vec::new();
     while seen.len() < 600 {
         if seen.len() == 300 {
-            sandbox.inject(&Fault::CloseAfter(1));
-            let _receipt = publisher.publish("orders", "300").await.unwrap();
-            for n in 301..600 {
+            // Inside a message that is on its way to the reader.
+            proxy.cut_after(100);
+            for n in 300..600 {
                 publisher.publish("orders", format!("{n}")).await.unwrap();
             }
-            sandbox.clear_faults();
         }
         let next = tokio::time::timeout(LONG, subscription.next())
             .await
@@ -211,9 +218,11 @@ async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link(
     }
     let expected: Vec<String> = (0..600).map(|n| n.to_string()).collect();
     assert_eq!(seen, expected);
+    assert_eq!(reader.health().logons, 2, "its link broke once");
     drop(subscription);
     publisher.close(LONG).await;
     reader.close(LONG).await;
+    proxy.stop().await;
     sandbox.stop().await;
 }
 

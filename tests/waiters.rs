@@ -4,9 +4,10 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use amps_client::{Backoff, Client, Outcome};
+use amps_client::{Backoff, Client, Event, Events, Outcome};
 use amps_sandbox::{Fault, Sandbox};
 use amps_store::{Options, Store};
 
@@ -43,17 +44,22 @@ async fn publish(client: Client, task: u64) {
     }
 }
 
-/// Breaks links as long as there is somebody to break them for.
-async fn break_links(sandbox: Arc<Sandbox>) {
+/// Breaks one link after the other, each while messages come in on it; how many that were.
+async fn break_links(sandbox: Arc<Sandbox>, mut events: Events, broken: Arc<AtomicU64>) {
     for n in 0u64.. {
         sandbox.inject(&match n % 3 {
             0 => Fault::CloseAfter(1 + n % 40),
             1 => Fault::CutAfter(1 + n % 30),
             _ => Fault::CloseAfter(60),
         });
-        tokio::time::sleep(Duration::from_millis(4)).await;
-        sandbox.clear_faults();
-        tokio::time::sleep(Duration::from_millis(3 + n % 5)).await;
+        loop {
+            match events.next().await {
+                Some(Event::LinkLost { .. }) => break,
+                Some(_) => {}
+                None => return,
+            }
+        }
+        broken.fetch_add(1, Ordering::Relaxed);
     }
 }
 
@@ -83,7 +89,12 @@ async fn nobody_waits_for_room_for_ever() {
             .await
             .unwrap();
         let sandbox = Arc::new(sandbox);
-        let breaking = tokio::spawn(break_links(sandbox.clone()));
+        let broken = Arc::new(AtomicU64::new(0));
+        let breaking = tokio::spawn(break_links(
+            sandbox.clone(),
+            client.events(),
+            broken.clone(),
+        ));
         let tasks: Vec<_> = (0..TASKS)
             .map(|task| tokio::spawn(publish(client.clone(), task)))
             .collect();
@@ -94,6 +105,9 @@ async fn nobody_waits_for_room_for_ever() {
         }
         breaking.abort();
         sandbox.clear_faults();
+        // None took more than sixty messages.
+        let broken = broken.load(Ordering::Relaxed);
+        assert!(broken > 10, "{broken} links broke");
         let closed = tokio::time::timeout(LONG, client.close(LONG)).await;
         let report = closed.expect("the close hangs");
         assert_eq!((report.left, report.handlers), (0, 0), "{report:?}");

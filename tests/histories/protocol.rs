@@ -713,21 +713,7 @@ fn h27_a_requeue_does_not_move_the_resume_point() {
     );
 }
 
-// The path of a refused write over a restart, in three orders.
-
-#[test]
-fn failed_write_refused_and_logged_before_the_crash_is_handled_after_it() {
-    let mut settings = Settings::new(NAME);
-    settings.no_handler = true;
-    let mut world = world_with(settings, config());
-    let sent = world.say_bodies(&ONE_REFUSED);
-    world.drain();
-    world.publishers[0].settings.no_handler = false;
-    world.restart(0);
-    world.drain();
-    assert_eq!(world.publishers[0].handled, [(sent[2], false, true)]);
-}
-
+/// A refusal and a restart come in three orders; the others are h09 and h10.
 #[test]
 fn failed_write_refused_only_after_the_restart_is_the_same_report() {
     let mut world = world();
@@ -739,22 +725,4 @@ fn failed_write_refused_only_after_the_restart_is_the_same_report() {
     world.drain();
     assert_eq!(world.publishers[0].handled, [(sent[2], false, true)]);
     assert_eq!(world.totals().persisted, 4);
-}
-
-#[test]
-fn failed_write_refused_before_the_crash_and_never_read_is_persisted_via_logon() {
-    let mut world = world();
-    let sent = world.say_bodies(&ONE_REFUSED);
-    let end = world.now + A_WHILE;
-    assert!(world.run_until(end, |w| w.totals().sent == 5));
-    world.link(0).down.lost = true;
-    assert!(world.run_until(end, |w| w.arrived(4)));
-    world.restart(0);
-    world.drain();
-    assert!(world.publishers[0].handled.is_empty());
-    assert_eq!(*world.fate(sent[2]), Fate::Persisted(Via::Logon));
-    assert_eq!(
-        (world.totals().persisted, world.totals().persisted_at_logon),
-        (0, 5)
-    );
 }

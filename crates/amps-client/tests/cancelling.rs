@@ -11,7 +11,7 @@ use std::time::Duration;
 use amps_client::{Client, Event, Message, Outcome, Request, Subscribe, Via};
 use amps_store::{PublishStore, Store};
 use common::quirks::Quirks;
-use common::{Peer, memory, options, pair, started};
+use common::{Peer, fill, memory, options, pair, started};
 use tokio::time::Instant;
 
 const HOUR: Duration = Duration::from_secs(3600);
@@ -43,8 +43,7 @@ fn full() -> (
 async fn a_publish_that_waits_for_room_has_stored_nothing() {
     let (store, builder, _listener) = full();
     let client = builder.open().await.unwrap();
-    while client.try_publish("t", vec![0; 1000]).is_ok() {}
-    let last = store.bounds().last;
+    let last = fill(&client);
     let message = || Message::publish("t", vec![1; 1000]);
     cancelled(client.publish("t", vec![1; 1000])).await;
     cancelled(client.delta_publish("t", vec![1; 1000])).await;

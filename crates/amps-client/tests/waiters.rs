@@ -5,10 +5,12 @@
 mod common;
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 
 use amps_client::{Client, Message, PublishFailure};
 use amps_store::{AppendError, Options, Store, StoreError};
+use common::quirks::Quirks;
 use common::{LONG, NAME, Peer, pair, started};
 
 const BIG: usize = 2200;
@@ -133,15 +135,20 @@ async fn publishes_and_requeues_of_every_size_wait_for_the_same_room() {
 fn threads_that_wait_for_room_are_woken_as_well() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
     let (builder, mut listener) = pair();
-    let builder = builder.store(Store::memory(options()).unwrap());
-    let client = Arc::new(builder.open_blocking().unwrap());
+    let store = Quirks::of(Store::memory(options()).unwrap());
+    let turned_away = store.turned_away.clone();
+    let client = Arc::new(builder.store(store).open_blocking().unwrap());
     let last = fill(client.client(), BIG);
+    let before = turned_away.load(Ordering::SeqCst);
     let threads: Vec<_> = [BIG, 3 * BIG, 2 * BIG]
         .map(|bytes| {
             let client = client.clone();
             std::thread::spawn(move || client.send_deadline(big(bytes), Instant::now() + LONG))
         })
         .into();
+    while turned_away.load(Ordering::SeqCst) < before + 3 {
+        std::thread::yield_now();
+    }
     let small = client.try_publish("o", "s").expect("a small one fits");
     assert_eq!(small.sequence(), last + 1);
     let server = runtime.spawn(async move {

@@ -266,6 +266,9 @@ mod tests {
         let mut mine = mine.unwrap();
         assert_eq!(from.ip().to_string(), "127.0.0.2");
         assert!(mine.nodelay().unwrap());
+        // Linux doubles it for what it keeps of its own.
+        #[cfg(target_os = "linux")]
+        assert_eq!(SockRef::from(&mine).send_buffer_size().unwrap(), 2 << 16);
         mine.write_all(b"hello").await.unwrap();
         let mut read = [0; 5];
         theirs.read_exact(&mut read).await.unwrap();

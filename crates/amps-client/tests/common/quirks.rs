@@ -1,7 +1,7 @@
 //! A store that does as a test says.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use amps_store::{
     AppendError, Appended, Batch, Bounds, Durable, Envelope, Level, Numbers, Observer,
@@ -27,6 +27,8 @@ pub struct Quirks {
     pub before_sync: Hook<()>,
     /// What a sync fails with, if it does.
     pub sync: Hook<Option<StoreError>>,
+    /// How many appends found no room.
+    pub turned_away: Arc<AtomicU64>,
 }
 
 impl Quirks {
@@ -40,6 +42,7 @@ impl Quirks {
             reject: None,
             before_sync: None,
             sync: None,
+            turned_away: Arc::default(),
         }
     }
 }
@@ -85,7 +88,10 @@ impl PublishStore for Quirks {
     }
 
     fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
-        self.store.append(envelope, payload)
+        let appended = self.store.append(envelope, payload);
+        let turned_away = u64::from(appended.is_err());
+        self.turned_away.fetch_add(turned_away, Ordering::SeqCst);
+        appended
     }
 
     fn read_unsettled(&self, from: u64, through: u64, into: &mut Batch) -> Result<(), ReadError> {
