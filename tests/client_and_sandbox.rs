@@ -125,7 +125,7 @@ async fn a_refusal_by_content_comes_back_and_the_rest_is_persisted() {
     assert!(matches!(bad.await, Outcome::Rejected { .. }));
     assert_eq!(after.await, Outcome::Persisted { via: Via::Ack });
     let failed = failed.recv().await.unwrap();
-    assert_eq!(&failed.original.unwrap().data()[..], b"{not json");
+    assert_eq!(&failed.original.unwrap().payload()[..], b"{not json");
     assert_eq!(bodies(&sandbox, "pub"), [r#"{"id":1}"#, r#"{"id":3}"#]);
     client.close(LONG).await;
     sandbox.stop().await;
@@ -277,7 +277,7 @@ async fn with_publish_ids_a_server_that_answers_each_message_by_id_loses_and_hid
             Outcome::Rejected { reason } => {
                 assert_eq!((n % 10, reason.as_str()), (9, "not entitled"));
                 let failed = failed.recv().await.unwrap();
-                assert_eq!(failed.original.unwrap().data(), n.to_string().as_bytes());
+                assert_eq!(failed.original.unwrap().payload(), n.to_string().as_bytes());
             }
             outcome => {
                 assert_eq!(outcome, Outcome::Persisted { via: Via::Ack });

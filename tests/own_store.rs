@@ -66,7 +66,7 @@ async fn a_client_sends_from_it_over_broken_links_and_in_a_second_life() {
     let refused = second.publish("forbidden", "no").await.unwrap();
     assert!(matches!(refused.await, Outcome::Rejected { .. }));
     let refused = failed.recv().await.unwrap();
-    assert_eq!(&refused.original.unwrap().data()[..], b"no");
+    assert_eq!(&refused.original.unwrap().payload()[..], b"no");
     // Links break, and the store is full now and then: it has room for some hundreds.
     sandbox.inject(&Fault::CutAfter(200));
     for n in 50..3000 {

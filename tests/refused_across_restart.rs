@@ -70,7 +70,7 @@ async fn is_the_original(told: &mut mpsc::UnboundedReceiver<FailedWrite>) {
     assert!(failed.earlier_run);
     let original = failed.original.unwrap();
     assert_eq!(original.topic(), "refused");
-    assert_eq!(&original.data()[..], BODY.as_bytes());
+    assert_eq!(&original.payload()[..], BODY.as_bytes());
 }
 
 #[tokio::test]

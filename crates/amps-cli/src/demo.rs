@@ -332,7 +332,7 @@ async fn second_publisher(
         let original = report
             .original
             .as_ref()
-            .map(|m| m.data().to_vec())
+            .map(|m| m.payload().to_vec())
             .unwrap_or_default();
         story.tell(&format!(
             "Failed write: sequence {}, refused: {}, {}, original message:\n    {}",

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use tokio::runtime::{Builder as RuntimeBuilder, Handle, Runtime};
-use tokio::sync::watch;
+use tokio::sync::{broadcast, watch};
 use tokio::task::coop::unconstrained;
 
 use crate::builder::Builder;
@@ -58,14 +58,15 @@ impl Builder {
     pub fn open_blocking(self) -> Result<BlockingClient, OpenError> {
         let (io, handlers) = (Own::new()?, Own::new()?);
         let handle = io.handle.clone();
-        let client = self
+        // Dropped behind everything else, when the client is in the caller's hands.
+        let (client, mut release) = self
             .runtime(handle.clone())
             .handlers_on(handlers.handle.clone())
             .start()?;
         let stop = watch::Sender::new(());
         for (own, what) in [(io, ""), (handlers, " handlers")] {
             let mut stopped = stop.subscribe();
-            let events = client.events();
+            let events = client.shared.events.subscribe();
             let until = async move {
                 // An error is the sender's end, which is all there is to wait for.
                 let _ = stopped.changed().await;
@@ -73,6 +74,7 @@ impl Builder {
             };
             own.run(format!("amps {}{what}", client.name()), until)?;
         }
+        release.opened();
         Ok(BlockingClient {
             client,
             runtime: handle,
@@ -130,8 +132,13 @@ fn no_thread(source: io::Error) -> OpenError {
 }
 
 /// Waits until the client is shut down, so that its store is closed cleanly.
-async fn drain(mut events: Events) {
-    let all = async { while events.next().await.is_some() {} };
+async fn drain(mut events: broadcast::Receiver<Event>) {
+    let all = async {
+        while !matches!(
+            events.recv().await,
+            Err(broadcast::error::RecvError::Closed)
+        ) {}
+    };
     // A disk that hangs must not keep the thread.
     let _ = tokio::time::timeout(Duration::from_secs(5), all).await;
 }
@@ -220,7 +227,7 @@ impl BlockingClient {
     /// # Errors
     /// As there.
     pub fn send(&self, message: Message) -> Result<BlockingReceipt, PublishError> {
-        self.send_until(message, None)
+        self.send_within(message, None)
     }
 
     /// As [`Client::send_deadline`](crate::Client::send_deadline).
@@ -230,15 +237,15 @@ impl BlockingClient {
     pub fn send_deadline(
         &self,
         message: Message,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Result<BlockingReceipt, PublishError> {
-        self.send_until(message, Some(deadline.into()))
+        self.send_within(message, Some(timeout))
     }
 
-    fn send_until(
+    fn send_within(
         &self,
         message: Message,
-        deadline: Option<tokio::time::Instant>,
+        timeout: Option<Duration>,
     ) -> Result<BlockingReceipt, PublishError> {
         let error = match self.client.try_send(message) {
             Err(error) if error.is_for_room() => error,
@@ -246,8 +253,8 @@ impl BlockingClient {
         };
         let (client, again) = (self.client.clone(), error.message.clone());
         let waited = self.run(async move {
-            match deadline {
-                Some(deadline) => client.send_deadline(*error.message, deadline).await,
+            match timeout {
+                Some(timeout) => client.send_deadline(*error.message, timeout).await,
                 None => client.send(*error.message).await,
             }
         });
@@ -411,6 +418,11 @@ impl BlockingReceipt {
     /// As [`Receipt::sequence`].
     pub fn sequence(&self) -> u64 {
         self.receipt.sequence()
+    }
+
+    /// As [`Receipt::command_id`].
+    pub fn command_id(&self) -> Option<&str> {
+        self.receipt.command_id()
     }
 
     /// Waits for the outcome.

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::future::Future;
 use std::ops::ControlFlow;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -17,6 +17,7 @@ use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
 use crate::delivery::{Config, Delivery, GapPolicy, RebasePolicy};
+use crate::direct::Direct;
 use crate::driver::{DeathWatch, Driver, Settings, Work};
 use crate::error::OpenError;
 use crate::event::{Event, found_at_open, found_in_words};
@@ -26,10 +27,11 @@ use crate::failed::{
 };
 use crate::helper::Helper;
 use crate::meter::Meter;
+use crate::opening::{Opening, Release};
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
 use crate::session::{DEFAULT_HEARTBEAT, Session, SessionConfig};
-use crate::shared::{Direct, LinkStatus, Shared};
+use crate::shared::{LinkStatus, Shared};
 use crate::uri::Uri;
 
 /// Questions to the driver that may wait.
@@ -141,7 +143,8 @@ impl Builder {
     }
 
     /// Keeps messages in this store until the server settles them. Without a store,
-    /// messages are sent and forgotten, and no acks are asked for.
+    /// messages are sent and forgotten, and no acks are asked for, but for a message that asks
+    /// itself ([`Message::ask_ack`](crate::Message::ask_ack)).
     #[must_use]
     pub fn store(mut self, store: impl PublishStore) -> Self {
         self.store = Some(Arc::new(store));
@@ -152,7 +155,13 @@ impl Builder {
     /// a task of its own. `Ok` takes the refusal over; it is gone afterwards. With `Err`, or
     /// a panic, it waits and is offered again at the next open, or on request. Called at
     /// least once per refusal: a crash between the handler and its `Ok` repeats it.
-    /// Refusals found in the store come first, before any network. It needs a store.
+    /// Refusals found in the store come first, as soon as the client is in the application's
+    /// hands, whether or not a server can be reached.
+    ///
+    /// Without a store it is called for the refusals of messages that asked for an ack
+    /// ([`Message::ask_ack`](crate::Message::ask_ack)), in the order in which they come, each
+    /// once and without the message; what it does not take over is gone
+    /// ([`Event::HandlerFailed`]).
     #[must_use]
     pub fn on_failed_write<F, Fut>(mut self, handler: F) -> Self
     where
@@ -180,8 +189,9 @@ impl Builder {
     /// Called for acks that nothing else takes, for commands of the server's that no client
     /// knows, and for refusals when there is no failed-write handler (they wait in the store all
     /// the same): once in the run that receives it, with the server's ack, and once in every
-    /// later one as [`earlier_run`](UnhandledAck::earlier_run). Must not block, unless the client
-    /// is a blocking one.
+    /// later one as [`earlier_run`](UnhandledAck::earlier_run). Those of messages that asked for an
+    /// ack without a store come here as well, and nothing else keeps them. Must not block, unless
+    /// the client is a blocking one.
     #[must_use]
     pub fn on_last_chance(
         mut self,
@@ -336,7 +346,9 @@ impl Builder {
     }
 
     /// Most messages and payload bytes on the way without an answer; a million messages
-    /// and 64 MiB unless set.
+    /// and 64 MiB unless set. Without a store: most messages, and never more than 65,536, that
+    /// wait for the acks they asked for, or for the failed-write handler. One more waits for
+    /// room, or is told so ([`PublishFailure::Unacked`](crate::PublishFailure::Unacked)).
     #[must_use]
     pub fn max_in_flight(mut self, messages: u64, bytes: u64) -> Self {
         self.delivery.max_in_flight = messages;
@@ -366,11 +378,16 @@ impl Builder {
     /// # Errors
     /// The description cannot be used, or the threads cannot be made that it needs; nothing was
     /// started.
-    pub async fn open(self) -> Result<Client, OpenError> {
-        self.start()
+    ///
+    /// What earlier runs left is told once this has returned, on any runtime: the failed-write
+    /// handler is called, and without one the last-chance handler, when the future is dropped,
+    /// which `.await` does, or with the first call of [`Client`] that waits for them.
+    pub fn open(self) -> impl Future<Output = Result<Client, OpenError>> + Send + Unpin {
+        Opening::new(self)
     }
 
-    pub(crate) fn start(mut self) -> Result<Client, OpenError> {
+    /// Starts the client; what earlier runs left is told when the second value is dropped.
+    pub(crate) fn start(mut self) -> Result<(Client, Release), OpenError> {
         let runtime = match self.runtime.take() {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| OpenError::NoRuntime)?,
@@ -399,6 +416,7 @@ impl Builder {
         let (asks, asked) = mpsc::channel(ASKS);
         let (commands, commanded) = mpsc::channel(ASKS);
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
+        let (events, early) = broadcast::channel(EVENTS);
         let delivery = self
             .store
             .as_ref()
@@ -420,7 +438,8 @@ impl Builder {
             status: watch::Sender::new(status),
             at_open: self.tell_what_was_found(),
             filling: Mutex::default(),
-            events: broadcast::Sender::new(EVENTS),
+            events,
+            early: Some(early).into(),
             asks,
             commands,
             command_timeout: self.command_timeout,
@@ -436,7 +455,7 @@ impl Builder {
             unsent: AtomicU64::new(0),
             totals: Default::default(),
             uncounted: Default::default(),
-            direct: Direct::default().into(),
+            direct: Direct::new(self.delivery.max_in_flight).into(),
             offers: Offers::default(),
             max_message: self.max_message,
         });
@@ -496,12 +515,12 @@ impl Builder {
             work: Work::new(),
         };
         runtime.spawn(driver.run().instrument(span));
-        shared.opened.store(true, Ordering::Release);
-        shared.doorbell.ring_always();
-        Ok(Client {
+        let release = Release::new(Arc::downgrade(&shared));
+        let client = Client {
             _alive: Arc::new(Alive(shared.clone())),
             shared,
-        })
+        };
+        Ok((client, release))
     }
 
     fn check(&self) -> Result<(), OpenError> {
@@ -522,12 +541,6 @@ impl Builder {
         }
         if self.chooser.is_some() && !self.servers.is_empty() {
             return options("servers were given, and a chooser that would not use them");
-        }
-        if self.handler.is_some() && self.store.is_none() {
-            return options(
-                "a failed-write handler needs a store: without one no refusal has a message; \
-                 see `on_last_chance`",
-            );
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::builder::{Builder, YEAR, check_name};
-use crate::driver::Ask;
+use crate::driver::{Ask, Counted};
 use crate::error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, OpenError, PublishError,
     PublishFailure,
@@ -66,7 +66,7 @@ pub struct Counts {
     /// Settled as a success at a logon without any ack: persisted, or refused with a
     /// refusal that was lost.
     pub persisted_at_logon: u64,
-    /// Refused, with the refusal in the log.
+    /// Refused, with the refusal in the log; without a store, by the ack that was asked for.
     pub rejected: u64,
     /// Sent although they may have been sent before, under the same number or another.
     pub resent: u64,
@@ -97,7 +97,8 @@ pub struct Health {
     pub logon_refused: Option<(String, Reason)>,
     /// Logons accepted in this run.
     pub logons: u64,
-    /// Messages in the store that are not settled.
+    /// Messages in the store that are not settled; without a store, those that wait for the acks
+    /// they asked for.
     pub unsettled: u64,
     /// Sequence of the first of them.
     pub first_unsettled: Option<u64>,
@@ -254,7 +255,7 @@ impl Client {
         }
     }
 
-    /// As [`send`](Self::send), but waits for room until `deadline` at the latest.
+    /// As [`send`](Self::send), but waits for room no longer than `timeout`.
     ///
     /// Cancel safe, as [`send`](Self::send).
     ///
@@ -266,11 +267,15 @@ impl Client {
     pub async fn send_deadline(
         &self,
         message: Message,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Result<Receipt, PublishError> {
         match self.try_send(message) {
             Ok(receipt) => Ok(receipt),
-            Err(error) => self.wait_for_room(error, Some(deadline)).await,
+            Err(error) => {
+                // A time that overflows is no limit.
+                let deadline = Instant::now().checked_add(timeout);
+                self.wait_for_room(error, deadline).await
+            }
         }
     }
 
@@ -326,7 +331,7 @@ impl Client {
     /// has returned for it, whether it took it over or not; inside a handler, or without one,
     /// once the refusal is in the log. That includes refusals of earlier runs that are still to
     /// be offered. Without a store it asks the server to confirm that it has processed
-    /// everything.
+    /// everything, and waits for the acks that messages asked for.
     ///
     /// A handler that waits for another task that flushes holds that flush up, and nothing but
     /// the timeout ends it.
@@ -338,8 +343,55 @@ impl Client {
     /// how many handlers are not through.
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
+        self.shared.release();
         let until = Instant::now().checked_add(timeout);
-        let through = self.bounds().last;
+        let Some(store) = self.shared.store() else {
+            return self.flush_direct(until).await;
+        };
+        let through = store.bounds().last;
+        let counted = self.ask_flush(through, until).await?;
+        let handlers = match is_handling(&self.shared) {
+            true => 0,
+            false => {
+                let offers = &self.shared.offers;
+                offers.returned(store.as_ref(), through, until).await
+            }
+        };
+        match (counted.left(), handlers) {
+            (0, 0) => Ok(FlushReport::new(counted.tell(), self.shared.rejections())),
+            (left, handlers) => Err(FlushError::Timeout { left, handlers }),
+        }
+    }
+
+    /// Without a store: the server's own flush, then the acks that were asked for, and the
+    /// handler for the refusals among them.
+    async fn flush_direct(&self, until: Option<Instant>) -> Result<FlushReport, FlushError> {
+        let (through, told) = self.shared.begin_direct_flush();
+        let offers = &self.shared.offers;
+        let in_handler = is_handling(&self.shared);
+        let open = || {
+            let handlers = match in_handler {
+                true => 0,
+                false => offers.open_direct(through),
+            };
+            (self.shared.unacked(through), handlers)
+        };
+        match self.ask_flush(0, until).await {
+            Ok(_) => {}
+            Err(FlushError::Timeout { .. }) => {
+                let (left, handlers) = open();
+                return Err(FlushError::Timeout { left, handlers });
+            }
+            Err(error) => return Err(error),
+        }
+        offers.wait(until, || open() == (0, 0)).await;
+        match open() {
+            (0, 0) => Ok(self.shared.end_direct_flush(told)),
+            (left, handlers) => Err(FlushError::Timeout { left, handlers }),
+        }
+    }
+
+    async fn ask_flush(&self, through: u64, until: Option<Instant>) -> Result<Counted, FlushError> {
         let (reply, answer) = oneshot::channel();
         let closed = || FlushError::Closed(self.report_now());
         let ask = Ask::Flush {
@@ -348,18 +400,7 @@ impl Client {
             reply,
         };
         self.shared.asks.send(ask).await.map_err(|_| closed())?;
-        let counted = answer.await.map_err(|_| closed())??;
-        let handlers = match self.shared.store() {
-            Some(store) if !is_handling(&self.shared) => {
-                let offers = &self.shared.offers;
-                offers.returned(store.as_ref(), through, until).await
-            }
-            _ => 0,
-        };
-        match (counted.left(), handlers) {
-            (0, 0) => Ok(FlushReport::new(counted.tell(), self.shared.rejections())),
-            (left, handlers) => Err(FlushError::Timeout { left, handlers }),
-        }
+        answer.await.map_err(|_| closed())?
     }
 
     /// Of a client that has ended: what became of single messages is not counted any more.
@@ -385,6 +426,7 @@ impl Client {
     /// told to give up at some point, and has: [`LogonError::GaveUp`].
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
+        self.shared.release();
         let mut status = self.shared.status.subscribe();
         let until = Instant::now().checked_add(deadline);
         let (logons, refusals) = {
@@ -449,10 +491,11 @@ impl Client {
     ///
     /// Of several calls the earliest deadline counts, and all get the same report, those that
     /// come when the client is closed included. Receipts without an outcome then say
-    /// `Unknown`. Cancelling the call does not stop the closing.
+    /// `Unknown`, those of messages among them whose acks have not come without a store. Cancelling the call does not stop the closing.
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn close(&self, deadline: Duration) -> CloseReport {
-        let until = Instant::now() + deadline.min(Duration::from_secs(86_400 * 365));
+        self.shared.release();
+        let until = Instant::now() + deadline.min(YEAR);
         let in_handler = is_handling(&self.shared);
         self.shared.closed.store(true, Ordering::Release);
         self.shared.room.notify_waiters();
@@ -483,11 +526,20 @@ impl Client {
     }
 
     /// What happens to this client from now on, behind what its store found when it was
-    /// opened, and that the store is filling up if it is.
+    /// opened, and that the store is filling up if it is. Without a failed-write handler the
+    /// first stream has the refusals of earlier runs as well that were told before it was asked
+    /// for, the latest 1,024 of them.
     pub fn events(&self) -> Events {
-        let receiver = self.shared.events.subscribe();
+        let early = self.shared.take_early();
+        let first = early.is_some();
+        let receiver = early.unwrap_or_else(|| self.shared.events.subscribe());
         let filling = self.shared.filling().clone();
-        Events::new(&self.shared.at_open, filling, receiver)
+        let mut events = Events::new(&self.shared.at_open, filling, receiver);
+        if first {
+            events.pass_to_now();
+        }
+        self.shared.release();
+        events
     }
 
     /// A look at the client as it is.
@@ -503,7 +555,7 @@ impl Client {
             gave_up: status.gave_up,
             logon_refused: status.logon_refused.clone(),
             logons: status.logons,
-            unsettled: bounds.unsettled,
+            unsettled: bounds.unsettled + self.shared.direct().waiting(),
             first_unsettled: bounds.first_unsettled,
             rejections: bounds.rejections,
             live_bytes: bounds.live_bytes,
@@ -640,6 +692,7 @@ impl Client {
 
     /// The refusals that wait, and what can be done with them.
     pub fn failed(&self) -> Failed<'_> {
+        self.shared.release();
         Failed { client: self }
     }
 

@@ -2,6 +2,7 @@
 //! nothing about acks itself.
 
 mod asks;
+mod direct;
 mod end;
 mod link;
 mod outputs;
@@ -33,7 +34,7 @@ use crate::panics;
 use crate::session::{Credentials, Session};
 use crate::shared::{CloseRequest, Shared, unix_micros};
 
-pub(crate) use asks::Ask;
+pub(crate) use asks::{Ask, Counted};
 use asks::{CommandReply, FlushReply};
 pub(crate) use end::DeathWatch;
 use readers::Readers;
@@ -86,6 +87,8 @@ pub(crate) struct Work {
     logged_on_at: Option<Instant>,
     sync_failed: bool,
     closing: Option<CloseRequest>,
+    /// Without a store: the closing waits for no word of the server but acks that were asked for.
+    flushed: bool,
     stopped: bool,
     server: String,
     /// What the meter has counted.
@@ -168,6 +171,7 @@ impl Work {
             logged_on_at: None,
             sync_failed: false,
             closing: None,
+            flushed: false,
             stopped: false,
             server: String::new(),
             counted: Totals::default(),
@@ -483,16 +487,20 @@ impl Driver {
     }
 
     fn closing_is_over(&self) -> bool {
-        self.work
-            .closing
-            .as_ref()
-            .is_some_and(|closing| Instant::now() >= closing.until)
+        let Some(closing) = &self.work.closing else {
+            return false;
+        };
+        let acked = self.work.flushed && self.shared.direct().waiting() == 0;
+        acked || Instant::now() >= closing.until
     }
 
     fn deadline(&mut self) -> Option<Instant> {
-        let in_flight = self.delivery.as_ref().map_or(0, Delivery::in_flight);
+        let wait = match &self.delivery {
+            Some(delivery) => delivery.in_flight() > 0,
+            None => self.shared.direct().is_owed(),
+        };
         let now = self.work.start.elapsed();
-        self.session.publishes_wait(now, in_flight > 0);
+        self.session.publishes_wait(now, wait);
         let session = self.session.deadline().map(|at| self.work.start + at);
         [session, self.offline_deadline()]
             .into_iter()

@@ -88,7 +88,7 @@ impl PublishError {
     /// Whether it was refused for want of room, and nothing else.
     pub(crate) fn is_for_room(&self) -> bool {
         match &self.reason {
-            PublishFailure::Full => true,
+            PublishFailure::Full | PublishFailure::Unacked(_) => true,
             PublishFailure::Store(error) => error.is_retryable(),
             _ => false,
         }
@@ -98,9 +98,10 @@ impl PublishError {
     pub fn is_retryable(&self) -> bool {
         match &self.reason {
             PublishFailure::Store(error) => error.is_retryable(),
-            PublishFailure::Full | PublishFailure::Deadline(_) | PublishFailure::NotConnected => {
-                true
-            }
+            PublishFailure::Full
+            | PublishFailure::Unacked(_)
+            | PublishFailure::Deadline(_)
+            | PublishFailure::NotConnected => true,
             PublishFailure::Message(_)
             | PublishFailure::TooLarge { .. }
             | PublishFailure::Closed => false,
@@ -138,6 +139,14 @@ pub enum PublishFailure {
     /// Without a store, the send buffer is full.
     #[error("the send buffer is full")]
     Full,
+    /// Without a store, as many messages as may wait for the acks they asked for, those refused
+    /// among them whose failed-write handler has not returned; see
+    /// [`Builder::max_in_flight`](crate::Builder::max_in_flight).
+    #[error(
+        "{0} message(s) wait for their acks, as many as may; wait for some of them, or send this \
+         one without asking for an ack"
+    )]
+    Unacked(u64),
 }
 
 /// The server has not accepted a logon yet. The client goes on trying.
@@ -184,9 +193,10 @@ fn last_attempt(last: &Option<(String, LinkEnd)>) -> String {
 #[non_exhaustive]
 pub enum FlushError {
     /// The time is over. What is left stays in the store and is sent on; handlers that run, run
-    /// on. Without a store: the server did not confirm in time.
+    /// on. Without a store: the server did not confirm in time, or did not ack what asked for
+    /// it.
     #[error(
-        "the flush was not over in time; {left} message(s) are left in the store, and the handler has not returned for {handlers} refused one(s)"
+        "the flush was not over in time; {left} message(s) are not settled, and the handler has not returned for {handlers} refused one(s)"
     )]
     Timeout {
         /// Covered by this flush and not settled.
@@ -206,7 +216,7 @@ pub enum FlushError {
 /// What became of the messages that one flush covers: those stored before it was called, but for
 /// those that an earlier flush has counted. Flushes at the same time count what they both wait
 /// for. Counts since the client was opened are in [`Client::health`](crate::Client::health).
-/// Without a store nothing is known, and all are 0.
+/// Without a store they count what became known since the flush before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlushReport {
     /// Persisted, by the server's ack.
@@ -220,6 +230,10 @@ pub struct FlushReport {
     pub left: u64,
     /// Refusals in the store that wait for the application, of any run.
     pub waiting: u64,
+    /// Without a store: messages of which nothing is known, since they asked for no ack or its
+    /// link was lost. That the server has processed them, as it confirmed, says of none whether
+    /// it was persisted or refused.
+    pub unknown: u64,
 }
 
 impl FlushReport {
@@ -230,13 +244,15 @@ impl FlushReport {
             rejected: flushed.rejected,
             left: flushed.left,
             waiting,
+            unknown: 0,
         }
     }
 
     /// Whether all is known to be well: every message this flush covers was persisted by an ack,
     /// and no refusal waits. What a logon covered may have been refused.
     pub fn all_persisted(&self) -> bool {
-        self.persisted_at_logon == 0 && self.rejected == 0 && self.left == 0 && self.waiting == 0
+        let known = self.persisted_at_logon == 0 && self.unknown == 0;
+        known && self.rejected == 0 && self.left == 0 && self.waiting == 0
     }
 }
 
@@ -245,7 +261,8 @@ impl FlushReport {
 #[non_exhaustive]
 pub struct CloseReport {
     /// Unsettled messages left in the store; the next open sends them. Without a store:
-    /// messages that were accepted and never handed to a link, which are gone.
+    /// messages that were accepted and never handed to a link, which are gone. Those that wait
+    /// for an ack are not among them: their receipts say `Unknown`.
     pub left: u64,
     /// Refusals whose failed-write handler had not returned at the deadline, or was the caller;
     /// they are offered again at the next open, unless it takes them over until then.

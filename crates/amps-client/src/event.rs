@@ -289,8 +289,8 @@ pub enum Event {
         /// Links lost in a row with it at the head.
         links: u32,
     },
-    /// A refusal that names no message of this client, or any refusal of a message sent
-    /// without a store; it cannot be attributed.
+    /// A refusal that names no message of this client, or, without a store, none that waits for
+    /// an ack; it cannot be attributed.
     /// [`Builder::publish_ids`](crate::Builder::publish_ids) makes such servers safe.
     Unattributed {
         /// The server's own number, if it sent one.
@@ -320,9 +320,9 @@ pub enum Event {
         reason: Reason,
     },
     /// A message was refused; the refusal is in the log, and waits for the failed-write handler
-    /// or an operator.
+    /// or an operator. Without a store nothing keeps it.
     Refused {
-        /// The message.
+        /// The message; 0 without a store, where its receipt and the handler say which it is.
         sequence: u64,
         /// The server's reason.
         reason: Reason,
@@ -382,9 +382,10 @@ pub enum Event {
         /// What is known of the cause.
         why: &'static str,
     },
-    /// A failed-write handler returned an error or panicked; the refusal waits.
+    /// A failed-write handler returned an error or panicked; the refusal waits. Without a store
+    /// nothing keeps it, and it is gone.
     HandlerFailed {
-        /// The message.
+        /// The message; 0 without a store.
         sequence: u64,
         /// The handler's word.
         error: String,
@@ -456,8 +457,9 @@ pub(crate) fn found_in_words(event: &Event) -> String {
 
 /// A stream of [`Event`]s. It starts with what the store found when it was opened, however
 /// late the stream is asked for, and with [`Event::Watermark`] while the backlog is above the
-/// high one; everything else it has from then on. It never holds the client up: when its reader
-/// is slow, the oldest events are dropped and counted.
+/// high one; everything else it has from then on, but that the first stream asked for has the
+/// [refusals of earlier runs](Event::Refused) that were told before. It never holds the client up:
+/// when its reader is slow, the oldest events are dropped and counted.
 #[derive(Debug)]
 pub struct Events {
     at_open: VecDeque<Event>,
@@ -475,6 +477,30 @@ impl Events {
             at_open: at_open.iter().cloned().chain(filling).collect(),
             receiver,
             dropped: 0,
+        }
+    }
+
+    /// Takes out of what was told so far what an earlier run left. No more of it is there than
+    /// the stream keeps for a slow reader.
+    pub(crate) fn pass_to_now(&mut self) {
+        let mut told = self.receiver.len() as u64;
+        while told > 0 {
+            match self.receiver.try_recv() {
+                Ok(event) => {
+                    told -= 1;
+                    if let Event::Refused {
+                        earlier_run: true, ..
+                    } = event
+                    {
+                        self.at_open.push_back(event);
+                    }
+                }
+                Err(broadcast::error::TryRecvError::Lagged(count)) => {
+                    told = told.saturating_sub(count);
+                    self.dropped += count;
+                }
+                Err(_) => return,
+            }
         }
     }
 

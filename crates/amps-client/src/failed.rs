@@ -1,12 +1,13 @@
 //! Refused messages: how the application learns of them, and takes them over.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use amps_store::{
     AppendError, EnvelopeError, Level, PublishStore, Rejection, StoreError, StoredMessage,
@@ -27,8 +28,11 @@ use crate::shared::{Shared, unix_micros};
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct FailedWrite {
-    /// Its sequence.
+    /// Its sequence; 0 without a store.
     pub sequence: u64,
+    /// Without a store: the command id that the message went out with, which
+    /// [`Receipt::command_id`](crate::Receipt::command_id) tells.
+    pub command_id: Option<String>,
     /// The server's reason, cut to 128 bytes.
     pub reason: Reason,
     /// The reason was longer.
@@ -44,7 +48,8 @@ pub struct FailedWrite {
     pub attempts: u32,
     /// The original message. `None` when its bytes are gone, which can happen to late
     /// refusals only, or when its envelope is not of a version this program knows
-    /// ([`Event::Unreadable`]): no handler is offered that one, and [`Failed::page`] shows it.
+    /// ([`Event::Unreadable`]): no handler is offered that one, and [`Failed::page`] shows it. And
+    /// always without a store, which alone would keep it.
     pub original: Option<Message>,
 }
 
@@ -60,8 +65,10 @@ pub struct UnhandledAck {
     pub kind: Option<AckKind>,
     /// What it says.
     pub status: Option<Status>,
-    /// The server's reason.
+    /// The server's reason, cut to 128 bytes.
     pub reason: Reason,
+    /// The reason was longer.
+    pub reason_cut: bool,
     /// The message concerned, if it is one of ours.
     pub sequence: Option<u64>,
     /// The server's own number, if it sent one.
@@ -191,6 +198,11 @@ struct OfferState {
     declined: BTreeSet<u64>,
     /// How often each message refused in this run was sent, until somebody took it over.
     attempts: BTreeMap<u64, u32>,
+    /// Without a store: refusals that wait for the handler, by the number of the message. No
+    /// more than may wait for acks.
+    direct: VecDeque<(u64, FailedWrite)>,
+    /// The application has the client, and the handler may be called.
+    released: bool,
     /// End once nothing is left to offer.
     finish: bool,
     /// End now.
@@ -208,6 +220,23 @@ impl Offers {
         }
         drop(state);
         self.changed.notify_one();
+    }
+
+    /// Without a store: a message was refused, and nothing but this keeps that.
+    pub(crate) fn refused_direct(&self, number: u64, failed: FailedWrite) {
+        self.lock().direct.push_back((number, failed));
+        self.changed.notify_one();
+    }
+
+    /// The handler may be called from here on.
+    pub(crate) fn release(&self) {
+        self.lock().released = true;
+        self.changed.notify_one();
+    }
+
+    /// Something became known that a flush may wait for.
+    pub(crate) fn settled(&self) {
+        self.returned.notify_waiters();
     }
 
     /// Offers everything that waits once more.
@@ -246,6 +275,15 @@ impl Offers {
         state.open(store, through).count() as u64
     }
 
+    /// Without a store: refusals of messages up to this number whose handler has not returned.
+    pub(crate) fn open_direct(&self, through: u64) -> u64 {
+        let state = self.lock();
+        let waiting = state.direct.iter().map(|(number, _)| *number);
+        let waiting = state.active.then_some(waiting).into_iter().flatten();
+        let open = state.running.into_iter().chain(waiting);
+        open.filter(|number| *number <= through).count() as u64
+    }
+
     /// Waits until the handler has returned for every refusal up to `through`, or nobody calls
     /// it any more: then they are known to wait. How many are left when the time is over.
     pub(crate) async fn returned(
@@ -254,19 +292,29 @@ impl Offers {
         through: u64,
         until: Option<Instant>,
     ) -> u64 {
+        let done = || self.lock().open(store, through).next().is_none();
+        match self.wait(until, done).await {
+            true => 0,
+            false => self.open(store, through),
+        }
+    }
+
+    /// Waits until it is done, looked at whenever a handler has returned or something was
+    /// settled; `false`: the time is over.
+    pub(crate) async fn wait(&self, until: Option<Instant>, done: impl Fn() -> bool) -> bool {
         loop {
             // Registered before the look: one that returns in between is not missed.
             let returned = self.returned.notified();
             tokio::pin!(returned);
             returned.as_mut().enable();
-            if self.lock().open(store, through).next().is_none() {
-                return 0;
+            if done() {
+                return true;
             }
             match until {
                 None => returned.await,
                 Some(until) => {
                     if timeout_at(until, returned).await.is_err() {
-                        return self.open(store, through);
+                        return done();
                     }
                 }
             }
@@ -340,7 +388,7 @@ impl Drop for Offering {
 pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
     let shared = &offering.0;
     let Some(watched) = shared.watched.clone() else {
-        return;
+        return offer_direct(shared, &handler).await;
     };
     let mut durable = BTreeSet::new();
     while let Some(rejection) = next_offer(shared, watched.store.as_ref()).await {
@@ -374,13 +422,7 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
             continue;
         }
         let failed = failed_write(shared, watched.store.as_ref(), rejection);
-        let call = handler.clone();
-        let run = HANDLING.scope(identity(shared), async move { call(failed).await });
-        let span = tracing::info_span!("failed_write", sequence);
-        let result = match tokio::spawn(run.instrument(span)).await {
-            Ok(result) => result,
-            Err(error) => Err(panicked(error)),
-        };
+        let result = call(shared, &handler, failed).await;
         let error = match result {
             Ok(()) => match watched.store.accept(sequence) {
                 Ok(_) => None,
@@ -403,6 +445,57 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
     }
 }
 
+/// The same without a store: each refusal once, in order of arrival, and then it is gone.
+async fn offer_direct(shared: &Arc<Shared>, handler: &Handler) {
+    while let Some((number, failed)) = next_direct(shared).await {
+        let command_id = failed.command_id.clone();
+        if let Err(error) = call(shared, handler, failed).await {
+            let error = error.to_string();
+            tracing::warn!(command_id, %error, "a refused message was not taken over");
+            shared.event(Event::HandlerFailed { sequence: 0, error });
+        }
+        shared.offers.is_through(number, false);
+        shared.handled_direct();
+    }
+}
+
+async fn next_direct(shared: &Shared) -> Option<(u64, FailedWrite)> {
+    loop {
+        {
+            let mut state = shared.offers.lock();
+            if state.stop {
+                return None;
+            }
+            if let Some((number, failed)) = state.direct.pop_front() {
+                state.running = Some(number);
+                return Some((number, failed));
+            }
+            if state.finish {
+                return None;
+            }
+        }
+        shared.offers.changed.notified().await;
+    }
+}
+
+/// Calls the handler on a task of its own, so that its panic ends nothing else.
+async fn call(
+    shared: &Arc<Shared>,
+    handler: &Handler,
+    failed: FailedWrite,
+) -> Result<(), HandlerError> {
+    let call = handler.clone();
+    let span = match &failed.command_id {
+        Some(command_id) => tracing::info_span!("failed_write", command_id),
+        None => tracing::info_span!("failed_write", sequence = failed.sequence),
+    };
+    let run = HANDLING.scope(identity(shared), async move { call(failed).await });
+    match tokio::spawn(run.instrument(span)).await {
+        Ok(result) => result,
+        Err(error) => Err(panicked(error)),
+    }
+}
+
 async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejection> {
     loop {
         {
@@ -410,7 +503,7 @@ async fn next_offer(shared: &Shared, store: &dyn PublishStore) -> Option<Rejecti
             if state.stop {
                 return None;
             }
-            loop {
+            while state.released {
                 let page = store.rejections(state.from, PAGE);
                 let Some(last) = page.last().map(|rejection| rejection.sequence) else {
                     break;
@@ -458,6 +551,7 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
     };
     FailedWrite {
         sequence,
+        command_id: None,
         reason: Reason::new(rejection.reason),
         reason_cut: rejection.reason_cut,
         at: rejection.at,
@@ -564,21 +658,21 @@ impl Failed<'_> {
         Ok(appended.map(|appended| appended.sequence))
     }
 
-    /// As [`requeue`](Self::requeue), but waits for room until `deadline` at the latest; not
-    /// inside a handler, which must not wait for what it may itself hold up.
+    /// As [`requeue`](Self::requeue), but waits for room as long as `timeout`; not inside a handler, which must not wait for what it may itself hold up.
     ///
     /// Cancel safe: cancelled while it waits, nothing happened.
     ///
     /// # Errors
-    /// As [`requeue`](Self::requeue), with the last of them once the deadline passed.
+    /// As [`requeue`](Self::requeue), with the last of them once the time is over.
     ///
     /// # Panics
     /// When it waits outside a tokio runtime with a clock.
     pub async fn requeue_wait(
         &self,
         sequence: u64,
-        deadline: Instant,
+        timeout: Duration,
     ) -> Result<Option<u64>, AppendError> {
+        let deadline = Instant::now().checked_add(timeout);
         let shared = &self.client.shared;
         let mut waits = false;
         loop {
@@ -591,8 +685,14 @@ impl Failed<'_> {
                     if !std::mem::replace(&mut waits, true) {
                         shared.meter.waits_for_room();
                     }
-                    if timeout_at(deadline, room).await.is_err() {
-                        return Err(error);
+                    match deadline {
+                        // A time that overflows is no limit.
+                        None => room.await,
+                        Some(deadline) => {
+                            if timeout_at(deadline, room).await.is_err() {
+                                return Err(error);
+                            }
+                        }
                     }
                 }
                 done => return done,

@@ -33,6 +33,18 @@
 //! # }
 //! ```
 //!
+//! # Without a store
+//!
+//! A client without a store sends what it is given while it is logged on, under no number, and
+//! forgets it. A message may ask for an ack of its own ([`Message::ask_ack`]). Then it carries a
+//! command id, and an ack that names this id on the same link settles it: nothing else does, least
+//! of all one on another link. Its [`Receipt`] says [`Outcome::Persisted`] or
+//! [`Outcome::Rejected`], and [`Outcome::Unknown`] when the link or the client ends first. A refusal
+//! goes to the failed-write handler, without the message ([`FailedWrite::command_id`] tells which it
+//! was), or without one to the last-chance handler; nothing keeps it for later. So many messages
+//! may wait as [`Builder::max_in_flight`] says, and never more than 65,536: where one more would,
+//! [`Client::send`] waits, and [`Client::try_send`] says [`PublishFailure::Unacked`].
+//!
 //! # Tracing
 //!
 //! What the client does stands in a `tracing` span `amps_client`, with the name in `client`;
@@ -78,6 +90,7 @@ pub mod chooser;
 mod client;
 pub mod connector;
 pub mod delivery;
+mod direct;
 mod doorbell;
 mod driver;
 mod error;
@@ -86,6 +99,7 @@ mod failed;
 mod helper;
 mod message;
 mod meter;
+mod opening;
 mod outage;
 mod panics;
 pub mod protocol;

@@ -13,14 +13,15 @@ use bytes::Bytes;
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Message {
     operation: Operation,
-    topic: Cow<'static, str>,
-    data: Bytes,
+    topic: String,
+    payload: Bytes,
     user_tag: Bytes,
     correlation_id: Option<String>,
     expiration: Option<u32>,
     sow_key: Option<String>,
     selector: Option<String>,
     options: Option<String>,
+    ask_ack: bool,
 }
 
 amps_store::debug_with_excerpt!(
@@ -33,36 +34,34 @@ amps_store::debug_with_excerpt!(
         expiration,
         sow_key,
         selector,
-        options
+        options,
+        ask_ack
     ],
-    data
+    payload
 );
 
 impl Message {
-    /// Publishes `data` to `topic`, a literal name (AMPS does not interpret regular
+    /// Publishes `payload` to `topic`, a literal name (AMPS does not interpret regular
     /// expressions in a publish, `amps-protocol.md` §2).
-    pub fn publish(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
+    pub fn publish(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
         Message {
             topic: topic.into(),
-            data: data.into(),
+            payload: payload.into(),
             ..Message::default()
         }
     }
 
-    /// Merges `data` into the record of `topic` that it identifies.
-    pub fn delta_publish(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
+    /// Merges `payload` into the record of `topic` that it identifies.
+    pub fn delta_publish(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
         Message {
             operation: Operation::DeltaPublish,
-            ..Message::publish(topic, data)
+            ..Message::publish(topic, payload)
         }
     }
 
     /// Deletes the records of `topic` that match `filter`. After a resend the filter acts
     /// on the records as they are then.
-    pub fn sow_delete_by_filter(
-        topic: impl Into<Cow<'static, str>>,
-        filter: impl Into<String>,
-    ) -> Self {
+    pub fn sow_delete_by_filter(topic: impl Into<String>, filter: impl Into<String>) -> Self {
         Message {
             operation: Operation::SowDeleteByFilter,
             selector: Some(filter.into()),
@@ -73,7 +72,7 @@ impl Message {
     /// Deletes the records of `topic` with these keys. They are the server's own SOW
     /// keys, not values of a field (`amps-protocol.md` §4.3).
     pub fn sow_delete_by_keys<K: AsRef<str>>(
-        topic: impl Into<Cow<'static, str>>,
+        topic: impl Into<String>,
         keys: impl IntoIterator<Item = K>,
     ) -> Self {
         let mut list = String::new();
@@ -90,11 +89,11 @@ impl Message {
         }
     }
 
-    /// Deletes the record of `topic` that `data` identifies.
-    pub fn sow_delete_by_data(topic: impl Into<Cow<'static, str>>, data: impl Into<Bytes>) -> Self {
+    /// Deletes the record of `topic` that `payload` identifies.
+    pub fn sow_delete_by_data(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
         Message {
             operation: Operation::SowDeleteByData,
-            ..Message::publish(topic, data)
+            ..Message::publish(topic, payload)
         }
     }
 
@@ -136,6 +135,20 @@ impl Message {
         self
     }
 
+    /// Asks the server for an ack of this very message where there is no store: the
+    /// [`Receipt`](crate::Receipt) then says what became of it, and a refusal reaches the
+    /// failed-write handler or the last-chance handler. It goes out with a command id, which its
+    /// ack must name, on the same link: when that is lost first, the outcome is
+    /// [`Unknown`](crate::Outcome::Unknown). A server that conflates the acks of this topic names
+    /// nobody in them, and leaves such a receipt to the end of the link.
+    ///
+    /// With a store every message is acked anyway, and this changes nothing.
+    #[must_use]
+    pub fn ask_ack(mut self) -> Self {
+        self.ask_ack = true;
+        self
+    }
+
     /// What the server is asked to do.
     pub fn operation(&self) -> Operation {
         self.operation
@@ -146,64 +159,11 @@ impl Message {
         &self.topic
     }
 
-    /// The payload; empty for deletes by filter or keys.
-    pub fn data(&self) -> &Bytes {
-        &self.data
-    }
-
-    /// The application's mark, empty if none was set.
-    pub fn tag(&self) -> &[u8] {
-        &self.user_tag
-    }
-
-    /// The correlation id.
-    pub fn correlation(&self) -> Option<&str> {
-        self.correlation_id.as_deref()
-    }
-
-    /// Lifetime of the record in seconds.
-    pub fn lifetime(&self) -> Option<u32> {
-        self.expiration
-    }
-
-    /// The explicit SOW key.
-    pub fn key(&self) -> Option<&str> {
-        self.sow_key.as_deref()
-    }
-
-    /// Filter or keys of a delete.
-    pub fn selector(&self) -> Option<&str> {
-        self.selector.as_deref()
-    }
-
-    /// Options of the command.
-    pub fn command_options(&self) -> Option<&str> {
-        self.options.as_deref()
-    }
-
-    /// The same message as it stands in a store. `None` if its envelope cannot be read.
-    pub fn from_stored(stored: &StoredMessage) -> Option<Self> {
-        let envelope = stored.envelope().ok()?.into_owned();
-        Some(Message {
-            operation: envelope.operation,
-            topic: envelope.topic,
-            data: Bytes::copy_from_slice(stored.payload()),
-            user_tag: Bytes::from(envelope.user_tag.into_owned()),
-            correlation_id: envelope.correlation_id.map(Cow::into_owned),
-            expiration: envelope.expiration,
-            sow_key: envelope.sow_key.map(Cow::into_owned),
-            selector: envelope.selector.map(Cow::into_owned),
-            options: envelope.options.map(Cow::into_owned),
-        })
-    }
-
-    /// Bytes of it that go out, the names of its fields apart.
-    pub(crate) fn size(&self) -> usize {
-        size(&self.envelope(0), &self.data)
-    }
-
-    /// The envelope to store it with, borrowing from the message.
-    pub(crate) fn envelope(&self, published_at: u64) -> Envelope<'_> {
+    /// Everything about the message but its payload, under the names by which it is set and in
+    /// the form that a store gives it back ([`StoredMessage::envelope`]): `user_tag`,
+    /// `correlation_id`, `expiration`, `sow_key`, `selector` (filter or keys of a delete) and
+    /// `options`. `published_at` is 0 until the message is stored.
+    pub fn envelope(&self) -> Envelope<'_> {
         Envelope {
             operation: self.operation,
             topic: Cow::Borrowed(&self.topic),
@@ -212,10 +172,82 @@ impl Message {
             sow_key: self.sow_key.as_deref().map(Cow::Borrowed),
             selector: self.selector.as_deref().map(Cow::Borrowed),
             options: self.options.as_deref().map(Cow::Borrowed),
-            published_at,
+            published_at: 0,
             user_tag: Cow::Borrowed(&self.user_tag),
             origin: Origin::Publish,
         }
+    }
+
+    /// The payload; empty for deletes by filter or keys.
+    pub fn payload(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// Filter or keys of a delete.
+    pub fn selector(&self) -> Option<&str> {
+        self.selector.as_deref()
+    }
+
+    /// The payload, under its former name.
+    #[deprecated(note = "it is `payload`, as in a store")]
+    pub fn data(&self) -> &Bytes {
+        &self.payload
+    }
+
+    /// The application's mark, under its former name.
+    #[deprecated(note = "it is `envelope().user_tag`, as in a store")]
+    pub fn tag(&self) -> &[u8] {
+        &self.user_tag
+    }
+
+    /// The correlation id, under its former name.
+    #[deprecated(note = "it is `envelope().correlation_id`, as in a store")]
+    pub fn correlation(&self) -> Option<&str> {
+        self.correlation_id.as_deref()
+    }
+
+    /// Lifetime of the record in seconds, under its former name.
+    #[deprecated(note = "it is `envelope().expiration`, as in a store")]
+    pub fn lifetime(&self) -> Option<u32> {
+        self.expiration
+    }
+
+    /// The explicit SOW key, under its former name.
+    #[deprecated(note = "it is `envelope().sow_key`, as in a store")]
+    pub fn key(&self) -> Option<&str> {
+        self.sow_key.as_deref()
+    }
+
+    /// Options of the command, under their former name.
+    #[deprecated(note = "they are `envelope().options`, as in a store")]
+    pub fn command_options(&self) -> Option<&str> {
+        self.options.as_deref()
+    }
+
+    pub(crate) fn asks_for_ack(&self) -> bool {
+        self.ask_ack
+    }
+
+    /// The same message as it stands in a store. `None` if its envelope cannot be read.
+    pub fn from_stored(stored: &StoredMessage) -> Option<Self> {
+        let envelope = stored.envelope().ok()?.into_owned();
+        Some(Message {
+            operation: envelope.operation,
+            topic: envelope.topic.into_owned(),
+            payload: Bytes::copy_from_slice(stored.payload()),
+            user_tag: Bytes::from(envelope.user_tag.into_owned()),
+            correlation_id: envelope.correlation_id.map(Cow::into_owned),
+            expiration: envelope.expiration,
+            sow_key: envelope.sow_key.map(Cow::into_owned),
+            selector: envelope.selector.map(Cow::into_owned),
+            options: envelope.options.map(Cow::into_owned),
+            ask_ack: false,
+        })
+    }
+
+    /// Bytes of it that go out, the names of its fields apart.
+    pub(crate) fn size(&self) -> usize {
+        size(&self.envelope(), &self.payload)
     }
 
     /// Whether a server would understand this message. Every publish checks it before the

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use amps_store::{PublishStore, StoreError};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 use crate::delivery::Via;
 use crate::protocol::Reason;
@@ -22,13 +22,14 @@ pub enum Outcome {
         /// The evidence.
         via: Via,
     },
-    /// The server refused it; the refusal is in the store until it is accepted.
+    /// The server refused it; the refusal is in the store, if there is one, until it is accepted.
     Rejected {
         /// The server's reason.
         reason: Reason,
     },
-    /// Nothing is known: it is still in the store and will be resent, or it was sent
-    /// without a store.
+    /// Nothing is known: it is still in the store and will be resent. Or it was sent without a
+    /// store, and no ack was asked for ([`Message::ask_ack`](crate::Message::ask_ack)), or its
+    /// link or the client ended before the ack came.
     Unknown,
 }
 
@@ -37,9 +38,25 @@ pub enum Outcome {
 /// dropped costs nothing, and says nothing about the message, which stays on its way.
 pub struct Receipt {
     sequence: u64,
-    held: Option<Arc<Held>>,
+    of: Of,
     /// Its waker is in the book.
     waits: bool,
+}
+
+/// Where its outcome comes from.
+enum Of {
+    /// Nowhere: sent without a store and without asking.
+    Nothing,
+    Stored(Arc<Held>),
+    Asked(Box<Asked>),
+}
+
+/// Without a store: the ack that one message asked for.
+struct Asked {
+    command_id: String,
+    told: oneshot::Receiver<Outcome>,
+    /// What it said, for who asks again.
+    outcome: Option<Outcome>,
 }
 
 /// Counts the receipts of a chunk of numbers that are held, in that they hold it; so that one
@@ -94,10 +111,34 @@ impl Watched {
 impl Receipt {
     /// For a message that went out without a store.
     pub(crate) fn unknown() -> Self {
+        Receipt::of(0, Of::Nothing)
+    }
+
+    /// For one that asked for an ack.
+    pub(crate) fn asked(command_id: String, told: oneshot::Receiver<Outcome>) -> Self {
+        let asked = Asked {
+            command_id,
+            told,
+            outcome: None,
+        };
+        Receipt::of(0, Of::Asked(Box::new(asked)))
+    }
+
+    fn of(sequence: u64, of: Of) -> Self {
         Receipt {
-            sequence: 0,
-            held: None,
+            sequence,
+            of,
             waits: false,
+        }
+    }
+
+    /// Without a store, of a message that [asked for an ack](crate::Message::ask_ack): the id it
+    /// went out with, by which [`FailedWrite`](crate::FailedWrite) and
+    /// [`UnhandledAck`](crate::UnhandledAck) name it. No other message of this client has it.
+    pub fn command_id(&self) -> Option<&str> {
+        match &self.of {
+            Of::Asked(asked) => Some(&asked.command_id),
+            Of::Nothing | Of::Stored(_) => None,
         }
     }
 
@@ -117,7 +158,7 @@ impl Receipt {
     /// message undurable, or the message went out without a store, which makes nothing
     /// durable ([`StoreError::Closed`]).
     pub async fn durable(&self) -> Result<(), StoreError> {
-        let Some(held) = &self.held else {
+        let Of::Stored(held) = &self.of else {
             return Err(StoreError::Closed);
         };
         let watched = &held.watched;
@@ -145,18 +186,34 @@ impl Future for Receipt {
     type Output = Outcome;
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
-        let Some(held) = &self.held else {
-            return Poll::Ready(Outcome::Unknown);
+        let receipt = &mut *self;
+        let held = match &mut receipt.of {
+            Of::Nothing => return Poll::Ready(Outcome::Unknown),
+            Of::Asked(asked) => return asked.poll(cx),
+            Of::Stored(held) => held,
         };
-        let polled = held.watched.book.poll(self.sequence, cx.waker());
-        self.waits |= polled.is_pending();
+        let polled = held.watched.book.poll(receipt.sequence, cx.waker());
+        receipt.waits |= polled.is_pending();
         polled
+    }
+}
+
+impl Asked {
+    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
+        if let Some(outcome) = &self.outcome {
+            return Poll::Ready(outcome.clone());
+        }
+        let told = std::task::ready!(Pin::new(&mut self.told).poll(cx));
+        // Dropped unsaid: its link is gone, or the client.
+        let outcome = told.unwrap_or(Outcome::Unknown);
+        self.outcome = Some(outcome.clone());
+        Poll::Ready(outcome)
     }
 }
 
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if let (true, Some(held)) = (self.waits, &self.held) {
+        if let (true, Of::Stored(held)) = (self.waits, &self.of) {
             held.watched.book.waits_no_more(self.sequence);
         }
     }
@@ -204,12 +261,8 @@ impl Watched {
     ) -> Result<Receipt, E> {
         let mut state = self.book.lock();
         let sequence = append()?;
-        let held = Some(state.hold(sequence, self));
-        Ok(Receipt {
-            sequence,
-            held,
-            waits: false,
-        })
+        let held = state.hold(sequence, self);
+        Ok(Receipt::of(sequence, Of::Stored(held)))
     }
 }
 

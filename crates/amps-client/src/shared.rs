@@ -9,6 +9,7 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::Instant;
 
 use crate::delivery::{Flushed, Totals};
+use crate::direct::Direct;
 use crate::doorbell::Doorbell;
 use crate::driver::Ask;
 use crate::error::{CloseReport, PublishFailure};
@@ -17,7 +18,7 @@ use crate::failed::Offers;
 use crate::helper::Helper;
 use crate::message::{Message, size};
 use crate::meter::Meter;
-use crate::protocol::{Publish, Reason};
+use crate::protocol::Reason;
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
 
@@ -49,6 +50,8 @@ pub(crate) struct Shared {
     pub(crate) end: Arc<watch::Sender<End>>,
     /// The client is in the application's hands.
     pub(crate) opened: AtomicBool,
+    /// For the first stream of events: from before anything was told of earlier runs.
+    pub(crate) early: Mutex<Option<broadcast::Receiver<Event>>>,
     /// Refusals of earlier runs may wait until the last-chance handler has room for them.
     pub(crate) untold: AtomicBool,
     pub(crate) closed: AtomicBool,
@@ -121,20 +124,6 @@ pub(crate) enum End {
     Failed,
 }
 
-/// Messages on their way without a store.
-#[derive(Debug, Default)]
-pub(crate) struct Direct {
-    pub(crate) bytes: Vec<u8>,
-    /// How many they are.
-    pub(crate) messages: u64,
-    /// Flushes among them: they go in however full it is, but not without bound.
-    pub(crate) flushes: usize,
-    pub(crate) open: bool,
-}
-
-/// Bytes a client without a store holds for the link.
-const DIRECT_LIMIT: usize = 1 << 20;
-
 impl Shared {
     pub(crate) fn store(&self) -> Option<&Arc<dyn PublishStore>> {
         self.watched.as_ref().map(|watched| &watched.store)
@@ -149,7 +138,11 @@ impl Shared {
     pub(crate) fn accept(&self, message: &Message) -> Result<Receipt, PublishFailure> {
         message.check()?;
         match &self.watched {
-            Some(watched) => self.append(watched, &message.envelope(unix_micros()), message.data()),
+            Some(watched) => {
+                let mut envelope = message.envelope();
+                envelope.published_at = unix_micros();
+                self.append(watched, &envelope, message.payload())
+            }
             None => self.send_direct(message),
         }
     }
@@ -172,49 +165,7 @@ impl Shared {
         Ok(receipt)
     }
 
-    fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
-        use amps_store::Operation;
-        self.may_publish(message.size())?;
-        let mut direct = self.direct();
-        if !direct.open {
-            return Err(PublishFailure::NotConnected);
-        }
-        if direct.bytes.len() >= DIRECT_LIMIT {
-            return Err(PublishFailure::Full);
-        }
-        let encoded = match message.operation() {
-            Operation::Publish | Operation::DeltaPublish => Publish {
-                delta: message.operation() == Operation::DeltaPublish,
-                expiration: message.lifetime(),
-                options: message.command_options(),
-                correlation_id: message.correlation(),
-                sow_key: message.key(),
-                ..Publish::new(message.topic(), message.data())
-            }
-            .encode(&mut direct.bytes),
-            operation => crate::wire::delete(
-                operation,
-                message.topic(),
-                message.selector(),
-                message.command_options(),
-                message.data(),
-            )
-            .encode(&mut direct.bytes),
-        };
-        direct.messages += u64::from(encoded.is_ok());
-        drop(direct);
-        if encoded.is_err() {
-            let bytes = message.size();
-            return Err(PublishFailure::TooLarge {
-                bytes,
-                max: u32::MAX as usize,
-            });
-        }
-        self.doorbell.ring_for_message();
-        Ok(Receipt::unknown())
-    }
-
-    fn may_publish(&self, bytes: usize) -> Result<(), PublishFailure> {
+    pub(crate) fn may_publish(&self, bytes: usize) -> Result<(), PublishFailure> {
         if self.closed.load(Ordering::Acquire) {
             return Err(PublishFailure::Closed);
         }
@@ -272,13 +223,25 @@ impl Shared {
         }
     }
 
+    /// The client is in the application's hands: what waited for that begins.
+    pub(crate) fn release(&self) {
+        if !self.opened.swap(true, Ordering::AcqRel) {
+            self.offers.release();
+            self.doorbell.ring_always();
+        }
+    }
+
+    /// The receiver for the first stream of events, once.
+    pub(crate) fn take_early(&self) -> Option<broadcast::Receiver<Event>> {
+        self.early
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
     pub(crate) fn event(&self, event: Event) {
         // Nobody listening is no error.
         let _ = self.events.send(event);
-    }
-
-    pub(crate) fn direct(&self) -> MutexGuard<'_, Direct> {
-        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Asks the driver for something that needs no place in its queue.

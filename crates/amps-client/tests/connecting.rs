@@ -242,8 +242,6 @@ async fn options_that_cannot_be_meant_are_refused() {
     }
     let builder = pair().0.chooser(Names(server(), 1));
     assert!(refused(builder).await.contains("chooser"));
-    let builder = pair().0.on_failed_write(|_| async { Ok(()) });
-    assert!(refused(builder).await.contains("needs a store"));
 }
 
 /// Opens nothing, and says so beforehand.

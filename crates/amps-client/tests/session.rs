@@ -337,7 +337,7 @@ async fn without_a_store_messages_are_sent_and_forgotten() {
     let client = builder.open().await.unwrap();
     let error = client.publish("orders", "early").await.unwrap_err();
     assert!(matches!(error.reason, PublishFailure::NotConnected));
-    assert_eq!(&error.message.data()[..], b"early");
+    assert_eq!(&error.message.payload()[..], b"early");
     let mut peer = Peer::logged_on(&mut listener, 7).await;
     client.wait_logged_on(LONG).await.unwrap();
     let receipt = client.publish("orders", "one").await.unwrap();
@@ -491,7 +491,7 @@ async fn without_a_store_a_lost_link_takes_its_messages_along_and_says_so() {
         matches!(error.reason, PublishFailure::NotConnected),
         "{error}"
     );
-    assert_eq!(&error.message.data()[..], b"waits");
+    assert_eq!(&error.message.payload()[..], b"waits");
     let unsent = loop {
         if let Event::Unsent { messages } = events.next().await.unwrap() {
             break messages;

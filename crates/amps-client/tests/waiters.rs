@@ -101,8 +101,7 @@ async fn publishes_and_requeues_of_every_size_wait_for_the_same_room() {
         waiting.push(started(Box::pin(client.send(big(bytes)))).await);
     }
     let failed = client.failed();
-    let until = tokio::time::Instant::now() + LONG;
-    let requeue = started(Box::pin(failed.requeue_wait(2, until))).await;
+    let requeue = started(Box::pin(failed.requeue_wait(2, LONG))).await;
     let again = client.failed().requeue(1).unwrap().unwrap();
     peer.publishes_to(again).await;
     // From here on whatever comes is taken, and so everybody finds room in turn.
@@ -143,7 +142,7 @@ fn threads_that_wait_for_room_are_woken_as_well() {
     let threads: Vec<_> = [BIG, 3 * BIG, 2 * BIG]
         .map(|bytes| {
             let client = client.clone();
-            std::thread::spawn(move || client.send_deadline(big(bytes), Instant::now() + LONG))
+            std::thread::spawn(move || client.send_deadline(big(bytes), LONG))
         })
         .into();
     while turned_away.load(Ordering::SeqCst) < before + 3 {

@@ -159,8 +159,7 @@ impl Feeder<'_> {
     /// Stores a line; `None` when it is not to be stored any more.
     async fn send(&mut self, line: &Line) -> Option<Result<Receipt, PublishError>> {
         let message = (self.input.message)(line);
-        let deadline = Instant::now() + self.patience;
-        let mut sending = std::pin::pin!(self.client.send_deadline(message, deadline));
+        let mut sending = std::pin::pin!(self.client.send_deadline(message, self.patience));
         loop {
             tokio::select! {
                 biased;

@@ -258,7 +258,7 @@ impl Driver {
                 };
                 drop(reply.send(result));
             }
-            CommandReply::Close => self.work.stopped = true,
+            CommandReply::Close => self.work.flushed = true,
         }
     }
 

@@ -42,7 +42,7 @@ impl Drop for DeathWatch {
         self.shared.meter.connected(false);
         tracing::error!(client = %self.shared.name, why, "the client ended without being closed");
         self.shared.closed.store(true, Ordering::Release);
-        self.shared.direct().open = false;
+        self.shared.direct().lose();
         self.shared.offers.stop();
         if let Some(watched) = &self.shared.watched {
             watched.close();
@@ -66,15 +66,11 @@ impl Drop for DeathWatch {
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// Without a store: takes no more messages for this link, and says how many of them it
-    /// never took.
+    /// Without a store: takes no more messages for this link, waits for no more acks, and says
+    /// how many messages it never took.
     pub(super) fn close_direct(&mut self) -> u64 {
-        let mut direct = self.shared.direct();
-        direct.open = false;
-        direct.bytes.clear();
-        direct.flushes = 0;
-        let unsent = std::mem::take(&mut direct.messages);
-        drop(direct);
+        let unsent = self.shared.direct().lose();
+        self.shared.offers.settled();
         // Who waits for room in it learns that there is no link.
         self.shared.room.notify_waiters();
         if unsent > 0 {
@@ -115,7 +111,11 @@ impl Driver {
             let _ = tokio::time::timeout_at(until, task).await;
         }
         let store = self.shared.store();
-        let handlers = store.map_or(0, |store| self.shared.offers.open(store.as_ref(), u64::MAX));
+        let offers = &self.shared.offers;
+        let handlers = match store {
+            Some(store) => offers.open(store.as_ref(), u64::MAX),
+            None => offers.open_direct(u64::MAX),
+        };
         self.shared.offers.stop();
         // The last look, while the store can be read.
         self.work.gauges_at = Duration::ZERO;

@@ -84,6 +84,10 @@ fn unhandled(header: &Header<'_>) -> UnhandledAck {
         kind: header.ack_kind(),
         status: header.status,
         reason: header.reason(),
+        reason_cut: header
+            .reason_text
+            .as_deref()
+            .is_some_and(|text| text.len() > cut(text).len()),
         sequence: None,
         figure: header.sequence,
         command_id: header.command_id.as_deref().map(|id| cut(id).to_owned()),
@@ -274,8 +278,7 @@ impl Driver {
         if direct.bytes.is_empty() || !direct.open {
             return;
         }
-        direct.messages = 0;
-        direct.flushes = 0;
+        direct.handed_over();
         if out.bytes.is_empty() {
             std::mem::swap(&mut out.bytes, &mut direct.bytes);
         } else {

@@ -149,6 +149,10 @@ impl Driver {
             self.work.earlier_from = Some(from);
             self.work.told = self.work.told.split_off(&from);
         }
+        if from == 0 {
+            // The first stream of events has missed nothing.
+            drop(self.shared.take_early());
+        }
         self.shared.untold.store(false, Ordering::Release);
         self.work.earlier_from = None;
         self.work.told.clear();
@@ -167,6 +171,7 @@ impl Driver {
             kind: None,
             status: Some(Status::Failure),
             reason,
+            reason_cut: found.reason_cut,
             sequence: Some(sequence),
             figure: None,
             command_id: None,
@@ -196,6 +201,7 @@ impl Driver {
             kind: ack.and_then(|ack| ack.kind),
             status: Some(Status::Failure),
             reason,
+            reason_cut: ack.is_some_and(|ack| ack.reason_cut),
             sequence,
             figure: figure.or(ack.and_then(|ack| ack.figure)),
             command_id: ack.and_then(|ack| ack.command_id.clone()),
@@ -205,24 +211,17 @@ impl Driver {
         });
     }
 
-    /// Passes on an ack that belongs to nothing. Without a store, a refusal without a
-    /// command id is the only word about a publish that there will ever be.
+    /// Passes on an ack that belongs to nothing, unless it is the one that a message without a
+    /// store asked for.
     pub(super) fn nobodys(&mut self, ack: UnhandledAck) {
-        let refused =
-            ack.command == "ack" && ack.status == Some(Status::Failure) && ack.command_id.is_none();
-        if self.delivery.is_none() && refused {
-            tracing::error!(figure = ack.figure, reason = %ack.reason, "a message was refused; without a store nothing says which");
-            let mut totals = self.shared.totals();
-            totals.unattributed += 1;
-            self.shared.set_totals(totals);
-            self.shared.meter.unattributed();
-            self.shared.event(Event::Unattributed {
-                figure: ack.figure,
-                reason: ack.reason.clone(),
-            });
-        } else {
-            tracing::debug!(%ack, "nothing takes it");
-        }
+        let ack = match self.delivery {
+            Some(_) => ack,
+            None => match self.direct_ack(ack) {
+                Some(ack) => ack,
+                None => return,
+            },
+        };
+        tracing::debug!(%ack, "nothing takes it");
         self.unhandled(ack);
     }
 

@@ -24,7 +24,8 @@ pub struct SessionConfig {
     /// Time for the answer to any other command.
     pub command_timeout: Duration,
     /// Publishes come from a store. Without one no ack can be about a message that is kept,
-    /// and those for publishes are [`Received::Unhandled`].
+    /// and those for publishes are [`Received::Unhandled`]; whether one answers a publish that
+    /// asked for it, decides who sent that.
     pub stored: bool,
     /// Publishes carry their sequence as command id; then such an id in an ack names one.
     pub publish_ids: bool,

@@ -19,6 +19,8 @@ use crate::subscribe::{Answer, DeliveredKind, Request, Subscribe};
 
 use silence::Silence;
 
+pub(crate) use route::is_of_a_publish;
+
 pub use api::{Credentials, Expired, Received, ServerInfo, SessionConfig};
 pub use silence::DEFAULT_HEARTBEAT;
 
@@ -507,8 +509,13 @@ impl Named {
     }
 }
 
+/// Whether an ack's command id has the form of the session's own: it is about no publish.
+pub(crate) fn is_of_a_command(id: &str) -> bool {
+    matches!(Named::by(Some(id), false), Named::Own(_))
+}
+
 /// A number as this client writes it: what it did not write it does not take for its own.
-fn number(text: &str) -> Option<u64> {
+pub(crate) fn number(text: &str) -> Option<u64> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let plain = digits && (text == "0" || !text.starts_with('0'));
     plain.then(|| text.parse().ok()).flatten()

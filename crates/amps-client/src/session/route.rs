@@ -392,7 +392,7 @@ impl Placed {
 }
 
 /// Whether a refusal of this kind can be one of a publish.
-fn is_of_a_publish(kind: Option<AckKind>) -> bool {
+pub(crate) fn is_of_a_publish(kind: Option<AckKind>) -> bool {
     matches!(kind, None | Some(AckKind::Persisted | AckKind::Processed))
 }
 

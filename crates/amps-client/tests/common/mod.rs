@@ -247,7 +247,7 @@ pub fn fill(client: &Client) -> u64 {
             continue;
         };
         assert!(error.is_retryable(), "{error}");
-        assert_eq!(error.message.data().len(), 1000, "handed back");
+        assert_eq!(error.message.payload().len(), 1000, "handed back");
         match error.reason {
             PublishFailure::Store(AppendError::Full { .. }) => return count,
             _ => std::thread::yield_now(),

@@ -1,0 +1,73 @@
+//! The moment from which a client is in the application's hands.
+
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Weak;
+use std::task::{Context, Poll};
+
+use crate::builder::Builder;
+use crate::client::Client;
+use crate::error::OpenError;
+use crate::shared::Shared;
+
+/// Holds back what is told of earlier runs: a handler that was called while the client opens
+/// could not have the client yet. Dropped with the client in the application's hands, it lets
+/// that begin; the first call that waits for it does so as well.
+pub(crate) struct Release {
+    shared: Weak<Shared>,
+    opened: bool,
+}
+
+impl Release {
+    pub(crate) fn new(shared: Weak<Shared>) -> Self {
+        Release {
+            shared,
+            opened: false,
+        }
+    }
+
+    /// The client is about to be handed over. Without this, opening it failed after all.
+    pub(crate) fn opened(&mut self) {
+        self.opened = true;
+    }
+}
+
+impl Drop for Release {
+    fn drop(&mut self) {
+        if let (true, Some(shared)) = (self.opened, self.shared.upgrade()) {
+            shared.release();
+        }
+    }
+}
+
+/// What [`Builder::open`] gives. Its end is behind that of the call: it is dropped when it has
+/// given the client away, which no code inside a future can wait for.
+pub(crate) struct Opening {
+    builder: Option<Builder>,
+    release: Option<Release>,
+}
+
+impl Opening {
+    pub(crate) fn new(builder: Builder) -> Self {
+        Opening {
+            builder: Some(builder),
+            release: None,
+        }
+    }
+}
+
+impl Future for Opening {
+    type Output = Result<Client, OpenError>;
+
+    fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
+        let Some(builder) = self.builder.take() else {
+            // It has said what it had to say.
+            return Poll::Pending;
+        };
+        Poll::Ready(builder.start().map(|(client, mut release)| {
+            release.opened();
+            self.release = Some(release);
+            client
+        }))
+    }
+}
