@@ -302,13 +302,14 @@ async fn over_a_network_that_delays() {
     let (sandbox, proxy) = behind_a_proxy().await;
     let delay = Duration::from_secs(3);
     proxy.set(Weather::Delay(delay));
+    // Before anything that may go out.
+    let begun = Instant::now();
     let client = publisher(&proxy.uri().to_string())
         .heartbeat(Duration::from_secs(10))
         .open()
         .await
         .unwrap();
     let mut events = client.events();
-    let begun = Instant::now();
     client.wait_logged_on(LONG).await.unwrap();
     assert!(begun.elapsed() >= delay * 2, "there and back");
     publish(&client, 0..100).await;
