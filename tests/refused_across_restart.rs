@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use amps_client::{Backoff, Builder, Client, FailedWrite, HandlerError};
 use amps_sandbox::{Fault, Sandbox};
-use amps_store::{Options, PublishStore, Store};
+use amps_store::{Options, Store};
 use tokio::sync::mpsc;
 
 const LONG: Duration = Duration::from_secs(60);

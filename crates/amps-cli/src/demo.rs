@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use amps_client::{Client, FailedWrite, Message};
 use amps_sandbox::Sandbox;
-use amps_store::{Options, PublishStore, Store};
+use amps_store::{Options, Store};
 use serde_json::Value;
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader};
 use tokio::process::{Child, Command};

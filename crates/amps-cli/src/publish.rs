@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use amps_client::{Client, Message};
-use amps_store::{Level, Options, PublishStore, Store};
+use amps_store::{Level, Options, Store};
 
 use crate::args::Publish;
 use crate::failure::{Exit, Failure};

@@ -13,7 +13,7 @@ use std::time::Duration;
 use amps_client::Client;
 use amps_client::connector::Connector;
 use amps_sandbox::Sandbox;
-use amps_store::{PublishStore, Store};
+use amps_store::Store;
 
 use crate::args::Heartbeat;
 use crate::failure::{Exit, Failure};

@@ -11,7 +11,7 @@ use amps_client::protocol::AckKind;
 use amps_client::{
     Client, ConnectionState, Event, Events, LinkEnd, Outcome, Receipt, Request, Subscribe, Via,
 };
-use amps_store::{Options, PublishStore, Store};
+use amps_store::{Options, Store};
 use common::{LONG, NAME, Peer, memory, options, pair};
 
 async fn published(client: &Client, count: u64) -> Vec<Receipt> {

@@ -71,7 +71,7 @@ fn a_torn_head_is_wiped_where_the_epoch_is_written_over_it() {
 #[test]
 fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
     use crate::testkit::SimDisk;
-    use crate::{OpenError, Options, PublishStore, Recovery};
+    use crate::{OpenError, Options, Recovery};
 
     let mut image = Image::new();
     let mut count = 0;
@@ -130,7 +130,7 @@ fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
 #[test]
 fn a_refusal_stranded_below_the_marks_outlives_its_segment() {
     use crate::testkit::SimDisk;
-    use crate::{OpenError, Options, PublishStore, Recovery, StoredMessage};
+    use crate::{OpenError, Options, Recovery, StoredMessage};
 
     let mut image = Image::new();
     let mut refusal = Vec::new();

@@ -1,6 +1,7 @@
 //! The store as a handle: one lock around the log, one thread beside it.
 
 mod helper;
+mod looks;
 mod shared;
 #[cfg(feature = "testkit")]
 mod steps;

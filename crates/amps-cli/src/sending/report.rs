@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use amps_store::{PublishStore, Rejection, Store, StoredMessage};
+use amps_store::{Rejection, Store, StoredMessage};
 use serde_json::{Map, Value};
 
 use crate::body;

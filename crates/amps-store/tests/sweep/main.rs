@@ -12,7 +12,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 
 use amps_store::inspect::Inspection;
 use amps_store::testkit::{Call, Cut, FailingCalls, Fault, SimDisk, fail_calls};
-use amps_store::{Level, OpenError, Options, PublishStore, Store};
+use amps_store::{Level, OpenError, Options, Store};
 
 use world::{Place, World};
 

@@ -1,7 +1,7 @@
 //! Flipped bits, and what may come of them.
 
 use amps_store::testkit::{Rng, SimDisk, has_failed, last_ordinal, record_places};
-use amps_store::{DamagedRange, OpenError, PublishStore, Recovery, RecoveryReport, Stop, Store};
+use amps_store::{DamagedRange, OpenError, Recovery, RecoveryReport, Stop, Store};
 
 use super::super::state::{GONE, State, describe, observe};
 use super::{LATE, World, last_but_marks};
