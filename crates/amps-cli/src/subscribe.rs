@@ -3,7 +3,10 @@
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
-use amps_client::{Client, CommandError, Delivered, LogonError, Subscription, SubscriptionEnd};
+use amps_client::{
+    Client, CommandError, ConnectionState, Delivered, Event, Events, LinkEnd, LogonError,
+    Subscription, SubscriptionEnd,
+};
 
 use crate::args::Subscribe;
 use crate::failure::{Exit, Failure};
@@ -15,8 +18,8 @@ use crate::{body, login, tls};
 /// subscription ends and is placed again behind the last message printed.
 const BUFFER: usize = 1 << 16;
 
-/// Between two words about a server that cannot be reached.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// Longer than anybody waits for a server.
+const FOR_EVER: Duration = Duration::MAX;
 
 /// Prints messages until enough were seen.
 ///
@@ -36,6 +39,8 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
         .open()
         .await
         .map_err(|e| Failure::other(e.to_string()))?;
+    // It ends with the client.
+    tokio::spawn(tell_outages(client.events()));
     let mut printer = Printer {
         out: SideOutput::stdout(json)?,
         left: args.count.unwrap_or(u64::MAX),
@@ -75,24 +80,45 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
 
 /// Waits as long as it takes; only a refusal ends it.
 async fn logged_on(client: &Client) -> Result<(), Failure> {
-    let mut told = false;
-    loop {
-        match client.wait_logged_on(PATIENCE).await {
-            Ok(()) => return Ok(()),
-            Err(LogonError::Refused { server, reason }) => {
-                return Err(Failure::new(
-                    Exit::LogonRefused,
-                    format!(
-                        "{server} refused the logon: {reason}; give a user with --user and a \
-                         password with --password-file or AMPS_PASSWORD"
-                    ),
-                ));
+    match client.wait_logged_on(FOR_EVER).await {
+        Ok(()) => Ok(()),
+        Err(LogonError::Refused { server, reason }) => Err(Failure::new(
+            Exit::LogonRefused,
+            format!(
+                "{server} refused the logon: {reason}; give a user with --user and a \
+                 password with --password-file or AMPS_PASSWORD"
+            ),
+        )),
+        Err(error) => Err(Failure::other(error.to_string())),
+    }
+}
+
+/// Says why nothing comes: once when a server cannot be reached, or is gone, and once when one is
+/// there again.
+async fn tell_outages(mut events: Events) {
+    let mut out = false;
+    while let Some(event) = events.next().await {
+        match event {
+            Event::LinkLost { server, why, .. } if !out => match why {
+                // The end of the run, or its failure, which says it.
+                LinkEnd::Shutdown | LinkEnd::LogonRefused(_) => {}
+                LinkEnd::Connect(why) => {
+                    out = true;
+                    say(&format!("note: {why}; trying on"));
+                }
+                why => {
+                    out = true;
+                    say(&format!("note: {server}: {why}; trying on"));
+                }
+            },
+            Event::State {
+                state: ConnectionState::LoggedOn,
+                server,
+            } if out => {
+                out = false;
+                say(&format!("note: logged on to {server}"));
             }
-            Err(error) if !told => {
-                told = true;
-                say(&format!("note: {error}; trying on"));
-            }
-            Err(_) => {}
+            _ => {}
         }
     }
 }
@@ -125,7 +151,10 @@ impl Printer {
             match client.subscribe(wanted).await {
                 Ok(subscription) => self.print(subscription).await?,
                 Err(
-                    CommandError::Disconnected | CommandError::NotConnected | CommandError::Timeout,
+                    CommandError::Disconnected
+                    | CommandError::NotConnected
+                    | CommandError::Unreachable { .. }
+                    | CommandError::Timeout,
                 ) => {}
                 Err(error) => return Err(refused(topic, &error)),
             }

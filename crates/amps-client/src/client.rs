@@ -586,13 +586,16 @@ impl Client {
         self.shared.store()
     }
 
-    /// Subscribes, or queries. Before the first logon it waits for it; afterwards the
-    /// subscription is placed again after every reconnect.
+    /// Subscribes, or queries. While a server is being connected to it waits for the logon; once
+    /// placed, the subscription is placed again after every reconnect.
     ///
     /// Cancelling the call gives the subscription up.
     ///
     /// # Errors
-    /// The server refused it or did not answer in time, or the client is closed.
+    /// The server refused it or did not answer in time, or the client is closed. And
+    /// [`CommandError::Unreachable`] once every server in turn cannot be reached or refuses the
+    /// logon, as soon as that is known: with nobody listening, at once. To wait for one there is
+    /// [`wait_logged_on`](Self::wait_logged_on).
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, topic = %subscribe.topic))]
     pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, CommandError> {
         if subscribe.topic.is_empty() {

@@ -85,6 +85,8 @@ pub(crate) struct Work {
     /// Refused in this run before those were told: no refusal is told twice.
     told: BTreeSet<u64>,
     logged_on_at: Option<Instant>,
+    /// Attempts in a row that ended without a logon.
+    failed: usize,
     sync_failed: bool,
     closing: Option<CloseRequest>,
     /// Without a store: the closing waits for no word of the server but acks that were asked for.
@@ -169,6 +171,7 @@ impl Work {
             earlier_from: Some(0),
             told: BTreeSet::new(),
             logged_on_at: None,
+            failed: 0,
             sync_failed: false,
             closing: None,
             flushed: false,
@@ -227,6 +230,9 @@ impl Driver {
             }
             if self.work.logged_on_at.is_some() {
                 alone_since = Instant::now();
+                self.work.failed = 0;
+            } else {
+                self.work.failed = self.work.failed.saturating_add(1);
             }
             self.link_lost();
             let alone = alone_since.elapsed();
@@ -256,6 +262,7 @@ impl Driver {
             .status
             .send_modify(|status| status.gave_up = Some(why));
         self.shared.event(Event::GaveUp { why });
+        self.tell_if_unreachable();
         // An error means that the client ends.
         let _ = self.meanwhile(std::future::pending::<()>()).await;
     }
@@ -384,6 +391,7 @@ impl Driver {
             why: end,
             retry_in: delay,
         });
+        self.tell_if_unreachable();
     }
 
     /// Runs `future` while everything that needs no link goes on. The session's times are

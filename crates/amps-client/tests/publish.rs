@@ -181,6 +181,56 @@ async fn h19_numbers_rise_on_every_link_while_eight_threads_publish() {
     assert_eq!(client.health().unsettled, 0);
 }
 
+/// A topic that was not `'static` had to be copied by who had it.
+#[tokio::test]
+async fn a_topic_may_come_from_a_configuration() {
+    let configured: Vec<String> = vec!["orders".to_owned()];
+    let topic: &str = configured[0].as_str();
+    let (builder, mut listener) = pair();
+    let client = builder.store(memory()).open().await.unwrap();
+    let sent = [
+        Message::publish(topic, "1"),
+        Message::delta_publish(topic, "2"),
+        Message::sow_delete_by_filter(topic, "1=1"),
+        Message::sow_delete_by_keys(topic, ["3"]),
+        Message::sow_delete_by_data(topic, "4"),
+    ];
+    for message in sent {
+        client.send(message).await.unwrap();
+    }
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    for sequence in 1..=5 {
+        let frame = peer.next().await.unwrap();
+        assert_eq!(
+            (frame.sequence, frame.topic.as_deref()),
+            (Some(sequence), Some(topic))
+        );
+    }
+}
+
+/// What was set as `expiration` was read as `lifetime`, and everything else so.
+#[test]
+fn a_message_is_read_as_it_is_set_and_as_a_store_gives_it_back() {
+    let message = Message::publish("t", "body")
+        .user_tag("tag")
+        .correlation_id("id")
+        .expiration(7)
+        .sow_key("key")
+        .options("o");
+    let store = memory();
+    let appended = store
+        .append(&message.envelope(), message.payload())
+        .unwrap();
+    let mut stored = amps_store::StoredMessage::new();
+    assert!(store.get(appended.sequence, &mut stored).unwrap());
+    assert_eq!(stored.envelope().unwrap(), message.envelope());
+    assert_eq!(stored.payload(), message.payload());
+    let envelope = message.envelope();
+    assert_eq!(envelope.expiration, Some(7));
+    assert_eq!(envelope.sow_key.as_deref(), Some("key"));
+    assert_eq!(Message::from_stored(&stored), Some(message.clone()));
+}
+
 #[tokio::test]
 async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
     let dir = tempfile::tempdir().unwrap();

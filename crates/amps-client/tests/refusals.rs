@@ -17,7 +17,6 @@ use amps_store::{AppendError, Envelope, Level, PublishStore, Store, StoreError};
 use common::quirks::Quirks;
 use common::{LONG, Peer, builder, fill, memory, options, pair, started};
 use tokio::sync::mpsc;
-use tokio::time::Instant;
 
 fn collect() -> (
     mpsc::UnboundedSender<FailedWrite>,

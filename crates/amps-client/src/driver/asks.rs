@@ -11,6 +11,7 @@ use super::Driver;
 use super::readers::Entry;
 use crate::delivery::{Flushed, Input};
 use crate::error::{CommandError, FlushError, FlushReport};
+use crate::event::LinkEnd;
 use crate::session::MAX_WAITING;
 use crate::shared::Shared;
 use crate::subscribe::{Answer, Request, Subscribe, Subscription};
@@ -262,11 +263,40 @@ impl Driver {
         }
     }
 
+    /// Why a subscription would wait for nobody knows how long.
+    fn cannot_be_reached(&self) -> Option<CommandError> {
+        let status = self.shared.status.borrow();
+        let row = status.servers.max(1);
+        let gone = status.gave_up.is_some() || self.work.failed >= row;
+        if !gone || self.session.is_logged_on() {
+            return None;
+        }
+        let (server, why) = status.last.clone().unwrap_or_else(|| {
+            let why = status.gave_up.unwrap_or_default().to_owned();
+            (self.work.server.clone(), LinkEnd::Connect(why))
+        });
+        Some(CommandError::Unreachable { server, why })
+    }
+
+    /// Tells those who wait for the first placing of a subscription, if it is so.
+    pub(super) fn tell_if_unreachable(&mut self) {
+        let Some(error) = self.cannot_be_reached() else {
+            return;
+        };
+        for subscription in self.work.readers.cannot_be_placed(&error) {
+            self.session.unsubscribe(subscription, &mut self.work.out);
+        }
+    }
+
     fn subscribe(
         &mut self,
         spec: Subscribe,
         reply: oneshot::Sender<Result<Subscription, CommandError>>,
     ) {
+        if let Some(error) = self.cannot_be_reached() {
+            // The caller may have stopped waiting.
+            return drop(reply.send(Err(error)));
+        }
         let (messages, receiver) = mpsc::channel(spec.buffer);
         let (end, ended) = oneshot::channel();
         let (held, limit) = (Arc::<AtomicUsize>::default(), spec.buffer_bytes);

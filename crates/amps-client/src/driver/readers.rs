@@ -78,6 +78,18 @@ impl Readers {
         false
     }
 
+    /// Nobody can be asked to place a subscription: who waits for the first placing of one learns
+    /// that. Their numbers.
+    pub(super) fn cannot_be_placed(&mut self, error: &CommandError) -> Vec<u64> {
+        let entries = self.entries.iter();
+        let waiting = entries.filter(|(_, entry)| entry.placing.is_some());
+        let waiting: Vec<u64> = waiting.map(|(id, _)| *id).collect();
+        for id in &waiting {
+            self.end(*id, Some(SubscriptionEnd::Command(error.clone())));
+        }
+        waiting
+    }
+
     pub(super) fn end(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
         let Some(entry) = self.entries.remove(&subscription) else {
             return;
