@@ -259,6 +259,50 @@ fn certificates_renewed_on_disk_need_no_restart() {
     assert_eq!(report["left"], 0);
 }
 
+/// "No usable private key", it said of an encrypted one; and of a chain with a byte order mark
+/// nothing, for it took the second certificate for the first.
+#[test]
+fn files_that_are_no_plain_pem_are_told_what_they_are() {
+    let files = Files::new("127.0.0.1");
+    let (ca, chain, key) = (
+        files.text("ca.pem"),
+        files.text("server.pem"),
+        files.text("server.key"),
+    );
+    let marked = |name: &str| {
+        let text = std::fs::read_to_string(files.text(name)).unwrap();
+        files
+            .dir
+            .file(&format!("marked-{name}"), format!("\u{feff}{text}"));
+        files.text(&format!("marked-{name}"))
+    };
+    let encrypted =
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\nMAA=\n-----END ENCRYPTED PRIVATE KEY-----\n";
+    files.dir.file("encrypted.key", encrypted);
+    let encrypted = files.text("encrypted.key");
+    for (cert, key, words) in [
+        (&chain, &encrypted, "openssl pkey"),
+        (&chain, &marked("server.key"), "byte order mark"),
+        (&marked("server.pem"), &key, "byte order mark"),
+        (&key, &chain, "exchanged"),
+    ] {
+        let pair = ["--tls-cert", cert, "--tls-key", key];
+        let mut serve = amps();
+        serve.args(["serve", "--listen", SECURE]).args(pair);
+        run(&mut serve).expect(2).says(&[words]);
+        let mut publish = files.publish("tcps://127.0.0.1:9/amps/json");
+        publish.args(["--tls-ca", &ca]).args(pair);
+        run_with_input(&mut publish, b"1\n")
+            .expect(2)
+            .says(&[words]);
+    }
+    let mut publish = files.publish("tcps://127.0.0.1:9/amps/json");
+    publish.args(["--tls-ca", &marked("ca.pem")]);
+    run_with_input(&mut publish, b"1\n")
+        .expect(2)
+        .says(&["byte order mark"]);
+}
+
 #[test]
 fn certificates_from_a_pipe_are_read_once() {
     let files = Files::new("127.0.0.1");

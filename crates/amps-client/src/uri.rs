@@ -176,6 +176,16 @@ pub enum UriError {
         /// What was written.
         value: String,
     },
+    /// A Unix socket's file stands where the address does.
+    #[error(
+        "unix takes the socket's file as an option; write \
+         unix://localhost:0/amps/json?path={}",
+        Encoded(.file)
+    )]
+    SocketAsAddress {
+        /// The file, decoded.
+        file: String,
+    },
     /// A Unix socket's file is not named.
     #[error("unix needs the socket's file; write unix://localhost:0/amps/json?path=/run/amps.sock")]
     MissingPath,
@@ -270,7 +280,9 @@ impl FromStr for Uri {
     type Err = UriError;
 
     fn from_str(text: &str) -> Result<Self, UriError> {
-        Uri::parse(text).map_err(|error| match hides_a_password(text) {
+        let parsed =
+            Uri::parse(text).map_err(|error| misplaced_socket(text, &error).unwrap_or(error));
+        parsed.map_err(|error| match hides_a_password(text) {
             true => error.without_text(),
             false => error,
         })
@@ -283,6 +295,49 @@ fn hides_a_password(text: &str) -> bool {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let authority = rest.find(['/', '?']).unwrap_or(rest.len());
     rest[authority..].contains('@') || text[..text.len() - rest.len()].contains('@')
+}
+
+/// What is wrong with an address of a Unix socket where the file was written as others do it,
+/// in the place of the host: `unix:///run/a.sock`, `unix:/run/a.sock`.
+fn misplaced_socket(text: &str, error: &UriError) -> Option<UriError> {
+    let rest = text.strip_prefix("unix:")?;
+    let (address, query) = rest.split_once('?').unwrap_or((rest, ""));
+    let mut options = query.split('&');
+    let named = options.find_map(|option| option.strip_prefix("path="));
+    let file = match (named, error) {
+        (Some(file), UriError::MissingScheme) => file.to_owned(),
+        (
+            Some(file),
+            UriError::MissingHost { .. }
+            | UriError::MissingPort { .. }
+            | UriError::BadHost { .. }
+            | UriError::MissingProtocol,
+        ) => file.to_owned(),
+        (Some(_), _) | (None, UriError::MissingPath) => return None,
+        (None, _) => {
+            let address = address.strip_prefix("//").unwrap_or(address);
+            match address.split_once('/') {
+                // With a host, what follows it is the file.
+                Some((host, file))
+                    if host.is_empty() || host.contains(':') || host == "localhost" =>
+                {
+                    format!("/{file}")
+                }
+                _ => format!("/{address}"),
+            }
+        }
+    };
+    let file = decode(&file).unwrap_or(file);
+    (file != "/").then_some(UriError::SocketAsAddress { file })
+}
+
+/// Text as it stands in a URI.
+struct Encoded<'a>(&'a str);
+
+impl fmt::Display for Encoded<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        encode(f, self.0)
+    }
 }
 
 impl UriError {
@@ -313,6 +368,7 @@ impl UriError {
             UriError::CompressionUnsupported { .. } => {
                 UriError::CompressionUnsupported { value: hidden() }
             }
+            UriError::SocketAsAddress { .. } => UriError::SocketAsAddress { file: hidden() },
             error @ (UriError::MissingScheme
             | UriError::MissingHost { .. }
             | UriError::MissingProtocol

@@ -4,12 +4,10 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
-use amps_client::connector::Stream;
+use amps_client::connector::{Stream, pem};
 use tokio::net::TcpStream;
 use tokio_rustls::TlsAcceptor;
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use tokio_rustls::rustls::server::WebPkiClientVerifier;
 use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
@@ -38,8 +36,8 @@ impl TlsIdentity {
         key: &[u8],
         client_authority: Option<&[u8]>,
     ) -> io::Result<TlsIdentity> {
-        let chain = certificates(chain)?;
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(invalid)?;
+        let chain = pem::certificates(chain).map_err(invalid)?;
+        let key = pem::private_key(key).map_err(invalid)?;
         let provider = Arc::new(ring::default_provider());
         let config = ServerConfig::builder_with_provider(provider.clone())
             .with_safe_default_protocol_versions()
@@ -48,7 +46,7 @@ impl TlsIdentity {
             None => config.with_no_client_auth(),
             Some(authority) => {
                 let mut roots = RootCertStore::empty();
-                for certificate in certificates(authority)? {
+                for certificate in pem::certificates(authority).map_err(invalid)? {
                     roots.add(certificate).map_err(invalid)?;
                 }
                 let verifier =
@@ -66,12 +64,6 @@ impl TlsIdentity {
         let handshake = tokio::time::timeout(HANDSHAKE, self.acceptor.accept(plain));
         Ok(Box::new(handshake.await??))
     }
-}
-
-fn certificates(pem: &[u8]) -> io::Result<Vec<CertificateDer<'static>>> {
-    CertificateDer::pem_slice_iter(pem)
-        .collect::<Result<_, _>>()
-        .map_err(invalid)
 }
 
 fn invalid(error: impl std::error::Error + Send + Sync + 'static) -> io::Error {

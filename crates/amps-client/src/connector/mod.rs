@@ -1,6 +1,8 @@
 //! How a byte stream to a server is opened: TCP, Unix, TLS, in memory, or yours.
 
 mod memory;
+#[cfg(feature = "tls")]
+pub mod pem;
 mod tcp;
 #[cfg(feature = "tls")]
 mod tls;

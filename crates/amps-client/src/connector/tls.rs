@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio_rustls::rustls::crypto::ring;
-use tokio_rustls::rustls::pki_types::pem::PemObject;
-use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
 
-use super::{ConnectError, Connecting, Connector, only, tcp, unsupported};
+use super::{ConnectError, Connecting, Connector, only, pem, tcp, unsupported};
 use crate::uri::{Scheme, Uri};
 
 /// Opens `tcps` addresses: TCP with the options of the URI, then TLS. The server must show
@@ -222,8 +221,8 @@ impl Setup {
     fn make(&self, texts: &[Vec<u8>]) -> Result<ClientConfig, TlsSetupError> {
         let (authorities, identity) = texts.split_at(self.authorities.len());
         let mut roots = self.system.clone();
-        for pem in authorities {
-            for certificate in certificates(pem)? {
+        for text in authorities {
+            for certificate in pem::certificates(text)? {
                 roots.add(certificate).map_err(refused)?;
             }
         }
@@ -239,12 +238,8 @@ impl Setup {
         let [chain, key] = identity else {
             return Ok(config.with_no_client_auth());
         };
-        let key = PrivateKeyDer::from_pem_slice(key).map_err(|error| TlsSetupError::Pem {
-            what: "private key",
-            reason: error.to_string(),
-        })?;
         config
-            .with_client_auth_cert(certificates(chain)?, key)
+            .with_client_auth_cert(pem::certificates(chain)?, pem::private_key(key)?)
             .map_err(refused)
     }
 }
@@ -324,19 +319,6 @@ fn in_words(source: io::Error) -> io::Error {
         other => format!("the server's certificate cannot be used: {other}"),
     };
     io::Error::new(source.kind(), words)
-}
-
-fn certificates(pem: &[u8]) -> Result<Vec<CertificateDer<'static>>, TlsSetupError> {
-    let bad = |reason| TlsSetupError::Pem {
-        what: "certificate",
-        reason,
-    };
-    let found = CertificateDer::pem_slice_iter(pem).collect::<Result<Vec<_>, _>>();
-    let found = found.map_err(|error| bad(error.to_string()))?;
-    if found.is_empty() {
-        return Err(bad("there is none".to_owned()));
-    }
-    Ok(found)
 }
 
 fn refused(error: tokio_rustls::rustls::Error) -> TlsSetupError {

@@ -51,6 +51,31 @@ fn unix_sockets_are_named_by_an_option() {
     assert_eq!(error("unix://localhost:0/amps/json"), UriError::MissingPath);
 }
 
+/// It was said that there is no host, and to write one.
+#[test]
+fn a_socket_written_as_others_do_it_is_told_how_it_is_written_here() {
+    for (text, file) in [
+        ("unix:///run/a.sock", "/run/a.sock"),
+        ("unix:/run/a.sock", "/run/a.sock"),
+        ("unix://run/a.sock", "/run/a.sock"),
+        ("unix://localhost/run/a.sock", "/run/a.sock"),
+        ("unix://localhost:0/run/a.sock", "/run/a.sock"),
+        ("unix:///run/my%20amps.sock", "/run/my%20amps.sock"),
+        ("unix:///run/my amps.sock", "/run/my%20amps.sock"),
+        ("unix:///amps/json?path=/run/a.sock", "/run/a.sock"),
+        ("unix://localhost/amps/json?path=/run/a.sock", "/run/a.sock"),
+        ("unix:?path=/run/a.sock", "/run/a.sock"),
+    ] {
+        let said = error(text).to_string();
+        let right = format!("unix://localhost:0/amps/json?path={file}");
+        assert!(said.ends_with(&format!("write {right}")), "{text}: {said}");
+        assert!(right.parse::<Uri>().is_ok(), "{right}");
+    }
+    let said = error("unix:///run/se@cret.sock").to_string();
+    assert!(!said.contains("cret"), "it may be a password: {said}");
+    assert_eq!(error("unix://"), UriError::MissingHost { scheme: "unix" });
+}
+
 #[test]
 fn no_text_form_shows_the_password() {
     let uri: Uri = "tcp://me:secret@h:1/amps".parse().unwrap();
