@@ -593,8 +593,8 @@ impl Client {
     ///
     /// # Errors
     /// The server refused it or did not answer in time, or the client is closed. And
-    /// [`CommandError::Unreachable`] once every server in turn cannot be reached or refuses the
-    /// logon, as soon as that is known: with nobody listening, at once. To wait for one there is
+    /// [`CommandError::Unreachable`] as soon as every server in turn could not be connected to or
+    /// refused the logon: with nobody listening, at once. To wait for one there is
     /// [`wait_logged_on`](Self::wait_logged_on).
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, topic = %subscribe.topic))]
     pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, CommandError> {

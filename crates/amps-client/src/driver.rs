@@ -85,7 +85,7 @@ pub(crate) struct Work {
     /// Refused in this run before those were told: no refusal is told twice.
     told: BTreeSet<u64>,
     logged_on_at: Option<Instant>,
-    /// Attempts in a row that ended without a logon.
+    /// Attempts in a row that found nobody who listens, or a logon that was refused.
     failed: usize,
     sync_failed: bool,
     closing: Option<CloseRequest>,
@@ -230,10 +230,14 @@ impl Driver {
             }
             if self.work.logged_on_at.is_some() {
                 alone_since = Instant::now();
-                self.work.failed = 0;
-            } else {
-                self.work.failed = self.work.failed.saturating_add(1);
             }
+            self.work.failed = match end {
+                LinkEnd::Connect(_) | LinkEnd::LogonRefused(_) => {
+                    self.work.failed.saturating_add(1)
+                }
+                // Somebody listens, and may do better the next time.
+                _ => 0,
+            };
             self.link_lost();
             let alone = alone_since.elapsed();
             let limit = self.settings.give_up_after;

@@ -287,8 +287,8 @@ pub enum CommandError {
     /// The server did not answer in time.
     #[error("no answer in time")]
     Timeout,
-    /// No server can be reached to subscribe at: since the last logon each one has failed in turn,
-    /// or no more attempts are made. Otherwise the client goes on trying.
+    /// No server can be reached to subscribe at: each one in turn could not be connected to or
+    /// refused the logon, or no more attempts are made. Otherwise the client goes on trying.
     #[error(
         "no server can be reached; the last attempt, at {server}, ended with: {why}. Wait for one \
          with `wait_logged_on`, and subscribe then"
