@@ -207,10 +207,6 @@ mod on {
         }
 
         /// Without a store, there is no refusal whose message is known.
-        pub(crate) fn unattributed(&self) {
-            self.unattributed.increment(1);
-        }
-
         pub(crate) fn gauges(&self, in_flight: u64, oldest: Option<Duration>, bounds: Bounds) {
             let count = |gauge: &Gauge, value: u64| gauge.set(value as f64);
             count(&self.unsettled, bounds.unsettled);
@@ -261,8 +257,6 @@ impl Meter {
     pub(crate) fn published(&self, _: &mut u64, _: u64) {}
 
     pub(crate) fn rejected(&self, _: ReasonKind) {}
-
-    pub(crate) fn unattributed(&self) {}
 
     pub(crate) fn gauges(&self, _: u64, _: Option<Duration>, _: Bounds) {}
 
