@@ -75,7 +75,8 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
 /// skips numbers (62701); one in a copy, and one more where the message stood first (72404); bits of a
 /// record in the middle of the log and of its last (2060). No rule for that may refuse what only
 /// crashes touched (35694, 49291). A late refusal that waited for a sync, while room for it was made
-/// by freeing the segment of its message (8516).
+/// by freeing the segment of its message (8516). A flipped bit in the epoch behind a power cut, which
+/// brings back settlements that the cut had taken (58045).
 #[test]
 fn what_long_runs_found() {
     for seed in [
@@ -86,6 +87,7 @@ fn what_long_runs_found() {
         watched(&mut world, World::explore);
     }
     run(8516);
+    run(58045);
 }
 
 /// What many seeds must have met.

@@ -173,29 +173,33 @@ impl World {
             range.is_none_or(|(first, last)| (first..=last).contains(&s))
         };
         let named = |s: u64| damaged.iter().any(|r| covers(r, s));
-        let gone: Vec<_> = gone(found, now).filter(|s| !named(*s)).collect();
+        // The damaged record may be the epoch that set others aside.
+        let bridge = damaged.iter().any(|r| r.earlier);
+        let unsaid = |s: &u64| !(named(*s) || bridge && self.came_back(found, now, *s));
+        let gone: Vec<_> = gone(found, now).filter(unsaid).collect();
         assert!(
             gone.is_empty(),
             "{gone:?} are gone, and {damaged:?} do not name them"
         );
     }
 
-    /// As for one flipped bit; but a refusal may be damaged together with a publish, and where the
-    /// epoch is damaged that set them aside, records of an earlier run come back, and with them what
-    /// was settled, refused and accepted then.
+    /// Where the epoch is damaged that set them aside, records of an earlier run come back, and with
+    /// them what the server settled or refused, and what was accepted, before the power cut.
+    fn came_back(&self, found: &State, now: &State, sequence: u64) -> bool {
+        let waits = now.rejected.contains_key(&sequence);
+        let refused = found.rejected.contains_key(&sequence) && self.refused.contains(&sequence);
+        let settled = sequence <= self.settled_through || self.settled.contains(&sequence);
+        self.accepted.contains(&sequence) || !waits && (refused || settled)
+    }
+
+    /// As for one flipped bit; but a refusal may be damaged together with a publish.
     fn judge_several(&self, found: &State, now: &State, damaged: &[DamagedRange]) {
         let covers = |r: &DamagedRange, s: u64| {
             let range = r.sequences;
             range.is_none_or(|(first, last)| s <= last && (r.earlier || s >= first))
         };
         let named = |s: u64| damaged.iter().any(|r| covers(r, s));
-        let came_back = |s: u64| {
-            let waits = now.rejected.contains_key(&s);
-            let refused = found.rejected.contains_key(&s) && self.refused.contains(&s);
-            let settled = s <= self.settled_through || self.settled.contains(&s);
-            self.accepted.contains(&s) || !waits && (refused || settled)
-        };
-        let unsaid = |s: &u64| !named(*s) && !came_back(*s);
+        let unsaid = |s: &u64| !named(*s) && !self.came_back(found, now, *s);
         let gone: Vec<_> = gone(found, now).filter(unsaid).collect();
         assert!(
             gone.is_empty(),
