@@ -229,7 +229,7 @@ pub(crate) struct Publish {
     /// Largest message that a store takes which is created now, as in 64KiB; the default is 1MiB with
     /// all that travels with it, or a quarter of a sixteenth of a capacity below 64MiB.
     ///
-    /// It decides the size of the file, which begins with three times four such messages: 788 KiB
+    /// It decides the size of the file, which begins with sixteen such messages and a little: 1048 KiB
     /// for 64KiB. The capacity must have room for six times four. Up to 32767KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) max_message: Option<u64>,

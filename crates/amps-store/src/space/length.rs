@@ -13,27 +13,19 @@ use crate::planted::{self, Bug};
 
 impl Log {
     /// The file grows one spare ahead of the writer and, since room that is charged must be
-    /// there, one segment ahead of the charges; half a segment of each while it has fewer than it is
-    /// ever cut to, so that what was made short stays short while little is published.
+    /// there, one segment ahead of the charges.
     pub(crate) fn is_growth_wanted(&self) -> bool {
         let space = &self.space;
         let segments = space.status.len() as u64;
-        let (lead, spare_is_due) = match segments < FIRST_SEGMENTS {
-            false => (space.usable(), true),
-            true => {
-                let is_half_full = space.remaining() < self.geometry.segment_size / 2;
-                (space.usable() / 2, is_half_full || space.chain.len() > 1)
-            }
-        };
         let may_grow = segments < self.superblock.cap_segments
             && space.growing.is_none()
             && !space.resizing
             && !space.writing
             && (space.growth_error.is_none() || space.retry_growth);
-        let ahead = self.state.charged() + lead;
+        let ahead = self.state.charged() + space.usable();
         may_grow
             && (ahead > limit(&self.geometry, segments)
-                || (spare_is_due && space.free() < WANTED && !self.is_collection_cheap()))
+                || (space.free() < WANTED && !self.is_collection_cheap()))
     }
 
     /// What brings the file nearer to the length it should have; `None`: it has it, or what

@@ -91,7 +91,6 @@ impl World {
         let capacity = 64 << 10 << rng.below(3);
         let segment = 8192 << rng.below(2).min(u64::from(capacity > 110 << 10));
         let options = Options::new().capacity(capacity);
-        // Made for a largest message, a file begins with three segments instead of four.
         let options = match seed % 4 {
             3 => options.max_message(segment / 4 - 1024),
             _ => options.segment_size(segment),
