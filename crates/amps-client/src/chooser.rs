@@ -6,7 +6,6 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use crate::event::LinkEnd;
-use crate::session::Credentials;
 use crate::uri::Uri;
 
 /// A server to connect to.
@@ -77,6 +76,24 @@ impl ServerChooser for RoundRobin {
 
     fn len(&self) -> usize {
         self.servers.len()
+    }
+}
+
+/// Who logs on.
+#[derive(Clone, Default, PartialEq, Eq)]
+pub struct Credentials {
+    /// User.
+    pub user: Option<String>,
+    /// Password, or the answer to a challenge.
+    pub password: Option<String>,
+}
+
+impl fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Credentials")
+            .field("user", &self.user)
+            .field("password", &self.password.as_ref().map(|_| "***"))
+            .finish()
     }
 }
 

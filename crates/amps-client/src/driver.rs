@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use tracing::Instrument;
 
 use crate::backoff::DelayStrategy;
-use crate::chooser::{Server, ServerChooser};
+use crate::chooser::{Credentials, Server, ServerChooser};
 use crate::connector::Connector;
 use crate::delivery::{Delivery, Input, Now, Totals};
 use crate::event::{ConnectionState, Event, LinkEnd};
@@ -31,7 +31,7 @@ use crate::failed::UnhandledAck;
 use crate::helper::Calling;
 use crate::outage::Outages;
 use crate::panics;
-use crate::session::{Credentials, Session};
+use crate::session::Session;
 use crate::shared::{CloseRequest, Shared, unix_micros};
 
 pub(crate) use asks::{Ask, Counted};

@@ -12,7 +12,7 @@ use tokio::io::AsyncReadExt;
 use tokio::time::Instant;
 
 use super::{AUTHENTICATOR, CHOOSER, Driver, STREAM, next_event};
-use crate::chooser::Server;
+use crate::chooser::{Credentials, Server};
 use crate::connector::Stream;
 use crate::delivery::{Input, Verdict};
 use crate::error::CommandError;
@@ -20,7 +20,7 @@ use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::panics;
 use crate::protocol::{FrameDecoder, Header, Reason, Verb, cut};
-use crate::session::{Credentials, Expired, Received};
+use crate::session::{Expired, Received};
 use crate::subscribe::{Answer, SubscriptionEnd};
 use crate::wire::Encoder;
 

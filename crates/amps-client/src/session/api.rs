@@ -1,8 +1,8 @@
 //! What goes into a [`Session`](super::Session) and what comes out.
 
-use std::fmt;
 use std::time::Duration;
 
+use crate::chooser::Credentials;
 use crate::delivery::PublishAck;
 use crate::error::CommandError;
 use crate::protocol::{Header, Reason};
@@ -29,24 +29,6 @@ pub struct SessionConfig {
     pub stored: bool,
     /// Publishes carry their sequence as command id; then such an id in an ack names one.
     pub publish_ids: bool,
-}
-
-/// Who logs on.
-#[derive(Clone, Default, PartialEq, Eq)]
-pub struct Credentials {
-    /// User.
-    pub user: Option<String>,
-    /// Password, or the answer to a challenge.
-    pub password: Option<String>,
-}
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Credentials")
-            .field("user", &self.user)
-            .field("password", &self.password.as_ref().map(|_| "***"))
-            .finish()
-    }
 }
 
 /// What a server says of itself, and of this client's name, when it accepts a logon

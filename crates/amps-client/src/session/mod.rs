@@ -21,7 +21,8 @@ use silence::Silence;
 
 pub(crate) use route::is_of_a_publish;
 
-pub use api::{Credentials, Expired, Received, ServerInfo, SessionConfig};
+pub use crate::chooser::Credentials;
+pub use api::{Expired, Received, ServerInfo, SessionConfig};
 pub use silence::DEFAULT_HEARTBEAT;
 
 /// Challenges answered on one link before the logon counts as refused
