@@ -83,6 +83,18 @@
 // A library has no words of its own for the terminal of its application.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+/// Whether a test planted this defect (feature `testkit`; always false without it).
+macro_rules! planted {
+    ($defect:ident) => {{
+        #[cfg(feature = "testkit")]
+        let planted = crate::planted::is_planted(crate::planted::Planted::$defect);
+        #[cfg(not(feature = "testkit"))]
+        let planted = false;
+        planted
+    }};
+}
+pub(crate) use planted;
+
 pub mod backoff;
 pub mod blocking;
 mod builder;
@@ -102,6 +114,8 @@ mod meter;
 mod opening;
 mod outage;
 mod panics;
+#[cfg(feature = "testkit")]
+mod planted;
 pub mod protocol;
 mod receipt;
 pub mod session;

@@ -33,23 +33,12 @@ use std::time::Duration;
 
 use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError, StoreError};
 
+use crate::planted;
 use figures::Figures;
 use flight::Flight;
 use flush::Flushes;
 use links::Links;
 use unreadable::Unreadable;
-
-/// Whether a test planted this defect (feature `testkit`; always false without it).
-macro_rules! planted {
-    ($defect:ident) => {{
-        #[cfg(feature = "testkit")]
-        let planted = crate::testkit::is_planted(crate::testkit::Planted::$defect);
-        #[cfg(not(feature = "testkit"))]
-        let planted = false;
-        planted
-    }};
-}
-pub(crate) use planted;
 
 /// Where a link stands for the purpose of sending.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use super::{
     Credentials, MAX_CHALLENGES, Named, Phase, Placed, Received, ServerInfo, Session, What, own_sub,
 };
-use crate::delivery::{PublishAck, Verdict, planted};
+use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
+use crate::planted;
 use crate::protocol::{
     AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status, cut,
 };
