@@ -31,7 +31,8 @@ use crate::event::{Event, Events};
 use crate::failed::as_the_caller;
 use crate::message::Message;
 use crate::receipt::{Outcome, Receipt};
-use crate::subscribe::{Answer, Delivered, Request, Subscribe, SubscriptionEnd};
+use crate::requests::{Answer, Delivered, Request, Subscribe};
+use crate::subscription::SubscriptionEnd;
 
 /// A [`crate::Client`] whose calls block. Dropping it without
 /// [`close`](BlockingClient::close) ends it at once; what is unsettled stays in the store.

@@ -21,9 +21,10 @@ use crate::failed::{Failed, is_handling};
 use crate::message::{Message, check_topic};
 use crate::protocol::Reason;
 use crate::receipt::Receipt;
+use crate::requests::{Answer, Request, Subscribe};
 use crate::session::ServerInfo;
 use crate::shared::{CloseRequest, End, Shared, unix_micros};
-use crate::subscribe::{Answer, Request, Subscribe, Subscription};
+use crate::subscription::Subscription;
 
 /// A publisher (and subscriber) of one AMPS instance or a group of them.
 ///

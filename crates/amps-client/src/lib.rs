@@ -118,9 +118,10 @@ mod panics;
 mod planted;
 pub mod protocol;
 mod receipt;
+mod requests;
 pub mod session;
 mod shared;
-mod subscribe;
+mod subscription;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 pub mod uri;
@@ -138,8 +139,8 @@ pub use event::{ConnectionState, Event, Events, LinkEnd};
 pub use failed::{Failed, FailedWrite, HandlerError, UnhandledAck};
 pub use message::{BadMessage, Message};
 pub use receipt::{Outcome, Receipt};
-pub use session::ServerInfo;
-pub use subscribe::{
+pub use requests::{
     Answer, DEFAULT_BUFFER, DEFAULT_BUFFER_BYTES, Delivered, DeliveredKind, Request, Subscribe,
-    Subscription, SubscriptionEnd,
 };
+pub use session::ServerInfo;
+pub use subscription::{Subscription, SubscriptionEnd};

@@ -21,6 +21,7 @@ use crate::meter::Meter;
 use crate::protocol::Reason;
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
+use crate::subscription::Leave;
 
 pub(crate) struct Shared {
     pub(crate) name: String,
@@ -267,6 +268,12 @@ impl Shared {
 
     pub(crate) fn set_totals(&self, totals: Totals) {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
+    }
+}
+
+impl Leave for Shared {
+    fn leave(&self, subscription: u64) {
+        self.request(|requests| requests.unsubscribe.push(subscription));
     }
 }
 

@@ -1,4 +1,4 @@
-//! A stored message as the frame that goes out.
+//! Stored messages, subscriptions and requests as the frames that go out.
 
 use std::ops::Range;
 
@@ -6,6 +6,7 @@ use amps_store::{Envelope, EnvelopeError, Operation};
 
 use crate::delivery::ToSend;
 use crate::protocol::{AckKinds, Command, FrameError, LENGTH_BYTES, Publish};
+use crate::requests::{Request, Subscribe, SubscribeKind};
 
 /// A stored message that no frame can be made of.
 #[derive(Debug, thiserror::Error)]
@@ -164,6 +165,62 @@ pub(crate) fn delete<'a>(
         _ => Command::sow_delete_by_data(topic, data),
     };
     Command { options, ..command }
+}
+
+impl Subscribe {
+    /// The command to place this subscription, from `bookmark` on.
+    pub(crate) fn command<'a>(
+        &'a self,
+        command_id: &'a str,
+        sub_id: &'a str,
+        bookmark: Option<&'a str>,
+    ) -> Command<'a> {
+        let mut command = match self.kind {
+            SubscribeKind::Subscribe => Command::subscribe(command_id, &self.topic, sub_id),
+            SubscribeKind::Sow => Command::sow(command_id, &self.topic, sub_id),
+            SubscribeKind::SowAndSubscribe => {
+                Command::sow_and_subscribe(command_id, &self.topic, sub_id, sub_id)
+            }
+            SubscribeKind::DeltaSubscribe => Command {
+                name: "delta_subscribe",
+                ..Command::subscribe(command_id, &self.topic, sub_id)
+            },
+            SubscribeKind::SowAndDeltaSubscribe => Command {
+                name: "sow_and_delta_subscribe",
+                ..Command::sow_and_subscribe(command_id, &self.topic, sub_id, sub_id)
+            },
+        };
+        command.filter = self.filter.as_deref();
+        command.options = self.options.as_deref();
+        command.bookmark = bookmark.or(self.bookmark.as_deref());
+        command.order_by = self.order_by.as_deref();
+        command.top_n = self.top_n;
+        command.batch_size = self.batch_size;
+        command
+    }
+}
+
+impl Request {
+    pub(crate) fn command<'a>(&'a self, command_id: &'a str) -> Command<'a> {
+        let mut command = Command::generic(&self.name);
+        command.command_id = Some(command_id);
+        command.topic = self.topic.as_deref();
+        command.filter = self.filter.as_deref();
+        command.sow_keys = self.sow_keys.as_deref();
+        command.options = self.options.as_deref();
+        command.bookmark = self.bookmark.as_deref();
+        command.correlation_id = self.correlation_id.as_deref();
+        command.sub_id = self.sub_id.as_deref();
+        command.query_id = self.query_id.as_deref();
+        command.order_by = self.order_by.as_deref();
+        command.top_n = self.top_n;
+        command.batch_size = self.batch_size;
+        command.expiration = self.expiration;
+        command.sow_key = self.sow_key.as_deref();
+        command.acks = self.acks;
+        command.body = &self.body;
+        command
+    }
 }
 
 /// Makes the digits those of the next number; false: it has more of them.

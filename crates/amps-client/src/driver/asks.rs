@@ -12,9 +12,10 @@ use super::readers::Entry;
 use crate::delivery::{Flushed, Input};
 use crate::error::{CommandError, FlushError, FlushReport};
 use crate::event::LinkEnd;
+use crate::requests::{Answer, Request, Subscribe};
 use crate::session::MAX_WAITING;
 use crate::shared::Shared;
-use crate::subscribe::{Answer, Request, Subscribe, Subscription};
+use crate::subscription::Subscription;
 
 /// What a handle asks the driver for.
 pub(crate) enum Ask {
@@ -303,6 +304,7 @@ impl Driver {
         let query = spec.is_query();
         let now = self.work.start.elapsed();
         let id = self.session.subscribe(now, spec, &mut self.work.out);
+        let client = Arc::downgrade(&self.shared);
         let subscription = Subscription {
             id,
             messages: receiver,
@@ -310,7 +312,7 @@ impl Driver {
             end: ended,
             ended: false,
             query,
-            client: Arc::downgrade(&self.shared),
+            client,
         };
         let placing = Some((reply, subscription));
         let entry = Entry {

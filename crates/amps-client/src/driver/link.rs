@@ -20,8 +20,9 @@ use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::panics;
 use crate::protocol::{FrameDecoder, Header, Reason, Verb, cut};
+use crate::requests::Answer;
 use crate::session::{Expired, Received};
-use crate::subscribe::{Answer, SubscriptionEnd};
+use crate::subscription::SubscriptionEnd;
 use crate::wire::Encoder;
 
 /// Bytes gathered for one write; beyond it larger writes gain nothing.

@@ -8,7 +8,8 @@ use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::error::CommandError;
-use crate::subscribe::{Answer, Delivered, Subscription, SubscriptionEnd};
+use crate::requests::{Answer, Delivered};
+use crate::subscription::{Subscription, SubscriptionEnd};
 
 /// Where a call that subscribes waits for its subscription.
 pub(super) type Placing = oneshot::Sender<Result<Subscription, CommandError>>;

@@ -6,7 +6,7 @@ use crate::chooser::Credentials;
 use crate::delivery::PublishAck;
 use crate::error::CommandError;
 use crate::protocol::{Header, Reason};
-use crate::subscribe::{Answer, Delivered};
+use crate::requests::{Answer, Delivered};
 
 /// What a session needs to know.
 #[derive(Clone, Debug)]

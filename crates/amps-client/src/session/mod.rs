@@ -15,7 +15,7 @@ use bytes::Bytes;
 
 use crate::error::CommandError;
 use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, Verb};
-use crate::subscribe::{Answer, DeliveredKind, Request, Subscribe};
+use crate::requests::{Answer, DeliveredKind, Request, Subscribe};
 
 use silence::Silence;
 

@@ -15,7 +15,7 @@ use crate::planted;
 use crate::protocol::{
     AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status, cut,
 };
-use crate::subscribe::{Answer, Delivered, DeliveredKind};
+use crate::requests::{Answer, Delivered, DeliveredKind};
 
 impl Session {
     pub(super) fn ack(

@@ -8,7 +8,7 @@ use proptest::test_runner::{RngSeed, TestRunner};
 
 use super::*;
 use crate::delivery::{Config, Delivery, Input, Now, Output, Totals};
-use crate::subscribe::Request;
+use crate::requests::Request;
 
 fn config(publish_ids: bool) -> SessionConfig {
     SessionConfig {

@@ -1,15 +1,12 @@
-//! Subscriptions and queries, enough to be useful beside a publisher.
+//! What a client may ask a server for beside publishing, and what comes of it: subscriptions,
+//! queries, commands, enough to be useful beside a publisher.
 
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use tokio::sync::{mpsc, oneshot};
 
-use crate::error::CommandError;
-use crate::protocol::{AckKind, AckKinds, Command, Reason};
-use crate::shared::Shared;
+use crate::protocol::{AckKind, AckKinds, Reason};
 
 /// What to subscribe to, or to query.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -131,8 +128,8 @@ impl Subscribe {
     }
 
     /// Messages held for a slow reader, at least 1. One more ends the subscription with
-    /// [`SubscriptionEnd::Lagged`]: the link is always read, so that acks and heartbeats
-    /// do not wait for the reader.
+    /// [`Lagged`](crate::SubscriptionEnd::Lagged): the link is always read, so that acks and
+    /// heartbeats do not wait for the reader.
     #[must_use]
     pub fn buffer(mut self, messages: usize) -> Self {
         self.buffer = messages.max(1);
@@ -146,37 +143,6 @@ impl Subscribe {
     pub fn buffer_bytes(mut self, bytes: usize) -> Self {
         self.buffer_bytes = bytes;
         self
-    }
-
-    /// The command to place this subscription, from `bookmark` on.
-    pub(crate) fn command<'a>(
-        &'a self,
-        command_id: &'a str,
-        sub_id: &'a str,
-        bookmark: Option<&'a str>,
-    ) -> Command<'a> {
-        let mut command = match self.kind {
-            SubscribeKind::Subscribe => Command::subscribe(command_id, &self.topic, sub_id),
-            SubscribeKind::Sow => Command::sow(command_id, &self.topic, sub_id),
-            SubscribeKind::SowAndSubscribe => {
-                Command::sow_and_subscribe(command_id, &self.topic, sub_id, sub_id)
-            }
-            SubscribeKind::DeltaSubscribe => Command {
-                name: "delta_subscribe",
-                ..Command::subscribe(command_id, &self.topic, sub_id)
-            },
-            SubscribeKind::SowAndDeltaSubscribe => Command {
-                name: "sow_and_delta_subscribe",
-                ..Command::sow_and_subscribe(command_id, &self.topic, sub_id, sub_id)
-            },
-        };
-        command.filter = self.filter.as_deref();
-        command.options = self.options.as_deref();
-        command.bookmark = bookmark.or(self.bookmark.as_deref());
-        command.order_by = self.order_by.as_deref();
-        command.top_n = self.top_n;
-        command.batch_size = self.batch_size;
-        command
     }
 
     /// Bytes of it that go out, the names of its fields apart.
@@ -249,73 +215,6 @@ impl Delivered {
 fn bytes_of(texts: &[&Option<String>]) -> usize {
     let lengths = texts.iter().copied().flatten().map(String::len);
     lengths.sum()
-}
-
-/// Why a subscription ended before its reader dropped it.
-#[derive(Clone, Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SubscriptionEnd {
-    /// Its reader was too slow and the buffer overflowed. Subscribe again, from the last
-    /// bookmark if there is one.
-    #[error("the subscription's reader was too slow; its buffer overflowed")]
-    Lagged,
-    /// The server refused it, now or after a reconnect.
-    #[error("the subscription ended: {0}")]
-    Command(CommandError),
-    /// The client was closed.
-    #[error("the client is closed")]
-    Closed,
-}
-
-/// A running subscription. Dropping it unsubscribes.
-///
-/// It is placed again after every reconnect.
-#[derive(Debug)]
-pub struct Subscription {
-    pub(crate) id: u64,
-    /// Each message with the bytes it counts for.
-    pub(crate) messages: mpsc::Receiver<(Delivered, usize)>,
-    /// Bytes in the buffer, shared with who fills it.
-    pub(crate) held: Arc<AtomicUsize>,
-    pub(crate) end: oneshot::Receiver<SubscriptionEnd>,
-    pub(crate) ended: bool,
-    pub(crate) query: bool,
-    pub(crate) client: Weak<Shared>,
-}
-
-impl Drop for Subscription {
-    fn drop(&mut self) {
-        if let Some(client) = self.client.upgrade() {
-            client.request(|requests| requests.unsubscribe.push(self.id));
-        }
-    }
-}
-
-impl Subscription {
-    /// The next message. `None` after the end of a query's answer, or after an error was
-    /// told.
-    ///
-    /// Cancel safe: a cancelled call takes no message.
-    pub async fn next(&mut self) -> Option<Result<Delivered, SubscriptionEnd>> {
-        if self.ended {
-            return None;
-        }
-        if let Some((delivered, bytes)) = self.messages.recv().await {
-            self.held.fetch_sub(bytes, Ordering::Relaxed);
-            return Some(Ok(delivered));
-        }
-        self.ended = true;
-        match (&mut self.end).await {
-            Ok(end) => Some(Err(end)),
-            Err(_) if self.query => None,
-            Err(_) => Some(Err(SubscriptionEnd::Closed)),
-        }
-    }
-
-    /// Number of this subscription, unique within the client.
-    pub fn id(&self) -> u64 {
-        self.id
-    }
 }
 
 /// A command of any name, for what has no method of its own.
@@ -516,27 +415,6 @@ impl Request {
             &self.sow_key,
         ];
         self.name.len() + bytes_of(&texts) + self.body.len()
-    }
-
-    pub(crate) fn command<'a>(&'a self, command_id: &'a str) -> Command<'a> {
-        let mut command = Command::generic(&self.name);
-        command.command_id = Some(command_id);
-        command.topic = self.topic.as_deref();
-        command.filter = self.filter.as_deref();
-        command.sow_keys = self.sow_keys.as_deref();
-        command.options = self.options.as_deref();
-        command.bookmark = self.bookmark.as_deref();
-        command.correlation_id = self.correlation_id.as_deref();
-        command.sub_id = self.sub_id.as_deref();
-        command.query_id = self.query_id.as_deref();
-        command.order_by = self.order_by.as_deref();
-        command.top_n = self.top_n;
-        command.batch_size = self.batch_size;
-        command.expiration = self.expiration;
-        command.sow_key = self.sow_key.as_deref();
-        command.acks = self.acks;
-        command.body = &self.body;
-        command
     }
 }
 
