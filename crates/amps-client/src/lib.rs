@@ -83,25 +83,11 @@
 // A library has no words of its own for the terminal of its application.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
-/// Whether a test planted this defect (feature `testkit`; always false without it).
-macro_rules! planted {
-    ($defect:ident) => {{
-        #[cfg(feature = "testkit")]
-        let planted = crate::planted::is_planted(crate::planted::Planted::$defect);
-        #[cfg(not(feature = "testkit"))]
-        let planted = false;
-        planted
-    }};
-}
-pub(crate) use planted;
-
-pub mod backoff;
 pub mod blocking;
 mod builder;
 pub mod chooser;
 mod client;
 pub mod connector;
-pub mod delivery;
 mod direct;
 mod doorbell;
 mod driver;
@@ -114,8 +100,6 @@ mod meter;
 mod opening;
 mod outage;
 mod panics;
-#[cfg(feature = "testkit")]
-mod planted;
 pub mod protocol;
 mod receipt;
 mod requests;
@@ -127,10 +111,10 @@ pub mod testkit;
 pub mod uri;
 mod wire;
 
-pub use backoff::{Backoff, DelayStrategy, FixedDelay};
+pub use amps_delivery::{Backoff, DelayStrategy, FixedDelay, GapPolicy, RebasePolicy, Via};
+pub use amps_delivery::{backoff, delivery};
 pub use builder::Builder;
 pub use client::{Client, Counts, Health};
-pub use delivery::{GapPolicy, RebasePolicy, Via};
 pub use error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, OpenError, PublishError,
     PublishFailure,

@@ -3,7 +3,7 @@
 
 use crate::delivery::ToSend;
 
-pub use crate::planted::{Planted, plant};
+pub use amps_delivery::testkit::{Planted, plant};
 
 /// Makes the frames of stored messages, as the driver puts them on the wire.
 #[derive(Debug)]

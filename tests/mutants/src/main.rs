@@ -50,7 +50,7 @@ const PLACES: [&str; 20] = [
     "crates/amps-store/src/inspect/repair.rs",
     "crates/amps-store/src/file.rs",
     "crates/amps-store/src/file/",
-    "crates/amps-client/src/delivery/",
+    "crates/amps-delivery/src/delivery/",
     "crates/amps-client/src/session/",
     "crates/amps-client/src/driver.rs",
     "crates/amps-client/src/driver/",

@@ -125,6 +125,8 @@ impl Scratch {
                 "-p",
                 "amps-store",
                 "-p",
+                "amps-delivery",
+                "-p",
                 "amps-client",
             ])
             .args(["--features", "amps-store/testkit,amps-client/testkit"])
@@ -165,7 +167,8 @@ impl Scratch {
                 "--lib",
                 "--tests",
             ])
-            .args(["-p", "amps-store", "-p", "amps-client", "-p", "amps"])
+            .args(["-p", "amps-store", "-p", "amps-delivery"])
+            .args(["-p", "amps-client", "-p", "amps"])
             .stderr(std::process::Stdio::inherit())
             .output()?;
         let mut tests = Vec::new();
@@ -244,11 +247,13 @@ fn is_named(file: &str, named: &[String]) -> bool {
             .any(|n| file == n || (n.ends_with('/') && file.starts_with(n.as_str())))
 }
 
-/// The two crates with slips know the switch.
+/// The crates with slips know the switch.
 fn manifest(file: &str, bytes: Vec<u8>) -> Outcome<Vec<u8>> {
     let (from, to) = match file {
         "Cargo.toml" => ("members = [", "members = [\"crates/amps-slip\", "),
-        "crates/amps-store/Cargo.toml" | "crates/amps-client/Cargo.toml" => (
+        "crates/amps-store/Cargo.toml"
+        | "crates/amps-delivery/Cargo.toml"
+        | "crates/amps-client/Cargo.toml" => (
             "[dependencies]\n",
             "[dependencies]\namps-slip = { path = \"../amps-slip\" }\n",
         ),

@@ -567,7 +567,6 @@ impl Publisher {
                 }
                 self.notes.push(note);
             }
-            other => panic!("unknown output {other:?}"),
         }
     }
 

@@ -2,9 +2,9 @@
 
 use std::borrow::Cow;
 
+use super::Reason;
 use super::ack::{AckKind, AckKinds, Status};
 use super::reader::{HeaderError, HeaderErrorKind, Reader, Value};
-use super::reason::Reason;
 
 /// The longest header accepted unless told otherwise: 1 MiB, room for the longest filter
 /// or list of keys anyone sends, far below what could hurt.

@@ -26,14 +26,13 @@ mod command;
 mod frame;
 mod header;
 mod reader;
-mod reason;
 mod writer;
 
 pub use ack::{AckKind, AckKinds, Status};
+pub(crate) use amps_delivery::cut;
+pub use amps_delivery::{Reason, ReasonKind};
 pub use answer::{Ack, LogonAck, Outbound, SowEntry, encode_group, encode_heartbeat, encode_sow};
 pub use command::{Command, Publish};
 pub use frame::{DEFAULT_MAX_FRAME, FrameDecoder, FrameError, LENGTH_BYTES, append_frame};
 pub use header::{DEFAULT_MAX_HEADER, Header, SowRecord, SowRecords, Verb};
 pub use reader::{HeaderError, HeaderErrorKind};
-pub(crate) use reason::cut;
-pub use reason::{Reason, ReasonKind};

@@ -4,6 +4,7 @@ use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
+use amps_delivery::planted;
 use bytes::Bytes;
 
 use super::{
@@ -11,7 +12,6 @@ use super::{
 };
 use crate::delivery::{PublishAck, Verdict};
 use crate::error::CommandError;
-use crate::planted;
 use crate::protocol::{
     AckKind, AckKinds, Header, HeaderError, Reason, ReasonKind, SowRecord, SowRecords, Status, cut,
 };

@@ -33,7 +33,6 @@ use std::time::Duration;
 
 use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError, StoreError};
 
-use crate::planted;
 use figures::Figures;
 use flight::Flight;
 use flush::Flushes;

@@ -30,7 +30,7 @@ impl Flushed {
     }
 
     /// Counts what another one counted, and what was left of that not at all.
-    pub(crate) fn add(&mut self, other: Flushed) {
+    pub fn add(&mut self, other: Flushed) {
         self.persisted += other.persisted;
         self.persisted_at_logon += other.persisted_at_logon;
         self.rejected += other.rejected;

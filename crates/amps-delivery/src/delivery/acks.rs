@@ -3,10 +3,8 @@
 use amps_store::{PublishStore, Rejected, StoreError};
 
 use super::figures::Figure;
-use super::{
-    Delivery, DropReason, Note, Now, Output, Phase, PublishAck, SINGLES, Verdict, Via, planted,
-};
-use crate::protocol::cut;
+use super::{Delivery, DropReason, Note, Now, Output, Phase, PublishAck, SINGLES, Verdict, Via};
+use crate::cut;
 
 impl Delivery {
     pub(super) fn ack(&mut self, store: &dyn PublishStore, now: Now, ack: PublishAck<'_>) {

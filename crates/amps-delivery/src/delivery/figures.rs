@@ -3,7 +3,6 @@
 use amps_store::{PublishStore, Rebase, StoredMessage};
 
 use super::api::wire;
-use super::planted;
 
 /// The highest number any publisher can reach; a figure above it is the server's error.
 pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;

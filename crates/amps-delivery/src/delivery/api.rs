@@ -164,7 +164,6 @@ pub enum Via {
 
 /// Why this link must not be used any longer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum DropReason {
     /// The server speaks of messages that were never sent.
     ForeignFigure,
@@ -180,7 +179,6 @@ pub enum DropReason {
 
 /// Something the driver has to carry out or pass on.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum Output {
     /// Call `raise_grant(to)` off the I/O path and answer [`Input::GrantRaised`].
     RaiseGrant {
@@ -255,9 +253,9 @@ pub enum Output {
 
 /// Things worth telling that ask for nothing.
 #[derive(Clone, Debug)]
-#[non_exhaustive]
 pub enum Note {
-    /// See [`Event::PublishGap`](crate::Event::PublishGap).
+    /// The server has less than it acknowledged before: messages `server + 1 ..= settled` may be
+    /// missing there, and can no longer be resent.
     PublishGap {
         /// The server's figure as a sequence.
         server: u64,
@@ -266,14 +264,15 @@ pub enum Note {
         /// The figure was 0.
         unknown_publisher: bool,
     },
-    /// See [`Event::ForeignFigure`](crate::Event::ForeignFigure).
+    /// The server speaks of more than this store can have sent; nothing was settled on that
+    /// claim.
     ForeignFigure {
         /// The server's number.
         figure: u64,
         /// The highest sequence that may have been sent.
         may_have_sent: u64,
     },
-    /// See [`Event::Rebased`](crate::Event::Rebased).
+    /// Numbering on the wire goes on above the server's figure.
     Rebased {
         /// First sequence concerned.
         from: u64,
@@ -282,21 +281,22 @@ pub enum Note {
         /// Unsettled messages that may have been sent before.
         possible_duplicates: u64,
     },
-    /// See [`Event::NameShared`](crate::Event::NameShared).
+    /// Another live publisher seems to use the same client name.
     NameShared {
         /// The server's number.
         figure: u64,
         /// Sending stopped.
         stopped: bool,
     },
-    /// See [`Event::Stalled`](crate::Event::Stalled).
+    /// The same first message was unsettled at the end of several links.
     Stalled {
         /// The message.
         sequence: u64,
         /// Links lost in a row with it at the head.
         links: u32,
     },
-    /// See [`Event::Unreadable`](crate::Event::Unreadable).
+    /// A message is intact, and its envelope is not of a version this program knows: it becomes
+    /// a refusal.
     Unreadable {
         /// The message.
         sequence: u64,

@@ -5,7 +5,7 @@ use amps_store::{PublishStore, Rebase, StoreError};
 use super::figures::{self, Figure};
 use super::{
     Delivery, DropReason, GapPolicy, Logon, Note, Now, Output, Phase, RAISE_AGAIN, RebasePolicy,
-    Via, planted,
+    Via,
 };
 
 impl Delivery {

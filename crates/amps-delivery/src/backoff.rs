@@ -66,8 +66,7 @@ impl Backoff {
     }
 
     /// Gives up once it has waited this long in a row, the time of the attempts apart: see
-    /// [`Builder::give_up_after`](crate::Builder::give_up_after) for that. The default is
-    /// never.
+    /// `Builder::give_up_after` of the client for that. The default is never.
     #[must_use]
     pub fn give_up_after(mut self, total: Duration) -> Self {
         self.give_up_after = Some(total);

@@ -118,6 +118,7 @@ pub fn plant(defect: Option<Planted>) {
     PLANTED.set(defect);
 }
 
-pub(crate) fn is_planted(defect: Planted) -> bool {
+/// Whether this thread has that defect.
+pub fn is_planted(defect: Planted) -> bool {
     PLANTED.get() == Some(defect)
 }

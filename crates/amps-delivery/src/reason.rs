@@ -115,8 +115,8 @@ impl ReasonKind {
     }
 }
 
-/// As much of a server's words as is kept, up to a character border.
-pub(crate) fn cut(text: &str) -> &str {
+/// As much of a server's words as is kept: [`MAX_REASON`] bytes, up to a character border.
+pub fn cut(text: &str) -> &str {
     let mut end = text.len().min(MAX_REASON);
     while !text.is_char_boundary(end) {
         end -= 1;
