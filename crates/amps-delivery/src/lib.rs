@@ -31,12 +31,14 @@ macro_rules! planted {
 
 pub mod backoff;
 pub mod delivery;
+mod event;
 mod reason;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
 pub use backoff::{Backoff, DelayStrategy, FixedDelay};
 pub use delivery::{GapPolicy, RebasePolicy, Via};
+pub use event::{ConnectionState, LinkEnd};
 pub use reason::{Reason, ReasonKind, cut};
 
 /// What [`planted!`] says without the feature `testkit`.
