@@ -2,9 +2,12 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::convert::Infallible;
 use std::time::Duration;
 
-use amps_client::delivery::{Config, Delivery, Input, Now, Output, RebasePolicy};
+use amps_client::delivery::{
+    Config, Delivery, Input, Now, Output, RebasePolicy, Room, ToSend,
+};
 use amps_client::protocol::{
     AckKinds, Command, FrameDecoder, Header, LENGTH_BYTES, Publish, SowRecords,
 };
@@ -424,21 +427,23 @@ impl Machines {
 
     fn send(&mut self) {
         let mut last = (0, 0);
+        let (store, batch) = (&self.store, &mut self.batch);
+        let (published, handed_over) = (self.published, &mut self.handed_over);
         loop {
-            let outgoing = self
-                .delivery
-                .next_to_send(&self.store, self.now, &mut self.batch)
-                .expect("whole");
-            if outgoing.len() == 0 {
-                return;
-            }
-            for next in outgoing {
+            let send = |next: &ToSend<'_>| {
                 assert!(next.wire > last.0 && next.sequence > last.1, "overtaken");
-                assert!(next.sequence <= self.published);
+                assert!(next.sequence <= published);
                 assert!(next.wire < 1 << 63);
-                assert!(next.sequence <= self.store.numbers().grant);
+                assert!(next.sequence <= store.numbers().grant);
                 last = (next.wire, next.sequence);
-                self.handed_over = self.handed_over.max(next.sequence);
+                *handed_over = next.sequence.max(*handed_over);
+                Ok::<_, Infallible>(())
+            };
+            let sent = self
+                .delivery
+                .hand_over(store, self.now, Room::ANY, batch, send);
+            if sent.expect("whole") == 0 {
+                return;
             }
         }
     }

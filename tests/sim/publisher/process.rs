@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use amps_client::DelayStrategy as _;
-use amps_client::delivery::{Input, Note, Output};
+use amps_client::delivery::{Input, NotSent, Note, Output, Room, ToSend};
 use amps_client::protocol::{AckKind, FrameDecoder, Header, Status};
 use amps_client::session::{Credentials, Received};
 use amps_store::testkit::{begin_step, end_step, has_failed, is_under_way, step};
@@ -18,14 +18,7 @@ use super::{Around, Died, Job, JobDone, Publisher, Read, at, settled, trace};
 impl Publisher {
     /// A place where the process may die.
     pub(super) fn point(&mut self) -> Result<(), Died> {
-        match &mut self.dies_in {
-            Some(0) => Err(Died),
-            Some(n) => {
-                *n -= 1;
-                Ok(())
-            }
-            None => Ok(()),
-        }
+        point(&mut self.dies_in)
     }
 
     /// Publishes one message; `None`: the store took none.
@@ -398,16 +391,16 @@ impl Publisher {
         if waiting > 16 << 10 {
             return Ok(());
         }
-        let mut batch = Batch::new(most as usize, 16 << 10);
+        let room = Room {
+            messages: most as usize,
+            bytes: 16 << 10,
+        };
+        let mut batch = Batch::default();
         let process = self.process.as_mut().expect("runs");
-        let outgoing = process
-            .delivery
-            .next_to_send(&process.store, at(around.now), &mut batch)
-            .expect("intact");
-        for next in outgoing {
-            let process = self.process.as_mut().expect("runs");
-            if process.store.level() == Level::Disk {
-                let durable = process.store.durable().sequence;
+        let store = &process.store;
+        let send = |next: &ToSend<'_>| {
+            if store.level() == Level::Disk {
+                let durable = store.durable().sequence;
                 assert!(
                     next.sequence <= durable,
                     "{} goes out, {durable} is durable",
@@ -430,11 +423,18 @@ impl Publisher {
                 around,
                 "p{} sends {} as {}", self.id, next.sequence, next.wire
             );
-            let encoded = process.encoder.encode(&next, &mut process.out);
+            let encoded = process.encoder.encode(next, &mut process.out);
             encoded.expect("a small frame");
-            self.point()?;
+            point(&mut self.dies_in)
+        };
+        let sent = process
+            .delivery
+            .hand_over(store, at(around.now), room, &mut batch, send);
+        match sent {
+            Ok(_) => {}
+            Err(NotSent::Refused { error: died, .. }) => return Err(died),
+            Err(NotSent::Read(error)) => panic!("{error}"),
         }
-        let process = self.process.as_mut().expect("runs");
         process.watch.resent(process.delivery.totals().resent);
         self.outputs(around);
         Ok(())
@@ -642,6 +642,17 @@ impl Publisher {
         refusal.accepted = true;
         refusal.handled += 1;
         Some(appended.sequence)
+    }
+}
+
+fn point(dies_in: &mut Option<u32>) -> Result<(), Died> {
+    match dies_in {
+        Some(0) => Err(Died),
+        Some(n) => {
+            *n -= 1;
+            Ok(())
+        }
+        None => Ok(()),
     }
 }
 

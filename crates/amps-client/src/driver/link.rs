@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{AUTHENTICATOR, CHOOSER, Driver, STREAM, next_event};
 use crate::chooser::{Credentials, Server};
 use crate::connector::Stream;
-use crate::delivery::{Input, Verdict};
+use crate::delivery::{Input, NotSent, Room, ToSend, Verdict};
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
@@ -245,27 +245,27 @@ impl Driver {
             return Ok(());
         };
         while out.has_room() {
-            let outgoing = match delivery.next_to_send(store.as_ref(), now, batch) {
-                Ok(outgoing) if outgoing.len() == 0 => break,
-                Ok(outgoing) => outgoing,
-                Err(ReadError::Damaged { sequence, offset }) => {
-                    let error = ReadError::Damaged { sequence, offset };
-                    let told = &mut self.work.unreadable;
+            let (encoder, bytes) = (&mut out.encoder, &mut out.bytes);
+            let sampled = &mut self.work.sampled;
+            let mut measure = cfg!(feature = "metrics") && sampled.has_room();
+            let send = |message: &ToSend<'_>| {
+                if std::mem::take(&mut measure)
+                    && let Ok(envelope) = message.message.envelope()
+                {
+                    sampled.sent(message.sequence, envelope.published_at);
+                }
+                encoder.encode(message, bytes)
+            };
+            let told = &mut self.work.unreadable;
+            match delivery.hand_over(store.as_ref(), now, Room::ANY, batch, send) {
+                Ok(0) => break,
+                Ok(_) => {}
+                Err(NotSent::Read(error @ ReadError::Damaged { sequence, .. })) => {
                     return Err(unreadable(&self.shared, told, sequence, &error));
                 }
-                Err(error) => return Err(LinkEnd::Store(error.to_string())),
-            };
-            let mut measure = cfg!(feature = "metrics") && self.work.sampled.has_room();
-            for to_send in outgoing {
-                if std::mem::take(&mut measure)
-                    && let Ok(envelope) = to_send.message.envelope()
-                {
-                    let sampled = &mut self.work.sampled;
-                    sampled.sent(to_send.sequence, envelope.published_at);
-                }
-                if let Err(error) = out.encoder.encode(&to_send, &mut out.bytes) {
-                    let told = &mut self.work.unreadable;
-                    return Err(unreadable(&self.shared, told, to_send.sequence, &error));
+                Err(NotSent::Read(error)) => return Err(LinkEnd::Store(error.to_string())),
+                Err(NotSent::Refused { sequence, error }) => {
+                    return Err(unreadable(&self.shared, told, sequence, &error));
                 }
             }
         }

@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 
 use super::*;
-use crate::delivery::{Config, Delivery, Input, Now, Output, Totals};
+use crate::delivery::{Config, Delivery, Input, Now, Output, Room, ToSend, Totals};
 use crate::requests::Request;
 
 fn config(publish_ids: bool) -> SessionConfig {
@@ -203,13 +203,17 @@ fn break_the_machines(steps: Vec<Step>, publish_ids: bool) -> Result<Totals, Tes
         }
         let mut last = 0;
         loop {
-            let outgoing = delivery.next_to_send(&store, now, &mut batch).unwrap();
-            if outgoing.len() == 0 {
+            let send = |next: &ToSend<'_>| match next.wire > last && next.sequence <= published {
+                true => {
+                    last = next.wire;
+                    Ok(())
+                }
+                false => Err(next.wire),
+            };
+            let sent = delivery.hand_over(&store, now, Room::ANY, &mut batch, send);
+            prop_assert!(sent.is_ok(), "{sent:?}");
+            if matches!(sent, Ok(0)) {
                 break;
-            }
-            for next in outgoing {
-                prop_assert!(next.wire > last && next.sequence <= published);
-                last = next.wire;
             }
         }
         // Whatever was claimed, every message is in exactly one place.

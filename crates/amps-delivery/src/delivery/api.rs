@@ -3,7 +3,7 @@
 
 use std::time::Duration;
 
-use amps_store::{Batch, EnvelopeError, MessageRef, Rebase, StoreError};
+use amps_store::{EnvelopeError, MessageRef, ReadError, Rebase, StoreError};
 
 use super::Flushed;
 
@@ -334,39 +334,53 @@ pub struct ToSend<'a> {
     pub message: MessageRef<'a>,
 }
 
-/// Messages to put on the wire now, in this order: what
-/// [`Delivery::next_to_send`](super::Delivery::next_to_send) gives.
-#[derive(Clone, Debug)]
-pub struct Outgoing<'a> {
-    pub(super) batch: &'a Batch,
-    pub(super) nth: usize,
-    pub(super) rebase: Option<Rebase>,
-    /// Sequences up to here may have been sent before.
-    pub(super) sent: u64,
+/// What a link takes now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Room {
+    /// Messages.
+    pub messages: usize,
+    /// Bytes of all of them but the first, which may be larger.
+    pub bytes: usize,
 }
 
-impl<'a> Iterator for Outgoing<'a> {
-    type Item = ToSend<'a>;
+impl Room {
+    /// Nothing fits.
+    pub const NONE: Room = Room {
+        messages: 0,
+        bytes: 0,
+    };
 
-    fn next(&mut self) -> Option<ToSend<'a>> {
-        let message = self.batch.get(self.nth)?;
-        self.nth += 1;
-        let sequence = message.sequence;
-        Some(ToSend {
-            sequence,
-            wire: wire(self.rebase, sequence),
-            again: sequence <= self.sent,
-            message,
-        })
-    }
+    /// Everything fits.
+    pub const ANY: Room = Room {
+        messages: usize::MAX,
+        bytes: usize::MAX,
+    };
 
-    fn size_hint(&self) -> (usize, Option<usize>) {
-        let left = self.batch.len() - self.nth;
-        (left, Some(left))
+    /// Whether a message fits.
+    pub fn is_none(self) -> bool {
+        self.messages == 0 || self.bytes == 0
     }
 }
 
-impl ExactSizeIterator for Outgoing<'_> {}
+/// Why [`Delivery::hand_over`](super::Delivery::hand_over) did not go on.
+#[derive(Debug)]
+pub enum NotSent<E> {
+    /// The next message cannot be read.
+    Read(ReadError),
+    /// It was not taken.
+    Refused {
+        /// The message.
+        sequence: u64,
+        /// What was said.
+        error: E,
+    },
+}
+
+impl<E> From<ReadError> for NotSent<E> {
+    fn from(error: ReadError) -> Self {
+        NotSent::Read(error)
+    }
+}
 
 /// The number a message goes out under.
 pub(super) fn wire(rebase: Option<Rebase>, sequence: u64) -> u64 {

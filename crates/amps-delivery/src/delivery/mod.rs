@@ -2,7 +2,7 @@
 //! a state machine without sockets, clocks or tasks.
 //!
 //! A driver feeds [`Input`]s, carries out [`Output`]s and, whenever the link takes bytes,
-//! asks [`Delivery::next_to_send`]. The store is borrowed for each call and time is an
+//! calls [`Delivery::hand_over`]. The store is borrowed for each call and time is an
 //! argument, so a simulation can drive exactly this code.
 //!
 //! Three kinds of number meet here. A *sequence* is the store's. A *wire number* is a
@@ -24,8 +24,8 @@ mod unreadable;
 pub use flush::Flushed;
 
 pub use api::{
-    Config, DropReason, GapPolicy, Input, Note, Now, Outgoing, Output, PublishAck, RebasePolicy,
-    ToSend, Totals, Verdict, Via,
+    Config, DropReason, GapPolicy, Input, NotSent, Note, Now, Output, PublishAck, RebasePolicy,
+    Room, ToSend, Totals, Verdict, Via,
 };
 
 use std::collections::VecDeque;
@@ -208,52 +208,71 @@ impl Delivery {
             .min()
     }
 
-    /// The next messages for this link, read into `into`, as many as it takes and the link
-    /// may have; none when there is nothing to send, or nothing may be sent now.
+    /// Gives `send` the next messages for this link, read into `batch`, as many as that takes,
+    /// the link has room for and may have; how many. None when there is nothing to send, or
+    /// nothing may be sent now.
     ///
     /// Live sending, resending and replay are this one walk: a reconnect moves the cursor
     /// back to the first unsettled message and nothing else changes, so a higher number
-    /// can never overtake a lower one (charter §2). Returned messages count as handed to
-    /// the transport: their first byte may be written as soon as this returns, because the
-    /// grant above them is durable. They must go out, in this order, before anything else
-    /// is handed to [`handle`](Self::handle), or the link must end: what is settled
-    /// meanwhile would go out late.
+    /// can never overtake a lower one (charter §2). What `send` takes counts as handed over
+    /// when this returns, and no byte of it may go out before: the grant above it is durable.
+    /// It must go out, in this order, before anything else is handed to
+    /// [`handle`](Self::handle), or the link must end: what is settled meanwhile would go out
+    /// late.
     ///
     /// A message whose envelope this program does not know is refused here, as one that the
     /// application gives up on ([`Note::Unreadable`], [`Output::Refused`]), and what is behind it
     /// goes on: poll afterwards, also when there is nothing to send.
     ///
     /// # Errors
-    /// A record is damaged. Nothing is sent until it is settled, accepted or repaired:
-    /// skipping it would let higher numbers overtake it for ever.
-    pub fn next_to_send<'b>(
+    /// A record is damaged: nothing is sent until it is settled, accepted or repaired, since
+    /// skipping it would let higher numbers overtake it for ever. Or `send` did not take a
+    /// message: those before it are handed over.
+    pub fn hand_over<E>(
         &mut self,
         store: &dyn PublishStore,
         now: Now,
-        into: &'b mut Batch,
-    ) -> Result<Outgoing<'b>, ReadError> {
-        into.clear();
-        self.read_ahead(store, now, into)?;
-        let sent = self.figures.sent();
-        self.take_out(now, into);
+        room: Room,
+        batch: &mut Batch,
+        mut send: impl FnMut(&ToSend<'_>) -> Result<(), E>,
+    ) -> Result<usize, NotSent<E>> {
+        batch.clear();
+        self.read_ahead(store, now, room, batch)?;
+        let (rebase, sent) = (self.figures.rebase(), self.figures.sent());
+        let (mut taken, mut refused) = (0, None);
+        for message in batch.iter() {
+            let sequence = message.sequence;
+            let to_send = ToSend {
+                sequence,
+                wire: api::wire(rebase, sequence),
+                again: sequence <= sent,
+                message,
+            };
+            if let Err(error) = send(&to_send) {
+                refused = Some(NotSent::Refused { sequence, error });
+                break;
+            }
+            taken += 1;
+        }
+        batch.truncate(taken);
+        self.take_out(now, batch);
         if self.figures.grant_is_low(self.config.grant_step) {
             self.want_grant(store, now);
         }
-        Ok(Outgoing {
-            nth: 0,
-            rebase: self.figures.rebase(),
-            sent,
-            batch: into,
-        })
+        match refused {
+            Some(refused) => Err(refused),
+            None => Ok(taken),
+        }
     }
 
     fn read_ahead(
         &mut self,
         store: &dyn PublishStore,
         now: Now,
+        room: Room,
         into: &mut Batch,
     ) -> Result<(), ReadError> {
-        if self.phase != Phase::Live || self.waits_for_give_up(store) {
+        if self.phase != Phase::Live || room.is_none() || self.waits_for_give_up(store) {
             return Ok(());
         }
         let replaying = self.replay_through.is_some() && !planted!(PaceIgnored);
@@ -270,7 +289,7 @@ impl Delivery {
         if self.level == Level::Disk && !planted!(DurabilityNotAwaited) {
             through = through.min(store.durable().sequence);
         }
-        into.narrow(messages, bytes);
+        into.narrow(messages.min(room.messages), bytes.min(room.bytes));
         while self.cursor <= through {
             store.read_unsettled(self.cursor, through, into)?;
             if into.is_empty() || self.unreadable.keep_readable(into) {

@@ -25,6 +25,14 @@ struct Rig {
     batch: Batch,
 }
 
+/// Room for so many messages.
+fn few(messages: usize) -> Room {
+    Room {
+        messages,
+        ..Room::ANY
+    }
+}
+
 fn options() -> Options {
     Options::new().capacity(4 << 20).client_name(NAME)
 }
@@ -92,21 +100,29 @@ impl Rig {
         })
     }
 
+    /// What goes out next, as much as there is room for: sequence, wire number, whether again.
+    fn next(&mut self, room: Room) -> Vec<(u64, u64, bool)> {
+        let mut sent = Vec::new();
+        let (store, batch) = (&self.store, &mut self.batch);
+        let send = |next: &ToSend<'_>| {
+            assert_eq!(next.message.sequence, next.sequence);
+            sent.push((next.sequence, next.wire, next.again));
+            Ok::<_, ()>(())
+        };
+        let count = self.delivery.hand_over(store, self.now, room, batch, send);
+        assert_eq!(count.unwrap(), sent.len());
+        sent
+    }
+
     /// Everything that goes out now: sequence and wire number.
     fn send(&mut self) -> Vec<(u64, u64)> {
         let mut sent = Vec::new();
         loop {
-            let outgoing = self
-                .delivery
-                .next_to_send(&self.store, self.now, &mut self.batch)
-                .unwrap();
-            if outgoing.len() == 0 {
+            let next = self.next(Room::ANY);
+            if next.is_empty() {
                 break;
             }
-            for next in outgoing {
-                assert_eq!(next.message.sequence, next.sequence);
-                sent.push((next.sequence, next.wire));
-            }
+            sent.extend(next.iter().map(|(sequence, wire, _)| (*sequence, *wire)));
             self.drain();
         }
         assert!(

@@ -175,11 +175,7 @@ fn after_a_failed_sync_sending_goes_on_where_nothing_waits_for_it() {
     rig.logon(0);
     rig.input(Input::SyncFailed);
     rig.publish(1);
-    let outgoing = rig
-        .delivery
-        .next_to_send(&rig.store, rig.now, &mut rig.batch)
-        .unwrap();
-    assert_eq!(outgoing.len(), 1);
+    assert_eq!(rig.next(Room::ANY).len(), 1);
     let outputs = rig.drain();
     assert!(
         !notes(&outputs)
@@ -249,11 +245,7 @@ fn sending_stops_for_a_failed_sync_when_there_is_something_to_send() {
     rig.publish(1);
     rig.store.sync().unwrap();
     let turn = |rig: &mut Rig| {
-        let outgoing = rig
-            .delivery
-            .next_to_send(&rig.store, rig.now, &mut rig.batch)
-            .unwrap();
-        let sent = outgoing.len();
+        let sent = rig.next(Room::ANY).len();
         let outputs = rig.drain();
         let stopped = |n: &&&Note| matches!(n, Note::SendingStopped { through: 1 });
         (sent, notes(&outputs).iter().filter(stopped).count())

@@ -91,10 +91,9 @@ fn h4_h5_a_crash_after_the_rebase_needs_no_second_one() {
         if !rig.carry_out {
             rig.store.rebase(rebase_above(500)).unwrap();
         }
-        let mut few = Batch::new(sent_before_the_crash as usize, usize::MAX);
         if sent_before_the_crash > 0 {
-            let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut few);
-            assert_eq!(next.unwrap().len() as u64, sent_before_the_crash);
+            let next = rig.next(few(sent_before_the_crash as usize));
+            assert_eq!(next.len() as u64, sent_before_the_crash);
         }
         drop(rig);
         let mut rig = rig_with(Store::open(&path, options()).unwrap(), Config::default());
@@ -430,9 +429,8 @@ fn what_is_sent_again_after_a_rebase_is_sent_again() {
         })
     };
     assert_eq!(duplicates(&outputs), Some(8));
-    let mut few = Batch::new(9, usize::MAX);
-    let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut few);
-    let again: Vec<bool> = next.unwrap().map(|to_send| to_send.again).collect();
+    let next = rig.next(few(9));
+    let again: Vec<bool> = next.iter().map(|(_, _, again)| *again).collect();
     assert_eq!(again, [[true; 8].as_slice(), &[false]].concat());
     assert_eq!(rig.delivery.totals().resent, 8);
     // The second rebase of a run knows of both numberings.

@@ -213,9 +213,7 @@ fn a_replay_ends_with_what_was_stored_at_logon() {
     let outputs = rig.logon(0);
     assert!(!notes(&outputs).iter().any(|n| matches!(n, Note::Replayed)));
     let next = |rig: &mut Rig| {
-        let mut one = Batch::new(1, usize::MAX);
-        let next = rig.delivery.next_to_send(&rig.store, rig.now, &mut one);
-        assert_eq!(next.unwrap().len(), 1);
+        assert_eq!(rig.next(few(1)).len(), 1);
         rig.drain()
     };
     assert!(notes(&next(&mut rig)).is_empty());
@@ -369,4 +367,41 @@ fn a_give_up_of_what_was_not_sent_gives_no_room_on_the_link() {
     assert!(rig.send().is_empty());
     rig.input(give_up(1));
     assert_eq!(rig.send(), [(3, 3)]);
+}
+
+/// Counted as sent, it could be covered by a server's figure although it never went out.
+#[test]
+fn what_a_link_does_not_take_is_not_handed_over() {
+    let mut rig = rig();
+    rig.publish(3);
+    rig.logon(0);
+    let send = |next: &ToSend<'_>| match next.sequence {
+        1 => Ok(()),
+        _ => Err("too large"),
+    };
+    let (store, batch) = (&rig.store, &mut rig.batch);
+    let sent = rig
+        .delivery
+        .hand_over(store, rig.now, Room::ANY, batch, send);
+    let refused = matches!(sent, Err(NotSent::Refused { sequence: 2, .. }));
+    assert!(refused, "{sent:?}");
+    assert_eq!(rig.delivery.totals().sent, 1);
+    assert_eq!(rig.delivery.handed_over(), 1);
+    assert_eq!(rig.delivery.in_flight(), 1);
+    assert_eq!(rig.send(), [(2, 2), (3, 3)], "it is still the next");
+}
+
+#[test]
+fn no_more_goes_out_than_the_link_has_room_for() {
+    let mut rig = rig();
+    rig.publish(5);
+    rig.logon(0);
+    assert!(rig.next(Room::NONE).is_empty());
+    assert_eq!(rig.next(few(2)).len(), 2);
+    let narrow = Room {
+        bytes: 1,
+        ..Room::ANY
+    };
+    assert_eq!(rig.next(narrow).len(), 1, "the first may be larger");
+    assert_eq!(rig.next(Room::ANY).len(), 2);
 }

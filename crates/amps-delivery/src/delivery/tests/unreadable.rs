@@ -40,9 +40,8 @@ fn unreadable(outputs: &[Output]) -> Vec<u64> {
 fn send(rig: &mut Rig) -> (Vec<u64>, Vec<Output>) {
     let (mut sent, mut told) = (Vec::new(), Vec::new());
     loop {
-        let batch = &mut rig.batch;
-        let outgoing = rig.delivery.next_to_send(&rig.store, rig.now, batch);
-        let more: Vec<u64> = outgoing.unwrap().map(|next| next.sequence).collect();
+        let more = rig.next(Room::ANY);
+        let more: Vec<u64> = more.iter().map(|(sequence, _, _)| *sequence).collect();
         let outputs = rig.drain();
         if more.is_empty() && outputs.is_empty() {
             return (sent, told);
