@@ -26,6 +26,7 @@ use crate::failed::{
     blocking_handler, last_chance, offer_refusals,
 };
 use crate::helper::Helper;
+use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::opening::{Opening, Release};
 use crate::protocol::DEFAULT_MAX_FRAME;
@@ -33,9 +34,6 @@ use crate::receipt::Watched;
 use crate::session::{DEFAULT_HEARTBEAT, Session, SessionConfig};
 use crate::shared::{LinkStatus, Shared};
 use crate::uri::Uri;
-
-/// Questions to the driver that may wait.
-const ASKS: usize = 256;
 
 /// Events kept for a slow reader.
 const EVENTS: usize = 1024;
@@ -413,8 +411,7 @@ impl Builder {
         let helper = helper
             .transpose()
             .map_err(|source| OpenError::NoThread { source })?;
-        let (asks, asked) = mpsc::channel(ASKS);
-        let (commands, commanded) = mpsc::channel(ASKS);
+        let (mailbox, inbox) = Mailbox::new();
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
         let (events, early) = broadcast::channel(EVENTS);
         let delivery = self
@@ -433,24 +430,16 @@ impl Builder {
                 .store
                 .clone()
                 .map(|store| Arc::new(Watched::new(store))),
-            doorbell: Default::default(),
+            mailbox,
             room: Notify::new(),
             status: watch::Sender::new(status),
             at_open: self.tell_what_was_found(),
             filling: Mutex::default(),
             events,
             early: Some(early).into(),
-            asks,
-            commands,
             command_timeout: self.command_timeout,
-            requests: Default::default(),
-            requested: AtomicBool::new(false),
-            finishing: AtomicBool::new(false),
             end: Default::default(),
-            opened: AtomicBool::new(false),
-            untold: AtomicBool::new(true),
             closed: AtomicBool::new(false),
-            dropped: AtomicBool::new(false),
             sync_failed: AtomicBool::new(false),
             unsent: AtomicU64::new(0),
             totals: Default::default(),
@@ -507,8 +496,7 @@ impl Builder {
                 .unwrap_or_else(|| Box::new(Backoff::default().seed(seed(&self.name)))),
             delivery,
             session: Session::new(self.session()),
-            asks: asked,
-            commands: commanded,
+            inbox,
             unhandled,
             handler_task,
             watch: DeathWatch::new(shared.clone()),

@@ -11,19 +11,19 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
 use crate::builder::{Builder, YEAR, check_name};
-use crate::driver::{Ask, Counted};
 use crate::error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, OpenError, PublishError,
     PublishFailure,
 };
 use crate::event::{ConnectionState, Events, LinkEnd};
 use crate::failed::{Failed, is_handling};
+use crate::mailbox::{Ask, CloseRequest, Counted};
 use crate::message::{Message, check_topic};
 use crate::protocol::Reason;
 use crate::receipt::Receipt;
 use crate::requests::{Answer, Request, Subscribe};
 use crate::session::ServerInfo;
-use crate::shared::{CloseRequest, End, Shared, unix_micros};
+use crate::shared::{End, Shared, unix_micros};
 use crate::subscription::Subscription;
 
 /// A publisher (and subscriber) of one AMPS instance or a group of them.
@@ -43,8 +43,8 @@ pub(crate) struct Alive(pub(crate) Arc<Shared>);
 
 impl Drop for Alive {
     fn drop(&mut self) {
-        self.0.dropped.store(true, Ordering::Release);
-        self.0.doorbell.ring_always();
+        self.0.mailbox.dropped.store(true, Ordering::Release);
+        self.0.mailbox.doorbell.ring_always();
     }
 }
 
@@ -400,7 +400,12 @@ impl Client {
             until,
             reply,
         };
-        self.shared.asks.send(ask).await.map_err(|_| closed())?;
+        self.shared
+            .mailbox
+            .asks
+            .send(ask)
+            .await
+            .map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
@@ -506,8 +511,9 @@ impl Client {
         };
         let mut end = self.shared.end.subscribe();
         self.shared
+            .mailbox
             .request(|requests| requests.close = Some(request.and(requests.close)));
-        if in_handler && self.shared.finishing.load(Ordering::SeqCst) {
+        if in_handler && self.shared.mailbox.finishing.load(Ordering::SeqCst) {
             // Who closes waits for this handler, and may do so up to its deadline.
             return CloseReport {
                 left: self.bounds().unsettled,
@@ -563,7 +569,7 @@ impl Client {
             limit_bytes: bounds.limit_bytes,
             sync_failed: self.shared.sync_failed.load(Ordering::Acquire),
             counts: Counts {
-                published: self.shared.doorbell.messages(),
+                published: self.shared.mailbox.doorbell.messages(),
                 persisted: totals.persisted,
                 persisted_at_logon: totals.persisted_at_logon,
                 rejected: totals.rejected,
@@ -609,7 +615,12 @@ impl Client {
             reply,
         };
         let closed = || CommandError::Closed;
-        self.shared.commands.send(ask).await.map_err(|_| closed())?;
+        self.shared
+            .mailbox
+            .commands
+            .send(ask)
+            .await
+            .map_err(|_| closed())?;
         answer.await.map_err(|_| closed())?
     }
 
@@ -671,7 +682,12 @@ impl Client {
         };
         let closed = || CommandError::Closed;
         let answered = async {
-            self.shared.commands.send(ask).await.map_err(|_| closed())?;
+            self.shared
+                .mailbox
+                .commands
+                .send(ask)
+                .await
+                .map_err(|_| closed())?;
             answer.await.map_err(|_| closed())?
         };
         let timed_out = Err(CommandError::Timeout);
@@ -688,6 +704,7 @@ impl Client {
 
     async fn ask(&self, ask: Ask) -> Result<(), CommandError> {
         self.shared
+            .mailbox
             .asks
             .send(ask)
             .await

@@ -215,7 +215,7 @@ impl Shared {
             }
         };
         drop(direct);
-        self.doorbell.ring_for_message();
+        self.mailbox.doorbell.ring_for_message();
         Ok(receipt)
     }
 

@@ -29,12 +29,12 @@ use crate::delivery::{Delivery, Input, Now, Totals};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::helper::Calling;
+use crate::mailbox::{Ask, CloseRequest, Inbox};
 use crate::outage::Outages;
 use crate::panics;
 use crate::session::Session;
-use crate::shared::{CloseRequest, Shared, unix_micros};
+use crate::shared::{Shared, unix_micros};
 
-pub(crate) use asks::{Ask, Counted};
 use asks::{CommandReply, FlushReply};
 pub(crate) use end::DeathWatch;
 use readers::Readers;
@@ -56,9 +56,7 @@ pub(crate) struct Driver {
     pub(crate) backoff: Box<dyn DelayStrategy>,
     pub(crate) delivery: Option<Delivery>,
     pub(crate) session: Session,
-    pub(crate) asks: mpsc::Receiver<Ask>,
-    /// Those that put bytes on the link, taken only while it takes bytes.
-    pub(crate) commands: mpsc::Receiver<Ask>,
+    pub(crate) inbox: Inbox,
     pub(crate) unhandled: mpsc::Sender<UnhandledAck>,
     pub(crate) handler_task: Option<JoinHandle<()>>,
     pub(crate) watch: DeathWatch,
@@ -408,10 +406,10 @@ impl Driver {
                 return Err(Stopped);
             }
             let deadline = self.offline_deadline();
-            let commands = self.work.has_room().then_some(&mut self.commands);
+            let commands = self.work.has_room().then_some(&mut self.inbox.commands);
             tokio::select! {
                 output = &mut future => return Ok(output),
-                event = next_event(&mut self.asks, commands, &mut self.work.running, &self.shared, deadline) => {
+                event = next_event(&mut self.inbox.asks, commands, &mut self.work.running, &self.shared, deadline) => {
                     self.local(event);
                 }
             }
@@ -436,8 +434,8 @@ impl Driver {
     /// Takes in what came past the queue: subscriptions whose reader is gone, and to close.
     fn take_requests(&mut self) {
         // Before they are taken: what is asked for meanwhile is seen the next time.
-        self.shared.requested.swap(false, Ordering::AcqRel);
-        let mut requests = self.shared.requests();
+        self.shared.mailbox.requested.swap(false, Ordering::AcqRel);
+        let mut requests = self.shared.mailbox.requests();
         let unsubscribe = std::mem::take(&mut requests.unsubscribe);
         let close = requests.close.take();
         drop(requests);
@@ -459,10 +457,10 @@ impl Driver {
 
     /// Lets time pass, and carries out what was decided.
     fn turn(&mut self) {
-        if self.shared.requested.load(Ordering::Relaxed) {
+        if self.shared.mailbox.requested.load(Ordering::Relaxed) {
             self.take_requests();
         }
-        if self.shared.dropped.load(Ordering::Acquire) {
+        if self.shared.mailbox.dropped.load(Ordering::Acquire) {
             self.work.stopped = true;
         }
         if !self.work.sync_failed && self.shared.sync_failed.load(Ordering::Acquire) {
@@ -488,7 +486,10 @@ impl Driver {
         self.work.gauges_at = now + GAUGES_EVERY;
         let oldest = self.oldest();
         let meter = &self.shared.meter;
-        meter.published(&mut self.work.published, self.shared.doorbell.messages());
+        meter.published(
+            &mut self.work.published,
+            self.shared.mailbox.doorbell.messages(),
+        );
         if let (Some(delivery), Some(store)) = (&self.delivery, self.shared.store()) {
             meter.gauges(delivery.in_flight(), oldest, store.bounds());
             store
@@ -609,6 +610,6 @@ async fn next_event(
         Some(ask) = async { match commands { Some(commands) => commands.recv().await, None => std::future::pending().await } } => Local::Ask(Box::new(ask)),
         done = async { match running { Some(running) => running.done().await, None => std::future::pending().await } } => Local::Done(done),
         () = async { match deadline { Some(at) => sleep_until(at).await, None => std::future::pending().await } } => Local::Time,
-        () = shared.doorbell.rung() => Local::Bell,
+        () = shared.mailbox.doorbell.rung() => Local::Bell,
     }
 }

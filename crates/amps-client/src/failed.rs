@@ -17,8 +17,8 @@ use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
 
 use crate::client::Client;
-use crate::driver::Ask;
 use crate::event::Event;
+use crate::mailbox::Ask;
 use crate::message::Message;
 use crate::panics;
 use crate::protocol::{AckKind, Reason, Status};
@@ -582,9 +582,9 @@ pub(crate) fn last_chance(
             // More refusals of earlier runs may be left than the queue took at once.
             if acks.is_empty()
                 && let Some(shared) = shared.upgrade()
-                && shared.untold.load(Ordering::Acquire)
+                && shared.mailbox.untold.load(Ordering::Acquire)
             {
-                shared.doorbell.ring_always();
+                shared.mailbox.doorbell.ring_always();
             }
             let call = || HANDLING.sync_scope(client, || handler(ack));
             if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
@@ -654,7 +654,7 @@ impl Failed<'_> {
         };
         let appended = store.requeue(sequence, unix_micros())?;
         shared.offers.forget(sequence);
-        shared.doorbell.ring();
+        shared.mailbox.doorbell.ring();
         Ok(appended.map(|appended| appended.sequence))
     }
 
@@ -711,7 +711,7 @@ impl Failed<'_> {
     pub async fn give_up(&self, sequence: u64) -> bool {
         let (done, given_up) = oneshot::channel();
         let ask = Ask::GiveUp { sequence, done };
-        match self.client.shared.asks.send(ask).await {
+        match self.client.shared.mailbox.asks.send(ask).await {
             Ok(()) => given_up.await.unwrap_or(false),
             Err(_) => false,
         }

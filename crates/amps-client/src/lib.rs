@@ -95,6 +95,7 @@ mod error;
 mod event;
 mod failed;
 mod helper;
+mod mailbox;
 mod message;
 mod meter;
 mod opening;

@@ -5,17 +5,15 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use amps_store::{Envelope, PublishStore, Signal, StoreError};
-use tokio::sync::{Notify, broadcast, mpsc, watch};
-use tokio::time::Instant;
+use tokio::sync::{Notify, broadcast, watch};
 
 use crate::delivery::{Flushed, Totals};
 use crate::direct::Direct;
-use crate::doorbell::Doorbell;
-use crate::driver::Ask;
 use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::Offers;
 use crate::helper::Helper;
+use crate::mailbox::Mailbox;
 use crate::message::{Message, size};
 use crate::meter::Meter;
 use crate::protocol::Reason;
@@ -29,7 +27,7 @@ pub(crate) struct Shared {
     /// For calls of the store that wait for its device; there is one with a store.
     pub(crate) helper: Option<Helper>,
     pub(crate) watched: Option<Arc<Watched>>,
-    pub(crate) doorbell: Doorbell,
+    pub(crate) mailbox: Mailbox,
     pub(crate) room: Notify,
     pub(crate) status: watch::Sender<LinkStatus>,
     /// What the store found when it was opened, for every stream of events.
@@ -37,32 +35,18 @@ pub(crate) struct Shared {
     /// The backlog is above its high watermark, for every stream of events.
     pub(crate) filling: Mutex<Option<Event>>,
     pub(crate) events: broadcast::Sender<Event>,
-    pub(crate) asks: mpsc::Sender<Ask>,
-    /// Those that put bytes on the link: they wait while it takes none.
-    pub(crate) commands: mpsc::Sender<Ask>,
     pub(crate) command_timeout: Duration,
-    /// What must reach the driver however full its queue is.
-    pub(crate) requests: Mutex<Requests>,
-    /// There are some.
-    pub(crate) requested: AtomicBool,
-    /// The driver takes no more requests.
-    pub(crate) finishing: AtomicBool,
     /// How the client ended.
     pub(crate) end: Arc<watch::Sender<End>>,
-    /// The client is in the application's hands.
-    pub(crate) opened: AtomicBool,
     /// For the first stream of events: from before anything was told of earlier runs.
     pub(crate) early: Mutex<Option<broadcast::Receiver<Event>>>,
-    /// Refusals of earlier runs may wait until the last-chance handler has room for them.
-    pub(crate) untold: AtomicBool,
     pub(crate) closed: AtomicBool,
-    pub(crate) dropped: AtomicBool,
     pub(crate) sync_failed: AtomicBool,
     /// Without a store: accepted, and never handed to a link.
     pub(crate) unsent: AtomicU64,
     pub(crate) totals: Mutex<Totals>,
     /// What a flush counted that its caller was not told of.
-    pub(crate) uncounted: Mutex<Flushed>,
+    pub(crate) uncounted: Arc<Mutex<Flushed>>,
     pub(crate) direct: Mutex<Direct>,
     pub(crate) offers: Offers,
     pub(crate) max_message: usize,
@@ -88,31 +72,6 @@ pub(crate) struct LinkStatus {
     /// Servers to try in turn.
     pub(crate) servers: usize,
     pub(crate) logons: u64,
-}
-
-/// Requests that need no place in a queue: there is one of a kind.
-#[derive(Debug, Default)]
-pub(crate) struct Requests {
-    pub(crate) close: Option<CloseRequest>,
-    /// Subscriptions whose reader is gone.
-    pub(crate) unsubscribe: Vec<u64>,
-}
-
-/// To close: of several calls the earliest deadline counts.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct CloseRequest {
-    pub(crate) until: Instant,
-    pub(crate) wait_for_handler: bool,
-}
-
-impl CloseRequest {
-    pub(crate) fn and(self, other: Option<CloseRequest>) -> Self {
-        other.map_or(self, |other| CloseRequest {
-            until: self.until.min(other.until),
-            // A handler that closes must not be waited for, by nobody.
-            wait_for_handler: self.wait_for_handler && other.wait_for_handler,
-        })
-    }
 }
 
 /// How a client ended, or that it did not.
@@ -162,7 +121,7 @@ impl Shared {
                 .map(|appended| appended.sequence)
         };
         let receipt = watched.register(append)?;
-        self.doorbell.ring_for_message();
+        self.mailbox.doorbell.ring_for_message();
         Ok(receipt)
     }
 
@@ -185,7 +144,7 @@ impl Shared {
             Signal::Room => self.room.notify_waiters(),
             Signal::Durable => {
                 self.durable_moved();
-                self.doorbell.ring();
+                self.mailbox.doorbell.ring();
             }
             Signal::SyncFailed => {
                 if let Some(watched) = &self.watched {
@@ -196,7 +155,7 @@ impl Shared {
                 self.durable_moved();
                 // Room may never come now; who waits for it learns that by trying.
                 self.room.notify_waiters();
-                self.doorbell.ring_always();
+                self.mailbox.doorbell.ring_always();
             }
             Signal::Watermark {
                 high,
@@ -226,9 +185,9 @@ impl Shared {
 
     /// The client is in the application's hands: what waited for that begins.
     pub(crate) fn release(&self) {
-        if !self.opened.swap(true, Ordering::AcqRel) {
+        if !self.mailbox.opened.swap(true, Ordering::AcqRel) {
             self.offers.release();
-            self.doorbell.ring_always();
+            self.mailbox.doorbell.ring_always();
         }
     }
 
@@ -245,25 +204,8 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
-    /// Asks the driver for something that needs no place in its queue.
-    pub(crate) fn request(&self, change: impl FnOnce(&mut Requests)) {
-        change(&mut self.requests());
-        self.requested.store(true, Ordering::Release);
-        self.doorbell.ring_always();
-    }
-
-    pub(crate) fn requests(&self) -> MutexGuard<'_, Requests> {
-        self.requests.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
     pub(crate) fn totals(&self) -> Totals {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub(crate) fn uncounted(&self) -> MutexGuard<'_, Flushed> {
-        self.uncounted
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_totals(&self, totals: Totals) {
@@ -273,7 +215,8 @@ impl Shared {
 
 impl Leave for Shared {
     fn leave(&self, subscription: u64) {
-        self.request(|requests| requests.unsubscribe.push(subscription));
+        self.mailbox
+            .request(|requests| requests.unsubscribe.push(subscription));
     }
 }
 

@@ -12,35 +12,10 @@ use super::readers::Entry;
 use crate::delivery::{Flushed, Input};
 use crate::error::{CommandError, FlushError, FlushReport};
 use crate::event::LinkEnd;
+use crate::mailbox::{Ask, Counted};
 use crate::requests::{Answer, Request, Subscribe};
 use crate::session::MAX_WAITING;
-use crate::shared::Shared;
 use crate::subscription::Subscription;
-
-/// What a handle asks the driver for.
-pub(crate) enum Ask {
-    Flush {
-        /// The last sequence it covers.
-        through: u64,
-        until: Option<Instant>,
-        /// Gets what became of them when nothing is left, or the time is over.
-        reply: oneshot::Sender<Result<Counted, FlushError>>,
-    },
-    Command {
-        request: Request,
-        until: Instant,
-        reply: oneshot::Sender<Result<Answer, CommandError>>,
-    },
-    Subscribe {
-        spec: Subscribe,
-        reply: oneshot::Sender<Result<Subscription, CommandError>>,
-    },
-    AllowRebase,
-    GiveUp {
-        sequence: u64,
-        done: oneshot::Sender<bool>,
-    },
-}
 
 pub(super) enum FlushReply {
     Caller(oneshot::Sender<Result<Counted, FlushError>>),
@@ -60,30 +35,6 @@ impl CommandReply {
             CommandReply::Flush(reply) => !reply.is_closed(),
             CommandReply::Close => true,
         }
-    }
-}
-
-/// What a flush counted. Dropped before it reached its caller, it is the next flush's to tell.
-pub(crate) struct Counted {
-    shared: Arc<Shared>,
-    flushed: Flushed,
-}
-
-impl Counted {
-    pub(crate) fn left(&self) -> u64 {
-        self.flushed.left
-    }
-
-    /// It is told.
-    pub(crate) fn tell(mut self) -> Flushed {
-        std::mem::take(&mut self.flushed)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        let flushed = std::mem::take(&mut self.flushed);
-        self.shared.uncounted().add(flushed);
     }
 }
 
@@ -175,12 +126,8 @@ impl Driver {
         }
     }
 
-    fn counted(&self, mut flushed: Flushed) -> Counted {
-        flushed.add(std::mem::take(&mut *self.shared.uncounted()));
-        Counted {
-            shared: self.shared.clone(),
-            flushed,
-        }
+    fn counted(&self, flushed: Flushed) -> Counted {
+        Counted::new(flushed, &self.shared.uncounted)
     }
 
     pub(super) fn server_flush(&mut self, until: Option<Instant>, reply: CommandReply) {

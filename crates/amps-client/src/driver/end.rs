@@ -87,16 +87,16 @@ impl Driver {
         self.input(Input::LinkLost);
         self.work.stopped = true;
         // What was asked before the end is answered, and flushes by what they know.
-        self.asks.close();
-        while let Ok(ask) = self.asks.try_recv() {
+        self.inbox.asks.close();
+        while let Ok(ask) = self.inbox.asks.try_recv() {
             self.ask(ask);
         }
         self.input(Input::Closing);
         self.carry_out();
-        self.commands.close();
+        self.inbox.commands.close();
         // Who asks from here on either finds this said, or is found by `take_requests`.
-        self.shared.finishing.store(true, Ordering::SeqCst);
-        let late = self.shared.requests().close.take();
+        self.shared.mailbox.finishing.store(true, Ordering::SeqCst);
+        let late = self.shared.mailbox.requests().close.take();
         let closing = match (self.work.closing.take(), late) {
             (Some(closing), late) => Some(closing.and(late)),
             (None, late) => late,

@@ -165,7 +165,7 @@ impl Driver {
             if out.pending().is_empty() {
                 // Look once more after saying that we sleep: what is appended from here on
                 // rings the bell.
-                self.shared.doorbell.arm();
+                self.shared.mailbox.doorbell.arm();
                 if let Err(end) = self.serve(server, &mut batch, &mut out) {
                     return end;
                 }
@@ -173,7 +173,7 @@ impl Driver {
             // What is overdue can wait for the link to take bytes; it must not spin.
             let soon = Instant::now() + Duration::from_millis(1);
             let deadline = self.deadline().map(|at| at.max(soon));
-            let commands = self.work.has_room().then_some(&mut self.commands);
+            let commands = self.work.has_room().then_some(&mut self.inbox.commands);
             tokio::select! {
                 progress = exchange(stream, &mut out, decoder.read_buffer()) => match progress {
                     Ok(Progress::Read(0)) => return match decoder.finish() {
@@ -188,11 +188,11 @@ impl Driver {
                     Ok(Progress::Wrote) => self.session.wrote(self.work.start.elapsed()),
                     Err(error) => return LinkEnd::Io(error.to_string()),
                 },
-                event = next_event(&mut self.asks, commands, &mut self.work.running, &self.shared, deadline) => {
+                event = next_event(&mut self.inbox.asks, commands, &mut self.work.running, &self.shared, deadline) => {
                     self.local(event);
                 }
             }
-            self.shared.doorbell.disarm();
+            self.shared.mailbox.doorbell.disarm();
         }
     }
 

@@ -126,7 +126,7 @@ impl Driver {
             return;
         };
         // Before that, the handler could be called by a client the application does not have yet.
-        if !self.shared.opened.load(Ordering::Acquire) {
+        if !self.shared.mailbox.opened.load(Ordering::Acquire) {
             return;
         }
         let store = self.shared.store().filter(|_| !self.settings.has_handler);
@@ -153,7 +153,7 @@ impl Driver {
             // The first stream of events has missed nothing.
             drop(self.shared.take_early());
         }
-        self.shared.untold.store(false, Ordering::Release);
+        self.shared.mailbox.untold.store(false, Ordering::Release);
         self.work.earlier_from = None;
         self.work.told.clear();
     }
