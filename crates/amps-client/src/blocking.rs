@@ -28,7 +28,7 @@ use crate::error::{
     PublishFailure,
 };
 use crate::event::{Event, Events};
-use crate::failed::as_the_caller;
+use crate::handlers::as_the_caller;
 use crate::message::Message;
 use crate::receipt::{Outcome, Receipt};
 use crate::requests::{Answer, Delivered, Request, Subscribe};

@@ -21,25 +21,21 @@ use crate::direct::Direct;
 use crate::driver::{DeathWatch, Driver, Settings, Work};
 use crate::error::OpenError;
 use crate::event::{Event, found_at_open, found_in_words};
-use crate::failed::{
-    FailedWrite, Handler, HandlerError, LastChance, Offering, Offers, UnhandledAck,
-    blocking_handler, last_chance, offer_refusals,
-};
+use crate::failed::{FailedWrite, Handler, HandlerError, LastChance, UnhandledAck};
+use crate::handlers::{Offering, blocking_handler, last_chance, offer_refusals};
 use crate::helper::Helper;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
+use crate::offers::Offers;
 use crate::opening::{Opening, Release};
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
 use crate::session::{DEFAULT_HEARTBEAT, Session, SessionConfig};
-use crate::shared::{LinkStatus, Shared};
+use crate::shared::{LinkStatus, Shared, YEAR};
 use crate::uri::Uri;
 
 /// Events kept for a slow reader.
 const EVENTS: usize = 1024;
-
-/// Time limits count no further: beyond it sums of times overflow.
-pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// Acks kept for a slow last-chance handler.
 const UNHANDLED: usize = 1024;
@@ -381,7 +377,7 @@ impl Builder {
     /// handler is called, and without one the last-chance handler, when the future is dropped,
     /// which `.await` does, or with the first call of [`Client`] that waits for them.
     pub fn open(self) -> impl Future<Output = Result<Client, OpenError>> + Send + Unpin {
-        Opening::new(self)
+        Opening::new(move || self.start())
     }
 
     /// Starts the client; what earlier runs left is told when the second value is dropped.
@@ -596,7 +592,23 @@ impl Builder {
     }
 }
 
-pub(crate) fn check_name(name: &str) -> Result<(), OpenError> {
+impl Client {
+    /// Starts to describe a client with this name: its identity at the server, together
+    /// with its sequence numbers. Two live publishers must never share one.
+    pub fn builder(name: impl Into<String>) -> Builder {
+        Builder::new(name.into())
+    }
+
+    /// Whether a client may have this name, before anything is created for it.
+    ///
+    /// # Errors
+    /// [`OpenError::BadClientName`], as [`Builder::open`] would say.
+    pub fn check_name(name: &str) -> Result<(), OpenError> {
+        check_name(name)
+    }
+}
+
+fn check_name(name: &str) -> Result<(), OpenError> {
     let bad = |c: char| c.is_control() || c == '[' || c == ']';
     match name.is_empty() || name.chars().any(bad) {
         true => Err(OpenError::BadClientName(name.to_owned())),

@@ -10,20 +10,18 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::builder::{Builder, YEAR, check_name};
 use crate::error::{
-    CloseReport, CommandError, FlushError, FlushReport, LogonError, OpenError, PublishError,
-    PublishFailure,
+    CloseReport, CommandError, FlushError, FlushReport, LogonError, PublishError, PublishFailure,
 };
 use crate::event::{ConnectionState, Events, LinkEnd};
-use crate::failed::{Failed, is_handling};
+use crate::handlers::{Failed, is_handling};
 use crate::mailbox::{Ask, CloseRequest, Counted};
 use crate::message::{Message, check_topic};
 use crate::protocol::Reason;
 use crate::receipt::Receipt;
 use crate::requests::{Answer, Request, Subscribe};
 use crate::session::ServerInfo;
-use crate::shared::{End, Shared, unix_micros};
+use crate::shared::{End, Shared, YEAR, unix_micros};
 use crate::subscription::Subscription;
 
 /// A publisher (and subscriber) of one AMPS instance or a group of them.
@@ -116,20 +114,6 @@ pub struct Health {
 }
 
 impl Client {
-    /// Starts to describe a client with this name: its identity at the server, together
-    /// with its sequence numbers. Two live publishers must never share one.
-    pub fn builder(name: impl Into<String>) -> Builder {
-        Builder::new(name.into())
-    }
-
-    /// Whether a client may have this name, before anything is created for it.
-    ///
-    /// # Errors
-    /// [`OpenError::BadClientName`], as [`Builder::open`] would say.
-    pub fn check_name(name: &str) -> Result<(), OpenError> {
-        check_name(name)
-    }
-
     /// The client's name.
     pub fn name(&self) -> &str {
         &self.shared.name
@@ -367,7 +351,7 @@ impl Client {
     /// Without a store: the server's own flush, then the acks that were asked for, and the
     /// handler for the refusals among them.
     async fn flush_direct(&self, until: Option<Instant>) -> Result<FlushReport, FlushError> {
-        let (through, told) = self.shared.begin_direct_flush();
+        let (through, told) = self.shared.direct().begin_flush();
         let offers = &self.shared.offers;
         let in_handler = is_handling(&self.shared);
         let open = || {
@@ -375,7 +359,7 @@ impl Client {
                 true => 0,
                 false => offers.open_direct(through),
             };
-            (self.shared.unacked(through), handlers)
+            (self.shared.direct().unacked(through), handlers)
         };
         match self.ask_flush(0, until).await {
             Ok(_) => {}
@@ -387,7 +371,10 @@ impl Client {
         }
         offers.wait(until, || open() == (0, 0)).await;
         match open() {
-            (0, 0) => Ok(self.shared.end_direct_flush(told)),
+            (0, 0) => {
+                let totals = self.shared.totals();
+                Ok(self.shared.direct().end_flush(told, totals))
+            }
             (left, handlers) => Err(FlushError::Timeout { left, handlers }),
         }
     }
@@ -714,7 +701,9 @@ impl Client {
     /// The refusals that wait, and what can be done with them.
     pub fn failed(&self) -> Failed<'_> {
         self.shared.release();
-        Failed { client: self }
+        Failed {
+            shared: &self.shared,
+        }
     }
 
     /// Allows one more rebase in this run, after [`Event::NameShared`](crate::Event) said

@@ -2,19 +2,17 @@
 //! they asked for.
 
 use std::collections::BTreeMap;
-use std::sync::{MutexGuard, PoisonError};
 
 use amps_store::Operation;
 use tokio::sync::oneshot;
 
-use crate::delivery::Via;
+use crate::delivery::{Totals, Via};
 use crate::error::{FlushReport, PublishFailure};
 use crate::failed::UnhandledAck;
 use crate::message::Message;
 use crate::protocol::{AckKind, AckKinds, Command, FrameError, Publish, Status};
 use crate::receipt::{Outcome, Receipt};
 use crate::session::number;
-use crate::shared::Shared;
 
 /// Bytes a client without a store holds for the link.
 const LIMIT: usize = 1 << 20;
@@ -84,6 +82,70 @@ impl Direct {
         }
     }
 
+    /// Takes a message, to be sent and, unless it asks for an ack, forgotten.
+    pub(crate) fn send(&mut self, message: &Message) -> Result<Receipt, PublishFailure> {
+        if !self.open {
+            return Err(PublishFailure::NotConnected);
+        }
+        if self.bytes.len() >= LIMIT {
+            return Err(PublishFailure::Full);
+        }
+        if message.asks_for_ack() && self.unacked.is_full() {
+            return Err(PublishFailure::Unacked(self.unacked.max));
+        }
+        let id = message
+            .asks_for_ack()
+            .then(|| command_id(self.unacked.last + 1));
+        if encode(message, id.as_deref(), &mut self.bytes).is_err() {
+            let bytes = message.size();
+            return Err(PublishFailure::TooLarge {
+                bytes,
+                max: u32::MAX as usize,
+            });
+        }
+        self.messages += 1;
+        let receipt = match id {
+            None => {
+                self.unknown += 1;
+                Receipt::unknown()
+            }
+            Some(id) => {
+                let (told, outcome) = oneshot::channel();
+                self.unacked.last += 1;
+                let number = self.unacked.last;
+                self.unacked.waiting.insert(number, told);
+                Receipt::asked(id, outcome)
+            }
+        };
+        Ok(receipt)
+    }
+
+    /// Where a flush begins: the last message that it waits for, and what others have told.
+    pub(crate) fn begin_flush(&self) -> (u64, Tally) {
+        (self.unacked.last, self.told)
+    }
+
+    /// Messages up to this number that wait for their acks.
+    pub(crate) fn unacked(&self, through: u64) -> u64 {
+        self.unacked.waiting.range(..=through).count() as u64
+    }
+
+    /// What became known since `told`, for a flush that is over.
+    pub(crate) fn end_flush(&mut self, told: Tally, totals: Totals) -> FlushReport {
+        let now = Tally {
+            persisted: totals.persisted,
+            rejected: totals.rejected,
+            unknown: self.unknown,
+        };
+        self.told = now;
+        FlushReport {
+            persisted: now.persisted - told.persisted,
+            rejected: now.rejected - told.rejected,
+            unknown: now.unknown - told.unknown,
+            ..FlushReport::default()
+        }
+    }
+
     /// Everything in the buffer goes to the link now.
     pub(crate) fn handed_over(&mut self) {
         self.messages = 0;
@@ -148,7 +210,7 @@ impl Direct {
     }
 
     /// The handler has returned for a refusal. Whether somebody may wait for its place.
-    fn handled(&mut self) -> bool {
+    pub(crate) fn handled(&mut self) -> bool {
         let was_full = self.unacked.is_full();
         self.unacked.refused = self.unacked.refused.saturating_sub(1);
         was_full
@@ -170,90 +232,6 @@ fn command_id(number: u64) -> String {
 /// The number in the command id of an ack, if it has the form of a publish's.
 pub(crate) fn own_number(ack: &UnhandledAck) -> Option<u64> {
     number(ack.command_id.as_deref()?.strip_prefix('p')?)
-}
-
-impl Shared {
-    pub(crate) fn direct(&self) -> MutexGuard<'_, Direct> {
-        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Hands a message to the link, to be sent and, unless it asks for an ack, forgotten.
-    pub(crate) fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
-        self.may_publish(message.size())?;
-        let mut direct = self.direct();
-        if !direct.open {
-            return Err(PublishFailure::NotConnected);
-        }
-        if direct.bytes.len() >= LIMIT {
-            return Err(PublishFailure::Full);
-        }
-        if message.asks_for_ack() && direct.unacked.is_full() {
-            return Err(PublishFailure::Unacked(direct.unacked.max));
-        }
-        let id = message
-            .asks_for_ack()
-            .then(|| command_id(direct.unacked.last + 1));
-        if encode(message, id.as_deref(), &mut direct.bytes).is_err() {
-            let bytes = message.size();
-            return Err(PublishFailure::TooLarge {
-                bytes,
-                max: u32::MAX as usize,
-            });
-        }
-        direct.messages += 1;
-        let receipt = match id {
-            None => {
-                direct.unknown += 1;
-                Receipt::unknown()
-            }
-            Some(id) => {
-                let (told, outcome) = oneshot::channel();
-                direct.unacked.last += 1;
-                let number = direct.unacked.last;
-                direct.unacked.waiting.insert(number, told);
-                Receipt::asked(id, outcome)
-            }
-        };
-        drop(direct);
-        self.mailbox.doorbell.ring_for_message();
-        Ok(receipt)
-    }
-
-    /// The failed-write handler has returned for a refusal that no store keeps.
-    pub(crate) fn handled_direct(&self) {
-        if self.direct().handled() {
-            self.room.notify_waiters();
-        }
-    }
-
-    /// Where a flush begins: the last message that it waits for, and what others have told.
-    pub(crate) fn begin_direct_flush(&self) -> (u64, Tally) {
-        let direct = self.direct();
-        (direct.unacked.last, direct.told)
-    }
-
-    /// Messages up to this number that wait for their acks.
-    pub(crate) fn unacked(&self, through: u64) -> u64 {
-        self.direct().unacked.waiting.range(..=through).count() as u64
-    }
-
-    /// What became known since `told`, for a flush that is over.
-    pub(crate) fn end_direct_flush(&self, told: Tally) -> FlushReport {
-        let totals = self.totals();
-        let mut direct = self.direct();
-        let now = Tally {
-            persisted: totals.persisted,
-            rejected: totals.rejected,
-            unknown: direct.unknown,
-        };
-        direct.told = now;
-        FlushReport {
-            persisted: now.persisted - told.persisted,
-            rejected: now.rejected - told.rejected,
-            unknown: now.unknown - told.unknown,
-            ..FlushReport::default()
-        }
-    }
 }
 
 fn encode(message: &Message, id: Option<&str>, out: &mut Vec<u8>) -> Result<(), FrameError> {

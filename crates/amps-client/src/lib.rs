@@ -94,10 +94,12 @@ mod driver;
 mod error;
 mod event;
 mod failed;
+mod handlers;
 mod helper;
 mod mailbox;
 mod message;
 mod meter;
+mod offers;
 mod opening;
 mod outage;
 mod panics;
@@ -121,7 +123,8 @@ pub use error::{
     PublishFailure,
 };
 pub use event::{ConnectionState, Event, Events, LinkEnd};
-pub use failed::{Failed, FailedWrite, HandlerError, UnhandledAck};
+pub use failed::{FailedWrite, HandlerError, UnhandledAck};
+pub use handlers::Failed;
 pub use message::{BadMessage, Message};
 pub use receipt::{Outcome, Receipt};
 pub use requests::{

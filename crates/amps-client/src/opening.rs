@@ -5,7 +5,6 @@ use std::pin::Pin;
 use std::sync::Weak;
 use std::task::{Context, Poll};
 
-use crate::builder::Builder;
 use crate::client::Client;
 use crate::error::OpenError;
 use crate::shared::Shared;
@@ -40,31 +39,34 @@ impl Drop for Release {
     }
 }
 
-/// What [`Builder::open`] gives. Its end is behind that of the call: it is dropped when it has
+/// What `Builder::open` gives. Its end is behind that of the call: it is dropped when it has
 /// given the client away, which no code inside a future can wait for.
-pub(crate) struct Opening {
-    builder: Option<Builder>,
+pub(crate) struct Opening<F> {
+    open: Option<F>,
     release: Option<Release>,
 }
 
-impl Opening {
-    pub(crate) fn new(builder: Builder) -> Self {
+impl<F> Opening<F> {
+    pub(crate) fn new(open: F) -> Self {
         Opening {
-            builder: Some(builder),
+            open: Some(open),
             release: None,
         }
     }
 }
 
-impl Future for Opening {
+impl<F> Future for Opening<F>
+where
+    F: FnOnce() -> Result<(Client, Release), OpenError> + Unpin,
+{
     type Output = Result<Client, OpenError>;
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
-        let Some(builder) = self.builder.take() else {
+        let Some(open) = self.open.take() else {
             // It has said what it had to say.
             return Poll::Pending;
         };
-        Poll::Ready(builder.start().map(|(client, mut release)| {
+        Poll::Ready(open().map(|(client, mut release)| {
             release.opened();
             self.release = Some(release);
             client

@@ -11,11 +11,11 @@ use crate::delivery::{Flushed, Totals};
 use crate::direct::Direct;
 use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
-use crate::failed::Offers;
 use crate::helper::Helper;
 use crate::mailbox::Mailbox;
 use crate::message::{Message, size};
 use crate::meter::Meter;
+use crate::offers::Offers;
 use crate::protocol::Reason;
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
@@ -125,7 +125,26 @@ impl Shared {
         Ok(receipt)
     }
 
-    pub(crate) fn may_publish(&self, bytes: usize) -> Result<(), PublishFailure> {
+    /// Hands a message to the link, to be sent and, unless it asks for an ack, forgotten.
+    fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
+        self.may_publish(message.size())?;
+        let receipt = self.direct().send(message)?;
+        self.mailbox.doorbell.ring_for_message();
+        Ok(receipt)
+    }
+
+    /// The failed-write handler has returned for a refusal that no store keeps.
+    pub(crate) fn handled_direct(&self) {
+        if self.direct().handled() {
+            self.room.notify_waiters();
+        }
+    }
+
+    pub(crate) fn direct(&self) -> MutexGuard<'_, Direct> {
+        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn may_publish(&self, bytes: usize) -> Result<(), PublishFailure> {
         if self.closed.load(Ordering::Acquire) {
             return Err(PublishFailure::Closed);
         }
@@ -219,6 +238,9 @@ impl Leave for Shared {
             .request(|requests| requests.unsubscribe.push(subscription));
     }
 }
+
+/// Time limits count no further: beyond it sums of times overflow.
+pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// The wall clock in microseconds since the Unix epoch.
 pub(crate) fn unix_micros() -> u64 {

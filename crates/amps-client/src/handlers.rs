@@ -1,0 +1,387 @@
+//! Handlers: refusals are offered to one, what nothing takes is told to the other, and the
+//! application takes over what waits.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use amps_store::{
+    AppendError, EnvelopeError, Level, PublishStore, Rejection, StoreError, StoredMessage,
+};
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::{Instant, timeout_at};
+use tracing::Instrument;
+
+use crate::event::Event;
+use crate::failed::{FailedWrite, Handler, HandlerError, HandlerFuture, LastChance, UnhandledAck};
+use crate::mailbox::Ask;
+use crate::message::Message;
+use crate::offers::PAGE;
+use crate::panics;
+use crate::protocol::Reason;
+use crate::shared::{Shared, unix_micros};
+
+tokio::task_local! {
+    /// The client whose handler is running.
+    static HANDLING: usize;
+}
+
+/// Whether the calling task is a handler of this client.
+pub(crate) fn is_handling(shared: &Shared) -> bool {
+    HANDLING
+        .try_with(|client| *client == identity(shared))
+        .unwrap_or(false)
+}
+
+/// `future` with the mark of the calling task, for a task of its own: what a handler has
+/// done for it elsewhere is done inside the handler.
+pub(crate) fn as_the_caller<F: Future>(future: F) -> impl Future<Output = F::Output> {
+    let client = HANDLING.try_with(|client| *client).ok();
+    async move {
+        match client {
+            Some(client) => HANDLING.scope(client, future).await,
+            None => future.await,
+        }
+    }
+}
+
+/// Runs a closure with the same mark on another thread.
+pub(crate) fn blocking_handler<F>(handler: Arc<F>, failed: FailedWrite) -> HandlerFuture
+where
+    F: Fn(FailedWrite) -> Result<(), HandlerError> + Send + Sync + 'static,
+{
+    Box::pin(async move {
+        let client = HANDLING.try_with(|client| *client).unwrap_or_default();
+        let span = tracing::Span::current();
+        let run = move || span.in_scope(|| HANDLING.sync_scope(client, || handler(failed)));
+        match tokio::task::spawn_blocking(run).await {
+            Ok(result) => result,
+            Err(error) => Err(panicked(error)),
+        }
+    })
+}
+
+fn identity(shared: &Shared) -> usize {
+    std::ptr::from_ref(shared).addr()
+}
+
+fn panicked(error: tokio::task::JoinError) -> HandlerError {
+    let Ok(panic) = error.try_into_panic() else {
+        return "the handler was cancelled".into();
+    };
+    format!("the handler panicked: {}", panics::words(panic.as_ref())).into()
+}
+
+/// Says that the handler is called, until it is dropped: with the task, however that ends.
+pub(crate) struct Offering(Arc<Shared>);
+
+impl Offering {
+    pub(crate) fn new(shared: Arc<Shared>) -> Self {
+        shared.offers.begin();
+        Offering(shared)
+    }
+}
+
+impl Drop for Offering {
+    fn drop(&mut self) {
+        self.0.offers.end();
+    }
+}
+
+/// Calls the failed-write handler for every refusal that waits, one at a time, in order of
+/// sequence, off the I/O path. Those found at open come first, before any network.
+pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
+    let shared = &offering.0;
+    let Some(watched) = shared.watched.clone() else {
+        return offer_direct(shared, &handler).await;
+    };
+    let mut durable = BTreeSet::new();
+    while let Some(rejection) = shared.offers.next(watched.store.as_ref()).await {
+        // A power cut must not take back what a handler has acted on (charter S6).
+        let at_disk = watched.store.level() == Level::Disk;
+        if at_disk && !durable.remove(&rejection.sequence) {
+            durable.clear();
+            let page = watched.store.rejections(rejection.sequence, PAGE);
+            let store = watched.store.clone();
+            let Some(helper) = &shared.helper else { return };
+            let synced = helper.call(move || store.sync()).await;
+            match synced.unwrap_or_else(|why| Err(why.of_store("make a refusal durable"))) {
+                Ok(_) => durable.extend(page.iter().map(|found| found.sequence)),
+                Err(error) => {
+                    let error = error.to_string();
+                    return shared.event(Event::StoreFailed {
+                        doing: "make a refusal durable",
+                        error,
+                    });
+                }
+            }
+            durable.remove(&rejection.sequence);
+        }
+        let sequence = rejection.sequence;
+        if let Some(error) = unreadable(watched.store.as_ref(), sequence) {
+            // Whoever took it over would have been shown no message, and its bytes would go.
+            let error = error.to_string();
+            tracing::warn!(sequence, %error, "a refused message waits for an operator");
+            shared.event(Event::Unreadable { sequence, error });
+            shared.offers.is_through(sequence, true);
+            continue;
+        }
+        let failed = failed_write(shared, watched.store.as_ref(), rejection);
+        let result = call(shared, &handler, failed).await;
+        let error = match result {
+            Ok(()) => match watched.store.accept(sequence) {
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            },
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = &error {
+            tracing::warn!(
+                sequence,
+                %error,
+                "a refused message was not taken over; it waits"
+            );
+            shared.event(Event::HandlerFailed {
+                sequence,
+                error: error.clone(),
+            });
+        }
+        shared.offers.is_through(sequence, error.is_some());
+    }
+}
+
+/// The same without a store: each refusal once, in order of arrival, and then it is gone.
+async fn offer_direct(shared: &Arc<Shared>, handler: &Handler) {
+    while let Some((number, failed)) = shared.offers.next_direct().await {
+        let command_id = failed.command_id.clone();
+        if let Err(error) = call(shared, handler, failed).await {
+            let error = error.to_string();
+            tracing::warn!(command_id, %error, "a refused message was not taken over");
+            shared.event(Event::HandlerFailed { sequence: 0, error });
+        }
+        shared.offers.is_through(number, false);
+        shared.handled_direct();
+    }
+}
+
+/// Calls the handler on a task of its own, so that its panic ends nothing else.
+async fn call(
+    shared: &Arc<Shared>,
+    handler: &Handler,
+    failed: FailedWrite,
+) -> Result<(), HandlerError> {
+    let call = handler.clone();
+    let span = match &failed.command_id {
+        Some(command_id) => tracing::info_span!("failed_write", command_id),
+        None => tracing::info_span!("failed_write", sequence = failed.sequence),
+    };
+    let run = HANDLING.scope(identity(shared), async move { call(failed).await });
+    match tokio::spawn(run.instrument(span)).await {
+        Ok(result) => result,
+        Err(error) => Err(panicked(error)),
+    }
+}
+
+/// What is wrong with the envelope of a message whose record is intact.
+fn unreadable(store: &dyn PublishStore, sequence: u64) -> Option<EnvelopeError> {
+    let mut stored = StoredMessage::new();
+    match store.get(sequence, &mut stored) {
+        Ok(true) => stored.envelope().err(),
+        _ => None,
+    }
+}
+
+fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection) -> FailedWrite {
+    let sequence = rejection.sequence;
+    let mut stored = StoredMessage::new();
+    let original = match store.get(sequence, &mut stored) {
+        Ok(true) => Message::from_stored(&stored),
+        Ok(false) => None,
+        Err(error) => {
+            shared.event(Event::Unreadable {
+                sequence,
+                error: error.to_string(),
+            });
+            None
+        }
+    };
+    FailedWrite {
+        sequence,
+        command_id: None,
+        reason: Reason::new(rejection.reason),
+        reason_cut: rejection.reason_cut,
+        at: rejection.at,
+        late: rejection.late,
+        earlier_run: sequence < store.numbers().first_of_run,
+        attempts: shared.offers.attempts(sequence),
+        original,
+    }
+}
+
+/// Passes acks that nothing took to the last-chance handler of a client, off the I/O path.
+pub(crate) fn last_chance(
+    shared: &Arc<Shared>,
+    mut acks: mpsc::Receiver<UnhandledAck>,
+    handler: LastChance,
+) -> impl Future<Output = ()> + Send + use<> {
+    let client = identity(shared);
+    // The events end with the client, and must not wait for this task.
+    let shared = Arc::downgrade(shared);
+    async move {
+        while let Some(ack) = acks.recv().await {
+            // More refusals of earlier runs may be left than the queue took at once.
+            if acks.is_empty()
+                && let Some(shared) = shared.upgrade()
+                && shared.mailbox.untold.load(Ordering::Acquire)
+            {
+                shared.mailbox.doorbell.ring_always();
+            }
+            let call = || HANDLING.sync_scope(client, || handler(ack));
+            if let Err(panic) = catch_unwind(AssertUnwindSafe(call)) {
+                let error = panics::words(panic.as_ref());
+                tracing::warn!(%error, "the last-chance handler panicked");
+                if let Some(shared) = shared.upgrade() {
+                    shared.event(Event::LastChanceFailed { error });
+                }
+            }
+        }
+    }
+}
+
+/// The refusals that wait, and what can be done with them.
+#[derive(Clone)]
+pub struct Failed<'a> {
+    pub(crate) shared: &'a Shared,
+}
+
+impl fmt::Debug for Failed<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Failed")
+            .field("client", &self.shared.name)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Failed<'_> {
+    /// Refusals that wait, with sequence `from` or above, at most `limit` of them, each
+    /// with its original message.
+    pub fn page(&self, from: u64, limit: usize) -> Vec<FailedWrite> {
+        let shared = self.shared;
+        let Some(store) = shared.store() else {
+            return Vec::new();
+        };
+        let page = store.rejections(from, limit);
+        page.into_iter()
+            .map(|found| failed_write(shared, store.as_ref(), found))
+            .collect()
+    }
+
+    /// All refusals that wait, without their messages.
+    pub fn list(&self) -> Vec<Rejection> {
+        let store = self.shared.store();
+        store
+            .map(|store| store.rejections(0, usize::MAX))
+            .unwrap_or_default()
+    }
+
+    /// Takes a refusal over; it is gone afterwards. `false`: none waits under this number.
+    ///
+    /// # Errors
+    /// The store cannot record it.
+    pub fn accept(&self, sequence: u64) -> Result<bool, StoreError> {
+        match self.shared.store() {
+            Some(store) => {
+                let accepted = store.accept(sequence)?;
+                self.shared.offers.forget(sequence);
+                Ok(accepted)
+            }
+            None => Ok(false),
+        }
+    }
+
+    /// Publishes a refused message again, under a new sequence; the refusal is accepted in
+    /// the same record, so a crash in between leaves one message, not two. `None`: none
+    /// waits under this number, or its message is gone.
+    ///
+    /// # Errors
+    /// The store cannot take it, for lack of room among others.
+    pub fn requeue(&self, sequence: u64) -> Result<Option<u64>, AppendError> {
+        let shared = self.shared;
+        let Some(store) = shared.store() else {
+            return Ok(None);
+        };
+        let appended = store.requeue(sequence, unix_micros())?;
+        shared.offers.forget(sequence);
+        shared.mailbox.doorbell.ring();
+        Ok(appended.map(|appended| appended.sequence))
+    }
+
+    /// As [`requeue`](Self::requeue), but waits for room as long as `timeout`; not inside a handler, which must not wait for what it may itself hold up.
+    ///
+    /// Cancel safe: cancelled while it waits, nothing happened.
+    ///
+    /// # Errors
+    /// As [`requeue`](Self::requeue), with the last of them once the time is over.
+    ///
+    /// # Panics
+    /// When it waits outside a tokio runtime with a clock.
+    pub async fn requeue_wait(
+        &self,
+        sequence: u64,
+        timeout: Duration,
+    ) -> Result<Option<u64>, AppendError> {
+        let deadline = Instant::now().checked_add(timeout);
+        let shared = self.shared;
+        let mut waits = false;
+        loop {
+            // Registered before the try: room that comes in between is not missed.
+            let room = shared.room.notified();
+            tokio::pin!(room);
+            room.as_mut().enable();
+            match self.requeue(sequence) {
+                Err(error) if error.is_retryable() && !is_handling(shared) => {
+                    if !std::mem::replace(&mut waits, true) {
+                        shared.meter.waits_for_room();
+                    }
+                    match deadline {
+                        // A time that overflows is no limit.
+                        None => room.await,
+                        Some(deadline) => {
+                            if timeout_at(deadline, room).await.is_err() {
+                                return Err(error);
+                            }
+                        }
+                    }
+                }
+                done => return done,
+            }
+        }
+    }
+
+    /// Gives up on a message that no server will settle, such as one that breaks the link
+    /// every time ([`Event::Stalled`]): it becomes a refusal that waits, and what is behind
+    /// it goes on once that is durable. `false`: the message is settled, or never was, or a
+    /// sync failed and nothing can be durable any more (an event says so).
+    ///
+    /// The server may have taken it all the same; nothing here can know.
+    ///
+    /// Cancelling the call leaves open whether it is done.
+    pub async fn give_up(&self, sequence: u64) -> bool {
+        let (done, given_up) = oneshot::channel();
+        let ask = Ask::GiveUp { sequence, done };
+        match self.shared.mailbox.asks.send(ask).await {
+            Ok(()) => given_up.await.unwrap_or(false),
+            Err(_) => false,
+        }
+    }
+
+    /// Offers everything that waits to the failed-write handler once more, what it refused
+    /// to take included.
+    pub fn offer_again(&self) {
+        self.shared.offers.again();
+    }
+}
