@@ -204,6 +204,10 @@ pub(crate) struct Sending {
     /// Say this often what is published and what waits; under --json in objects "status".
     #[arg(long, value_name = "DURATION", value_parser = units::duration)]
     pub(crate) status_interval: Option<Duration>,
+    /// Should the file of the store be removed while it is open: write what is left at the end to
+    /// this new store.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) evacuate_to: Option<PathBuf>,
     /// Send each message's sequence as command id, for servers whose refusals name no message
     /// otherwise.
     #[arg(long)]
@@ -233,6 +237,9 @@ pub(crate) struct Publish {
     /// for 64KiB. The capacity must have room for six times four. Up to 32767KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) max_message: Option<u64>,
+    /// Mode of a store that is created now, as in 640, in place of 600.
+    #[arg(long, value_name = "OCTAL", value_parser = units::mode, requires = "store")]
+    pub(crate) mode: Option<u32>,
     /// How long to wait for a store that another process has open or a repair is reading.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = units::duration)]
     pub(crate) lock_timeout: Duration,
@@ -351,6 +358,9 @@ pub(crate) struct StoreInfo {
     /// Write a report as one HTML page to this new file; it needs nothing else to be shown.
     #[arg(long, value_name = "OUT")]
     pub(crate) html: Option<PathBuf>,
+    /// Mode of that file, as in 640, in place of 600; never more open than the store itself.
+    #[arg(long, value_name = "OCTAL", value_parser = units::mode, requires = "html")]
+    pub(crate) mode: Option<u32>,
 }
 
 /// Which messages, for list, dump and export.
@@ -403,6 +413,9 @@ pub(crate) struct StoreRepair {
     /// The new store; there must be nothing at its place.
     #[arg(long, value_name = "FILE")]
     pub(crate) to: PathBuf,
+    /// Mode of the new store, as in 640, in place of 600; never more open than the old one.
+    #[arg(long, value_name = "OCTAL", value_parser = units::mode)]
+    pub(crate) mode: Option<u32>,
     /// Also where the file system has no locks: you know that nobody has the store open.
     #[arg(long)]
     pub(crate) unlocked: bool,
@@ -443,6 +456,10 @@ pub(crate) struct StoreImport {
     /// Largest message that the new store takes, as in 64KiB; see the same of publish.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) max_message: Option<u64>,
+    /// Mode of the new store, as in 640, in place of 600; never more open than the file it is made
+    /// of.
+    #[arg(long, value_name = "OCTAL", value_parser = units::mode)]
+    pub(crate) mode: Option<u32>,
     /// Name of the client the new store belongs to; the default is an id made now.
     #[arg(long, value_name = "NAME")]
     pub(crate) client_name: Option<String>,

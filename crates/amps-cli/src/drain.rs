@@ -26,6 +26,7 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
         connector,
         flush_timeout: args.sending.flush_timeout,
         status_interval: args.sending.status_interval,
+        evacuate_to: args.sending.evacuate_to,
         publish_ids: args.sending.publish_ids,
         heartbeat: args.sending.watching.heartbeat,
         input: None,

@@ -1,6 +1,6 @@
 //! Lines of a file or of standard input, byte for byte, in bounded memory.
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata, OpenOptions};
 use std::io::{self, IsTerminal as _, Read};
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -71,7 +71,12 @@ impl Source {
 
     /// Whether it has an end that is known, which a pipe or a terminal has not.
     fn has_known_end(&self) -> bool {
-        self.file.metadata().is_ok_and(|found| found.is_file())
+        self.regular_file().is_some()
+    }
+
+    /// What it is, if it is a regular file.
+    pub(crate) fn regular_file(&self) -> Option<Metadata> {
+        self.file.metadata().ok().filter(Metadata::is_file)
     }
 
     /// To be read until a signal comes, which is an error then.

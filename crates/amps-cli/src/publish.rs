@@ -79,6 +79,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
             announce: args.announce,
         }),
         status_interval: args.sending.status_interval,
+        evacuate_to: args.sending.evacuate_to,
         stop,
         json,
     })
@@ -90,6 +91,12 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
 }
 
 fn open_store(args: &Publish) -> Result<Store, Failure> {
+    if args.store.is_none() && args.sending.evacuate_to.is_some() {
+        return Err(Failure::new(
+            Exit::Usage,
+            "--evacuate-to needs --store FILE: it is for a file that is removed",
+        ));
+    }
     if args.store.is_none() && args.durability != Level::Os {
         return Err(Failure::new(
             Exit::Usage,
@@ -107,6 +114,9 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
     }
     if let Some(message) = args.max_message {
         options = options.max_message(message);
+    }
+    if let Some(mode) = args.mode {
+        options = options.mode(mode);
     }
     let store = match &args.store {
         Some(path) => Store::open(path, options),

@@ -13,7 +13,7 @@ use std::time::Duration;
 use amps_client::Client;
 use amps_client::connector::Connector;
 use amps_sandbox::Sandbox;
-use amps_store::Store;
+use amps_store::{Level, Place, PublishStore as _, Store, StoreError};
 
 use crate::args::Heartbeat;
 use crate::failure::{Exit, Failure};
@@ -41,6 +41,8 @@ pub(crate) struct Job {
     pub(crate) flush_timeout: Duration,
     /// How often to say what waits.
     pub(crate) status_interval: Option<Duration>,
+    /// Where to write what is left if the store's file is removed.
+    pub(crate) evacuate_to: Option<PathBuf>,
     /// Publishes carry their sequence as command id.
     pub(crate) publish_ids: bool,
     pub(crate) heartbeat: Heartbeat,
@@ -62,6 +64,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         connector,
         flush_timeout,
         status_interval,
+        evacuate_to,
         publish_ids,
         heartbeat,
         input,
@@ -94,7 +97,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         flush_timeout,
     };
     let watch = tokio::spawn(watch.run());
-    let notes = tokio::spawn(notes::tell(&client, store_name(path)));
+    let notes = tokio::spawn(notes::tell(&client, store_name(path), Arc::clone(&out)));
 
     let mut exits = vec![Exit::Ok];
     let mut skip_flush = false;
@@ -126,6 +129,14 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let _ = watch.await;
     crate::output::status("");
     let told = refused.tell_new(&store, &out).await;
+    let waiting_refusals = store.bounds().rejections;
+    // Before anything is said of what it keeps. The close looks again, and says what is in the
+    // way of a look.
+    let mut place = store.place().unwrap_or_default();
+    let evacuated = match evacuate_to {
+        Some(to) if place == Place::Gone => evacuate(&store, to),
+        _ => None,
+    };
     let patience = if flushed { CLOSE } else { Duration::ZERO };
     let closed = tokio::select! {
         biased;
@@ -133,6 +144,10 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         () = stop.second() => client.close(Duration::ZERO).await,
     };
     let counts = client.health().counts;
+    if matches!(closed.error, Some(StoreError::Gone)) {
+        // Between the two looks.
+        place = Place::Gone;
+    }
     // The events end with the client; a teller that does not must not hide the report.
     let _ = tokio::time::timeout(Duration::from_secs(1), notes).await;
     // From here on another process may have the store, however long the last words take.
@@ -155,8 +170,17 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         next_line: resumed_at.map(|at| at + fed.accepted + 1),
         unfinished: fed.unfinished,
         unstored: fed.unstored,
+        waiting_refusals,
+        store: path.map(|_| notes::name(place)),
+        evacuated_to: evacuated.as_ref().map(|to| to.display().to_string()),
     };
-    if let Some(error) = closed.error {
+    if place == Place::Gone {
+        exits.push(Exit::Left);
+        say(&format!(
+            "error: {}",
+            lost(&report, path, evacuated.as_deref())
+        ));
+    } else if let Some(error) = closed.error {
         say(&format!(
             "note: {} was not closed cleanly: {error}",
             store_name(path)
@@ -164,18 +188,21 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     }
     if report.left > 0 {
         exits.push(Exit::Left);
-        let advice = advice(&report, path);
+        let advice = match place {
+            Place::Gone => String::new(),
+            place => format!(" {}", advice(&report, path, place)),
+        };
         if let Some((server, reason)) = refusal {
             exits.push(Exit::LogonRefused);
             say(&format!(
                 "error: {server} refused the logon: {reason}; check user, password and client \
-                 name. {advice}"
+                 name.{advice}"
             ));
         } else if stop.is_repeated() {
-            say(&format!("error: a second signal ended the wait. {advice}"));
+            say(&format!("error: a second signal ended the wait.{advice}"));
         } else {
             say(&format!(
-                "error: the flush timeout of {} ended first. {advice}",
+                "error: the flush timeout of {} ended first.{advice}",
                 span(flush_timeout)
             ));
         }
@@ -183,7 +210,12 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     if report.refusals() > 0 {
         exits.push(Exit::Rejected);
     }
-    report.tell_refusals(told, path);
+    let kept_in = match place {
+        Place::There => path,
+        Place::Gone => evacuated.as_deref(),
+        _ => Some(Path::new("FILE")),
+    };
+    report.tell_refusals(told, kept_in);
     report.tell(&out);
     exits.push(out.last_words(&stop).await);
     Ok(exits.into_iter().min().unwrap_or(Exit::Ok))
@@ -268,8 +300,57 @@ fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&Path>, store: 
     }
 }
 
-fn advice(report: &Report, path: Option<&Path>) -> String {
+/// Saves what is left in a store that is gone; where, if that could be done. On the spot: the
+/// report is all that still waits, and where no thread can be made this needs none.
+fn evacuate(store: &Store, to: PathBuf) -> Option<PathBuf> {
+    let saved = match store.evacuate(&to, Level::Os) {
+        // Whatever was granted may have been sent.
+        Ok(fresh) => fresh.close(u64::MAX).map_err(|e| e.to_string()),
+        Err(error) => Err(error.to_string()),
+    };
+    match saved {
+        Ok(()) => Some(to),
+        Err(error) => {
+            say(&format!(
+                "error: what is left could not be saved in {}: {error}",
+                to.display()
+            ));
+            None
+        }
+    }
+}
+
+/// What to say of a store whose file is gone.
+fn lost(report: &Report, path: Option<&Path>, evacuated: Option<&Path>) -> String {
+    let store = store_name(path);
+    let waits = match report.waiting_refusals {
+        0 => String::new(),
+        n => format!(" and {n} refusal(s) that wait"),
+    };
+    match evacuated {
+        Some(to) => format!(
+            "{store} was removed while it was open; its {} message(s){waits} are saved in the new \
+             store {to}: send them with: amps drain --store {to} --server URI",
+            report.left,
+            to = to.display()
+        ),
+        None => format!(
+            "{store} was removed while it was open, and what it kept is gone with this process: {} \
+             message(s) that were not acknowledged{waits}, and where the input was. With \
+             --evacuate-to FILE they are saved",
+            report.left
+        ),
+    }
+}
+
+fn advice(report: &Report, path: Option<&Path>, place: Place) -> String {
     match path {
+        Some(path) if place != Place::There => format!(
+            "{} message(s) stay in the store that was at {} when this began and was renamed since: \
+             find it, and send them with: amps drain --store FILE --server URI",
+            report.left,
+            path.display()
+        ),
         Some(path) => format!(
             "{} message(s) stay in the store {p}; send them with: amps drain --store {p} --server URI",
             report.left,

@@ -7,13 +7,12 @@ mod transfer;
 
 pub(crate) use self::transfer::export_to_stdout as export;
 
-use std::fs::{File, OpenOptions};
+use std::fs::{File, Metadata};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 
-use amps_store::Envelope;
 use amps_store::inspect::{Filter, Info, Inspection, Problem, Severity, Verification};
+use amps_store::{Envelope, NewFile};
 use serde_json::{Map, Value};
 
 use crate::args::{Select, SeqFile, StoreCommand, StoreInfo, StoreList};
@@ -73,14 +72,17 @@ pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     Exit::Damaged
 }
 
-/// Creates a file where there is none, for its owner's eyes only: it holds messages.
-fn new_file(path: &Path) -> Result<File, Failure> {
-    let options = OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .to_owned();
-    options.open(path).map_err(|error| match error.kind() {
+/// Creates a file where there is none, for its owner's eyes only unless told otherwise: it holds
+/// messages, and those of `source` are shown to nobody who could not read that.
+fn new_file(path: &Path, mode: Option<u32>, source: Option<&Metadata>) -> Result<File, Failure> {
+    let mut new = NewFile::new();
+    if let Some(mode) = mode {
+        new = new.mode(mode);
+    }
+    if let Some(source) = source {
+        new = new.copy_of(source);
+    }
+    let file = new.create(path).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => Failure::other(format!(
             "{} exists; only a new file is written: choose another name, or move it away",
             path.display()
@@ -93,7 +95,23 @@ fn new_file(path: &Path) -> Result<File, Failure> {
             "cannot create {}: {error}; check that the directory exists and may be written",
             path.display()
         )),
-    })
+    })?;
+    tell_mode(path, mode);
+    Ok(file)
+}
+
+/// Says so where a copy did not get the mode that was asked for.
+pub(crate) fn tell_mode(path: &Path, wanted: Option<u32>) {
+    use std::os::unix::fs::MetadataExt as _;
+    if let (Some(wanted), Ok(metadata)) = (wanted, path.metadata())
+        && metadata.mode() & 0o777 != wanted
+    {
+        say(&format!(
+            "note: {} has mode {:o}, not {wanted:o}: a copy is never more open than its source",
+            path.display(),
+            metadata.mode() & 0o777
+        ));
+    }
 }
 
 impl Select {
@@ -140,7 +158,7 @@ fn info(args: &StoreInfo, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(file)?;
     let facts = facts(file, &seen.info());
     if let Some(html) = &args.html {
-        html::write(html, &seen, &facts)?;
+        html::write(html, args.mode, &seen, &facts)?;
     }
     if out.is_json() {
         out.object(facts)?;

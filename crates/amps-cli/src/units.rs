@@ -81,6 +81,20 @@ pub(crate) fn size(text: &str) -> Result<u64, String> {
         .ok_or_else(|| "too large".to_owned())
 }
 
+/// Reads the mode of a file in octal, as in `640`.
+///
+/// # Errors
+/// What was expected.
+pub(crate) fn mode(text: &str) -> Result<u32, String> {
+    let digits = text.strip_prefix("0o").unwrap_or(text);
+    let mode = u32::from_str_radix(digits, 8).ok();
+    mode.filter(|mode| mode & !0o777 == 0 && mode & 0o600 == 0o600)
+        .filter(|_| digits.bytes().all(|b| b.is_ascii_digit()))
+        .ok_or_else(|| {
+            "write it in octal, as in 640; the owner must be able to read and write".to_owned()
+        })
+}
+
 /// Reads `os`, `interval:10ms`, `disk`.
 ///
 /// # Errors

@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs::{self, File, OpenOptions};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -189,7 +190,28 @@ fn what_is_created_is_for_its_owner_alone() {
     publish.args(["publish", "--topic", "t", "--server", NOBODY]);
     publish.args(["--flush-timeout", "0s", "--store"]);
     run(publish.arg(dir.path("published")).stdin(Stdio::null())).expect(0);
-    for name in ["repaired", "page", "imported", "evacuated", "published"] {
+    let mut serve = amps();
+    serve.args([
+        "serve",
+        "--listen",
+        "tcp://127.0.0.1:0/amps/json",
+        "--journal",
+    ]);
+    let serve = serve.arg(dir.path("journal")).stdout(Stdio::piped());
+    let mut serve = serve.spawn().unwrap();
+    let mut listening = String::new();
+    let mut said = BufReader::new(serve.stdout.take().unwrap());
+    said.read_line(&mut listening).unwrap();
+    serve.kill().unwrap();
+    serve.wait().unwrap();
+    for name in [
+        "repaired",
+        "page",
+        "imported",
+        "evacuated",
+        "published",
+        "journal/sandbox.journal",
+    ] {
         let mode = fs::metadata(dir.path(name)).unwrap().permissions().mode();
         assert_eq!(mode & 0o7777, 0o600, "{name}");
     }
@@ -211,4 +233,214 @@ fn an_empty_file_is_not_all_sent() {
         let bytes = fs::read(&path).unwrap();
         assert!(bytes.len() as u64 == len && bytes.iter().all(|b| *b == 0));
     }
+}
+
+/// Nobody takes what is published.
+const ALONE: [&str; 4] = ["--server", NOBODY, "--flush-timeout", "1s"];
+
+/// A publisher that is fed by hand, up to its end.
+struct Fed {
+    child: std::process::Child,
+    input: std::process::ChildStdin,
+    output: BufReader<std::process::ChildStdout>,
+}
+
+impl Fed {
+    fn start(store: &Path, server: &[&str], more: &[&str]) -> Fed {
+        let mut command = amps();
+        command.args(["--json", "publish", "--topic", "t", "--announce", "--store"]);
+        command.arg(store).args(server).args(more);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.stderr(Stdio::piped()).spawn().unwrap();
+        Fed {
+            input: child.stdin.take().unwrap(),
+            output: BufReader::new(child.stdout.take().unwrap()),
+            child,
+        }
+    }
+
+    fn feed(&mut self, line: &str) {
+        writeln!(self.input, "{line}").unwrap();
+    }
+
+    /// The next object of this kind.
+    fn event(&mut self, kind: &str) -> serde_json::Value {
+        loop {
+            let mut line = String::new();
+            assert!(self.output.read_line(&mut line).unwrap() > 0, "no {kind}");
+            let object: serde_json::Value = serde_json::from_str(&line).unwrap();
+            if object["event"] == kind {
+                return object;
+            }
+        }
+    }
+
+    /// The end of the input, the report, what was said, and the exit code.
+    fn end(mut self) -> (serde_json::Value, String, i32) {
+        drop(self.input);
+        let mut output = String::new();
+        self.output.read_to_string(&mut output).unwrap();
+        let report = serde_json::from_str(output.lines().last().unwrap()).unwrap();
+        let mut said = String::new();
+        self.child
+            .stderr
+            .take()
+            .unwrap()
+            .read_to_string(&mut said)
+            .unwrap();
+        (report, said, self.child.wait().unwrap().code().unwrap())
+    }
+}
+
+/// The report said that messages stay in a store that nobody would ever find, and that they could
+/// be drained from there.
+#[test]
+fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
+    for evacuates in [false, true] {
+        let dir = Dir::new();
+        let (path, saved) = (dir.path("a.store"), dir.path("saved.store"));
+        let saved_to = saved.to_str().unwrap();
+        let more: &[&str] = match evacuates {
+            false => &[],
+            true => &["--evacuate-to", saved_to],
+        };
+        let mut publisher = Fed::start(&path, &ALONE, more);
+        publisher.feed("one");
+        publisher.event("stored");
+        fs::remove_file(&path).unwrap();
+        assert_eq!(publisher.event("store_moved")["place"], "gone");
+        publisher.feed("two");
+        let (report, said, code) = publisher.end();
+        assert_eq!(code, 5, "{said}");
+        assert_eq!(
+            (&report["published"], &report["left"]),
+            (&1.into(), &1.into())
+        );
+        assert_eq!(
+            (&report["store"], &report["unstored"]),
+            (&"gone".into(), &1.into())
+        );
+        assert!(said.contains("was removed while it was open"), "{said}");
+        assert!(
+            !said.contains(&format!("--store {}", path.display())),
+            "{said}"
+        );
+        match evacuates {
+            false => {
+                assert!(report["evacuated_to"].is_null() && !path.exists());
+                assert!(said.contains("--evacuate-to"), "{said}");
+            }
+            true => {
+                assert_eq!(report["evacuated_to"], saved_to);
+                let info = run(&mut store(&["info"], &saved)).expect(0).report();
+                assert_eq!(
+                    (&info["unsettled"], &info["state"]),
+                    (&1.into(), &"closed".into())
+                );
+            }
+        }
+    }
+}
+
+/// All was sent, and the store with the place in the input is gone all the same.
+#[test]
+fn a_store_removed_before_the_report_is_told_whatever_is_left() {
+    let dir = Dir::new();
+    let path = dir.path("a.store");
+    let mut publisher = Fed::start(&path, &["--sandbox"], &[]);
+    publisher.feed("one");
+    publisher.event("stored");
+    fs::remove_file(&path).unwrap();
+    let (report, said, code) = publisher.end();
+    assert_eq!((code, &report["store"]), (5, &"gone".into()), "{said}");
+    assert_eq!(
+        (&report["persisted"], &report["left"]),
+        (&1.into(), &0.into())
+    );
+}
+
+#[test]
+fn a_store_renamed_while_it_is_open_goes_on_and_is_not_looked_for_at_its_old_place() {
+    let dir = Dir::new();
+    let (path, moved) = (dir.path("a.store"), dir.path("b.store"));
+    let mut publisher = Fed::start(&path, &ALONE, &[]);
+    publisher.feed("one");
+    publisher.event("stored");
+    fs::rename(&path, &moved).unwrap();
+    assert_eq!(publisher.event("store_moved")["place"], "renamed");
+    fs::write(&path, "another file").unwrap();
+    assert_eq!(publisher.event("store_moved")["place"], "replaced");
+    publisher.feed("two");
+    publisher.event("stored");
+    let (report, said, code) = publisher.end();
+    assert_eq!(code, 5, "{said}");
+    assert_eq!(
+        (&report["left"], &report["store"]),
+        (&2.into(), &"replaced".into())
+    );
+    assert!(
+        !said.contains(&format!("--store {}", path.display())),
+        "{said}"
+    );
+    assert_eq!(fs::read(&path).unwrap(), b"another file");
+    let info = run(&mut store(&["info"], &moved)).expect(0).report();
+    assert_eq!(info["unsettled"], 2);
+}
+
+/// A mode could not be chosen, and a repair that root made could not be opened by the publisher.
+#[test]
+fn a_mode_is_given_to_what_is_created_and_a_copy_is_never_more_open() {
+    use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
+    let dir = Dir::new();
+    let created = dir.path("created");
+    let mut publish = amps();
+    publish.args([
+        "publish", "--topic", "t", "--server", NOBODY, "--mode", "640",
+    ]);
+    publish.args(["--flush-timeout", "0s", "--store"]);
+    run(publish.arg(&created).stdin(Stdio::null())).expect(0);
+    let old = left_behind(&dir);
+    fs::set_permissions(&old, fs::Permissions::from_mode(0o640)).unwrap();
+    let lines = dir.path("lines");
+    fs::write(&lines, run(&mut store(&["export"], &old)).expect(0).text()).unwrap();
+    fs::set_permissions(&lines, fs::Permissions::from_mode(0o664)).unwrap();
+    let root = rustix::process::geteuid().is_root();
+    if root {
+        std::os::unix::fs::chown(&old, Some(1234), Some(4321)).unwrap();
+    }
+    let at = |name: &str| dir.path(name);
+    let mode = ["--mode", "664"];
+    run(store(&["repair"], &old)
+        .args(mode)
+        .arg("--to")
+        .arg(at("repaired")))
+    .expect(0)
+    .says(&["has mode 640, not 664"]);
+    run(store(&["info", "--html"], &at("page")).arg(&old).args(mode)).expect(0);
+    run(store(&["import", "--from"], &lines)
+        .arg(at("imported"))
+        .args(mode))
+    .expect(0);
+    let options = Options::new().mode(0o664);
+    let opened = Store::open(&old, options).unwrap();
+    opened.evacuate(at("evacuated"), Level::Os).unwrap();
+    for (name, mode) in [
+        ("created", 0o640),
+        ("repaired", 0o640),
+        ("page", 0o640),
+        ("imported", 0o664),
+        ("evacuated", 0o640),
+    ] {
+        let found = fs::metadata(at(name)).unwrap();
+        assert_eq!(found.mode() & 0o7777, mode, "{name}");
+        if root && ["repaired", "page", "evacuated"].contains(&name) {
+            assert_eq!((found.uid(), found.gid()), (1234, 4321), "{name}");
+        }
+    }
+    for wrong in ["800", "440", "1777", "rw-"] {
+        let mut publish = amps();
+        publish.args(["publish", "--topic", "t", "--mode", wrong, "--store"]);
+        run(publish.arg(at("none")).stdin(Stdio::null())).expect(2);
+    }
+    assert!(!at("none").exists());
 }

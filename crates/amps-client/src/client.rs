@@ -109,6 +109,9 @@ pub struct Health {
     pub limit_bytes: u64,
     /// A sync failed: nothing in this store can be made durable any more.
     pub sync_failed: bool,
+    /// The store's file was removed: it takes nothing more, what it holds is still sent, and ends
+    /// with this process unless it is evacuated.
+    pub store_gone: bool,
     /// Numbers of this run.
     pub counts: Counts,
 }
@@ -520,15 +523,16 @@ impl Client {
     }
 
     /// What happens to this client from now on, behind what its store found when it was
-    /// opened, and that the store is filling up if it is. Without a failed-write handler the
-    /// first stream has the refusals of earlier runs as well that were told before it was asked
-    /// for, the latest 1,024 of them.
+    /// opened, and that its file was moved or that it is filling up if that is so. Without a
+    /// failed-write handler the first stream has the refusals of earlier runs as well that were
+    /// told before it was asked for, the latest 1,024 of them.
     pub fn events(&self) -> Events {
         let early = self.shared.take_early();
         let first = early.is_some();
         let receiver = early.unwrap_or_else(|| self.shared.events.subscribe());
-        let filling = self.shared.filling().clone();
-        let mut events = Events::new(&self.shared.at_open, filling, receiver);
+        let standing = self.shared.standing().clone();
+        let standing = standing.moved.into_iter().chain(standing.filling);
+        let mut events = Events::new(&self.shared.at_open, standing, receiver);
         if first {
             events.pass_to_now();
         }
@@ -555,6 +559,7 @@ impl Client {
             live_bytes: bounds.live_bytes,
             limit_bytes: bounds.limit_bytes,
             sync_failed: self.shared.sync_failed.load(Ordering::Acquire),
+            store_gone: self.shared.store_gone.load(Ordering::Acquire),
             counts: Counts {
                 published: self.shared.mailbox.doorbell.messages(),
                 persisted: totals.persisted,

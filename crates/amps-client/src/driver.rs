@@ -86,6 +86,7 @@ pub(crate) struct Work {
     /// Attempts in a row that found nobody who listens, or a logon that was refused.
     failed: usize,
     sync_failed: bool,
+    store_gone: bool,
     closing: Option<CloseRequest>,
     /// Without a store: the closing waits for no word of the server but acks that were asked for.
     flushed: bool,
@@ -171,6 +172,7 @@ impl Work {
             logged_on_at: None,
             failed: 0,
             sync_failed: false,
+            store_gone: false,
             closing: None,
             flushed: false,
             stopped: false,
@@ -466,6 +468,10 @@ impl Driver {
         if !self.work.sync_failed && self.shared.sync_failed.load(Ordering::Acquire) {
             self.work.sync_failed = true;
             self.input(Input::SyncFailed);
+        }
+        if !self.work.store_gone && self.shared.store_gone.load(Ordering::Acquire) {
+            self.work.store_gone = true;
+            self.input(Input::StoreGone);
         }
         self.tell_earlier();
         self.input(Input::Tick);

@@ -3,7 +3,7 @@
 use std::collections::VecDeque;
 use std::time::Duration;
 
-use amps_store::{DamagedRange, RecoveryReport};
+use amps_store::{DamagedRange, Place, RecoveryReport};
 use tokio::sync::broadcast;
 
 use crate::protocol::Reason;
@@ -218,6 +218,13 @@ pub enum Event {
         /// The store's word.
         error: String,
     },
+    /// The store's file was moved, or is back in its place. With [`Place::Gone`] it was removed:
+    /// publishes are refused with `StoreError::Gone`, what is stored is still sent, and ends with
+    /// this process unless `Store::evacuate` saves it.
+    StoreMoved {
+        /// Where it is now.
+        place: Place,
+    },
     /// The backlog crossed a watermark of the store (`amps_store::Options::watermarks`, 50 and 80
     /// percent unless set): the store fills up, or has room again. Each is told once until the
     /// other one was.
@@ -336,8 +343,9 @@ pub(crate) fn found_in_words(event: &Event) -> String {
 }
 
 /// A stream of [`Event`]s. It starts with what the store found when it was opened, however
-/// late the stream is asked for, and with [`Event::Watermark`] while the backlog is above the
-/// high one; everything else it has from then on, but that the first stream asked for has the
+/// late the stream is asked for, with [`Event::StoreMoved`] if its file is not where it was, and
+/// with [`Event::Watermark`] while the backlog is above the high one; everything else it has from
+/// then on, but that the first stream asked for has the
 /// [refusals of earlier runs](Event::Refused) that were told before. It never holds the client up:
 /// when its reader is slow, the oldest events are dropped and counted.
 #[derive(Debug)]
@@ -350,11 +358,11 @@ pub struct Events {
 impl Events {
     pub(crate) fn new(
         at_open: &[Event],
-        filling: Option<Event>,
+        standing: impl IntoIterator<Item = Event>,
         receiver: broadcast::Receiver<Event>,
     ) -> Self {
         Events {
-            at_open: at_open.iter().cloned().chain(filling).collect(),
+            at_open: at_open.iter().cloned().chain(standing).collect(),
             receiver,
             dropped: 0,
         }

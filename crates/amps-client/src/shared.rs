@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amps_store::{Envelope, PublishStore, Signal, StoreError};
+use amps_store::{Envelope, Place, PublishStore, Signal, StoreError};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::delivery::{Flushed, Totals};
@@ -21,6 +21,15 @@ use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
 use crate::subscription::Leave;
 
+/// What a stream of events that begins now has missed and must hear of.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Standing {
+    /// The store's file is not where it was.
+    pub(crate) moved: Option<Event>,
+    /// The backlog is above its high watermark.
+    pub(crate) filling: Option<Event>,
+}
+
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) meter: Meter,
@@ -32,8 +41,8 @@ pub(crate) struct Shared {
     pub(crate) status: watch::Sender<LinkStatus>,
     /// What the store found when it was opened, for every stream of events.
     pub(crate) at_open: Vec<Event>,
-    /// The backlog is above its high watermark, for every stream of events.
-    pub(crate) filling: Mutex<Option<Event>>,
+    /// How things stand, for every stream of events.
+    pub(crate) standing: Mutex<Standing>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) command_timeout: Duration,
     /// How the client ended.
@@ -42,6 +51,7 @@ pub(crate) struct Shared {
     pub(crate) early: Mutex<Option<broadcast::Receiver<Event>>>,
     pub(crate) closed: AtomicBool,
     pub(crate) sync_failed: AtomicBool,
+    pub(crate) store_gone: AtomicBool,
     /// Without a store: accepted, and never handed to a link.
     pub(crate) unsent: AtomicU64,
     pub(crate) totals: Mutex<Totals>,
@@ -186,14 +196,29 @@ impl Shared {
                     live_bytes,
                     limit_bytes,
                 };
-                *self.filling() = high.then(|| event.clone());
+                self.standing().filling = high.then(|| event.clone());
                 self.event(event);
+            }
+            Signal::Moved(place) => {
+                let event = Event::StoreMoved { place };
+                self.standing().moved = (place != Place::There).then(|| event.clone());
+                if place == Place::Gone {
+                    if let Some(watched) = &self.watched {
+                        watched.sync_failed(StoreError::Gone);
+                    }
+                    self.store_gone.store(true, Ordering::Release);
+                    self.durable_moved();
+                    // No room comes any more; who waits for it learns that by trying.
+                    self.room.notify_waiters();
+                }
+                self.event(event);
+                self.mailbox.doorbell.ring_always();
             }
         }
     }
 
-    pub(crate) fn filling(&self) -> MutexGuard<'_, Option<Event>> {
-        self.filling.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(crate) fn standing(&self) -> MutexGuard<'_, Standing> {
+        self.standing.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn durable_moved(&self) {

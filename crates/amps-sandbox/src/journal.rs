@@ -10,6 +10,7 @@
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 /// Name of the file in the journal's directory.
@@ -157,6 +158,8 @@ impl Journal {
             .write(true)
             .create(true)
             .truncate(false)
+            // It holds what was published.
+            .mode(0o600)
             .open(&path)
             .map_err(fail("open"))?;
         file.try_lock().map_err(|error| match error {

@@ -9,6 +9,7 @@ use crate::batch::{Batch, MessageRef};
 use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
 use crate::excerpt::Excerpt;
+use crate::file::Place;
 use crate::format::RECORD_HEADER;
 use crate::report::RecoveryReport;
 
@@ -231,6 +232,10 @@ pub enum Signal {
     /// A sync or a superblock write failed, or the store ended with something unsynced:
     /// `durable` will never move again.
     SyncFailed,
+    /// The store's file is somewhere else than it was, within a second of that and again before
+    /// the store is closed. With [`Place::Gone`] it takes nothing more, `durable` will never move
+    /// again, and sending goes on.
+    Moved(Place),
     /// The backlog crossed a watermark of [`Options::watermarks`](crate::Options::watermarks).
     /// Each is told once until the other one was, in order; two crossings that undo each
     /// other while an observer is being called are not told.
@@ -304,7 +309,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// [`AppendError::Full`] when there is no room, [`AppendError::MakingRoom`] when there is
     /// none yet (wait for [`Signal::Room`] in both cases),
     /// [`AppendError::TooLarge`] when there never will be, [`AppendError::Envelope`] for a user
-    /// tag longer than [`MAX_TAG`], or a requeued message that accepts itself or a later one.
+    /// tag longer than [`MAX_TAG`], or a requeued message that accepts itself or a later one, and
+    /// [`StoreError::Gone`] once the store's file was found removed.
     /// Nothing was stored, and no number was used.
     fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError>;
 
@@ -400,14 +406,15 @@ pub trait PublishStore: Send + Sync + 'static {
     ///
     /// # Errors
     /// Nothing can become durable any more, and no signal follows: the store is in memory
-    /// ([`StoreError::InMemory`]), a sync failed before, or the store is closed.
+    /// ([`StoreError::InMemory`]), a sync failed before, its file was removed
+    /// ([`StoreError::Gone`]), or the store is closed.
     fn request_sync(&self) -> Result<(), StoreError>;
 
     /// Syncs everything appended so far. *Syncs.*
     ///
     /// # Errors
-    /// The device failed now or before: `durable` never moves again. Or the store is in
-    /// memory ([`StoreError::InMemory`]).
+    /// The device failed now or before, or the file was removed ([`StoreError::Gone`]): `durable`
+    /// never moves again. Or the store is in memory ([`StoreError::InMemory`]).
     fn sync(&self) -> Result<Durable, StoreError>;
 
     /// How long the device took for each sync that ended since the last call, the latest of them
@@ -424,8 +431,9 @@ pub trait PublishStore: Send + Sync + 'static {
     }
 
     /// Registers an observer until it breaks, or the store ends. One that comes after a sync
-    /// failed is told [`Signal::SyncFailed`] at once, and one that comes while the backlog is
-    /// above its high watermark is told that: it will not be said again.
+    /// failed is told [`Signal::SyncFailed`] at once, one that comes after the file was moved is
+    /// told [`Signal::Moved`], and one that comes while the backlog is above its high watermark is
+    /// told that: it will not be said again.
     fn observe(&self, observer: Observer);
 
     /// The name of the client this store belongs to.
@@ -440,6 +448,8 @@ pub trait PublishStore: Send + Sync + 'static {
     /// Later calls fail. *Syncs.*
     ///
     /// # Errors
-    /// The device failed: the next open treats this as an unclean stop.
+    /// The device failed: the next open treats this as an unclean stop. Or its file was removed
+    /// ([`StoreError::Gone`]): what is unsettled ends with this process. Or it is closed, and whether
+    /// its file is still there cannot be told.
     fn close(&self, handed_over: u64) -> Result<(), StoreError>;
 }

@@ -112,6 +112,12 @@ pub enum StoreError {
         /// Nothing more becomes durable in this run, even if space comes.
         for_good: bool,
     },
+    /// The file was removed while the store was open: it takes nothing more, and what it holds
+    /// ends with this process unless it is evacuated to a fresh file. Sending goes on.
+    #[error(
+        "the file of this store was removed while it was open: it takes nothing more, nothing in it can be made durable, and what it holds ends with this process; save it in a fresh file with `Store::evacuate`"
+    )]
+    Gone,
     /// A record needed for the store's own upkeep is damaged.
     #[error(
         "the record at offset {offset} was damaged while the store was open; close it and look with `amps store verify`"

@@ -1,13 +1,11 @@
 //! Leaving a store whose device failed (charter S8).
 
-use std::fs::OpenOptions;
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::api::{Level, StoredMessage};
 use crate::error::{OpenError, ReadError, StoreError};
-use crate::file::PRIVATE;
+use crate::file::NewFile;
 use crate::format::{CHARGE, RECORD_HEADER, SUPERBLOCKS};
 use crate::log::{Log, check};
 use crate::options::Options;
@@ -82,11 +80,8 @@ impl Store {
     ) -> Result<Store, EvacuateError> {
         let moved = self.with_log(|log| {
             log.usable().map_err(EvacuateError::Old)?;
-            OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(PRIVATE)
-                .open(to)
+            self.new_file(log)
+                .and_then(|new| new.create(to))
                 .map_err(|error| EvacuateError::Create { path: to.to_owned(), error })?;
             let written = write(log, to);
             if written.is_err() {
@@ -102,6 +97,19 @@ impl Store {
         open(to).map_err(|error| EvacuateError::Reopen {
             path: to.to_owned(),
             error,
+        })
+    }
+}
+
+impl Store {
+    /// How a copy of this store is created.
+    fn new_file(&self, log: &Log) -> io::Result<NewFile> {
+        let new = self
+            .mode()
+            .map_or_else(NewFile::new, |mode| NewFile::new().mode(mode));
+        Ok(match log.medium.device().file() {
+            Some(file) => new.copy_of(&file.metadata()?),
+            None => new,
         })
     }
 }

@@ -1,6 +1,8 @@
 //! From a path to an open log: create, lock, map.
 
 mod locked;
+mod new;
+mod place;
 mod take_over;
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
@@ -21,12 +23,11 @@ use crate::report::RecoveryReport;
 use crate::scan::Source;
 
 pub(crate) use locked::{For, LockedFile};
+pub use new::NewFile;
+pub(crate) use new::{PRIVATE, check_mode};
+pub use place::Place;
 use take_over::{Found, SEGMENTS_TO_GO_ON, take_over};
 pub(crate) use take_over::{report, unopenable};
-
-/// The mode of a file that is created: what applications publish is read by nobody else. One that
-/// exists keeps its own.
-pub(crate) const PRIVATE: u32 = 0o600;
 
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -255,6 +256,10 @@ fn create(
 ) -> Result<Superblock, OpenError> {
     let len = SEGMENTS_AT + shape.segments * shape.segment_size;
     let failed = |error| no_space(path, "create", len, error);
+    // Before a byte is in it.
+    if let Some(mode) = options.mode {
+        NewFile::new().mode(mode).apply(file).map_err(failed)?;
+    }
     calls::check(Call::Truncate)
         .and_then(|()| file.set_len(0))
         .map_err(failed)?;

@@ -47,6 +47,7 @@ pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
 pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
 pub use evacuate::EvacuateError;
 pub use excerpt::Excerpt;
+pub use file::{NewFile, Place};
 pub use options::{Options, Recovery};
 pub use report::{RecoveryReport, Stop};
 pub use store::Store;

@@ -51,6 +51,8 @@ pub(crate) struct Log {
     /// The first failed sync, for good.
     pub(crate) failed: Option<String>,
     pub(crate) closed: bool,
+    /// The file has no name any more: nobody will open it again.
+    pub(crate) gone: bool,
     /// Refusals that came after a failed sync and found no room in the log.
     unlogged: BTreeMap<u64, RejectionBody>,
     /// Looked at by who tells of it, without the lock.
@@ -100,6 +102,15 @@ impl Log {
         }
     }
 
+    /// Whether messages are taken.
+    fn takes_more(&self) -> Result<(), StoreError> {
+        self.usable()?;
+        match self.gone {
+            true => Err(StoreError::Gone),
+            false => Ok(()),
+        }
+    }
+
     /// Stores a message under the next sequence.
     #[inline(always)]
     pub(crate) fn append(
@@ -107,7 +118,7 @@ impl Log {
         envelope: &Envelope<'_>,
         payload: &[u8],
     ) -> Result<Appended, AppendError> {
-        self.usable()?;
+        self.takes_more()?;
         if let Origin::Requeue { accepts } = envelope.origin
             && accepts >= self.next
         {

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::api::Level;
+use crate::file::check_mode;
 use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_sound};
 
 /// Segments of a new file that is not preallocated; none that grew is cut to fewer.
@@ -48,6 +49,7 @@ pub struct Options {
     pub(crate) preallocate: bool,
     pub(crate) watermarks: Option<(u8, u8)>,
     pub(crate) lock_timeout: Duration,
+    pub(crate) mode: Option<u32>,
 }
 
 impl Default for Options {
@@ -62,6 +64,7 @@ impl Default for Options {
             preallocate: false,
             watermarks: Some((50, 80)),
             lock_timeout: Duration::ZERO,
+            mode: None,
         }
     }
 }
@@ -153,8 +156,17 @@ impl Options {
         self
     }
 
+    /// The mode of the file, in place of 0600: from 0600 to 0777, whatever the umask says. Used at
+    /// creation; an existing file keeps its own. It is that of an evacuation, too, as far as the
+    /// store's file is as open itself ([`NewFile`](crate::NewFile)).
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = Some(mode);
+        self
+    }
+
     /// What of the options holds for any store.
     pub(crate) fn check(&self) -> Result<(), String> {
+        self.mode.map_or(Ok(()), check_mode)?;
         match self.watermarks {
             Some((low, high)) if low >= high || high > 100 => Err(format!(
                 "watermarks at {low} and {high} percent: the low one must be below the high one, and that at most 100"

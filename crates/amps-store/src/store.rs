@@ -9,7 +9,7 @@ mod steps;
 mod tests;
 
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ use crate::api::{
 use crate::batch::Batch;
 use crate::envelope::Envelope;
 use crate::error::{AppendError, OpenError, ReadError, StoreError};
-use crate::file::{self, Missing};
+use crate::file::{self, Missing, Place};
 use crate::format::{GRANT_LAST, MAX_SETTLED, Superblock};
 use crate::log::{Log, check, check_all};
 use crate::medium::{ForkGuard, Heap, Medium};
@@ -44,6 +44,8 @@ struct Inner {
     shared: Arc<Shared>,
     report: RecoveryReport,
     largest_record: u64,
+    /// Of files that it creates.
+    mode: Option<u32>,
     helper: Mutex<Option<JoinHandle<()>>>,
 }
 
@@ -74,7 +76,8 @@ impl Store {
             }
         };
         let guard = Some(ForkGuard::new());
-        let store = Store::new(log, report, options, guard, Upkeep::Thread);
+        let place = std::path::absolute(path).map_err(io("find"))?;
+        let store = Store::new(log, report, options, guard, Upkeep::Thread, Some(place));
         store
             .start_helper()
             .map_err(io("start the helper thread of"))?;
@@ -115,14 +118,15 @@ impl Store {
         } else {
             Upkeep::Inline
         };
-        Ok(Store::new(log, report, options, None, upkeep))
+        Ok(Store::new(log, report, options, None, upkeep, None))
     }
 
     /// A store in a file, without a helper thread: its chores wait for [`Store::step`].
     #[cfg(feature = "testkit")]
     pub(crate) fn open_by_steps(path: &Path, options: &Options) -> Result<Store, OpenError> {
         let (log, report) = file::open(path, options, Missing::Create)?;
-        Ok(Store::new(log, report, options, None, Upkeep::Steps))
+        let place = Some(path.to_owned());
+        Ok(Store::new(log, report, options, None, Upkeep::Steps, place))
     }
 
     /// Ends what is under way, or else does one chore; false: there is none.
@@ -164,11 +168,14 @@ impl Store {
         options: &Options,
         fork_guard: Option<ForkGuard>,
         upkeep: Upkeep,
+        path: Option<PathBuf>,
     ) -> Self {
+        let level = options.level;
         let inner = Inner {
             largest_record: log.geometry.max_record,
-            shared: Arc::new(Shared::new(log, options.level, fork_guard, upkeep)),
+            shared: Arc::new(Shared::new(log, level, fork_guard, upkeep, path)),
             report,
+            mode: options.mode,
             helper: Mutex::new(None),
         };
         Store {
@@ -201,9 +208,24 @@ impl Store {
         self.inner.largest_record
     }
 
+    /// The mode of the files that it creates, if it was said.
+    pub(crate) fn mode(&self) -> Option<u32> {
+        self.inner.mode
+    }
+
     /// What recovery found when this store was opened.
     pub fn report(&self) -> &RecoveryReport {
         &self.inner.report
+    }
+
+    /// Looks where the file is, as the store does by itself once a second, and tells observers as
+    /// then. A store in memory is always [`There`](Place::There).
+    ///
+    /// # Errors
+    /// The file or its path cannot be looked at; or this process is a forked child.
+    pub fn place(&self) -> Result<Place, StoreError> {
+        self.inner.shared.not_forked()?;
+        self.inner.shared.look_around()
     }
 
     /// As [`append`](PublishStore::append), waiting for room at most until `deadline`. For
@@ -550,8 +572,15 @@ impl PublishStore for Store {
         let shared = &self.inner.shared;
         shared.not_forked()?;
         self.inner.stop_helper();
+        let place = shared.look_around();
         let mut core = shared.lock_alone();
-        let closed = core.log.close(&shared.device, handed_over);
+        let mut closed = core.log.close(&shared.device, handed_over);
+        closed = closed.and(match place {
+            // Whatever was written and synced is nowhere.
+            Ok(Place::Gone) => Err(StoreError::Gone),
+            Ok(_) => Ok(()),
+            Err(error) => Err(error),
+        });
         // Whatever failed: this run is over, and the next open sees an unclean stop.
         core.log.closed = true;
         // Handles may outlive the close; the file is free for the next owner.

@@ -255,6 +255,12 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
             format!("{reason}: {so_far}; nothing accepted is lost"),
             waited,
         ),
+        // As with a store that stays full: what is accepted is sent, and nothing more.
+        PublishFailure::Store(AppendError::Store(StoreError::Gone)) => (
+            Exit::Left,
+            format!("the file of the store was removed while it was open: {so_far}"),
+            false,
+        ),
         PublishFailure::Store(AppendError::TooLarge { .. }) | PublishFailure::TooLarge { .. } => (
             Exit::Other,
             format!(

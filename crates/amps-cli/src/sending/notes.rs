@@ -1,10 +1,12 @@
 //! What happens on the way, told on standard error in words.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use amps_client::{Client, ConnectionState, Event, Events, LinkEnd};
+use amps_store::Place;
 
-use crate::output::say;
+use crate::output::{SideOutput, object, say};
 use crate::units::span;
 
 /// Reasons that one outage may have, beside the first: of several servers, each has its own.
@@ -13,7 +15,11 @@ const REASONS: usize = 4;
 /// Tells events until the client is closed. An outage is told when it begins, each reason for it
 /// once, and again every minute while messages wait. A server whose fields cannot be read is told
 /// once.
-pub(super) fn tell(client: &Client, store: String) -> impl Future<Output = ()> + use<> {
+pub(super) fn tell(
+    client: &Client,
+    store: String,
+    out: Arc<SideOutput>,
+) -> impl Future<Output = ()> + use<> {
     let events = client.events();
     // Behind the events: an outage that began before them is here, and one after it there.
     let health = client.health();
@@ -24,11 +30,16 @@ pub(super) fn tell(client: &Client, store: String) -> impl Future<Output = ()> +
         say(&format!("note: {told}; trying again ({waits})"));
         vec![told]
     });
-    tell_events(events, store, before)
+    tell_events(events, store, before, out)
 }
 
 /// `outage`: the reasons for one that goes on, as they were told.
-async fn tell_events(mut events: Events, store: String, mut outage: Option<Vec<String>>) {
+async fn tell_events(
+    mut events: Events,
+    store: String,
+    mut outage: Option<Vec<String>>,
+    out: Arc<SideOutput>,
+) {
     let mut unreadable = false;
     while let Some(event) = events.next().await {
         let text = match event {
@@ -188,6 +199,12 @@ async fn tell_events(mut events: Events, store: String, mut outage: Option<Vec<S
             Event::RefusalNotLogged { sequence, reason } => format!(
                 "message {sequence} was refused late and the store had no room to note it: {reason}"
             ),
+            Event::StoreMoved { place } => {
+                if out.is_json() {
+                    out.object(object! { "event": "store_moved", "place": name(place) });
+                }
+                moved(&store, place)
+            }
             Event::StoreFailed { doing, error } => format!("{store} failed while {doing}: {error}"),
             Event::SendingStopped { through } => format!(
                 "nothing above sequence {through} is sent for now: {store} cannot make it durable"
@@ -219,6 +236,32 @@ fn backlog(waiting: u64, oldest: Option<Duration>, store: &str) -> String {
             "{n} message(s) wait in {store}, the oldest for {}",
             span(age)
         ),
+    }
+}
+
+fn moved(store: &str, place: Place) -> String {
+    match place {
+        Place::There => format!("{store} is back in its place"),
+        Place::Renamed => format!("{store} was renamed, and stays in use where it is now"),
+        Place::Replaced => format!(
+            "{store} was renamed, and stays in use where it is now; the file at its path is \
+             another one"
+        ),
+        _ => format!(
+            "{store} was removed while it is in use: it takes nothing more. What it holds is sent \
+             as far as the server takes it, and is gone with this process"
+        ),
+    }
+}
+
+/// A place in one word.
+pub(super) fn name(place: Place) -> &'static str {
+    match place {
+        Place::There => "there",
+        Place::Renamed => "renamed",
+        Place::Replaced => "replaced",
+        Place::Gone => "gone",
+        _ => "unknown",
     }
 }
 

@@ -45,6 +45,12 @@ pub(super) struct Report {
     pub(super) unfinished: u64,
     /// Lines that were read and are not stored.
     pub(super) unstored: u64,
+    /// Refusals in the store, of this run and of others.
+    pub(super) waiting_refusals: u64,
+    /// Where the store's file is, in one word; `None`: it is in memory.
+    pub(super) store: Option<&'static str>,
+    /// Where what was left of a store that is gone was written.
+    pub(super) evacuated_to: Option<String>,
 }
 
 impl Report {
@@ -81,6 +87,8 @@ impl Report {
                 "next_line": self.next_line,
                 "unfinished": self.unfinished,
                 "unstored": self.unstored,
+                "store": self.store,
+                "evacuated_to": self.evacuated_to.as_deref(),
             });
         }
         out.line(&format!(

@@ -37,11 +37,16 @@ td.n{text-align:right}code{font-size:.9em;overflow-wrap:anywhere}\
 /// The store cannot be read, or the file is there, or it cannot be written.
 pub(super) fn write(
     to: &Path,
+    mode: Option<u32>,
     seen: &Inspection,
     facts: &Map<String, Value>,
 ) -> Result<(), Failure> {
     let page = page(seen, facts)?;
-    let mut file = new_file(to)?;
+    let source = seen
+        .path()
+        .metadata()
+        .map_err(|e| unreadable(seen.path(), &e))?;
+    let mut file = new_file(to, mode, Some(&source))?;
     file.write_all(page.as_bytes())
         .map_err(|e| Failure::system(&e, format!("cannot write {}: {e}", to.display())))
 }

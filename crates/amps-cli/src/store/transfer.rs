@@ -12,7 +12,7 @@ use amps_store::inspect::{
 use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
 
-use super::{damaged_exit, look, new_file, unreadable};
+use super::{damaged_exit, look, new_file, tell_mode, unreadable};
 use crate::args::{StoreExport, StoreImport, StoreRepair};
 use crate::failure::{Exit, Failure};
 use crate::lines::{Source, Stoppable};
@@ -29,8 +29,12 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
         Client::check_name(name).map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
         options = options.client_name(name);
     }
+    if let Some(mode) = args.mode {
+        options = options.mode(mode);
+    }
     let report =
         inspect::repair_with(&args.file, &args.to, &options).map_err(|e| not_repaired(args, &e))?;
+    tell_mode(&args.to, args.mode);
     match &report.without_superblock {
         Some(without) if !out.is_json() => {
             for line in without_superblock_lines(without, &args.file) {
@@ -319,9 +323,10 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
     let stop = Stop::listen()?;
     let from = Source::open(&args.from)?;
     let name = from.name().to_owned();
+    let source = from.regular_file();
     let from = from.until(stop);
     // An empty file is a store that is not created yet; like this nobody's store is touched.
-    drop(new_file(&args.file)?);
+    drop(new_file(&args.file, args.mode, source.as_ref())?);
     let imported = fill(args, from, &name);
     if imported.is_err()
         && let Err(error) = std::fs::remove_file(&args.file)

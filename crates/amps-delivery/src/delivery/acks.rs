@@ -130,7 +130,7 @@ impl Delivery {
     /// that than to call persisted what was given up.
     pub(super) fn waits_for_give_up(&mut self, store: &dyn PublishStore) -> bool {
         self.wait_for = self.wait_for.filter(|at| *at > store.durable().ordinal);
-        if self.wait_for.is_some() && self.sync_failed && !self.stop_told {
+        if self.wait_for.is_some() && self.is_durability_over() && !self.stop_told {
             self.stop_told = true;
             let through = self.cursor - 1;
             self.note(Note::SendingStopped { through });

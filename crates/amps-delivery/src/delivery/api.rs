@@ -150,6 +150,9 @@ pub enum Input<'a> {
     },
     /// The store can make nothing durable any more.
     SyncFailed,
+    /// The store's file was removed: nothing becomes durable, but numbers are granted as before,
+    /// since nobody opens that file again.
+    StoreGone,
 }
 
 /// Evidence for a success (charter §1).

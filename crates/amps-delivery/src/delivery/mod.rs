@@ -81,6 +81,7 @@ pub struct Delivery {
     /// It was told that nothing above the grant is sent.
     grant_stop_told: bool,
     sync_failed: bool,
+    store_gone: bool,
     stop_told: bool,
     /// Nothing goes out before this ordinal is durable: a give-up. Were a power cut to take
     /// it after higher numbers went out, the server's figure would cover a message that the
@@ -124,6 +125,7 @@ impl Delivery {
             raise_again_at: None,
             grant_stop_told: false,
             sync_failed: false,
+            store_gone: false,
             stop_told: false,
             wait_for: None,
             unreadable: Unreadable::default(),
@@ -169,6 +171,7 @@ impl Delivery {
                 }
             }
             Input::SyncFailed => self.cannot_sync(store),
+            Input::StoreGone => self.store_gone = true,
         }
         self.report_flushes(store, now);
         if self.links.is_stalled() {
@@ -388,11 +391,24 @@ impl Delivery {
         self.want_grant(store, now);
         // What cannot become durable is never sent at `Disk`; what the grant does not
         // cover is never sent at all.
-        let blocked = self.sync_failed && store.bounds().last > through;
-        if blocked && !self.stop_told {
+        if self.stop_told || !self.is_durability_over() {
+            return;
+        }
+        let through = match self.sync_failed {
+            true => through,
+            // Numbers are granted all the same.
+            false if self.level == Level::Disk => store.durable().sequence,
+            false => return,
+        };
+        if store.bounds().last > through {
             self.stop_told = true;
             self.note(Note::SendingStopped { through });
         }
+    }
+
+    /// Whether what is not durable never will be.
+    fn is_durability_over(&self) -> bool {
+        self.sync_failed || self.store_gone
     }
 
     fn replayed(&mut self) {

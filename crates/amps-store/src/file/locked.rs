@@ -3,10 +3,10 @@
 use std::fs::{File, TryLockError};
 use std::io;
 use std::ops::Deref;
-use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::sync::Arc;
 
+use super::place::{Place, Seen, judge};
 use super::stat;
 use crate::calls::{self, Call};
 use crate::medium::ForkGuard;
@@ -64,12 +64,18 @@ impl LockedFile {
 
     /// Whether it is what stands at `path`: somebody may have put another file there.
     pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
-        let ours = stat(|| self.file.metadata())?;
-        match stat(|| std::fs::metadata(path)) {
-            Ok(there) => Ok((there.dev(), there.ino()) == (ours.dev(), ours.ino())),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
-            Err(error) => Err(error),
-        }
+        self.place(path).map(|place| place == Place::There)
+    }
+
+    /// Where it is, when it was opened at `path`.
+    pub(crate) fn place(&self, path: &Path) -> io::Result<Place> {
+        let seen = |call: &dyn Fn() -> io::Result<std::fs::Metadata>| {
+            stat(call).map(|metadata| Seen::of(&metadata))
+        };
+        judge(
+            seen(&|| self.file.metadata()),
+            seen(&|| std::fs::metadata(path)),
+        )
     }
 }
 

@@ -1,9 +1,8 @@
 //! Saving what is intact in a store into a new one.
 
 use std::collections::BTreeMap;
-use std::fs::{File, OpenOptions, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -12,7 +11,7 @@ use super::{Body, Inspection, Message, MessageState, RecordKind};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
-use crate::file::{For, LockedFile, PRIVATE, fresh_name, refused as refused_look};
+use crate::file::{For, LockedFile, NewFile, fresh_name, refused as refused_look};
 use crate::format::{CHARGE, GRANT_LAST, Kind, SEGMENTS_AT, Superblock};
 use crate::index::Entry;
 use crate::rebuild::{Heritage, Rebuild};
@@ -158,7 +157,7 @@ pub enum RepairError {
     Create(#[source] io::Error),
 }
 
-/// What a repair does only when it is told to.
+/// What a repair does only, or otherwise, when it is told to.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct RepairOptions {
@@ -166,12 +165,19 @@ pub struct RepairOptions {
     evacuated: bool,
     client_name: Option<String>,
     number_floor: u64,
+    mode: Option<u32>,
 }
 
 impl RepairOptions {
     /// Nothing of it.
     pub fn new() -> Self {
         Self::default()
+    }
+
+    /// The new file's mode, in place of 0600, as far as the old one is as open ([`NewFile`]).
+    pub fn mode(mut self, mode: u32) -> Self {
+        self.mode = Some(mode);
+        self
     }
 
     /// Also where the file system has no locks: the caller knows that nobody writes the store.
@@ -252,12 +258,11 @@ pub fn repair_with(
     if let Some(stand_in) = stand_in {
         plan.do_without_superblock(&old, stand_in, options)?;
     }
-    match OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(PRIVATE)
-        .open(to)
-    {
+    let metadata = source.metadata().map_err(RepairError::Read)?;
+    let new = options
+        .mode
+        .map_or_else(NewFile::new, |mode| NewFile::new().mode(mode));
+    match new.copy_of(&metadata).create(to) {
         Ok(_) => {}
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
             return Err(RepairError::Exists(to.to_owned()));

@@ -110,6 +110,7 @@ impl Log {
             },
             failed: None,
             closed: false,
+            gone: false,
             unlogged: BTreeMap::new(),
             watermark: Watermark::new(None, 0),
             draft: Draft::new(),

@@ -93,6 +93,10 @@ impl Device for MappedFile {
         self.file.release();
     }
 
+    fn file(&self) -> Option<&LockedFile> {
+        Some(&self.file)
+    }
+
     fn prefault(&self, offset: u64, len: u64) {
         // Kernels before 5.14 refuse; then the first store to each page takes the fault.
         let from = (offset - self.base) as usize;

@@ -12,6 +12,8 @@ pub(crate) mod sim;
 use std::io;
 use std::sync::Arc;
 
+use crate::file::LockedFile;
+
 pub(crate) use file::reserve;
 pub(crate) use heap::Heap;
 pub(crate) use mapped::{ForkGuard, Mapped};
@@ -66,6 +68,11 @@ pub(crate) trait Device: Send + Sync {
     /// is written meanwhile from what the sync vouches for. `None`: through the device itself.
     #[cfg(feature = "testkit")]
     fn begin_sync(&self) -> Option<Arc<dyn Device>> {
+        None
+    }
+
+    /// The file under it; `None`: it is none.
+    fn file(&self) -> Option<&LockedFile> {
         None
     }
 

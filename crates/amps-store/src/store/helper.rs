@@ -17,6 +17,10 @@ use crate::space::{Chore, Job};
 /// have come meanwhile, and nothing else would tell.
 const GROWTH_RETRY: Duration = Duration::from_secs(1);
 
+/// How often it is looked whether the file is still where it was. That is told within a second, and
+/// a look takes its time.
+const LOOK: Duration = Duration::from_millis(900);
+
 /// What the helper does next.
 pub(super) enum Next {
     /// This, without the lock.
@@ -36,6 +40,13 @@ impl Shared {
         loop {
             if core.stop {
                 return;
+            }
+            if self.look_due(&core) == Some(Duration::ZERO) {
+                drop(core);
+                // An error was logged, and the next look may tell.
+                let _ = self.look_around();
+                core = self.lock_last();
+                continue;
             }
             core = match self.begin(&mut core) {
                 Ok(Next::Job(job)) => {
@@ -72,13 +83,15 @@ impl Shared {
     ) -> MutexGuard<'a, Core> {
         core.helper_sleeps = true;
         let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
-        let mut core = match wait.into_iter().chain(retry_in).min() {
+        let due = wait.into_iter().chain(retry_in).min();
+        let look = self.look_due(&core);
+        let mut core = match due.into_iter().chain(look).min() {
             Some(wait) => {
                 let (mut core, ended) = self
                     .work
                     .wait_timeout(core, wait)
                     .unwrap_or_else(PoisonError::into_inner);
-                if ended.timed_out() {
+                if ended.timed_out() && due == Some(wait) {
                     core.log.space.retry_growth();
                 }
                 core
@@ -169,6 +182,12 @@ impl Shared {
             .failed
             .get_or_insert_with(|| "the store's helper thread panicked".to_owned());
         self.tell(core);
+    }
+
+    /// When to look where the file is; zero is now.
+    fn look_due(&self, core: &Core) -> Option<Duration> {
+        let is_over = core.log.gone || core.log.closed;
+        (self.has_path() && !is_over).then(|| LOOK.saturating_sub(core.looked.elapsed()))
     }
 
     /// When the level or a caller wants the next sync; zero is now.

@@ -1,6 +1,7 @@
 //! What the handles share with the helper: one lock around the log, and who is told what.
 
 use std::collections::VecDeque;
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -8,6 +9,7 @@ use std::time::{Duration, Instant};
 use crate::api::{Durable, Level, Observer, Signal};
 use crate::durable_mark::DurableMark;
 use crate::error::{AppendError, StoreError};
+use crate::file::Place;
 use crate::log::Log;
 use crate::medium::{Device, ForkGuard};
 use crate::space::Chore;
@@ -29,6 +31,8 @@ pub(super) struct Shared {
     pub(super) sync_times: Mutex<VecDeque<Duration>>,
     pub(super) fork_guard: Option<ForkGuard>,
     pub(super) upkeep: Upkeep,
+    /// Where the file was opened, whatever the working directory is by now; `None`: it is none.
+    path: Option<PathBuf>,
 }
 
 /// How often a caller tries to get the lock before it sleeps: about as long as waking up takes,
@@ -54,6 +58,11 @@ pub(super) struct Core {
     /// Ordinal that somebody wants durable.
     pub(super) wanted: u64,
     pub(super) last_sync: Instant,
+    /// Where the file is, and when that was looked at last.
+    place: Place,
+    pub(super) looked: Instant,
+    /// The last look failed, which was logged.
+    cannot_look: bool,
     pub(super) helper_sleeps: bool,
     pub(super) stop: bool,
     /// Threads that wait until the device is at work for nobody; the helper lets them go first.
@@ -77,6 +86,7 @@ struct Told {
     durable: u64,
     failed: bool,
     closed: bool,
+    place: Place,
 }
 
 /// What changed under the lock, to be told behind it.
@@ -88,6 +98,7 @@ struct News {
     failed: bool,
     closed: bool,
     watermark: bool,
+    moved: Option<Place>,
 }
 
 impl Shared {
@@ -96,6 +107,7 @@ impl Shared {
         level: Level,
         fork_guard: Option<ForkGuard>,
         upkeep: Upkeep,
+        path: Option<PathBuf>,
     ) -> Self {
         let durable = log.durable;
         Shared {
@@ -112,6 +124,7 @@ impl Shared {
             client_name: log.superblock.client_name.clone(),
             sync_times: Mutex::default(),
             upkeep,
+            path,
             fork_guard,
             work: Condvar::new(),
             progress: Condvar::new(),
@@ -120,6 +133,9 @@ impl Shared {
                 log,
                 wanted: 0,
                 last_sync: Instant::now(),
+                place: Place::There,
+                looked: Instant::now(),
+                cannot_look: false,
                 helper_sleeps: false,
                 stop: false,
                 in_line: 0,
@@ -131,6 +147,7 @@ impl Shared {
                     durable: durable.ordinal,
                     failed: false,
                     closed: false,
+                    place: Place::There,
                 },
                 telling: false,
                 untold: Vec::new(),
@@ -305,10 +322,55 @@ impl Shared {
         if self.upkeep == Upkeep::Inline {
             return Err(StoreError::InMemory);
         }
+        if core.log.gone {
+            return Err(StoreError::Gone);
+        }
         if let Some(why) = &core.log.failed {
             return Err(StoreError::SyncFailed(why.clone()));
         }
         core.log.usable()
+    }
+
+    /// Whether this store may be moved by somebody, unlike one that is no file.
+    pub(super) fn has_path(&self) -> bool {
+        self.path.is_some()
+    }
+
+    /// Looks where the file is, and tells who must hear of it. What is gone stays gone.
+    pub(super) fn look_around(&self) -> Result<Place, StoreError> {
+        let (Some(path), Some(file)) = (&self.path, self.device.file()) else {
+            return Ok(Place::There);
+        };
+        let looked = file.place(path);
+        let mut core = self.lock_last();
+        core.looked = Instant::now();
+        if core.place == Place::Gone {
+            return Ok(Place::Gone);
+        }
+        let path = path.display();
+        let place = match looked {
+            Ok(place) => place,
+            Err(error) => {
+                if !std::mem::replace(&mut core.cannot_look, true) {
+                    tracing::warn!(%path, %error, "cannot look where the store's file is");
+                }
+                return Err(StoreError::io("look where the store's file is", &error));
+            }
+        };
+        core.cannot_look = false;
+        if core.place != place {
+            match place {
+                Place::There => tracing::info!(%path, "the store's file is back in its place"),
+                Place::Renamed | Place::Replaced => {
+                    tracing::warn!(%path, ?place, "the store's file was moved; it stays in use");
+                }
+                Place::Gone => tracing::error!(%path, "the store's file was removed"),
+            }
+        }
+        core.place = place;
+        core.log.gone = place == Place::Gone;
+        self.tell(core);
+        Ok(place)
     }
 
     /// Room may have come, and work for the helper.
@@ -344,10 +406,15 @@ impl Shared {
     fn news(&self, core: &mut Core) -> News {
         let (log, told) = (&core.log, core.told);
         core.told = Told {
-            durable: log.durable.ordinal.max(told.durable),
+            // Nobody will open a file again that is gone.
+            durable: match log.gone {
+                true => told.durable,
+                false => log.durable.ordinal.max(told.durable),
+            },
             // What a closed store has not made durable never will be.
             failed: log.failed.is_some() || (log.closed && log.durable.ordinal < log.ordinal),
             closed: log.closed,
+            place: core.place,
         };
         let durable = core.told.durable > told.durable && self.upkeep != Upkeep::Inline;
         if durable {
@@ -364,12 +431,16 @@ impl Shared {
             failed,
             closed,
             watermark: core.log.is_watermark_crossed(),
+            moved: (core.told.place != told.place).then_some(core.place),
         }
     }
 
     fn spread(&self, news: News) {
-        if news.room || news.durable || news.failed || news.closed {
+        if news.room || news.durable || news.failed || news.closed || news.moved.is_some() {
             self.progress.notify_all();
+        }
+        if let Some(place) = news.moved {
+            self.signal(Signal::Moved(place));
         }
         for (happened, signal) in [
             (news.durable, Signal::Durable),
@@ -395,9 +466,12 @@ impl Shared {
             .push(observer.clone());
         // Looked at behind the registration: a failure in between is told twice at worst.
         let mut core = self.lock();
-        let failed = core.told.failed;
+        let (failed, place) = (core.told.failed, core.told.place);
         core.untold.push(observer.clone());
         drop(core);
+        if place != Place::There {
+            let _ = observer(Signal::Moved(place));
+        }
         if failed {
             let _ = observer(Signal::SyncFailed);
         }

@@ -13,7 +13,7 @@ fn without_helper(disk: &SimDisk) -> Store {
     let options = Options::new().capacity(64 << 10);
     let opened = file::open_medium(Path::new("(simulated disk)"), disk.medium(), &options);
     let (log, report) = opened.unwrap();
-    Store::new(log, report, &options, None, Upkeep::Thread)
+    Store::new(log, report, &options, None, Upkeep::Thread, None)
 }
 
 /// Does something as soon as another thread waits for a sync.

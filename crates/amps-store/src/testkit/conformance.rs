@@ -103,7 +103,8 @@ where
     /// They are not.
     pub fn numbering(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let first = store.numbers().first_of_run;
         let bounds = store.bounds();
         assert!(first > 0, "sequences start above 0");
@@ -170,7 +171,8 @@ where
     /// # Panics
     /// They do not.
     pub fn reading(&mut self) {
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let operations = [
             Operation::Publish,
             Operation::DeltaPublish,
@@ -270,7 +272,8 @@ where
     /// Otherwise.
     pub fn settling(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let first = appended(upkeep, &store, 10);
         let settle = |sequences: &[u64]| store.settle(sequences).expect("settles");
         let through = |sequence| store.settle_through(sequence).expect("settles");
@@ -313,7 +316,8 @@ where
     /// Otherwise.
     pub fn refusing(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let first = appended(upkeep, &store, 8);
         let reject = |sequence, reason: &str| store.reject(sequence, reason, 77).expect("refuses");
         let refused = reject(first + 2, "not entitled");
@@ -396,7 +400,8 @@ where
     /// Otherwise.
     pub fn requeueing(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let first = appended(upkeep, &store, 3);
         assert_eq!(
             store.requeue(first, 5).expect("answers"),
@@ -433,7 +438,8 @@ where
     /// Otherwise.
     pub fn granting_and_rebasing(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let first = appended(upkeep, &store, 5);
         let numbers = store.numbers();
         assert_eq!((numbers.grant, numbers.found_grant), (0, 0));
@@ -480,7 +486,8 @@ where
     /// Otherwise.
     pub fn resuming(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         assert_eq!(store.resume_tag(), None);
         let first = appended(upkeep, &store, 3);
         assert_eq!(store.resume_tag().as_deref(), Some(&b"3"[..]));
@@ -504,7 +511,8 @@ where
     /// # Panics
     /// Otherwise.
     pub fn filling(&mut self) {
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let limit = store.bounds().limit_bytes;
         assert!((1..=64 << 20).contains(&limit), "a bound: {limit}");
         let huge = vec![0; limit as usize + 1];
@@ -573,7 +581,8 @@ where
     /// Otherwise.
     pub fn becoming_durable(&mut self) {
         let upkeep = self.upkeep;
-        let store = Arc::new((self.fresh)()());
+        let mut open = (self.fresh)();
+        let store = Arc::new(open());
         let signals = hear(&*store);
         let once = Arc::new(Mutex::new(0));
         let counter = once.clone();
@@ -625,7 +634,8 @@ where
     /// Otherwise.
     pub fn closing(&mut self) {
         let upkeep = self.upkeep;
-        let store = (self.fresh)()();
+        let mut open = (self.fresh)();
+        let store = open();
         let first = appended(upkeep, &store, 3);
         store.settle_through(first).expect("settles");
         store.close(first + 1).expect("closes");

@@ -405,3 +405,30 @@ fn no_more_goes_out_than_the_link_has_room_for() {
     assert_eq!(rig.next(narrow).len(), 1, "the first may be larger");
     assert_eq!(rig.next(Room::ANY).len(), 2);
 }
+
+/// At `Disk` what is not durable stays where it is, which is said; at the other levels all of it
+/// goes out, and the numbers it takes are granted as before.
+#[test]
+fn sending_goes_on_when_the_file_is_gone() {
+    for level in [Level::Os, Level::Disk] {
+        let store = SimDisk::new().open(options().level(level)).unwrap();
+        let mut rig = rig_with(store, Config::default());
+        rig.publish(1);
+        rig.store.sync().unwrap();
+        rig.publish(1);
+        assert!(notes(&rig.input(Input::StoreGone)).is_empty());
+        rig.logon(0);
+        let (sent, notes_of) = (rig.send(), rig.drain());
+        match level {
+            Level::Disk => {
+                assert_eq!(sent, [(1, 1)]);
+                let stops = notes(&notes_of);
+                assert!(matches!(stops[..], [Note::SendingStopped { through: 1 }]));
+            }
+            _ => {
+                assert_eq!(sent, [(1, 1), (2, 2)]);
+                assert!(notes(&notes_of).is_empty(), "nothing is held back");
+            }
+        }
+    }
+}

@@ -1,0 +1,79 @@
+//! A store whose file is removed while a client publishes with it.
+#![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
+
+mod common;
+
+use std::fs;
+use std::time::Duration;
+
+use amps_client::{Client, Event, Message, PublishFailure};
+use amps_store::{AppendError, Level, Place, PublishStore, Store, StoreError};
+use common::{LONG, Peer, options, pair, started};
+
+async fn moved(client: &Client) -> Place {
+    let mut events = client.events();
+    let told = async {
+        loop {
+            if let Some(Event::StoreMoved { place }) = events.next().await {
+                return place;
+            }
+        }
+    };
+    tokio::time::timeout(LONG, told).await.expect("it is told")
+}
+
+/// Every message was called stored and durable, in a file that nobody will open again.
+#[tokio::test]
+async fn what_is_stored_is_sent_when_the_file_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let (path, saved) = (dir.path().join("store"), dir.path().join("saved"));
+    let store = Store::open(&path, options()).unwrap();
+    let (builder, mut listener) = pair();
+    let client = builder.store(store.clone()).open().await.unwrap();
+    let receipt = client.publish("orders", "1").await.unwrap();
+    let last = client.publish("orders", "2").await.unwrap();
+    fs::remove_file(&path).unwrap();
+    assert_eq!(moved(&client).await, Place::Gone);
+    assert_eq!(
+        moved(&client).await,
+        Place::Gone,
+        "for a later stream as well"
+    );
+    assert!(client.health().store_gone && !client.health().sync_failed);
+
+    let refused = client.send(Message::publish("orders", "3")).await;
+    let error = refused.expect_err("it would be lost");
+    assert!(matches!(
+        error.reason,
+        PublishFailure::Store(AppendError::Store(StoreError::Gone))
+    ));
+    assert!(!error.is_retryable() && **error.message.payload() == *b"3");
+    assert!(matches!(receipt.durable().await, Err(StoreError::Gone)));
+
+    // The server comes late, and gets both: the first one under a grant raised since.
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    assert_eq!(peer.publishes_to(2).await.len(), 2);
+    peer.ok(1).await;
+    receipt.await;
+    let last = started(last).await;
+
+    let fresh = store.evacuate(&saved, Level::Os).unwrap();
+    assert_eq!(fresh.bounds().first_unsettled, Some(2));
+    drop((client, last));
+    fresh.close(u64::MAX).unwrap();
+}
+
+/// It was called clean, and what is left was called safe in the store.
+#[tokio::test]
+async fn a_close_says_that_the_file_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let store = Store::open(&path, options()).unwrap();
+    let (builder, _listener) = pair();
+    let client = builder.store(store).open().await.unwrap();
+    client.publish("orders", "1").await.unwrap();
+    fs::remove_file(&path).unwrap();
+    let closed = client.close(Duration::ZERO).await;
+    assert_eq!(closed.left, 1);
+    assert!(!closed.clean && matches!(closed.error, Some(StoreError::Gone)));
+}

@@ -1,0 +1,121 @@
+//! Where an open store's file is: whoever works with files may move it, or take it away.
+
+use std::fs::Metadata;
+use std::io;
+use std::os::unix::fs::MetadataExt;
+
+/// Where the file of an open store is. The file is the store, whatever its name: a store that was
+/// renamed goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Place {
+    /// At the path it was opened by.
+    #[default]
+    There,
+    /// Somewhere else, and nothing is at that path.
+    Renamed,
+    /// Somewhere else, and another file is at that path.
+    Replaced,
+    /// Nowhere: its last name was removed, or another file was moved over it. What it holds ends
+    /// with this process, unless [`Store::evacuate`](crate::Store::evacuate) saves it.
+    Gone,
+}
+
+/// What stat(2) says of a file, as far as it counts here.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Seen {
+    device: u64,
+    inode: u64,
+    links: u64,
+}
+
+impl Seen {
+    pub(super) fn of(metadata: &Metadata) -> Self {
+        Seen {
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            links: metadata.nlink(),
+        }
+    }
+}
+
+/// Where a file is, by what was seen of it and of its path.
+///
+/// # Errors
+/// The path cannot be looked at.
+pub(super) fn judge(ours: io::Result<Seen>, path: io::Result<Seen>) -> io::Result<Place> {
+    let ours = match ours {
+        // A server of files that forgot it.
+        Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => {
+            return Ok(Place::Gone);
+        }
+        ours => ours?,
+    };
+    let at_path = match path {
+        Ok(seen) => Some((seen.device, seen.inode)),
+        Err(error) if is_absence(&error) || ours.links == 0 => None,
+        Err(error) => return Err(error),
+    };
+    Ok(match at_path {
+        // Whatever the count of links says: not every file system keeps one.
+        Some(seen) if seen == (ours.device, ours.inode) => Place::There,
+        _ if ours.links == 0 => Place::Gone,
+        Some(_) => Place::Replaced,
+        None => Place::Renamed,
+    })
+}
+
+/// Whether an error says that nothing is at a path.
+fn is_absence(error: &io::Error) -> bool {
+    use io::ErrorKind::{NotADirectory, NotFound};
+    // A link that leads to itself has no kind of its own.
+    matches!(error.kind(), NotFound | NotADirectory)
+        || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_is_gone_only_without_any_name() {
+        let file = |inode, links| Seen {
+            device: 7,
+            inode,
+            links,
+        };
+        let errno = |errno: rustix::io::Errno| -> io::Error { errno.into() };
+        use rustix::io::Errno;
+        for (ours, path, place) in [
+            (file(1, 1), Ok(file(1, 1)), Place::There),
+            (file(1, 2), Ok(file(1, 2)), Place::There),
+            // A file system that counts no links.
+            (file(1, 0), Ok(file(1, 0)), Place::There),
+            (file(1, 1), Err(Errno::NOENT), Place::Renamed),
+            (file(1, 1), Err(Errno::NOTDIR), Place::Renamed),
+            (file(1, 1), Err(Errno::LOOP), Place::Renamed),
+            (file(1, 1), Ok(file(2, 1)), Place::Replaced),
+            (file(1, 0), Err(Errno::NOENT), Place::Gone),
+            (file(1, 0), Err(Errno::ACCESS), Place::Gone),
+            // Another file was moved over it.
+            (file(1, 0), Ok(file(2, 1)), Place::Gone),
+        ] {
+            let judged = judge(Ok(ours), path.map_err(errno)).unwrap();
+            assert_eq!(judged, place, "{ours:?}, {path:?}");
+        }
+        // The same number on another device is another file.
+        let elsewhere = Seen {
+            device: 8,
+            ..file(1, 1)
+        };
+        assert_eq!(
+            judge(Ok(file(1, 1)), Ok(elsewhere)).unwrap(),
+            Place::Replaced
+        );
+        // What cannot be told is not called anything.
+        assert!(judge(Ok(file(1, 1)), Err(errno(Errno::ACCESS))).is_err());
+        assert!(judge(Err(errno(Errno::IO)), Ok(file(1, 1))).is_err());
+        let stale = judge(Err(errno(Errno::STALE)), Err(errno(Errno::STALE)));
+        assert_eq!(stale.unwrap(), Place::Gone);
+    }
+}
