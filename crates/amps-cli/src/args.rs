@@ -9,9 +9,10 @@ use clap::{Args, Parser, Subcommand};
 use crate::units;
 
 const EXIT_CODES: &str = "\
-Exit codes, the first that applies: 2 usage, 4 store locked, 3 store damaged, 8 no space, \
-7 logon refused, 5 messages left in the store, 6 messages rejected in this run, 1 any other \
-error, 0 success. Codes 5 and 6 come only from publish and drain.";
+Exit codes, the first that applies: 2 usage, 4 store locked, 3 store damaged, 9 not a store, \
+10 store of a newer format, 8 no space, 7 logon refused, 5 messages left in the store, 6 messages \
+rejected in this run, 1 any other error, 0 success. Codes 5 and 6 come only from publish and \
+drain.";
 
 /// Where a server is looked for when none is named.
 pub(crate) const DEFAULT_SERVER: &str = "tcp://127.0.0.1:9007/amps/json";

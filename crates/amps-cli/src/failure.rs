@@ -6,6 +6,9 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use amps_store::{OpenError, StoreError};
+use serde_json::{Map, Value};
+
+use crate::output::object;
 
 /// What the process tells its caller. In order of precedence: of several that apply, the
 /// first one listed is the exit code.
@@ -17,6 +20,10 @@ pub(crate) enum Exit {
     Locked,
     /// The store is damaged.
     Damaged,
+    /// The file is no store.
+    NotAStore,
+    /// A newer program wrote the store.
+    NewerFormat,
     /// No space on the device, or a quota.
     NoSpace,
     /// The server refused the logon, up to the deadline.
@@ -38,12 +45,31 @@ impl Exit {
             Exit::Usage => 2,
             Exit::Locked => 4,
             Exit::Damaged => 3,
+            Exit::NotAStore => 9,
+            Exit::NewerFormat => 10,
             Exit::NoSpace => 8,
             Exit::LogonRefused => 7,
             Exit::Left => 5,
             Exit::Rejected => 6,
             Exit::Other => 1,
             Exit::Ok => 0,
+        }
+    }
+
+    /// The same for programs that read words.
+    pub(crate) fn word(self) -> &'static str {
+        match self {
+            Exit::Usage => "usage",
+            Exit::Locked => "locked",
+            Exit::Damaged => "damaged",
+            Exit::NotAStore => "not_a_store",
+            Exit::NewerFormat => "newer_format",
+            Exit::NoSpace => "no_space",
+            Exit::LogonRefused => "logon_refused",
+            Exit::Left => "left",
+            Exit::Rejected => "rejected",
+            Exit::Other => "other",
+            Exit::Ok => "ok",
         }
     }
 }
@@ -99,7 +125,9 @@ impl Failure {
             OpenError::Locked { .. } => Exit::Locked,
             OpenError::Damaged { .. }
             | OpenError::NoSuperblock { .. }
-            | OpenError::NotAStore { .. } => Exit::Damaged,
+            | OpenError::Broken { .. } => Exit::Damaged,
+            OpenError::NotAStore { .. } => Exit::NotAStore,
+            OpenError::Version { .. } | OpenError::Features { .. } => Exit::NewerFormat,
             OpenError::NoSpace { .. } => Exit::NoSpace,
             OpenError::Options(_) => Exit::Usage,
             _ => Exit::Other,
@@ -133,6 +161,16 @@ impl Failure {
         self.exit
     }
 
+    /// The same as an object.
+    pub(crate) fn object(&self) -> Map<String, Value> {
+        object! {
+            "event": "error",
+            "error": self.exit.word(),
+            "code": self.exit.code(),
+            "message": self.paragraph.as_str(),
+        }
+    }
+
     pub(crate) fn is_silent(&self) -> bool {
         self.paragraph.is_empty()
     }
@@ -157,12 +195,14 @@ mod tests {
             Exit::Left,
             Exit::LogonRefused,
             Exit::NoSpace,
+            Exit::NewerFormat,
+            Exit::NotAStore,
             Exit::Damaged,
             Exit::Locked,
             Exit::Usage,
         ];
         all.sort();
         let codes: Vec<u8> = all.iter().map(|e| e.code()).collect();
-        assert_eq!(codes, [2, 4, 3, 8, 7, 5, 6, 1, 0]);
+        assert_eq!(codes, [2, 4, 3, 9, 10, 8, 7, 5, 6, 1, 0]);
     }
 }

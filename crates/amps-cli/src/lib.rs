@@ -41,8 +41,9 @@ use clap::Parser;
 use tokio::runtime::{Builder, Runtime};
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::args::{Cli, Command, StoreCommand};
+use crate::args::{Cli, Command, FailedCommand, StoreCommand};
 use crate::failure::{Exit, Failure};
+use crate::output::Output;
 
 /// Runs the command line of this process and returns its exit code.
 pub fn main() -> ExitCode {
@@ -56,6 +57,18 @@ fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_parsed(&error),
     };
+    // What these print is no list of objects.
+    let objects = json
+        && !matches!(
+            command,
+            Command::Store {
+                command: StoreCommand::Export(_)
+            } | Command::Failed {
+                command: FailedCommand::Export { .. }
+            } | Command::Torture { .. }
+                | Command::Completions { .. }
+                | Command::Man
+        );
     let result = match command {
         Command::Serve(args) => on_runtime(serve::run(args, json)),
         Command::Publish(args) => on_runtime(publish::run(args, json)),
@@ -74,7 +87,7 @@ fn run() -> ExitCode {
         Command::Torture { command } => {
             return match on_this_thread(async { Ok(torture::run(&command)) }) {
                 Ok(code) => code,
-                Err(failure) => told(&failure),
+                Err(failure) => told(&failure, objects),
             };
         }
         Command::Bench(args) => bench::run(args, json),
@@ -83,13 +96,27 @@ fn run() -> ExitCode {
     };
     match result {
         Ok(exit) => exit.into(),
-        Err(failure) => told(&failure),
+        Err(failure) => told(&failure, objects),
     }
 }
 
-fn told(failure: &Failure) -> ExitCode {
-    if !failure.is_silent() {
-        output::say(&format!("error: {failure}"));
+/// Says why a command failed, to people and, in place of a report, as an object.
+fn told(failure: &Failure, objects: bool) -> ExitCode {
+    if failure.is_silent() {
+        return failure.exit().into();
+    }
+    output::say(&format!("error: {failure}"));
+    if objects {
+        // Whoever reads no output has the exit code, which is more important than why not.
+        let printed = Output::stdout(true).and_then(|mut out| {
+            out.object(failure.object())?;
+            out.flush()
+        });
+        if let Err(unprinted) = printed
+            && !unprinted.is_silent()
+        {
+            output::say(&format!("error: {unprinted}"));
+        }
     }
     failure.exit().into()
 }
@@ -103,7 +130,7 @@ fn not_parsed(error: &clap::Error) -> ExitCode {
     }
     match output::raw(text.as_bytes()) {
         Ok(()) => Exit::Ok.into(),
-        Err(failure) => told(&failure),
+        Err(failure) => told(&failure, false),
     }
 }
 

@@ -20,6 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
 use crate::signals::Stop;
+use crate::store::{tell_new_volume, tell_volume};
 use crate::units::span;
 
 pub(crate) use self::feed::Input;
@@ -76,6 +77,12 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let refused = Refused::before(&store);
     let recovered = store.bounds().unsettled;
     tell_recovered(&out, recovered, path, &store);
+    if let (Some(path), Some(volume)) = (path, store.report().volume) {
+        if out.is_json() {
+            out.object(object! { "event": "file_system", "name": volume.name(), "what": volume.to_string() });
+        }
+        tell_volume(path, volume);
+    }
 
     let mut builder = Client::builder(store.client_name())
         .store(store.clone())
@@ -309,7 +316,10 @@ fn evacuate(store: &Store, to: PathBuf) -> Option<PathBuf> {
         Err(error) => Err(error.to_string()),
     };
     match saved {
-        Ok(()) => Some(to),
+        Ok(()) => {
+            tell_new_volume(&to);
+            Some(to)
+        }
         Err(error) => {
             say(&format!(
                 "error: what is left could not be saved in {}: {error}",

@@ -12,7 +12,7 @@ use std::io;
 use std::path::Path;
 
 use amps_store::inspect::{Filter, Info, Inspection, Problem, Severity, Verification};
-use amps_store::{Envelope, NewFile};
+use amps_store::{Envelope, NewFile, Volume};
 use serde_json::{Map, Value};
 
 use crate::args::{Select, SeqFile, StoreCommand, StoreInfo, StoreList};
@@ -168,7 +168,27 @@ fn info(args: &StoreInfo, out: &mut Output) -> Result<Exit, Failure> {
         }
     }
     out.flush()?;
+    if let Some(volume) = seen.info().volume {
+        tell_volume(file, volume);
+    }
     Ok(damaged_exit(&seen))
+}
+
+/// Says what a store cannot keep where it is.
+pub(crate) fn tell_volume(file: &Path, volume: Volume) {
+    say(&format!(
+        "note: the store {} is on {volume}",
+        file.display()
+    ));
+}
+
+/// The same of a store that was just created.
+pub(crate) fn tell_new_volume(file: &Path) {
+    match Volume::of(file) {
+        Ok(Some(volume)) => tell_volume(file, volume),
+        Ok(None) => {}
+        Err(error) => say(&format!("note: cannot look at {}: {error}", file.display())),
+    }
 }
 
 /// A fact for people.
@@ -193,6 +213,7 @@ fn facts(file: &Path, info: &Info) -> Map<String, Value> {
         "client_name": info.client_name.as_str(),
         "store_id": format!("{:016x}", info.store_id),
         "state": info.state().to_string(),
+        "file_system": info.volume.map(Volume::name),
         "last_opened_by": format!("process {} on {}", info.owner_pid, info.owner_host),
         "opens": info.generation,
         "unsettled": info.unsettled,
@@ -317,8 +338,15 @@ fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
         }
     }
     let info = seen.info();
+    // As whoever opens it is told.
+    let refused = found.refused.as_ref().map(Failure::open);
+    let exit = match &refused {
+        Some(refused) => refused.exit(),
+        None if found.is_sound() => Exit::Ok,
+        None => Exit::Damaged,
+    };
     match out.is_json() {
-        true => out.object(verified(&found, &info))?,
+        true => out.object(verified(&found, &info, exit))?,
         false => out.line(&format!(
             "{}, {}: read {} bytes: {} superblock copies, {} of {} segment headers, {} records of the \
              log and {} others, {} checksums, {} envelopes; {} unsettled message(s), {} \
@@ -339,15 +367,10 @@ fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
             info.set_aside,
         ))?,
     }
-    if let Some(refused) = &found.refused {
-        // As whoever opens it is told.
-        out.flush()?;
-        return Err(Failure::open(refused));
+    if let Some(refused) = refused {
+        say(&format!("error: {refused}"));
     }
-    Ok(match found.is_sound() {
-        true => Exit::Ok,
-        false => Exit::Damaged,
-    })
+    Ok(exit)
 }
 
 fn judgement(found: &Verification) -> &'static str {
@@ -358,10 +381,11 @@ fn judgement(found: &Verification) -> &'static str {
     }
 }
 
-fn verified(found: &Verification, info: &Info) -> Map<String, Value> {
+fn verified(found: &Verification, info: &Info, exit: Exit) -> Map<String, Value> {
     object! {
         "event": "report",
         "ok": found.is_sound(),
+        "error": (exit != Exit::Ok).then(|| exit.word()),
         "state": info.state().to_string(),
         "bytes": found.bytes,
         "superblocks": found.superblocks,

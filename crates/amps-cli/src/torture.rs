@@ -77,7 +77,9 @@ impl From<OpenError> for Fatal {
             OpenError::Locked { .. } => Code::Locked,
             OpenError::Damaged { .. }
             | OpenError::NoSuperblock { .. }
+            | OpenError::Broken { .. }
             | OpenError::NotAStore { .. }
+            | OpenError::Features { .. }
             | OpenError::Version { .. } => Code::Damaged,
             OpenError::Options(_) => Code::Usage,
             _ => Code::Io,

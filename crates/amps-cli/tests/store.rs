@@ -499,11 +499,11 @@ fn a_missing_store_or_another_file_is_told_apart() {
     let other = dir.file("letter.txt", "Dear reader,\n".repeat(1000));
     for command in ["info", "list", "dump", "verify", "map", "export"] {
         run(&mut store(&[command], &dir.path("none"))).expect(1);
-        run(&mut store(&[command], &other)).expect(3);
+        run(&mut store(&[command], &other)).expect(9);
     }
     let to = dir.path("to");
     run(store(&["repair", "--to"], &to).arg(dir.path("none"))).expect(1);
-    run(store(&["repair", "--to"], &to).arg(&other)).expect(3);
+    run(store(&["repair", "--to"], &to).arg(&other)).expect(9);
     run(&mut store(&["repair"], &other)).expect(2);
     assert!(!to.exists());
 }

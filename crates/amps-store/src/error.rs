@@ -282,9 +282,28 @@ pub enum OpenError {
         /// What is wrong with them.
         why: String,
     },
+    /// A store, by its superblock, that is damaged so that no open takes it, whatever it is told to do
+    /// about damage, or says what no store writes.
+    #[error("the store {path} is damaged so that it cannot be opened: {why}; nothing was changed")]
+    Broken {
+        /// The file.
+        path: PathBuf,
+        /// In which way.
+        why: String,
+    },
+    /// A newer program wrote it, and what it needs is not known here.
+    #[error(
+        "{path} is a store of a newer format: it needs features {features:#x}, which this program does not know; open it with the newer program"
+    )]
+    Features {
+        /// The file.
+        path: PathBuf,
+        /// Those that are not known.
+        features: u32,
+    },
     /// A newer program wrote it.
     #[error(
-        "{path} has format version {found}, this program knows {known}; open it with the newer program"
+        "{path} is a store of a newer format: version {found}, and this program knows {known}; open it with the newer program"
     )]
     Version {
         /// The file.

@@ -55,13 +55,9 @@ pub(crate) fn open(
             error,
         }
     };
-    let network = crate::volume::network(&file);
-    if let Some(name) = network {
-        tracing::warn!(
-            path = %path.display(),
-            "the store is on {name}, where neither its lock nor what it syncs can be relied on; \
-             put it on a local disk"
-        );
+    let volume = crate::volume::volume(&file);
+    if let Some(volume) = volume {
+        tracing::warn!(path = %path.display(), "the store is on {volume}");
     }
     let len = stat(|| file.metadata()).map_err(io("look at"))?.len();
     let header = match read_header(&FileSource(&file), len) {
@@ -77,14 +73,14 @@ pub(crate) fn open(
                 order: SUPERBLOCKS,
             };
             let (log, mut report) = start(path, file, len, header, options, true)?;
-            report.network = network;
+            report.volume = volume;
             return Ok((log, report));
         }
         Err(refusal) => return Err(refused(path, refusal)),
     };
     check_owner(path, &header.superblock, options)?;
     let (log, mut report) = start(path, file, len, header, options, false)?;
-    report.network = network;
+    report.volume = volume;
     Ok((log, report))
 }
 
@@ -123,6 +119,8 @@ pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
         Refusal::NotCreated => OpenError::Missing { path },
         Refusal::NotAStore(why) => OpenError::NotAStore { path, why },
         Refusal::NoSuperblock(why) => OpenError::NoSuperblock { path, why },
+        Refusal::Broken(why) => OpenError::Broken { path, why },
+        Refusal::Features(features) => OpenError::Features { path, features },
         Refusal::Version(found) => OpenError::Version {
             path,
             found,
@@ -191,15 +189,13 @@ fn open_locked(
                     needed: SEGMENTS_AT,
                     error: error.to_string(),
                 },
+                _ if path.metadata().is_ok_and(|found| !found.is_file()) => not_regular(path),
                 _ => io("open")(error),
             })?;
         let file = LockedFile::of(file);
         let metadata = stat(|| file.metadata()).map_err(io("look at"))?;
         if !metadata.is_file() {
-            return Err(OpenError::NotAStore {
-                path: path.to_owned(),
-                why: "not a regular file".into(),
-            });
+            return Err(not_regular(path));
         }
         match file.try_lock(For::Writing) {
             // Somebody may have replaced the file between open and lock.
@@ -226,6 +222,13 @@ fn open_locked(
             }
             Err(TryLockError::Error(error)) => return Err(io("lock")(error)),
         }
+    }
+}
+
+pub(crate) fn not_regular(path: &Path) -> OpenError {
+    OpenError::NotAStore {
+        path: path.to_owned(),
+        why: "not a regular file".into(),
     }
 }
 

@@ -51,3 +51,4 @@ pub use file::{NewFile, Place};
 pub use options::{Options, Recovery};
 pub use report::{RecoveryReport, Stop};
 pub use store::Store;
+pub use volume::Volume;

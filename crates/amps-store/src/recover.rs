@@ -35,7 +35,10 @@ pub(crate) enum Refusal {
     NotAStore(String),
     /// A store, by its segment headers, of which both superblock copies are damaged.
     NoSuperblock(String),
+    /// A store that no open takes, whatever it is told to do about damage.
+    Broken(String),
     Version(u32),
+    Features(u32),
     Io(io::Error),
 }
 

@@ -4,6 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::DamagedRange;
+use crate::volume::Volume;
 
 /// Where the log ended, and why there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -86,9 +87,9 @@ pub struct RecoveryReport {
     pub superblock_repaired: bool,
     /// The capacity in bytes, where a salvage raised it: too few segments were free to go on in.
     pub enlarged_to: Option<u64>,
-    /// The network file system the store is on, `NFS` for instance: neither its lock nor its
-    /// syncs can be relied on there. A warning is logged.
-    pub network: Option<&'static str>,
+    /// The file system the store is on, if it cannot keep all of its promises there. A warning is
+    /// logged.
+    pub volume: Option<Volume>,
     /// Bytes of log read.
     pub bytes: u64,
     /// Time taken by the scan.
@@ -106,8 +107,8 @@ impl RecoveryReport {
 
 impl fmt::Display for RecoveryReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if let Some(name) = self.network {
-            write!(f, "on {name}, which is no place for a store: ")?;
+        if let Some(volume) = self.volume {
+            write!(f, "on {}, which is no place for a store: ", volume.name())?;
         }
         if self.created {
             return write!(f, "created, next {}", self.next);

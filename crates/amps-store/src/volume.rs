@@ -1,28 +1,86 @@
 //! What lies under the file: file systems on which the promises cannot be kept, and what can be
 //! seen of a file from outside.
 
+use std::fmt;
 use std::fs::File;
+use std::io;
+use std::path::Path;
+
+/// A file system on which a store cannot keep all that it promises.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Volume {
+    /// One of this name behind a network, or behind a program (FUSE): neither the lock of a store nor
+    /// what it syncs can be relied on.
+    Network(&'static str),
+    /// One of this name in memory: a store survives its process there, and no power cut or restart.
+    Memory(&'static str),
+    /// One of this name that lays a writable layer over others, as that of a container: what is in
+    /// the layer ends with the container.
+    Layered(&'static str),
+}
+
+impl Volume {
+    /// That of the file at `path`; `None`: it can keep them all, as far as is known.
+    ///
+    /// # Errors
+    /// The file cannot be opened.
+    pub fn of(path: impl AsRef<Path>) -> io::Result<Option<Volume>> {
+        File::open(path).map(|file| volume(&file))
+    }
+
+    /// Its name, `NFS` for instance.
+    pub fn name(self) -> &'static str {
+        match self {
+            Volume::Network(name) | Volume::Memory(name) | Volume::Layered(name) => name,
+        }
+    }
+}
+
+impl fmt::Display for Volume {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match self {
+            Volume::Network(_) => {
+                "where neither its lock nor what it syncs can be relied on; put it on a local disk"
+            }
+            Volume::Memory(_) => {
+                "in memory, where it survives no power cut and no restart of the machine; put it on \
+                 a disk"
+            }
+            Volume::Layered(_) => {
+                "a layer over other files, which ends with the container that it belongs to; put it \
+                 on a volume of its own"
+            }
+        };
+        write!(f, "{}, {what}", self.name())
+    }
+}
 
 /// `f_type` of statfs(2), by the numbers of Linux's `magic.h`. FUSE is among them because what
 /// is behind it cannot be known; sshfs and most cloud drives are.
-const NETWORKS: [(u32, &str); 13] = [
-    (0x6969, "NFS"),
-    (0x517B, "SMB"),
-    (0xFF53_4D42, "CIFS"),
-    (0xFE53_4D42, "SMB2"),
-    (0x564C, "NCP"),
-    (0x7375_7245, "Coda"),
-    (0x5346_414F, "AFS"),
-    (0x6B41_4653, "AFS"),
-    (0x0102_1997, "9P"),
-    (0x00C3_6400, "Ceph"),
-    (0x0BD0_0BD0, "Lustre"),
-    (0x1983_0326, "BeeGFS"),
-    (0x6573_5546, "FUSE"),
+const KNOWN: [(u32, Volume); 18] = [
+    (0x6969, Volume::Network("NFS")),
+    (0x517B, Volume::Network("SMB")),
+    (0xFF53_4D42, Volume::Network("CIFS")),
+    (0xFE53_4D42, Volume::Network("SMB2")),
+    (0x564C, Volume::Network("NCP")),
+    (0x7375_7245, Volume::Network("Coda")),
+    (0x5346_414F, Volume::Network("AFS")),
+    (0x6B41_4653, Volume::Network("AFS")),
+    (0x0102_1997, Volume::Network("9P")),
+    (0x00C3_6400, Volume::Network("Ceph")),
+    (0x0BD0_0BD0, Volume::Network("Lustre")),
+    (0x1983_0326, Volume::Network("BeeGFS")),
+    (0x4750_4653, Volume::Network("GPFS")),
+    (0x6573_5546, Volume::Network("FUSE")),
+    (0x0102_1994, Volume::Memory("tmpfs")),
+    (0x8584_58F6, Volume::Memory("ramfs")),
+    (0x9584_58F6, Volume::Memory("hugetlbfs")),
+    (0x794C_7630, Volume::Layered("overlay")),
 ];
 
-/// The name of the network file system that a file is on, if it is on one.
-pub(crate) fn network(file: &File) -> Option<&'static str> {
+/// The file system that a file is on, if it is one of those.
+pub(crate) fn volume(file: &File) -> Option<Volume> {
     // A file system that cannot be asked is none that is known to be wrong.
     named(rustix::fs::fstatfs(file).ok()?.f_type)
 }
@@ -36,11 +94,11 @@ pub(crate) fn has_true_devices(file: &File) -> bool {
     rustix::fs::fstatfs(file).is_ok_and(|at| TRUE_DEVICES.contains(&(at.f_type as u32)))
 }
 
-fn named(magic: impl TryInto<i64>) -> Option<&'static str> {
+fn named(magic: impl TryInto<i64>) -> Option<Volume> {
     // The kernel's word is signed on some machines: a number above 2^31 may come negative.
     let magic = magic.try_into().ok()? as u32;
-    let known = NETWORKS.iter().find(|(number, _)| *number == magic);
-    known.map(|(_, name)| *name)
+    let known = KNOWN.iter().find(|(number, _)| *number == magic);
+    known.map(|(_, volume)| *volume)
 }
 
 #[cfg(test)]
@@ -48,21 +106,27 @@ mod tests {
     use super::*;
 
     #[test]
-    fn network_file_systems_are_known_by_their_number() {
-        assert_eq!(named(0x6969_i64), Some("NFS"));
-        assert_eq!(named(0xFF53_4D42_u32), Some("CIFS"));
-        assert_eq!(named(0xFE53_4D42_u32.cast_signed()), Some("SMB2"));
-        // ext4, xfs, btrfs, tmpfs, overlayfs.
-        for local in [
-            0xEF53_i64,
-            0x5846_5342,
-            0x9123_683E,
-            0x0102_1994,
-            0x794C_7630,
-        ] {
+    fn file_systems_are_known_by_their_number() {
+        assert_eq!(named(0x6969_i64), Some(Volume::Network("NFS")));
+        assert_eq!(named(0xFF53_4D42_u32), Some(Volume::Network("CIFS")));
+        assert_eq!(
+            named(0xFE53_4D42_u32.cast_signed()),
+            Some(Volume::Network("SMB2"))
+        );
+        assert_eq!(
+            named(0x8584_58F6_u32.cast_signed()),
+            Some(Volume::Memory("ramfs"))
+        );
+        assert_eq!(named(0x794C_7630_i64), Some(Volume::Layered("overlay")));
+        // ext4, xfs, btrfs.
+        for local in [0xEF53_i64, 0x5846_5342, 0x9123_683E] {
             assert_eq!(named(local), None);
         }
-        let file = tempfile::tempfile().unwrap();
-        assert_eq!(network(&file), None, "tests run on a local disk");
+    }
+
+    #[test]
+    fn a_file_in_shared_memory_is_in_memory() {
+        let file = tempfile::tempfile_in("/dev/shm").unwrap();
+        assert_eq!(volume(&file), Some(Volume::Memory("tmpfs")));
     }
 }

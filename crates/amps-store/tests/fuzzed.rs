@@ -26,7 +26,7 @@ fn refused_unchanged(disk: &SimDisk, options: &Options, bytes: &[u8], reason: &s
         disk.restore(bytes.to_vec());
         let refused = disk.open(options.clone().recovery(recovery)).map(drop);
         assert!(
-            matches!(&refused, Err(OpenError::NotAStore { why, .. }) if why.contains(reason)),
+            matches!(&refused, Err(OpenError::Broken { why, .. }) if why.contains(reason)),
             "{refused:?}"
         );
         assert!(disk.bytes() == bytes);
@@ -86,7 +86,7 @@ fn a_store_without_a_whole_segment_is_refused_unchanged() {
     disk.restore(bytes.clone());
     let salvaged = disk.open(options().recovery(Recovery::Salvage)).map(drop);
     assert!(
-        matches!(salvaged, Err(OpenError::NotAStore { .. })),
+        matches!(salvaged, Err(OpenError::Broken { .. })),
         "{salvaged:?}"
     );
     assert!(disk.bytes() == bytes);
@@ -133,7 +133,7 @@ fn a_store_whose_numbers_are_used_up_is_refused_unchanged() {
     disk.restore(bytes.clone());
     let opened = disk.open(options()).map(drop);
     assert!(
-        matches!(opened, Err(OpenError::NotAStore { .. })),
+        matches!(opened, Err(OpenError::Broken { .. })),
         "{opened:?}"
     );
     assert!(disk.bytes() == bytes);
@@ -414,7 +414,7 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
     disk.restore(bytes.clone());
     let salvaged = disk.open(options.recovery(Recovery::Salvage)).map(drop);
     assert!(
-        matches!(&salvaged, Err(OpenError::NotAStore { why, .. }) if why.contains("stands at")),
+        matches!(&salvaged, Err(OpenError::Broken { why, .. }) if why.contains("stands at")),
         "{salvaged:?}"
     );
     assert!(disk.bytes() == bytes);

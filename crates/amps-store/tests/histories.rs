@@ -335,7 +335,11 @@ fn h38_no_flipped_bit_settles_or_changes_anything_in_silence() {
                     }
                     outcomes[usize::from(!same)] += 1;
                 }
-                Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) => outcomes[2] += 1,
+                Err(
+                    OpenError::Damaged { .. }
+                    | OpenError::Broken { .. }
+                    | OpenError::NotAStore { .. },
+                ) => outcomes[2] += 1,
                 Err(e) => panic!("bit {bit} of byte {at}: {e}"),
             }
         }

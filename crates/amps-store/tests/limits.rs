@@ -274,7 +274,9 @@ fn a_truncated_file_is_refused_or_salvaged_and_never_a_panic() {
                 assert_eq!(observe(&store), before, "cut to {len} bytes in silence");
                 harmless += 1;
             }
-            Err(OpenError::Damaged { .. } | OpenError::NotAStore { .. }) => {
+            Err(
+                OpenError::Damaged { .. } | OpenError::Broken { .. } | OpenError::NotAStore { .. },
+            ) => {
                 let after = std::fs::read(&path).expect("it is there");
                 assert!(after == bytes[..len], "a refusal changed the file");
                 let sound = seen.ok().map(|s| s.verify().expect("reads").is_sound());

@@ -101,10 +101,7 @@ fn superblocks_before_62_gib_of_nothing_are_seen_at_once() {
         assert_eq!((info.file_size, info.unsettled), (62 << 30, 0));
         assert_eq!(info.damaged.len(), 1, "{:?}", info.damaged);
         let verified = frugally("verify", || look.verify().unwrap());
-        assert!(matches!(
-            verified.refused,
-            Some(OpenError::NotAStore { .. })
-        ));
+        assert!(matches!(verified.refused, Some(OpenError::Broken { .. })));
         assert_eq!(look.records().count(), 0);
         let to = dir.path().join("new");
         let repaired = frugally("the repair", || repair_to(&path, &to));
@@ -113,7 +110,7 @@ fn superblocks_before_62_gib_of_nothing_are_seen_at_once() {
             let opened = frugally("the open", || {
                 Store::open(&path, options().recovery(recovery))
             });
-            assert!(matches!(opened, Err(OpenError::NotAStore { .. })));
+            assert!(matches!(opened, Err(OpenError::Broken { .. })));
         }
     }
 }
@@ -206,9 +203,9 @@ fn data_at_the_far_end_of_a_hole_is_seen() {
     let end = 8192 + segments * SEGMENT;
     file.write_all_at(b"x", end - 1).unwrap();
     let look = frugally("the look", || Inspection::open(&path).err());
-    assert!(matches!(look, Some(OpenError::NotAStore { .. })));
+    assert!(matches!(look, Some(OpenError::Broken { .. })));
     let opened = frugally("the open", || Store::open(&path, options()).err());
-    assert!(matches!(opened, Some(OpenError::NotAStore { .. })));
+    assert!(matches!(opened, Some(OpenError::Broken { .. })));
 }
 
 /// `cp --sparse=always` leaves out the zeros. A store into such a hole killed the publisher where

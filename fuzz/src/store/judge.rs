@@ -236,7 +236,7 @@ fn is_meaningless(record: &Record) -> bool {
 fn again(disk: &SimDisk, options: &Options, what: &str, whole: &Whole) -> Option<Store> {
     match disk.open(options.clone()) {
         Ok(store) => Some(store),
-        Err(OpenError::NotAStore { why, .. }) if whole.is_forged() => {
+        Err(OpenError::Broken { why, .. }) if whole.is_forged() => {
             let reasons = [
                 "numbers are used up",
                 "a record of run",
@@ -328,7 +328,7 @@ fn look(bytes: &[u8], strict: &Result<Store, OpenError>, found: Option<&State>) 
     match (&looked, strict) {
         (Ok(_), Ok(_) | Err(OpenError::Damaged { .. } | OpenError::Io { .. })) => {}
         // One may look at what has no room, or no numbers, to go on, or was evacuated.
-        (Ok(_), Err(OpenError::NotAStore { .. } | OpenError::Retired { .. })) => {}
+        (Ok(_), Err(OpenError::Broken { .. } | OpenError::Retired { .. })) => {}
         // An open makes a store of nothing.
         (Err(OpenError::Missing { .. }), Ok(store)) => assert!(store.report().created),
         (Err(a), Err(b)) if std::mem::discriminant(a) == std::mem::discriminant(b) => {}

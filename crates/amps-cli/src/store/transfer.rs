@@ -12,7 +12,7 @@ use amps_store::inspect::{
 use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
 
-use super::{damaged_exit, look, new_file, tell_mode, unreadable};
+use super::{damaged_exit, look, new_file, tell_mode, tell_new_volume, unreadable};
 use crate::args::{StoreExport, StoreImport, StoreRepair};
 use crate::failure::{Exit, Failure};
 use crate::lines::{Source, Stoppable};
@@ -35,6 +35,7 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
     let report =
         inspect::repair_with(&args.file, &args.to, &options).map_err(|e| not_repaired(args, &e))?;
     tell_mode(&args.to, args.mode);
+    tell_new_volume(&args.to);
     match &report.without_superblock {
         Some(without) if !out.is_json() => {
             for line in without_superblock_lines(without, &args.file) {
@@ -337,6 +338,7 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
         ));
     }
     let imported = imported?;
+    tell_new_volume(&args.file);
     if out.is_json() {
         out.object(object! {
             "event": "report",

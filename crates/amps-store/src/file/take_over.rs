@@ -77,10 +77,10 @@ pub(crate) fn unopenable(
     // Before the damage: no salvage makes a store of such a file.
     let why = impossible(superblock, recovered).or_else(|| {
         let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-        let none = "a store was cut off before its first segment ends; nothing can be salvaged";
+        let none = "it was cut off before its first segment ends; nothing can be salvaged";
         (there == 0).then(|| none.to_owned())
     })?;
-    Some(OpenError::NotAStore { path, why })
+    Some(OpenError::Broken { path, why })
 }
 
 /// What no store writes: going on with it would not come to the same at every open.

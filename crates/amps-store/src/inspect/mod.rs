@@ -33,6 +33,7 @@ use crate::file::{self, refused};
 use crate::format::{RECORD_HEADER, SEGMENTS_AT, SegmentHeader, VERSION};
 use crate::report::RecoveryReport;
 use crate::space::limit;
+use crate::volume::Volume;
 
 pub use map::{SegmentHeaderState, SegmentMap};
 pub use message::{Filter, Message, MessageState, Messages};
@@ -77,6 +78,8 @@ pub struct Info {
     /// nothing there says so and not every lock is shown: within a PID namespace, and on file
     /// systems that name their devices otherwise. A hint: nothing was locked to find out.
     pub locked: Option<bool>,
+    /// The file system it is on, if a store cannot keep all of its promises there.
+    pub volume: Option<Volume>,
     /// It was evacuated: another file goes on with its numbers, and every open refuses this one.
     pub evacuated: bool,
     /// Opens so far.
@@ -278,6 +281,7 @@ impl Inspection {
             owner_host: superblock.owner_host.clone(),
             owner_alive: owner_alive(superblock.owner_pid, &superblock.owner_host),
             locked: is_locked(&self.view.file),
+            volume: crate::volume::volume(&self.view.file),
             evacuated: superblock.retired,
             generation: superblock.generation,
             superblock_writes: superblock.counter,
@@ -385,10 +389,7 @@ fn regular_file(path: &Path) -> Result<File, OpenError> {
     // A fifo would block the open, a device might be changed by it.
     let metadata = std::fs::metadata(path).map_err(found("look at"))?;
     if !metadata.is_file() {
-        return Err(OpenError::NotAStore {
-            path: path.to_owned(),
-            why: "not a regular file".into(),
-        });
+        return Err(file::not_regular(path));
     }
     File::open(path).map_err(found("open"))
 }

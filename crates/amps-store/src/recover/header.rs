@@ -34,9 +34,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         match verdict {
             SuperblockVerdict::Version(v) => return Err(Refusal::Version(*v)),
             SuperblockVerdict::Features(f) => {
-                return Err(Refusal::NotAStore(format!(
-                    "it needs unknown features {f:#x}"
-                )));
+                return Err(Refusal::Features(*f));
             }
             _ => {}
         }
@@ -108,7 +106,7 @@ pub(crate) fn reach<S: Source + ?Sized>(
         segments = segment + 1;
         let empty = segments - filled;
         if empty > EMPTY_SEGMENTS + EMPTY_PER_SEGMENT * filled {
-            return Err(Refusal::NotAStore(format!(
+            return Err(Refusal::Broken(format!(
                 "of its first {segments} segments {empty} are holes, which no store leaves"
             )));
         }

@@ -93,7 +93,7 @@ pub(super) const FILES: [Row; 10] = [
             assert!(matches!(refused, Err(Refusal::Version(2))));
         }
         for refused in patched(12, 1) {
-            assert!(matches!(refused, Err(Refusal::NotAStore(why)) if why.contains("features")));
+            assert!(matches!(refused, Err(Refusal::Features(1))));
         }
     }),
     ("F5", || {
