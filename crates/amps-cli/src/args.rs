@@ -228,7 +228,8 @@ pub(crate) struct Publish {
     /// The store: created when missing. Without one, messages live in memory only.
     #[arg(long, value_name = "FILE")]
     pub(crate) store: Option<PathBuf>,
-    /// Byte cap of a store that is created now, as in 64MiB; at least 64KiB.
+    /// Byte cap of a store that is created now, as in 64MiB; at least 64KiB. One that exists is
+    /// raised to it, for good, or it is said why not.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) capacity: Option<u64>,
     /// Largest message that a store takes which is created now, as in 64KiB; the default is 1MiB with

@@ -110,7 +110,7 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
         options = options.client_name(name.clone());
     }
     if let Some(capacity) = args.capacity {
-        options = options.capacity(capacity);
+        options = options.capacity(capacity).grow_to(capacity);
     }
     if let Some(message) = args.max_message {
         options = options.max_message(message);

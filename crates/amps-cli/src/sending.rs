@@ -13,7 +13,7 @@ use std::time::Duration;
 use amps_client::Client;
 use amps_client::connector::Connector;
 use amps_sandbox::Sandbox;
-use amps_store::{Level, Place, PublishStore as _, Store, StoreError};
+use amps_store::{Growth, Level, Place, PublishStore as _, Store, StoreError};
 
 use crate::args::Heartbeat;
 use crate::failure::{Exit, Failure};
@@ -77,6 +77,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let refused = Refused::before(&store);
     let recovered = store.bounds().unsettled;
     tell_recovered(&out, recovered, path, &store);
+    tell_growth(&out, path, &store);
     if let (Some(path), Some(volume)) = (path, store.report().volume) {
         if out.is_json() {
             out.object(object! { "event": "file_system", "name": volume.name(), "what": volume.to_string() });
@@ -305,6 +306,29 @@ fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&Path>, store: 
             store_name(path)
         ));
     }
+}
+
+/// Says what became of a wish for more capacity.
+fn tell_growth(out: &SideOutput, path: Option<&Path>, store: &Store) {
+    let Some(growth) = &store.report().growth else {
+        return;
+    };
+    if out.is_json() {
+        let (grown, capacity) = match growth {
+            Growth::Grown { to, .. } => (true, Some(*to)),
+            Growth::Larger { capacity, .. } | Growth::Refused { capacity, .. } => {
+                (false, Some(*capacity))
+            }
+            _ => (false, None),
+        };
+        out.object(object! {
+            "event": "capacity",
+            "grown": grown,
+            "capacity_bytes": capacity,
+            "what": growth.to_string(),
+        });
+    }
+    say(&format!("note: {}: {growth}", store_name(path)));
 }
 
 /// Saves what is left in a store that is gone; where, if that could be done. On the spot: the

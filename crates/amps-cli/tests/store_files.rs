@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use amps_store::{Envelope, Level, Options, PublishStore as _, Store};
-use common::{Dir, NOBODY, amps, ran, run};
+use common::{Dir, NOBODY, amps, numbered_lines, ran, run, run_with_input};
 
 /// A store whose owner died with one message in it.
 fn left_behind(dir: &Dir) -> PathBuf {
@@ -443,4 +443,44 @@ fn a_mode_is_given_to_what_is_created_and_a_copy_is_never_more_open() {
         run(publish.arg(at("none")).stdin(Stdio::null())).expect(2);
     }
     assert!(!at("none").exists());
+}
+
+/// A store that was full stayed full: `--capacity` was passed over in silence.
+#[test]
+fn a_capacity_given_to_a_store_that_exists_raises_it_or_says_why_not() {
+    let dir = Dir::new();
+    let path = dir.path("a.store");
+    let publish = |capacity: &str, lines: usize| {
+        let mut command = amps();
+        command.args(["--json", "publish", "--topic", "t", "--store"]);
+        command.arg(&path).args(["--server", NOBODY]);
+        command.args(["--flush-timeout", "200ms", "--capacity", capacity]);
+        let ran = run_with_input(&mut command, &numbered_lines(lines as u64, 100)).expect(5);
+        let told = ran.objects().into_iter().find(|o| o["event"] == "capacity");
+        (ran.report()["lines"].as_u64().unwrap(), told, ran)
+    };
+    let capacity = || {
+        let info = run(&mut store(&["info"], &path)).expect(0).report();
+        info["capacity_bytes"].as_u64().unwrap()
+    };
+    let (taken, told, _) = publish("64KiB", 5000);
+    assert!(taken < 1000 && told.is_none());
+    let small = capacity();
+    let (taken, told, ran) = publish("2MiB", 2000);
+    ran.says(&["raised"]);
+    assert_eq!((taken, &told.unwrap()["grown"]), (2000, &true.into()));
+    let large = capacity();
+    assert!(large > 30 * small && large <= 2 << 20);
+    let (_, told, _) = publish("2MiB", 1);
+    assert!(told.is_none(), "it has that");
+    for (wanted, why) in [("1MiB", "does not shrink"), ("7TiB", "cannot be raised")] {
+        let (taken, told, ran) = publish(wanted, 1);
+        ran.says(&[why]);
+        let told = told.unwrap();
+        assert_eq!((taken, &told["grown"]), (1, &false.into()));
+        assert_eq!(
+            (told["capacity_bytes"].as_u64(), capacity()),
+            (Some(large), large)
+        );
+    }
 }

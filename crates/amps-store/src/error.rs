@@ -22,7 +22,7 @@ pub enum AppendError {
     },
     /// The store is full; room comes when the server settles messages.
     #[error(
-        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements; its capacity was fixed when it was created, and a larger store needs a new file"
+        "the store is full: {live} of {limit} bytes are unsettled and this message needs {needed}; wait for acknowledgements; or open it with a larger capacity (`Options::grow_to`, `amps publish --capacity`)"
     )]
     Full {
         /// Bytes unsettled, with their charges.

@@ -1,5 +1,6 @@
 //! From a path to an open log: create, lock, map.
 
+mod grow;
 mod locked;
 mod new;
 mod place;
@@ -16,12 +17,13 @@ use crate::calls::{self, Call};
 use crate::error::{OpenError, StoreError};
 use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
 use crate::log::Log;
-use crate::medium::{Mapped, Medium, reserve};
+use crate::medium::{Mapped, Medium, has_room, reserve};
 use crate::options::{Options, Recovery, Shape};
 use crate::recover::{Header, Refusal, read_header};
 use crate::report::RecoveryReport;
 use crate::scan::Source;
 
+use grow::Plan;
 pub(crate) use locked::{For, LockedFile};
 pub use new::NewFile;
 pub(crate) use new::{PRIVATE, check_mode};
@@ -109,7 +111,10 @@ pub(crate) fn open_medium(
     };
     check_owner(path, &header.superblock, options)?;
     let len = medium.len();
-    let found = Found::by(path, &*medium, len, &header.superblock)?;
+    let mut found = Found::by(path, &*medium, len, &header.superblock)?;
+    let device = medium.device();
+    let plan = Plan::of(&header.superblock, options, |to| device.has_room(len, to));
+    found.plan = Some(plan);
     take_over(path, medium, len, header, found, options, false)
 }
 
@@ -356,10 +361,17 @@ fn start(
         Recovery::Strict => 0,
         Recovery::Salvage => SEGMENTS_TO_GO_ON,
     };
-    let cap = SEGMENTS_AT + (superblock.cap_segments + added) * superblock.segment_size;
+    let plan = match created {
+        true => None,
+        false => Some(Plan::of(superblock, options, |to| has_room(&file, len, to))),
+    };
+    let cap_segments = plan.as_ref().map_or(0, |plan| plan.cap_segments);
+    let cap_segments = superblock.cap_segments.max(cap_segments);
+    let cap = SEGMENTS_AT + (cap_segments + added) * superblock.segment_size;
     // Before it is mapped: reading it costs less than a page fault for each piece, and where
     // the device cannot read, there is an error and no signal.
-    let found = Found::by(path, &FileSource(&file), len, superblock)?;
+    let mut found = Found::by(path, &FileSource(&file), len, superblock)?;
+    found.plan = plan;
     let whole = found.reach.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
     let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
     let medium = Mapped::new(file, SEGMENTS_AT, mapped, cap).map_err(|error| OpenError::Io {

@@ -49,6 +49,6 @@ pub use evacuate::EvacuateError;
 pub use excerpt::Excerpt;
 pub use file::{NewFile, Place};
 pub use options::{Options, Recovery};
-pub use report::{RecoveryReport, Stop};
+pub use report::{Growth, RecoveryReport, Stop};
 pub use store::Store;
 pub use volume::Volume;

@@ -50,6 +50,7 @@ pub struct Options {
     pub(crate) watermarks: Option<(u8, u8)>,
     pub(crate) lock_timeout: Duration,
     pub(crate) mode: Option<u32>,
+    pub(crate) grow_to: Option<u64>,
 }
 
 impl Default for Options {
@@ -65,6 +66,7 @@ impl Default for Options {
             watermarks: Some((50, 80)),
             lock_timeout: Duration::ZERO,
             mode: None,
+            grow_to: None,
         }
     }
 }
@@ -77,7 +79,8 @@ impl Options {
         Self::default()
     }
 
-    /// Most bytes the whole file may take, at least 64 KiB. Used at creation.
+    /// Most bytes the whole file may take, at least 64 KiB. Used at creation; see
+    /// [`grow_to`](Self::grow_to) for a file that exists.
     pub fn capacity(mut self, bytes: u64) -> Self {
         self.capacity = bytes;
         self
@@ -153,6 +156,18 @@ impl Options {
     /// just be dropping it.
     pub fn lock_timeout(mut self, wait: Duration) -> Self {
         self.lock_timeout = wait;
+        self
+    }
+
+    /// Most bytes that an existing file may take from this open on, if that is more than it may take
+    /// now: for good, as the file remembers. It is in force, or not, as a whole, whenever the power
+    /// fails. A preallocated file gets all of its blocks at once. Segments keep their size, and so
+    /// does the largest record.
+    ///
+    /// A file whose capacity is larger already keeps that, and so does one on a disk without the room:
+    /// neither fails the open, and [`RecoveryReport::growth`](crate::RecoveryReport::growth) says so.
+    pub fn grow_to(mut self, bytes: u64) -> Self {
+        self.grow_to = Some(bytes);
         self
     }
 

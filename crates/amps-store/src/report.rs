@@ -45,6 +45,58 @@ impl fmt::Display for Stop {
     }
 }
 
+/// What became of [`Options::grow_to`](crate::Options::grow_to), all in bytes of the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Growth {
+    /// The capacity was raised.
+    Grown {
+        /// From this.
+        from: u64,
+        /// To this: what was asked for, in whole segments.
+        to: u64,
+    },
+    /// The capacity is larger already. A store keeps what it has.
+    Larger {
+        /// The capacity.
+        capacity: u64,
+        /// What was asked for.
+        asked: u64,
+    },
+    /// The capacity stays as it was: there is no room for more.
+    Refused {
+        /// The capacity.
+        capacity: u64,
+        /// What was asked for.
+        asked: u64,
+        /// The system's word.
+        error: String,
+    },
+}
+
+impl fmt::Display for Growth {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Growth::Grown { from, to } => {
+                write!(f, "the capacity was raised from {from} to {to} bytes")
+            }
+            Growth::Larger { capacity, asked } => write!(
+                f,
+                "the capacity stays at {capacity} bytes, more than the {asked} asked for: a store \
+                 does not shrink"
+            ),
+            Growth::Refused {
+                capacity,
+                asked,
+                error,
+            } => write!(
+                f,
+                "the capacity stays at {capacity} bytes, and cannot be raised to {asked}: {error}"
+            ),
+        }
+    }
+}
+
 /// What an open found and did. Counts are of messages unless they say otherwise.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
@@ -87,6 +139,8 @@ pub struct RecoveryReport {
     pub superblock_repaired: bool,
     /// The capacity in bytes, where a salvage raised it: too few segments were free to go on in.
     pub enlarged_to: Option<u64>,
+    /// What became of a wish for more capacity, if there was one that the store did not have already.
+    pub growth: Option<Growth>,
     /// The file system the store is on, if it cannot keep all of its promises there. A warning is
     /// logged.
     pub volume: Option<Volume>,
@@ -136,6 +190,9 @@ impl fmt::Display for RecoveryReport {
         }
         if let Some(bytes) = self.enlarged_to {
             write!(f, ", capacity raised to {bytes} bytes")?;
+        }
+        if let Some(growth) = &self.growth {
+            write!(f, ", {growth}")?;
         }
         for (what, ranges) in [("ignored", &self.ignored), ("DAMAGED", &self.damaged)] {
             for range in ranges {

@@ -4,9 +4,10 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use amps_store::testkit::{Fault, SimDisk, has_failed, intact_messages, step};
+use amps_store::testkit::{Cut, Fault, Rng, SimDisk, has_failed, intact_messages, step};
 use amps_store::{
-    AppendError, Batch, Envelope, MessageRef, Options, PublishStore, Rejected, Store, StoredMessage,
+    AppendError, Batch, Envelope, Growth, MessageRef, Options, PublishStore, Rejected, Store,
+    StoredMessage,
 };
 
 const SUPERBLOCKS: u64 = 8192;
@@ -415,4 +416,177 @@ fn a_new_store_costs_what_the_readme_says() {
     // Existing files keep their geometry.
     let store = Store::open(&path, Options::new().max_message(1 << 20)).unwrap();
     assert_eq!(store.largest_record(), (64 << 10) + 1024);
+}
+
+/// The capacity in bytes of so many segments.
+fn capacity(segments: u64) -> u64 {
+    SUPERBLOCKS + segments * SEGMENT
+}
+
+/// Everything that fits.
+fn fill_up(store: &Store) -> u64 {
+    while publish(store).is_ok() || step(store).unwrap() {}
+    store.bounds().unsettled
+}
+
+/// A full store could not be given more room: its messages had to be moved to another one.
+#[test]
+fn a_larger_capacity_is_for_good() {
+    for preallocate in [false, true] {
+        let disk = SimDisk::new();
+        let options = || options().preallocate(preallocate);
+        let store = disk.open(options()).unwrap();
+        assert_eq!(store.report().growth, None);
+        let full = fill_up(&store);
+        store.close(0).unwrap();
+        let larger = Growth::Grown {
+            from: capacity(39),
+            to: capacity(100),
+        };
+        // Bytes that are no whole segment count for nothing.
+        let grown = options().grow_to(capacity(100) + SEGMENT - 1);
+        let store = disk.open(grown.clone()).unwrap();
+        assert_eq!(store.report().growth, Some(larger));
+        assert_eq!(store.bounds().unsettled, full);
+        if preallocate {
+            assert_eq!(disk.bytes().len() as u64, capacity(100));
+        }
+        let more = fill_up(&store);
+        assert!(more > 2 * full, "{more} after {full}");
+        assert!(disk.bytes().len() as u64 <= capacity(100));
+        let limit = store.bounds().limit_bytes;
+        drop(store);
+        // The file knows: nobody has to ask again, and who does changes nothing.
+        for options in [options(), grown.clone(), options()] {
+            let store = disk.open(options).unwrap();
+            assert_eq!(store.report().growth, None);
+            assert_eq!(
+                (store.bounds().unsettled, store.bounds().limit_bytes),
+                (more, limit)
+            );
+            assert!(publish(&store).is_err(), "it is full");
+        }
+        // It does not shrink.
+        let store = disk.open(options().grow_to(capacity(50))).unwrap();
+        let kept = Growth::Larger {
+            capacity: capacity(100),
+            asked: capacity(50),
+        };
+        assert_eq!(store.report().growth, Some(kept));
+        assert_eq!(store.bounds().limit_bytes, limit);
+    }
+}
+
+#[test]
+fn a_larger_capacity_is_in_force_or_not_whenever_the_power_fails() {
+    for preallocate in [false, true] {
+        for closed in [false, true] {
+            let disk = SimDisk::new();
+            let options = || options().preallocate(preallocate);
+            let store = disk.open(options()).unwrap();
+            let before = fill_up(&store) / 2;
+            store.settle_through(before).unwrap();
+            let (small, kept) = (store.bounds().limit_bytes, unsettled(&store));
+            store.sync().unwrap();
+            match closed {
+                true => store.close(0).unwrap(),
+                false => drop(store),
+            }
+            disk.keep_moments();
+            let store = disk.open(options().grow_to(capacity(100))).unwrap();
+            let large = store.bounds().limit_bytes;
+            assert!(large > 2 * small);
+            drop(store);
+            let (mut moments, mut met) = (disk.take_moments(), [0, 0]);
+            moments.push(disk.fork());
+            assert!(moments.len() > 2);
+            for (n, moment) in moments.iter().enumerate() {
+                let cuts = [Cut::None, Cut::All, Cut::Pages, Cut::Sectors];
+                for (seed, cut) in (0..).zip(cuts.into_iter().cycle().take(16)) {
+                    let disk = moment.fork();
+                    disk.power_cut(cut, &mut Rng::new(seed));
+                    let store = disk.open(options()).unwrap();
+                    let limit = store.bounds().limit_bytes;
+                    let what = format!("{cut:?} before call {n}, seed {seed}");
+                    assert!(limit == small || limit == large, "{limit}, {what}");
+                    assert_eq!(unsettled(&store), kept, "{what}");
+                    met[usize::from(limit == large)] += 1;
+                    drop(store);
+                    let store = disk.open(options()).unwrap();
+                    assert_eq!(store.bounds().limit_bytes, limit, "{what}, opened again");
+                    // What it says it has room for, it takes.
+                    let full = fill_up(&store);
+                    assert_eq!(full > before * 3, limit == large, "{full} messages, {what}");
+                    drop(store);
+                    assert_eq!(disk.open(options()).unwrap().bounds().unsettled, full);
+                }
+            }
+            assert!(met[0] > 0 && met[1] > 0, "{met:?}");
+        }
+    }
+}
+
+/// Whoever asks for more than there is keeps a store that works.
+#[test]
+fn a_capacity_that_the_disk_has_no_room_for_stays_as_it_was() {
+    for preallocate in [false, true] {
+        let disk = SimDisk::new();
+        let options = || options().preallocate(preallocate);
+        let store = disk.open(options()).unwrap();
+        publish(&store).unwrap();
+        let limit = store.bounds().limit_bytes;
+        drop(store);
+        let len = disk.bytes().len();
+        // No room, as far as can be told ahead; and none when it comes to it.
+        for room in [Some(capacity(99)), None] {
+            if room.is_none() && !preallocate {
+                continue;
+            }
+            disk.limit(room);
+            if room.is_none() {
+                disk.fail(Fault::Reserve(0));
+            }
+            let store = disk.open(options().grow_to(capacity(100))).unwrap();
+            let growth = store.report().growth.clone();
+            let Some(Growth::Refused { capacity: kept, .. }) = growth else {
+                panic!("{growth:?}");
+            };
+            assert_eq!((kept, store.bounds().limit_bytes), (capacity(39), limit));
+            assert_eq!(disk.planned_faults(), 0);
+            publish(&store).unwrap();
+            drop(store);
+            assert_eq!(disk.bytes().len(), len);
+            let store = disk.open(options()).unwrap();
+            assert_eq!(
+                (store.report().growth.clone(), store.bounds().limit_bytes),
+                (None, limit)
+            );
+        }
+    }
+    // Nor is any address asked for that no store can have.
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("s");
+    drop(Store::open(&path, options()).unwrap());
+    for bytes in [u64::MAX, 1 << 50, 8 << 40] {
+        let store = Store::open(&path, options().grow_to(bytes)).unwrap();
+        let growth = store.report().growth.clone();
+        assert!(matches!(growth, Some(Growth::Refused { .. })), "{growth:?}");
+        assert_eq!(len(&path), SHORTEST);
+    }
+    // On a real disk, mapped for the larger capacity.
+    for preallocate in [false, true] {
+        let path = dir.path().join(format!("{preallocate}"));
+        drop(Store::open(&path, options().preallocate(preallocate)).unwrap());
+        let store = Store::open(&path, options().grow_to(capacity(60))).unwrap();
+        let before = store.bounds().limit_bytes;
+        fill(&store);
+        assert!(len(&path) > capacity(55) && len(&path) <= capacity(60));
+        let kept = unsettled(&store);
+        drop(store);
+        let store = Store::open(&path, options()).unwrap();
+        assert_eq!(
+            (unsettled(&store), store.bounds().limit_bytes),
+            (kept, before)
+        );
+    }
 }

@@ -245,7 +245,7 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
             Exit::Left,
             format!(
                 "the store stayed full for {}: {so_far}. Check that the server is \
-                 reachable, or use a store with a larger --capacity; nothing accepted is lost",
+                 reachable, or give the store a larger --capacity; nothing accepted is lost",
                 span(patience)
             ),
             true,

@@ -4,6 +4,7 @@ use std::io;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use super::grow::Plan;
 use super::{host, no_space, refused};
 use crate::error::OpenError;
 use crate::format::{
@@ -27,6 +28,8 @@ pub(super) struct Found {
     scan: Duration,
     /// How far the file [goes](reach).
     pub(super) reach: u64,
+    /// What to do about the capacity.
+    pub(super) plan: Option<Plan>,
 }
 
 impl Found {
@@ -43,6 +46,7 @@ impl Found {
             recovered,
             scan: begun.elapsed(),
             reach,
+            plan: None,
         })
     }
 }
@@ -145,7 +149,8 @@ pub(super) fn take_over(
     let Found {
         mut recovered,
         scan,
-        reach,
+        mut reach,
+        plan,
     } = found;
     if let Some(refused) = unopenable(path, medium.len(), &superblock, &recovered) {
         return Err(refused);
@@ -169,25 +174,28 @@ pub(super) fn take_over(
     let needed = segments_to_go_on(&superblock, &recovered, usable);
     if needed > usable {
         let to = SEGMENTS_AT + needed * superblock.segment_size;
-        if to > reach {
-            let reserved = medium.device().reserve(reach, to);
-            reserved.map_err(|error| no_space(path, "lengthen", to, error))?;
-        }
-        medium.adopt(to);
-        // What is left of a segment that was cut is given up, and must not speak at the next open.
         let end = SEGMENTS_AT + usable * superblock.segment_size;
-        let left = reach.min(to).saturating_sub(end) as usize;
-        medium.write(end, &vec![0; left]);
+        lengthen(&mut *medium, end, reach, to)
+            .map_err(|error| no_space(path, "lengthen", to, error))?;
+        reach = reach.max(to);
         file_len = file_len.max(to);
+    }
+    let mut segments = needed.max(usable);
+    let mut growth = None;
+    if let Some(mut plan) = plan {
+        segments = plan.carry_out(&mut superblock, &mut *medium, segments, reach);
+        growth = plan.growth;
+        file_len = file_len.max(medium.len());
     }
     let mut report = report(&recovered);
     report.created = created;
     report.generation = superblock.generation + 1;
     report.scan = scan;
     report.superblock_repaired = header.repair;
+    report.growth = growth;
 
     // What a growth or a return left unfinished is cut off; what a truncation took is given up.
-    superblock.segments = needed.max(usable);
+    superblock.segments = segments;
     recovered.state.resize(superblock.segments as usize);
     let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
     if superblock.segments > superblock.cap_segments {
@@ -252,6 +260,24 @@ pub(super) fn take_over(
     report.resync = begun.elapsed();
     report.next = log.bounds().next;
     Ok((log, report))
+}
+
+/// Gives segments their bytes, from `end` to `to`, in a file that goes to `reach`. What was there behind
+/// the end, of a segment that was cut or of a length that no superblock names, is given up, and must
+/// not speak at the next open.
+pub(super) fn lengthen(medium: &mut dyn Medium, end: u64, reach: u64, to: u64) -> io::Result<()> {
+    if to > reach {
+        medium.device().reserve(reach, to)?;
+    }
+    medium.adopt(to);
+    let zeros = [0; 64 << 10];
+    let (mut at, old) = (end, reach.min(to));
+    while at < old {
+        let n = (old - at).min(zeros.len() as u64);
+        medium.write(at, &zeros[..n as usize]);
+        at += n;
+    }
+    Ok(())
 }
 
 /// Writes the header of a segment of the log again where it cannot be read: its damage is

@@ -81,6 +81,10 @@ impl Device for MappedFile {
         reserve(&self.file, from, to)
     }
 
+    fn has_room(&self, len: u64, to: u64) -> io::Result<()> {
+        has_room(&self.file, len, to)
+    }
+
     fn fill_holes(&self, from: u64, to: u64) -> io::Result<()> {
         fill_holes(&self.file, from, to)
     }
@@ -152,6 +156,25 @@ fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     Ok(can)
 }
 
+/// Whether a file of `len` bytes can be made `to` bytes long, as far as can be told ahead.
+///
+/// # Errors
+/// No space, or the file size limit.
+pub(crate) fn has_room(file: &File, len: u64, to: u64) -> io::Result<()> {
+    within_file_size_limit(to)?;
+    is_left(file, to.saturating_sub(len))
+}
+
+/// Whether so many bytes are left where a file is.
+fn is_left(file: &File, bytes: u64) -> io::Result<()> {
+    let volume = rustix::fs::fstatvfs(file)?;
+    let left = volume.f_bavail.saturating_mul(volume.f_frsize);
+    match volume.f_blocks > 0 && bytes > left {
+        true => Err(Errno::NOSPC.into()),
+        false => Ok(()),
+    }
+}
+
 /// Gives blocks to the holes of a range. Nothing is written that was not read: should a file system
 /// call something a hole that is none, it is there as before.
 fn fill_holes(file: &File, from: u64, to: u64) -> io::Result<()> {
@@ -164,11 +187,7 @@ fn fill_holes(file: &File, from: u64, to: u64) -> io::Result<()> {
     let metadata = file.metadata()?;
     let missing = metadata.len().saturating_sub(metadata.blocks() * 512);
     let bytes: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
-    let volume = rustix::fs::fstatvfs(file)?;
-    let left = volume.f_bavail.saturating_mul(volume.f_frsize);
-    if volume.f_blocks > 0 && bytes.min(missing) > left {
-        return Err(Errno::NOSPC.into());
-    }
+    is_left(file, bytes.min(missing))?;
     for hole in holes {
         within_file_size_limit(hole.end)?;
         if allocate(file, hole.start, hole.end)? {

@@ -14,7 +14,7 @@ use std::sync::Arc;
 
 use crate::file::LockedFile;
 
-pub(crate) use file::reserve;
+pub(crate) use file::{has_room, reserve};
 pub(crate) use heap::Heap;
 pub(crate) use mapped::{ForkGuard, Mapped};
 
@@ -74,6 +74,14 @@ pub(crate) trait Device: Send + Sync {
     /// The file under it; `None`: it is none.
     fn file(&self) -> Option<&LockedFile> {
         None
+    }
+
+    /// Whether there is room for a medium of `to` bytes that has `len` now, as far as can be told.
+    ///
+    /// # Errors
+    /// There is none: as [`reserve`](Self::reserve).
+    fn has_room(&self, _len: u64, _to: u64) -> io::Result<()> {
+        Ok(())
     }
 
     /// As [`sync`](Self::sync), for what was written into this range of the mapping only.

@@ -484,6 +484,10 @@ impl Device for Begun {
         self.disk.write_around(offset, bytes)
     }
 
+    fn has_room(&self, len: u64, to: u64) -> io::Result<()> {
+        self.disk.has_room(len, to)
+    }
+
     fn reserve(&self, from: u64, to: u64) -> io::Result<()> {
         self.disk.reserve(from, to)
     }
@@ -589,6 +593,13 @@ impl Device for SimDisk {
         }
         match told {
             true => Err(io::Error::other("simulated write-back error")),
+            false => Ok(()),
+        }
+    }
+
+    fn has_room(&self, _len: u64, to: u64) -> io::Result<()> {
+        match self.image().room.is_some_and(|room| to > room) {
+            true => Err(io::ErrorKind::StorageFull.into()),
             false => Ok(()),
         }
     }

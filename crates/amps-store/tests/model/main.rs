@@ -91,12 +91,13 @@ fn what_long_runs_found() {
 }
 
 /// What many seeds must have met.
-const MET: [&str; 17] = [
+const MET: [&str; 18] = [
     "a clean close",
     "a crash behind a failed sync",
     "a flipped bit at the end, or nowhere",
     "a full disk",
     "a full store",
+    "a larger capacity",
     "a late refusal",
     "a late refusal without its message",
     "a power cut",

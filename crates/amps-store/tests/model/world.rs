@@ -8,8 +8,8 @@ use amps_store::testkit::{
     record_places, step,
 };
 use amps_store::{
-    AppendError, Envelope, Level, OpenError, Options, PublishStore, Rebase, Rejected, Store,
-    StoreError, StoredMessage,
+    AppendError, Envelope, Growth, Level, OpenError, Options, PublishStore, Rebase, Rejected,
+    Store, StoreError, StoredMessage,
 };
 
 mod damage;
@@ -73,6 +73,8 @@ pub(crate) struct World {
     /// Everything ever published, requeued copies included.
     payloads: BTreeMap<u64, Vec<u8>>,
     options: Options,
+    /// The capacity is raised to this, in a later open.
+    larger: Option<u64>,
     /// No acknowledgement comes.
     backlog: bool,
     /// Syncs take time: life goes on between their beginning and their end.
@@ -120,6 +122,8 @@ impl World {
             numbers: Some((0, None)),
             payloads: BTreeMap::new(),
             options,
+            // None of the seeds that stand for what they found.
+            larger: (seed % 7 == 6).then_some(2 * capacity),
             backlog: false,
             takes_time: false,
             meanwhile: Meanwhile::default(),
@@ -139,6 +143,15 @@ impl World {
 
     fn meet(&mut self, what: &'static str) {
         *self.met.entry(what).or_default() += 1;
+    }
+
+    /// How the store is opened again.
+    fn again(&self) -> Options {
+        let options = self.options.clone();
+        match self.larger {
+            Some(bytes) if self.run > 1 => options.grow_to(bytes),
+            _ => options,
+        }
     }
 
     fn store(&self) -> &Store {
@@ -544,7 +557,7 @@ impl World {
             return None;
         }
         self.disk.keep_moments();
-        drop(self.disk.open(self.options.clone()));
+        drop(self.disk.open(self.again()));
         let moments = self.disk.take_moments();
         let n = self.rng.below(moments.len() as u64) as usize;
         let cut = [Cut::None, Cut::All, Cut::Pages, Cut::Sectors][self.rng.below(4) as usize];
@@ -582,7 +595,7 @@ impl World {
     /// later.
     fn reopen(&mut self, at_least: u64, at_most: u64) {
         let store = loop {
-            match self.disk.open(self.options.clone()) {
+            match self.disk.open(self.again()) {
                 Ok(store) => break store,
                 // A planned failure hits the open; the next one must not be misled.
                 Err(OpenError::Io { error, .. }) if error.to_string().contains("simulated") => {
@@ -592,6 +605,9 @@ impl World {
                 Err(e) => panic!("open: {e}"),
             }
         };
+        if let Some(Growth::Grown { .. }) = store.report().growth {
+            self.meet("a larger capacity");
+        }
         let report = store.report().clone();
         self.trace
             .push(format!("open: {report}, ordinal {}", report.last_ordinal));
