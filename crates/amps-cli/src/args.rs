@@ -207,8 +207,12 @@ pub(crate) struct Sending {
     pub(crate) status_interval: Option<Duration>,
     /// Should the file of the store be removed while it is open: write what is left at the end to
     /// this new store.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "store")]
     pub(crate) evacuate_to: Option<PathBuf>,
+    /// Mode of a store that is created now, as in 640, in place of 600; with --evacuate-to of that one,
+    /// never more open than the store itself.
+    #[arg(long, value_name = "OCTAL", value_parser = units::mode, requires = "store")]
+    pub(crate) mode: Option<u32>,
     /// Send each message's sequence as command id, for servers whose refusals name no message
     /// otherwise.
     #[arg(long)]
@@ -239,9 +243,6 @@ pub(crate) struct Publish {
     /// for 64KiB. The capacity must have room for six times four. Up to 32767KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) max_message: Option<u64>,
-    /// Mode of a store that is created now, as in 640, in place of 600.
-    #[arg(long, value_name = "OCTAL", value_parser = units::mode, requires = "store")]
-    pub(crate) mode: Option<u32>,
     /// How long to wait for a store that another process has open or a repair is reading.
     #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = units::duration)]
     pub(crate) lock_timeout: Duration,

@@ -17,7 +17,10 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
     let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
     let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
-    let options = Options::new().lock_timeout(args.lock_timeout);
+    let mut options = Options::new().lock_timeout(args.lock_timeout);
+    if let Some(mode) = args.sending.mode {
+        options = options.mode(mode);
+    }
     let store = Store::open_existing(&args.store, options).map_err(|e| Failure::open(&e))?;
     sending::run(Job {
         store,
@@ -27,6 +30,7 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
         flush_timeout: args.sending.flush_timeout,
         status_interval: args.sending.status_interval,
         evacuate_to: args.sending.evacuate_to,
+        mode: args.sending.mode,
         publish_ids: args.sending.publish_ids,
         heartbeat: args.sending.watching.heartbeat,
         input: None,

@@ -80,6 +80,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         }),
         status_interval: args.sending.status_interval,
         evacuate_to: args.sending.evacuate_to,
+        mode: args.sending.mode,
         stop,
         json,
     })
@@ -91,12 +92,6 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
 }
 
 fn open_store(args: &Publish) -> Result<Store, Failure> {
-    if args.store.is_none() && args.sending.evacuate_to.is_some() {
-        return Err(Failure::new(
-            Exit::Usage,
-            "--evacuate-to needs --store FILE: it is for a file that is removed",
-        ));
-    }
     if args.store.is_none() && args.durability != Level::Os {
         return Err(Failure::new(
             Exit::Usage,
@@ -115,7 +110,7 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
     if let Some(message) = args.max_message {
         options = options.max_message(message);
     }
-    if let Some(mode) = args.mode {
+    if let Some(mode) = args.sending.mode {
         options = options.mode(mode);
     }
     let store = match &args.store {

@@ -20,7 +20,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
 use crate::signals::Stop;
-use crate::store::{tell_new_volume, tell_volume};
+use crate::store::{tell_mode, tell_new_volume, tell_volume};
 use crate::units::span;
 
 pub(crate) use self::feed::Input;
@@ -44,6 +44,8 @@ pub(crate) struct Job {
     pub(crate) status_interval: Option<Duration>,
     /// Where to write what is left if the store's file is removed.
     pub(crate) evacuate_to: Option<PathBuf>,
+    /// The mode that was asked for.
+    pub(crate) mode: Option<u32>,
     /// Publishes carry their sequence as command id.
     pub(crate) publish_ids: bool,
     pub(crate) heartbeat: Heartbeat,
@@ -66,6 +68,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         flush_timeout,
         status_interval,
         evacuate_to,
+        mode,
         publish_ids,
         heartbeat,
         input,
@@ -142,7 +145,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     // way of a look.
     let mut place = store.place().unwrap_or_default();
     let evacuated = match evacuate_to {
-        Some(to) if place == Place::Gone => evacuate(&store, to),
+        Some(to) if place == Place::Gone => evacuate(&store, to, mode),
         _ => None,
     };
     let patience = if flushed { CLOSE } else { Duration::ZERO };
@@ -333,7 +336,7 @@ fn tell_growth(out: &SideOutput, path: Option<&Path>, store: &Store) {
 
 /// Saves what is left in a store that is gone; where, if that could be done. On the spot: the
 /// report is all that still waits, and where no thread can be made this needs none.
-fn evacuate(store: &Store, to: PathBuf) -> Option<PathBuf> {
+fn evacuate(store: &Store, to: PathBuf, mode: Option<u32>) -> Option<PathBuf> {
     let saved = match store.evacuate(&to, Level::Os) {
         // Whatever was granted may have been sent.
         Ok(fresh) => fresh.close(u64::MAX).map_err(|e| e.to_string()),
@@ -341,6 +344,7 @@ fn evacuate(store: &Store, to: PathBuf) -> Option<PathBuf> {
     };
     match saved {
         Ok(()) => {
+            tell_mode(&to, mode);
             tell_new_volume(&to);
             Some(to)
         }

@@ -296,13 +296,14 @@ impl Fed {
 /// be drained from there.
 #[test]
 fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
+    use std::os::unix::fs::PermissionsExt as _;
     for evacuates in [false, true] {
         let dir = Dir::new();
         let (path, saved) = (dir.path("a.store"), dir.path("saved.store"));
         let saved_to = saved.to_str().unwrap();
         let more: &[&str] = match evacuates {
             false => &[],
-            true => &["--evacuate-to", saved_to],
+            true => &["--evacuate-to", saved_to, "--mode", "640"],
         };
         let mut publisher = Fed::start(&path, &ALONE, more);
         publisher.feed("one");
@@ -332,6 +333,8 @@ fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
             }
             true => {
                 assert_eq!(report["evacuated_to"], saved_to);
+                let mode = fs::metadata(&saved).unwrap().permissions().mode();
+                assert_eq!(mode & 0o7777, 0o640);
                 let info = run(&mut store(&["info"], &saved)).expect(0).report();
                 assert_eq!(
                     (&info["unsettled"], &info["state"]),
