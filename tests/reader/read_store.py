@@ -3,7 +3,9 @@
 
 First the next sequence and the resume tag in hex; then one line per record of the log in log
 order, tab separated: ordinal, offset, kind, sequence, state, topic, payload in hex.
-Exit code 0: whole; 3: damaged; 1: not a store; 4: its creation was never finished."""
+Exit code 0: whole; 3: damaged; 1: not a store; 4: its creation was never finished.
+Where both superblocks are damaged it lists by what stands in for them."""
+import math
 import struct
 import sys
 import zlib
@@ -36,7 +38,63 @@ def superblock(data):
     if best is None and unfinished(data):
         print("its creation was never finished", file=sys.stderr)
         sys.exit(4)
+    if best is None and (best := stand_in(data)):
+        print("both superblocks are damaged", file=sys.stderr)
     return best or sys.exit("not a publish store")
+
+
+def unwound(crc, data):
+    """The register that leads over data to this CRC."""
+    register = crc ^ 0xFFFFFFFF
+    for byte in reversed(data):
+        for _ in range(8):
+            odd = register >> 31
+            register = ((register ^ 0xEDB88320 * odd) << 1 | odd) & 0xFFFFFFFF
+        register ^= byte
+    return register ^ 0xFFFFFFFF
+
+
+def stand_in(data):
+    """What stands in for a superblock, or None."""
+    told = {}
+    for at in range(2 * BLOCK, len(data), BLOCK):
+        if not told and at >= 2 * BLOCK + (1 << 28):
+            break
+        b = data[at:at + STAMP]
+        if len(b) == STAMP and b[4:8] == b"SEG1" and b[24] <= 1:
+            key = unwound(struct.unpack_from("<I", b)[0], b[4:]) ^ seed(0, at)
+            told.setdefault(key, []).append(at)
+    keys = sorted(told, key=lambda key: (-len(told[key]), told[key][0]))
+    look = {key: Reader.by_key(data, key).look for key in keys}
+    fitting = [k for k in keys if any(look[k](at + STAMP, len(data)) for at in told[k])]
+    keys = fitting or [k for k in keys[:1] if len(told[k]) > 1]
+    if not keys:
+        return None
+    key, room = keys[0], len(data) - 2 * BLOCK
+    starts = told[key]
+
+    def distance(starts):
+        size = math.gcd(*(at - 2 * BLOCK for at in starts))
+        return size, size % BLOCK == 0 and 2 * BLOCK <= size <= 1 << 27
+
+    size, sound = distance(starts)
+    if not sound or sum(at + size <= len(data) for at in starts) < room // size:
+        at, end, begun = 2 * BLOCK, 0, []
+        while at < len(data):
+            record = look[key](at, len(data))
+            if record and record["seq"] == 0 and at % BLOCK == STAMP and end <= at - STAMP:
+                begun.append(at - STAMP)
+            end = at + record["stride"] if record else end
+            at = end if record else at + 8
+        by_records, by_records_sound = distance(starts + begun)
+        if by_records_sound:
+            size, sound = by_records, True
+        elif by_records == 0:
+            size, sound = min(room // BLOCK * BLOCK, 1 << 27), True
+    if not sound or room < size:
+        return None
+    return dict(key=key, size=size, segments=room // size, grant=0, number_floor=0, generation=0,
+                closed_at=0, evacuated=0, stand_in=True)
 
 
 def unfinished(data):
@@ -66,6 +124,13 @@ class Reader:
         self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
         self.damaged |= self.there < self.sb["segments"]
         self.recover()
+
+    @classmethod
+    def by_key(cls, data, key):
+        """One that looks at places, whatever the segments."""
+        reader = cls.__new__(cls)
+        reader.data, reader.sb, reader.max = data, {"key": key}, (1 << 25) - 8
+        return reader
 
     def fits(self, at, end):
         return zlib.crc32(self.data[at + 4:end], seed(self.sb["key"], at)) == \
@@ -414,7 +479,7 @@ def main():
             topic, payload = t, r["body"][r["env"]:]
         print(r["ordinal"], r["at"], r["kind"], r["seq"], r["state"], topic, payload.hex(),
               sep="\t")
-    return 3 if reader.damaged else 0
+    return 3 if reader.damaged or "stand_in" in reader.sb else 0
 
 
 if __name__ == "__main__":
