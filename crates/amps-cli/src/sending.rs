@@ -13,7 +13,7 @@ use std::time::Duration;
 use amps_client::Client;
 use amps_client::connector::Connector;
 use amps_sandbox::Sandbox;
-use amps_store::{Growth, Level, Place, PublishStore as _, Store, StoreError};
+use amps_store::{EvacuateError, Growth, Level, Place, PublishStore as _, Store, StoreError};
 
 use crate::args::Heartbeat;
 use crate::failure::{Exit, Failure};
@@ -337,25 +337,28 @@ fn tell_growth(out: &SideOutput, path: Option<&Path>, store: &Store) {
 /// Saves what is left in a store that is gone; where, if that could be done. On the spot: the
 /// report is all that still waits, and where no thread can be made this needs none.
 fn evacuate(store: &Store, to: PathBuf, mode: Option<u32>) -> Option<PathBuf> {
-    let saved = match store.evacuate(&to, Level::Os) {
+    let untidy = match store.evacuate(&to, Level::Os) {
         // Whatever was granted may have been sent.
-        Ok(fresh) => fresh.close(u64::MAX).map_err(|e| e.to_string()),
-        Err(error) => Err(error.to_string()),
-    };
-    match saved {
-        Ok(()) => {
-            tell_mode(&to, mode);
-            tell_new_volume(&to);
-            Some(to)
-        }
+        Ok(fresh) => fresh.close(u64::MAX).err().map(|e| {
+            let to = to.display();
+            format!("the new store {to} is whole, and was not closed cleanly: {e}")
+        }),
+        // To send it is another run's affair.
+        Err(error @ EvacuateError::Reopen { .. }) => Some(error.to_string()),
         Err(error) => {
+            let to = to.display();
             say(&format!(
-                "error: what is left could not be saved in {}: {error}",
-                to.display()
+                "error: what is left could not be saved in {to}: {error}"
             ));
-            None
+            return None;
         }
+    };
+    if let Some(untidy) = untidy {
+        say(&format!("note: {untidy}"));
     }
+    tell_mode(&to, mode);
+    tell_new_volume(&to);
+    Some(to)
 }
 
 /// What to say of a store whose file is gone.

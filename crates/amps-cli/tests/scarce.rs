@@ -14,14 +14,14 @@
 
 mod common;
 
-use std::io::{BufRead as _, BufReader};
+use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::net::UdpSocket;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
-use common::{Dir, Server, ran};
+use common::{Dir, NOBODY, Server, ran};
 use serde_json::Value;
 
 /// Says loudly that nothing was tried.
@@ -106,6 +106,54 @@ fn with_few_threads_a_run_sends_everything_or_says_what_it_lacks() {
         }
     }
     assert!(sent > 0 && refused > 0, "{sent} sent, {refused} refused");
+}
+
+/// What is left is saved without a thread more than the run has: the new store could not be opened
+/// for want of one, and was said not to be there.
+#[test]
+fn what_a_removed_store_held_is_saved_where_no_thread_can_be_made() {
+    let dir = Dir::new();
+    let program = dir.path("amps");
+    std::fs::copy(env!("CARGO_BIN_EXE_amps"), &program).unwrap();
+    for path in [&dir.path(""), &program] {
+        std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o777)).unwrap();
+    }
+    let works = limited(64, &program).arg("--version").output();
+    if !works.is_ok_and(|works| works.status.success()) {
+        return skipped("no command can be run as another user (needs root, setpriv, prlimit)");
+    }
+    let (store, saved) = (dir.path("a.store"), dir.path("saved.store"));
+    let mut command = limited(64, &program);
+    command.args(["--json", "publish", "--topic", "t", "--announce"]);
+    command.args(["--server", NOBODY, "--flush-timeout", "0s", "--store"]);
+    command.arg(&store).arg("--evacuate-to").arg(&saved);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut publisher = command.stderr(Stdio::piped()).spawn().unwrap();
+    let mut output = BufReader::new(publisher.stdout.take().unwrap());
+    let mut stored = String::new();
+    writeln!(publisher.stdin.as_ref().unwrap(), "one").unwrap();
+    while !stored.contains("\"stored\"") {
+        stored.clear();
+        assert!(output.read_line(&mut stored).unwrap() > 0, "it is stored");
+    }
+    // As that user: not every root may limit others.
+    let mut no_more = Command::new("setpriv");
+    no_more.args(["--reuid", USER, "--clear-groups", "prlimit"]);
+    no_more.arg(format!("--pid={}", publisher.id()));
+    assert!(no_more.arg("--nproc=1").status().unwrap().success());
+    std::fs::remove_file(&store).unwrap();
+    drop(publisher.stdin.take());
+    let mut rest = String::new();
+    output.read_to_string(&mut rest).unwrap();
+    let ended = ran(publisher.wait_with_output().unwrap());
+    assert_eq!(ended.code, Some(5), "{}", ended.stderr);
+    assert!(ended.stderr.contains("thread"), "{}", ended.stderr);
+    assert!(!ended.stderr.contains("panicked"), "{}", ended.stderr);
+    let report: Value = serde_json::from_str(rest.lines().last().unwrap()).unwrap();
+    assert_eq!(report["store"], "gone");
+    assert_eq!(report["evacuated_to"], saved.to_str().unwrap());
+    let info = common::run(common::amps().args(["--json", "store", "info"]).arg(&saved));
+    assert_eq!(info.expect(0).report()["unsettled"], 1);
 }
 
 /// Set in the namespaces that the test makes for itself.

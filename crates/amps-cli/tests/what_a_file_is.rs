@@ -135,6 +135,32 @@ fn a_store_that_no_open_takes_is_called_damaged() {
     }
 }
 
+/// Its segment headers tell that it is one, of this format, and `repair` mends it.
+#[test]
+fn a_store_without_superblocks_is_damaged_for_all_but_repair() {
+    let dir = Dir::new();
+    let headless = other(&dir, "headless", |b| {
+        b[100] ^= 1;
+        b[4096 + 100] ^= 1;
+    });
+    let before = fs::read(&headless).unwrap();
+    for mut command in commands(&dir, &headless) {
+        let has = |what: &str| command.get_args().any(|word| word == what);
+        if has("repair") {
+            run(&mut command).expect(0);
+            continue;
+        }
+        let is_data = has("export");
+        let ran = run(&mut command).expect(3).says(&["damaged", "repair"]);
+        if !is_data {
+            let report = ran.report();
+            assert_eq!(report["error"], "damaged", "{command:?}");
+            assert_eq!(report["code"], 3, "{command:?}");
+        }
+    }
+    assert_eq!(fs::read(&headless).unwrap(), before, "it is as it was");
+}
+
 /// Only a report that nobody printed knew of it.
 #[test]
 fn a_file_system_that_keeps_no_promise_is_told() {

@@ -83,15 +83,15 @@ impl Shared {
     ) -> MutexGuard<'a, Core> {
         core.helper_sleeps = true;
         let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
-        let due = wait.into_iter().chain(retry_in).min();
         let look = self.look_due(&core);
-        let mut core = match due.into_iter().chain(look).min() {
+        let mut core = match wait.into_iter().chain(retry_in).chain(look).min() {
             Some(wait) => {
                 let (mut core, ended) = self
                     .work
                     .wait_timeout(core, wait)
                     .unwrap_or_else(PoisonError::into_inner);
-                if ended.timed_out() && due == Some(wait) {
+                // Whichever of them it was: a look comes a little more often than a retry is due.
+                if ended.timed_out() {
                     core.log.space.retry_growth();
                 }
                 core

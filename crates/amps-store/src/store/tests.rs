@@ -2,6 +2,7 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::api::Signal;
+use crate::calls::{Call, FailingCalls, fail_calls, watch_calls};
 use crate::index::make_spares;
 use crate::space::Job;
 use crate::testkit::{Fault, SimDisk};
@@ -435,4 +436,57 @@ fn growth_begins_before_a_message_finds_no_room() {
             _ => panic!("the file grows first"),
         }
     }
+}
+
+/// Whether the file is there is looked at a little more often than growth is tried again: each look
+/// put the next try off, and who waited for room had none when the disk had.
+#[test]
+fn growth_is_tried_again_however_often_the_file_is_looked_at() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let options = Options::new().capacity(64 << 10);
+    let (log, report) = file::open(&path, &options, Missing::Create).unwrap();
+    let store = Store::new(log, report, &options, None, Upkeep::Thread, Some(path));
+    let shared = &store.inner.shared;
+    std::thread::scope(|scope| {
+        let (tries, tried) = std::sync::mpsc::channel();
+        let (looks, looked) = std::sync::mpsc::channel();
+        scope.spawn(move || {
+            fail_calls(Some(FailingCalls {
+                call: Call::Allocate,
+                after: 0,
+                for_ever: true,
+                errno: rustix::io::Errno::NOSPC.raw_os_error(),
+            }));
+            watch_calls(Some(Box::new(move |call| {
+                // Nobody listens any more at the end.
+                let _ = match call {
+                    Call::Allocate => tries.send(()),
+                    Call::Stat => looks.send(()),
+                    _ => Ok(()),
+                };
+            })));
+            shared.help();
+            watch_calls(None);
+            fail_calls(None);
+        });
+        let full = loop {
+            match store.append(&Envelope::publish("t"), &[0; 1000]) {
+                Ok(_) | Err(AppendError::MakingRoom { .. }) => {}
+                Err(error) => break error,
+            }
+        };
+        // From here on nobody asks for room: what was tried before is over with the next look.
+        while looked.try_recv().is_ok() {}
+        looked.recv().unwrap();
+        while tried.try_recv().is_ok() {}
+        for _ in 0..4 {
+            looked.recv().unwrap();
+        }
+        let again = tried.try_recv();
+        shared.lock().stop = true;
+        shared.work.notify_all();
+        assert!(matches!(full, AppendError::NoSpace { .. }), "{full}");
+        assert!(again.is_ok(), "looks, and no try");
+    });
 }
