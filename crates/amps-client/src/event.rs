@@ -213,7 +213,7 @@ pub enum Event {
     },
     /// The store failed; what follows from it is said in the error.
     StoreFailed {
-        /// What the client was doing.
+        /// What could not be done, as in "settle messages".
         doing: &'static str,
         /// The store's word.
         error: String,

@@ -143,6 +143,16 @@ pub enum StoreError {
 }
 
 impl StoreError {
+    /// What happened, without what to do about it: for words that end with an advice of their own.
+    pub(crate) fn cause(&self) -> String {
+        match self {
+            StoreError::NoSpace { what, error, .. } => format!("no space to {what}: {error}"),
+            StoreError::SyncFailed(why) => why.clone(),
+            StoreError::Damaged { offset } => format!("the record at offset {offset} is damaged"),
+            other => other.to_string(),
+        }
+    }
+
     /// The same of a failure after which nothing becomes durable any more.
     pub(crate) fn final_io(what: &'static str, error: &io::Error) -> Self {
         let mut failed = Self::io(what, error);
@@ -350,5 +360,28 @@ mod tests {
         assert!(passing.contains("try again"), "{passing}");
         let last = StoreError::final_io("write the superblock", &error).to_string();
         assert!(last.contains("save it") && !last.contains("try again"));
+    }
+
+    /// "no space to grow the store: no space to grow the store", and one advice behind another.
+    #[test]
+    fn an_error_inside_another_says_what_happened_and_gives_no_second_advice() {
+        use crate::{EvacuateError, inspect::RepairError};
+        let full = || StoreError::io("fill the new file", &io::ErrorKind::StorageFull.into());
+        let failed = || StoreError::SyncFailed("EIO".into());
+        for error in [
+            EvacuateError::Write(full()).to_string(),
+            RepairError::Write(full()).to_string(),
+            StoreError::SyncFailed(full().cause()).to_string(),
+            EvacuateError::Write(failed()).to_string(),
+            RepairError::Write(failed()).to_string(),
+            StoreError::SyncFailed(failed().cause()).to_string(),
+            StoreError::SyncFailed(StoreError::Damaged { offset: 8 }.cause()).to_string(),
+        ] {
+            for once in ["sync failed", "free some", "save it", "no space"] {
+                assert!(error.matches(once).count() <= 1, "{once}: {error}");
+            }
+            let ends = error.contains("try again") || error.contains("verify");
+            assert!(!ends, "the advice of what is inside: {error}");
+        }
     }
 }

@@ -33,7 +33,7 @@ pub enum EvacuateError {
         error: io::Error,
     },
     /// The new store cannot be written.
-    #[error("cannot write the new store: {0}; free some space or choose another device")]
+    #[error("cannot write the new store: {}; free some space or choose another device", .0.cause())]
     Write(StoreError),
     /// The new store cannot be begun.
     #[error(transparent)]

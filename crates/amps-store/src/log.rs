@@ -181,6 +181,14 @@ impl Log {
         self.space.turned_away();
         let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
         match self.space.growth_error() {
+            Some(StoreError::NoSpace { error, .. } | StoreError::Io { error, .. }) => {
+                AppendError::NoSpace {
+                    error: error.clone(),
+                    live,
+                    limit,
+                    needed,
+                }
+            }
             Some(error) => AppendError::NoSpace {
                 error: error.to_string(),
                 live,
@@ -354,7 +362,7 @@ impl Log {
         match done {
             Ok(value) => Some(value),
             Err(error) => {
-                self.failed.get_or_insert_with(|| error.to_string());
+                self.failed.get_or_insert_with(|| error.cause());
                 None
             }
         }

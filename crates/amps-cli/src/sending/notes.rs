@@ -205,7 +205,7 @@ async fn tell_events(
                 }
                 moved(&store, place)
             }
-            Event::StoreFailed { doing, error } => format!("{store} failed while {doing}: {error}"),
+            Event::StoreFailed { doing, error } => format!("{store} could not {doing}: {error}"),
             Event::SendingStopped { through } => format!(
                 "nothing above sequence {through} is sent for now: {store} cannot make it durable"
             ),

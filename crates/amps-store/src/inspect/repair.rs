@@ -150,7 +150,7 @@ pub enum RepairError {
     #[error("cannot read the old store: {0}")]
     Read(#[source] io::Error),
     /// The new store cannot be written.
-    #[error("cannot write the new store: {0}")]
+    #[error("cannot write the new store: {}; free some space or choose another place", .0.cause())]
     Write(#[from] StoreError),
     /// The new store cannot be reached.
     #[error("cannot create the new store: {0}")]

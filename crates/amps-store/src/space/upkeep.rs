@@ -251,7 +251,7 @@ impl Log {
     pub(super) fn found_damage(&mut self, offset: u64) -> Result<(), StoreError> {
         self.space.collecting = None;
         let why = StoreError::Damaged { offset };
-        self.failed.get_or_insert_with(|| why.to_string());
+        self.failed.get_or_insert_with(|| why.cause());
         Err(why)
     }
 
