@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
@@ -70,11 +71,12 @@ struct Held {
 pub(crate) struct Watched {
     pub(crate) book: Book,
     pub(crate) store: Arc<dyn PublishStore>,
-    /// Counts the moves of the store's durable mark, a failed sync included.
+    /// Counts the moves of the store's durable mark, and what ends them.
     pub(crate) durable: watch::Sender<u64>,
-    /// Apart from the book: the store may tell of a failed sync from inside an append, and
-    /// appends run under the book's lock.
-    sync_error: Mutex<Option<StoreError>>,
+    /// The store's file is gone, and what was durable in it with it.
+    pub(crate) gone: AtomicBool,
+    /// The store said that nothing becomes durable any more.
+    pub(crate) sync_failed: AtomicBool,
 }
 
 impl Watched {
@@ -83,7 +85,8 @@ impl Watched {
             book: Book::default(),
             store,
             durable: watch::Sender::new(0),
-            sync_error: Mutex::new(None),
+            gone: AtomicBool::new(false),
+            sync_failed: AtomicBool::new(false),
         }
     }
 
@@ -91,20 +94,6 @@ impl Watched {
     pub(crate) fn close(&self) {
         self.book.close();
         self.durable.send_modify(|moves| *moves += 1);
-    }
-
-    pub(crate) fn sync_failed(&self, error: StoreError) {
-        self.sync_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get_or_insert(error);
-    }
-
-    fn sync_error(&self) -> Option<StoreError> {
-        self.sync_error
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
     }
 }
 
@@ -153,7 +142,8 @@ impl Receipt {
     /// Cancel safe.
     ///
     /// # Errors
-    /// A sync failed, now or before: the store can make nothing durable any more. Or the
+    /// A sync failed, now or before: the store can make nothing durable any more. Or its file was
+    /// removed, which takes what was durable as well ([`StoreError::Gone`]). Or the
     /// store is in memory ([`StoreError::InMemory`]). Or the client is closed and left the
     /// message undurable, or the message went out without a store, which makes nothing
     /// durable ([`StoreError::Closed`]).
@@ -165,16 +155,20 @@ impl Receipt {
         let mut moved = watched.durable.subscribe();
         loop {
             moved.borrow_and_update();
+            if watched.gone.load(Ordering::Acquire) {
+                return Err(StoreError::Gone);
+            }
             if watched.store.durable().sequence >= self.sequence {
                 return Ok(());
             }
-            if let Some(error) = watched.sync_error() {
-                return Err(error);
+            // Before the rest: the store knows why nothing becomes durable any more.
+            watched.store.request_sync()?;
+            if watched.sync_failed.load(Ordering::Acquire) {
+                return Err(StoreError::SyncFailed("so the store says".into()));
             }
             if watched.book.is_closed() {
                 return Err(StoreError::Closed);
             }
-            watched.store.request_sync()?;
             if moved.changed().await.is_err() {
                 return Err(StoreError::Closed);
             }

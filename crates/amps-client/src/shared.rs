@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amps_store::{Envelope, Place, PublishStore, Signal, StoreError};
+use amps_store::{Envelope, Place, PublishStore, Signal};
 use tokio::sync::{Notify, broadcast, watch};
 
 use crate::delivery::{Flushed, Totals};
@@ -177,8 +177,7 @@ impl Shared {
             }
             Signal::SyncFailed => {
                 if let Some(watched) = &self.watched {
-                    let error = "a sync failed while the store was open".to_owned();
-                    watched.sync_failed(StoreError::SyncFailed(error));
+                    watched.sync_failed.store(true, Ordering::Release);
                 }
                 self.sync_failed.store(true, Ordering::Release);
                 self.durable_moved();
@@ -204,7 +203,7 @@ impl Shared {
                 self.standing().moved = (place != Place::There).then(|| event.clone());
                 if place == Place::Gone {
                     if let Some(watched) = &self.watched {
-                        watched.sync_failed(StoreError::Gone);
+                        watched.gone.store(true, Ordering::Release);
                     }
                     self.store_gone.store(true, Ordering::Release);
                     self.durable_moved();

@@ -70,10 +70,10 @@ async fn a_sync_that_fails_under_a_client_ends_sending_and_is_told() {
     assert_eq!(peer.publishes_to(1).await.len(), 1);
     disk.fail(Fault::Sync(0));
     let second = client.publish("orders", "two").await.unwrap();
-    assert!(matches!(
-        second.durable().await,
-        Err(StoreError::SyncFailed(_))
-    ));
+    let failed = second.durable().await.expect_err("it is not");
+    assert!(matches!(failed, StoreError::SyncFailed(_)));
+    let said = failed.to_string();
+    assert_eq!(said.matches("a sync failed").count(), 1, "{said}");
     let through = told(&mut events, |event| match event {
         Event::SendingStopped { through } => Some(*through),
         _ => None,

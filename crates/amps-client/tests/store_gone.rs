@@ -31,6 +31,7 @@ async fn what_is_stored_is_sent_when_the_file_is_gone() {
     let (builder, mut listener) = pair();
     let client = builder.store(store.clone()).open().await.unwrap();
     let receipt = client.publish("orders", "1").await.unwrap();
+    receipt.durable().await.unwrap();
     let last = client.publish("orders", "2").await.unwrap();
     fs::remove_file(&path).unwrap();
     assert_eq!(moved(&client).await, Place::Gone);
@@ -48,7 +49,10 @@ async fn what_is_stored_is_sent_when_the_file_is_gone() {
         PublishFailure::Store(AppendError::Store(StoreError::Gone))
     ));
     assert!(!error.is_retryable() && **error.message.payload() == *b"3");
-    assert!(matches!(receipt.durable().await, Err(StoreError::Gone)));
+    for receipt in [&receipt, &last] {
+        let durable = receipt.durable().await;
+        assert!(matches!(durable, Err(StoreError::Gone)), "{durable:?}");
+    }
 
     // The server comes late, and gets both: the first one under a grant raised since.
     let mut peer = Peer::logged_on(&mut listener, 0).await;

@@ -487,6 +487,29 @@ fn growth_is_tried_again_however_often_the_file_is_looked_at() {
         shared.lock().stop = true;
         shared.work.notify_all();
         assert!(matches!(full, AppendError::NoSpace { .. }), "{full}");
+        let said = full.to_string();
+        assert_eq!(said.matches("no space to").count(), 1, "{said}");
         assert!(again.is_ok(), "looks, and no try");
     });
+}
+
+/// A sync that ends when the file is gone vouches for nothing.
+#[test]
+fn nothing_becomes_durable_in_a_file_that_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let options = Options::new().capacity(64 << 10).level(Level::Disk);
+    let store = Store::open_by_steps(&path, &options).unwrap();
+    while store.step().unwrap() {}
+    let appended = store.append(&Envelope::publish("t"), b"x").unwrap();
+    std::fs::remove_file(&path).unwrap();
+    assert_eq!(store.place().unwrap(), Place::Gone);
+    while store.step().unwrap() {}
+    let core = store.inner.shared.lock();
+    assert!(
+        core.log.durable.ordinal >= appended.ordinal,
+        "it was synced"
+    );
+    drop(core);
+    assert!(store.durable().ordinal < appended.ordinal);
 }
