@@ -103,6 +103,14 @@ fn points(random: &mut Random, kills: u64, lines: u64) -> Vec<u64> {
     points
 }
 
+/// The first kill meets work whatever the machine does; how many do is its affair.
+#[track_caller]
+fn assert_at_work(struck: u64) {
+    println!("{struck} of {KILLS} kills met a publisher at work");
+    let least = if full_size() { KILLS / 2 } else { 1 };
+    assert!(struck >= least, "{struck} kills met a publisher at work");
+}
+
 #[test]
 fn a_publisher_killed_twenty_times_publishes_each_line_once_and_in_order() {
     let mut random = Random::new("publisher killed");
@@ -120,10 +128,7 @@ fn a_publisher_killed_twenty_times_publishes_each_line_once_and_in_order() {
         killed += u64::from(reaches(&mut publisher, point));
         publisher.kill();
     }
-    assert!(
-        killed > KILLS / 2,
-        "only {killed} publishers were killed at work"
-    );
+    assert_at_work(killed);
     assert_eq!(publisher(&server, &dir, &input).wait(), Some(0));
     assert_exactly_once(&server, &content, count);
 }
@@ -138,8 +143,9 @@ fn server_and_publisher_killed_in_turn_lose_and_repeat_nothing() {
     let mut server = Server::start(Some(&dir.path("journal")), &[]);
 
     let mut current = publisher(&server, &dir, &input);
+    let mut struck = 0;
     for point in points(&mut random, KILLS, count) {
-        reaches(&mut current, point);
+        struck += u64::from(reaches(&mut current, point));
         if random.below(2) == 0 {
             server.kill_and_restart();
         } else {
@@ -147,6 +153,7 @@ fn server_and_publisher_killed_in_turn_lose_and_repeat_nothing() {
             current = publisher(&server, &dir, &input);
         }
     }
+    assert_at_work(struck);
     assert_eq!(current.wait(), Some(0));
     assert_exactly_once(&server, &content, count);
 }
@@ -181,8 +188,9 @@ fn a_subscriber_sees_each_line_once_over_restarts_of_the_server() {
         (seen, subscriber.wait())
     });
     let mut publisher = publisher(&server, &dir, &input);
-    for point in points(&mut random, 5, count) {
-        reaches(&mut publisher, point);
+    for (n, point) in points(&mut random, 5, count).into_iter().enumerate() {
+        let at_work = reaches(&mut publisher, point);
+        assert!(at_work || n > 0, "the first one meets a publisher at work");
         server.kill_and_restart();
     }
     assert_eq!(publisher.wait(), Some(0));

@@ -115,6 +115,8 @@ struct Seen {
     no_store_yet: u64,
     messages: u64,
     live_dumps: u64,
+    /// Writers that write for ever and were heard first: each of them is killed at work.
+    sure_to_work: u64,
 }
 
 fn kill_again_and_again(test: &str, capacity: u64) {
@@ -133,6 +135,8 @@ fn kill_again_and_again(test: &str, capacity: u64) {
         one_life(&plan, &path, &mut oracle, &mut random, &mut seen);
     }
     println!("{test}: {seen:?}");
+    assert!(seen.killed_at_work >= seen.sure_to_work, "{seen:?}");
+    assert!(rounds() < 400 || seen.sure_to_work > 0, "{seen:?}");
     if full() {
         assert!(seen.killed_before_open > 10, "{seen:?}");
         assert!(seen.killed_at_work > 50, "{seen:?}");
@@ -157,6 +161,7 @@ fn one_life(plan: &Plan, dir: &Path, oracle: &mut Oracle, random: &mut Random, s
         }
         spin(Duration::from_micros(log_uniform(random, 1 << 11)));
     }
+    seen.sure_to_work += u64::from(!early && plan.count == 0);
     let live = (!early && random.below(4) == 0).then(|| (oracle.clone(), dumped(dir)));
     let mut opened = !early;
     writer.kill_and_hear(|line| {

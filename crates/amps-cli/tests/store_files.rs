@@ -113,13 +113,29 @@ fn a_store_that_is_being_repaired_is_waited_for_when_told() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Until it has the store open, and so was refused the lock at least once.
-    let open = PathBuf::from(format!("/proc/{}/fd", waiting.id()));
-    while !fs::read_dir(&open)
-        .unwrap()
-        .filter_map(|fd| fs::read_link(fd.ok()?.path()).ok())
-        .any(|file| file == path.canonicalize().unwrap())
-    {
+    // Until it has slept so often with the store open: it asks for the lock again and again.
+    let process = PathBuf::from(format!("/proc/{}", waiting.id()));
+    let store = path.canonicalize().unwrap();
+    let is_open = || {
+        let mut open = fs::read_dir(process.join("fd")).unwrap();
+        open.any(|fd| fd.is_ok_and(|fd| fs::read_link(fd.path()).is_ok_and(|at| at == store)))
+    };
+    let slept = || -> u64 {
+        let threads = fs::read_dir(process.join("task")).unwrap();
+        let status = threads.filter_map(|t| fs::read_to_string(t.ok()?.path().join("status")).ok());
+        let of_thread = |status: String| {
+            let line = status
+                .lines()
+                .find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"));
+            line.map_or(0, |count| count.trim().parse::<u64>().unwrap())
+        };
+        status.map(of_thread).sum()
+    };
+    while !is_open() {
+        std::thread::yield_now();
+    }
+    let before = slept();
+    while slept() < before + 20 {
         std::thread::yield_now();
     }
     repair.unlock().unwrap();
