@@ -23,7 +23,8 @@ SECTOR = 512
 FLUSH, FUA, DISCARD = 1, 2, 4
 LOG_MAGIC = 0x6A736677736872
 MODULES = ["virtio_ring", "virtio", "virtio_pci_legacy_dev", "virtio_pci_modern_dev",
-           "virtio_pci", "virtio_blk", "crc32c-intel", "libcrc32c", "xfs"]
+           "virtio_pci", "virtio_blk", "crc32c_generic", "crc16", "mbcache", "jbd2", "ext4",
+           "libcrc32c", "xfs"]
 
 
 def mix(z):
