@@ -4,7 +4,7 @@
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::fmt::{self, Write as _};
 use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
@@ -331,12 +331,12 @@ fn misplaced_socket(text: &str, error: &UriError) -> Option<UriError> {
     (file != "/").then_some(UriError::SocketAsAddress { file })
 }
 
-/// Text as it stands in a URI.
+/// Text as the value of an option of a URI.
 struct Encoded<'a>(&'a str);
 
 impl fmt::Display for Encoded<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        encode(f, self.0)
+        encode(f, self.0, "/:")
     }
 }
 
@@ -427,7 +427,7 @@ impl fmt::Display for Uri {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}://", self.scheme.as_str())?;
         if let Some(user) = &self.user {
-            encode(f, user)?;
+            encode(f, user, "")?;
             f.write_str(if self.password.is_some() {
                 ":***@"
             } else {
@@ -437,7 +437,7 @@ impl fmt::Display for Uri {
         write!(f, "{}/{}", self.authority(), self.protocol)?;
         if let Some(message_type) = &self.message_type {
             f.write_str("/")?;
-            encode(f, message_type)?;
+            encode(f, message_type, "")?;
         }
         self.options.fmt(f)
     }
@@ -551,7 +551,7 @@ impl Options {
             .filter_map(|(name, value)| Some((name, value.as_ref()?)));
         for (i, (name, value)) in given.enumerate() {
             write!(f, "{}{name}=", if i == 0 { '?' } else { '&' })?;
-            encode(f, value)?;
+            encode(f, value, "/:")?;
         }
         Ok(())
     }
@@ -679,13 +679,15 @@ fn decode(text: &str) -> Result<String, UriError> {
     String::from_utf8(bytes).map_err(|_| bad())
 }
 
-fn encode(f: &mut fmt::Formatter<'_>, text: &str) -> fmt::Result {
+/// Percent-encodes what the grammar may use as a mark, but for `plain`: the marks that mean
+/// nothing where `text` stands.
+fn encode(f: &mut fmt::Formatter<'_>, text: &str, plain: &str) -> fmt::Result {
     for byte in text.bytes() {
-        match byte {
-            b'A'..=b'Z' | b'a'..=b'z' | b'0'..=b'9' | b'-' | b'.' | b'_' | b'~' | b'/' | b':' => {
-                write!(f, "{}", char::from(byte))?;
-            }
-            _ => write!(f, "%{byte:02X}")?,
+        let letter = char::from(byte);
+        if byte.is_ascii_alphanumeric() || "-._~".contains(letter) || plain.contains(letter) {
+            f.write_char(letter)?;
+        } else {
+            write!(f, "%{byte:02X}")?;
         }
     }
     Ok(())

@@ -89,6 +89,24 @@ fn no_text_form_shows_the_password() {
     );
 }
 
+/// A user `:t` was shown as `tcp://:t@h`, which reads as the password `t` of nobody; one with a
+/// slash as an address without a user.
+#[test]
+fn marks_in_a_user_or_a_message_type_are_shown_encoded() {
+    for text in [
+        "tcp://%3At@h:1/amps",
+        "tcp://dom%2Fme@h:1/amps",
+        "tcp://a%40b%3F%23%25@h:1/amps",
+        "tcp://me@h:1/amps/x%2Fy%3Az",
+    ] {
+        let uri: Uri = text.parse().unwrap();
+        assert_eq!(uri.to_string(), text);
+        assert_eq!(uri.to_string().parse::<Uri>().unwrap(), uri, "{text}");
+    }
+    let with_password: Uri = "tcp://a%3Ab:c%3Ad@h:1/amps".parse().unwrap();
+    assert_eq!(with_password.to_string(), "tcp://a%3Ab:***@h:1/amps");
+}
+
 #[test]
 fn every_fault_has_its_own_error() {
     let host = || "h".to_owned();
