@@ -158,15 +158,17 @@ impl Figures {
 
     /// How many unsettled messages from `from` on may have been sent, at most.
     pub(super) fn may_be_duplicates(&self, store: &dyn PublishStore, from: u64) -> u64 {
+        let bounds = store.bounds();
+        // Those that were sent may be settled by now, and others stored.
+        let from = bounds.first_unsettled.map_or(from, |first| from.max(first));
         if self.sent < from {
             return 0;
         }
         // Numbers are skipped at an open, so a span of them says less than a count.
         let of_this_run = (self.sent + 1).saturating_sub(self.first_new);
-        let unsettled = store.bounds().unsettled;
         (self.sent - from + 1)
             .min(self.recovered + of_this_run)
-            .min(unsettled)
+            .min(bounds.unsettled)
     }
 
     pub(super) fn rebased(&mut self, store: &dyn PublishStore, rebase: Rebase) {

@@ -292,6 +292,27 @@ fn a_rebase_counts_what_may_arrive_twice() {
     }
 }
 
+/// A message that was sent and is given up while its rebase is under way arrives once; those that
+/// were stored meanwhile were never sent.
+#[test]
+fn what_is_settled_while_a_rebase_is_under_way_is_no_duplicate() {
+    let mut rig = rig();
+    rig.publish(1);
+    rig.logon(0);
+    rig.send();
+    rig.lose();
+    rig.carry_out = false;
+    rig.logon(1 << 40);
+    let rebased = rig.store.rebase(1 << 41);
+    rig.publish(3);
+    let reason = "enough";
+    let sequence = 1;
+    rig.input(Input::GiveUp { sequence, reason });
+    rig.carry_out = true;
+    let outputs = rig.input(Input::Rebased(rebased));
+    assert_eq!(possible_duplicates(&outputs), Some(0));
+}
+
 /// A logon that names no figure begins a link like any other.
 #[test]
 fn a_short_link_without_a_figure_counts_as_short() {
