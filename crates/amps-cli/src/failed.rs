@@ -12,7 +12,7 @@ use crate::failure::{Exit, Failure};
 use crate::output::{Output, object, say};
 use crate::show;
 use crate::signals::Stop;
-use crate::store::{damaged_exit, export, look, unreadable};
+use crate::store::{damage, damaged_exit, export, look, unreadable};
 
 use self::change::Change;
 
@@ -46,6 +46,7 @@ fn list(file: &Path, select: &Select, json: bool) -> Result<Exit, Failure> {
     let seen = look(file)?;
     let unreadable = |e: io::Error| unreadable(file, &e);
     let mut out = Output::stdout(json)?;
+    out.knows(damage(&seen));
     let mut waiting = 0_u64;
     for rejection in &seen.rejections().map_err(unreadable)? {
         let original = seen.get(rejection.sequence).map_err(unreadable)?;
@@ -78,6 +79,7 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     };
     let original = seen.get(args.seq).map_err(unreadable)?;
     let mut out = Output::stdout(json)?;
+    out.knows(damage(&seen));
     if json {
         out.object(show::rejection_object(rejection, original.as_ref()))?;
     } else {

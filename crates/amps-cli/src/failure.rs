@@ -109,6 +109,18 @@ impl Failure {
         }
     }
 
+    /// The same, where something else is known to be wrong, which may have the more important code.
+    pub(crate) fn beside(self, known: Option<Failure>) -> Self {
+        match known {
+            Some(known) if self.is_silent() => known,
+            Some(known) => Failure {
+                exit: self.exit.min(known.exit),
+                paragraph: format!("{known}; {self}"),
+            },
+            None => self,
+        }
+    }
+
     /// What the system refused: a lack of space has a code of its own, wherever it is met.
     pub(crate) fn system(error: &io::Error, paragraph: impl Into<String>) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};

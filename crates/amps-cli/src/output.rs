@@ -86,6 +86,7 @@ fn ended(mut line: Vec<u8>) -> Vec<u8> {
 pub(crate) struct Output {
     form: Form,
     to: BufWriter<Patient>,
+    known: Option<Failure>,
 }
 
 impl Output {
@@ -95,7 +96,14 @@ impl Output {
         Ok(Output {
             form: Form::of_stdout(json),
             to: BufWriter::with_capacity(1 << 16, unbuffered()?),
+            known: None,
         })
+    }
+
+    /// What is known to be wrong with that which is shown: an output that ends early does not make
+    /// it right.
+    pub(crate) fn knows(&mut self, known: Option<Failure>) {
+        self.known = known;
     }
 
     pub(crate) fn is_json(&self) -> bool {
@@ -130,7 +138,12 @@ impl Output {
     }
 
     fn write(&mut self, bytes: &[u8]) -> Result<(), Failure> {
-        self.to.write_all(bytes).map_err(|e| Failure::output(&e))
+        let written = self.to.write_all(bytes);
+        written.map_err(|e| self.ended(&e))
+    }
+
+    fn ended(&mut self, error: &io::Error) -> Failure {
+        Failure::output(error).beside(self.known.take())
     }
 
     /// Hands everything to the reader.
@@ -138,7 +151,8 @@ impl Output {
     /// # Errors
     /// The reader went away.
     pub(crate) fn flush(&mut self) -> Result<(), Failure> {
-        self.to.flush().map_err(|e| Failure::output(&e))
+        let flushed = self.to.flush();
+        flushed.map_err(|e| self.ended(&e))
     }
 }
 

@@ -59,17 +59,26 @@ pub(crate) fn unreadable(file: &Path, error: &io::Error) -> Failure {
 /// whatever shows a damaged store ends with it, also when it shows what it was asked for. A
 /// repair shows nothing of it; what it writes is whole.
 pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
+    damage(seen).map_or(Exit::Ok, |damage| {
+        say(&format!("error: {damage}"));
+        damage.exit()
+    })
+}
+
+/// What to say of a store that a look found damaged, for [`Output::knows`] as well.
+pub(crate) fn damage(seen: &Inspection) -> Option<Failure> {
     let places = seen.report().damaged.len();
-    if places == 0 {
-        return Exit::Ok;
-    }
-    say(&format!(
-        "error: the store {} is damaged in {places} place(s), and messages may be missing here; \
-         see which with: amps store verify {}",
-        seen.path().display(),
-        seen.path().display()
-    ));
-    Exit::Damaged
+    (places > 0).then(|| {
+        Failure::new(
+            Exit::Damaged,
+            format!(
+                "the store {} is damaged in {places} place(s), and messages may be missing here; \
+                 see which with: amps store verify {}",
+                seen.path().display(),
+                seen.path().display()
+            ),
+        )
+    })
 }
 
 /// Creates a file where there is none, for its owner's eyes only unless told otherwise: it holds
@@ -156,6 +165,7 @@ impl Select {
 fn info(args: &StoreInfo, out: &mut Output) -> Result<Exit, Failure> {
     let file = &args.file;
     let seen = look(file)?;
+    out.knows(damage(&seen));
     let facts = facts(file, &seen.info());
     if let Some(html) = &args.html {
         html::write(html, args.mode, &seen, &facts)?;
@@ -251,6 +261,7 @@ fn facts(file: &Path, info: &Info) -> Map<String, Value> {
 
 fn list(args: &StoreList, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
+    out.knows(damage(&seen));
     let filter = args.select.narrow(match args.all {
         true => Filter::all(),
         false => Filter::new(),
@@ -270,6 +281,7 @@ fn list(args: &StoreList, out: &mut Output) -> Result<Exit, Failure> {
     } else {
         say(&format!("{listed} message(s)"));
     }
+    out.flush()?;
     Ok(damaged_exit(&seen))
 }
 
@@ -292,6 +304,7 @@ fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
             ),
         ));
     };
+    out.knows(damage(&seen));
     match out.is_json() {
         true => out.object(show::message_object(&message))?,
         false => show::message_text(&message, out)?,
@@ -325,6 +338,19 @@ fn lost(seen: &Inspection, sequence: u64) -> Option<String> {
 fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(file)?;
     let found = seen.verify().map_err(|e| unreadable(file, &e))?;
+    // As whoever opens it is told.
+    let refused = || found.refused.as_ref().map(Failure::open);
+    let exit = match refused() {
+        Some(refused) => refused.exit(),
+        None if found.is_sound() => Exit::Ok,
+        None => Exit::Damaged,
+    };
+    let unsound = || {
+        let problems = found.problems.len();
+        let words = format!("{problems} problem(s) were found in {}", file.display());
+        Failure::new(exit, words)
+    };
+    out.knows(refused().or_else(|| (exit != Exit::Ok).then(unsound)));
     for problem in &found.problems {
         match out.is_json() {
             true => out.object(problem_object(problem))?,
@@ -338,13 +364,6 @@ fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
         }
     }
     let info = seen.info();
-    // As whoever opens it is told.
-    let refused = found.refused.as_ref().map(Failure::open);
-    let exit = match &refused {
-        Some(refused) => refused.exit(),
-        None if found.is_sound() => Exit::Ok,
-        None => Exit::Damaged,
-    };
     match out.is_json() {
         true => out.object(verified(&found, &info, exit))?,
         false => out.line(&format!(
@@ -367,7 +386,8 @@ fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
             info.set_aside,
         ))?,
     }
-    if let Some(refused) = refused {
+    out.flush()?;
+    if let Some(refused) = refused() {
         say(&format!("error: {refused}"));
     }
     Ok(exit)

@@ -321,6 +321,48 @@ fn whatever_shows_a_damaged_store_ends_with_3() {
     }
 }
 
+/// A reader that had enough made a damaged store a sound one: 0.
+#[test]
+fn a_damaged_store_ends_with_3_whatever_becomes_of_the_output() {
+    let dir = Dir::new();
+    let file = stocked(&dir);
+    let shows = |sequence: &str| -> Vec<Command> {
+        let words = ["info", "list", "dump", "verify", "map", "export"];
+        let mut all: Vec<_> = words.map(|word| store(&[word], &file)).into();
+        all.push(store(&["get", sequence], &file));
+        for words in [&["list"][..], &["show", "7"]] {
+            let mut failed = amps();
+            failed.arg("failed").args(words).arg(&file);
+            all.push(failed);
+        }
+        all
+    };
+    for damaged in [false, true] {
+        if damaged {
+            damage(&file, HOSTILE.as_bytes());
+        }
+        for json in [false, true] {
+            for mut command in shows("2") {
+                let (reader, writer) = std::io::pipe().unwrap();
+                drop(reader);
+                if json {
+                    command.arg("--json");
+                }
+                let out = command.stdout(writer).output().unwrap();
+                let said = String::from_utf8_lossy(&out.stderr);
+                let code = if damaged { 3 } else { 0 };
+                assert_eq!(out.status.code(), Some(code), "{command:?}: {said}");
+                assert_eq!(said.contains("error: "), damaged, "{command:?}: {said}");
+            }
+        }
+    }
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let out = store(&["list"], &file).stdout(full).output().unwrap();
+    let said = String::from_utf8_lossy(&out.stderr);
+    assert_eq!(out.status.code(), Some(3), "{said}");
+    assert!(said.contains("damaged") && said.contains("cannot write the output"));
+}
+
 #[test]
 fn no_space_for_the_output_ends_with_8() {
     let dir = Dir::new();

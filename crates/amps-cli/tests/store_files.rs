@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use amps_store::{Envelope, Level, Options, PublishStore as _, Store};
-use common::{Dir, NOBODY, amps, numbered_lines, ran, run, run_with_input};
+use common::{Dir, NOBODY, Server, amps, numbered_lines, ran, run, run_with_input};
 
 /// A store whose owner died with one message in it.
 fn left_behind(dir: &Dir) -> PathBuf {
@@ -375,6 +375,30 @@ fn a_store_removed_before_the_report_is_told_whatever_is_left() {
     assert_eq!(
         (&report["persisted"], &report["left"]),
         (&1.into(), &0.into())
+    );
+}
+
+/// What was taken in is still sent, for as long as a flush may take.
+#[test]
+fn what_a_removed_store_holds_is_still_sent() {
+    let dir = Dir::new();
+    let path = dir.path("a.store");
+    let mut server = Server::start(None, &[]);
+    server.kill();
+    let to_server = ["--server", &server.uri.clone(), "--flush-timeout", "120s"];
+    let mut publisher = Fed::start(&path, &to_server, &[]);
+    publisher.feed("one");
+    publisher.event("stored");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(publisher.event("store_moved")["place"], "gone");
+    publisher.feed("two");
+    server.begin();
+    let (report, said, code) = publisher.end();
+    assert_eq!(code, 5, "{said}");
+    assert_eq!(
+        (&report["persisted"], &report["left"], &report["unstored"]),
+        (&1.into(), &0.into(), &1.into()),
+        "{said}"
     );
 }
 

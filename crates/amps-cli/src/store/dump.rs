@@ -4,7 +4,7 @@ use amps_store::Rejection;
 use amps_store::inspect::{Body, Record, RecordVerdict};
 use serde_json::{Map, Value};
 
-use super::{damaged_exit, look, shown, unreadable};
+use super::{damage, damaged_exit, look, shown, unreadable};
 use crate::args::{Select, StoreDump};
 use crate::body;
 use crate::failure::{Exit, Failure};
@@ -15,6 +15,7 @@ use crate::terminal::is_obeyed;
 /// Shows every record that passes the filter, in file order.
 pub(super) fn dump(args: &StoreDump, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(&args.file)?;
+    out.knows(damage(&seen));
     let mut counts = Counts::default();
     for record in seen.records() {
         let record = record.map_err(|e| unreadable(&args.file, &e))?;
@@ -41,6 +42,7 @@ pub(super) fn dump(args: &StoreDump, out: &mut Output) -> Result<Exit, Failure> 
     } else {
         say(&counts.sentence());
     }
+    out.flush()?;
     Ok(damaged_exit(&seen))
 }
 

@@ -5,7 +5,7 @@ use std::path::Path;
 use amps_store::inspect::{SegmentHeaderState, SegmentMap};
 use serde_json::{Map, Value};
 
-use super::{damaged_exit, look};
+use super::{damage, damaged_exit, look};
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
 
@@ -18,6 +18,7 @@ const LISTED: usize = 64;
 /// Draws the ring and lists its segments.
 pub(super) fn map(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(file)?;
+    out.knows(damage(&seen));
     let segments = seen.map();
     let info = seen.info();
     if out.is_json() {
@@ -35,6 +36,7 @@ pub(super) fn map(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
             "limit_bytes": info.limit_bytes,
             "moving": info.moving,
         })?;
+        out.flush()?;
         return Ok(damaged_exit(&seen));
     }
     for line in ring(&segments) {
@@ -68,6 +70,7 @@ pub(super) fn map(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
             file.display()
         ))?;
     }
+    out.flush()?;
     Ok(damaged_exit(&seen))
 }
 

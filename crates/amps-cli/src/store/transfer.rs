@@ -12,7 +12,7 @@ use amps_store::inspect::{
 use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
 
-use super::{damaged_exit, look, new_file, tell_mode, tell_new_volume, unreadable};
+use super::{damage, damaged_exit, look, new_file, tell_mode, tell_new_volume, unreadable};
 use crate::args::{StoreExport, StoreImport, StoreRepair};
 use crate::failure::{Exit, Failure};
 use crate::lines::{Source, Stoppable};
@@ -293,7 +293,7 @@ pub(crate) fn export_to_stdout(file: &Path, filter: Filter) -> Result<Exit, Fail
         inspect::export(&seen, filter, BufWriter::new(unbuffered()?)).map_err(
             |error| match error {
                 ExportError::Read(error) => unreadable(file, &error),
-                ExportError::Write(error) => Failure::output(&error),
+                ExportError::Write(error) => Failure::output(&error).beside(damage(&seen)),
                 other => Failure::other(other.to_string()),
             },
         )?;
