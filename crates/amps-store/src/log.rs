@@ -181,16 +181,13 @@ impl Log {
         self.space.turned_away();
         let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
         match self.space.growth_error() {
-            Some(StoreError::NoSpace { error, .. } | StoreError::Io { error, .. }) => {
-                AppendError::NoSpace {
-                    error: error.clone(),
-                    live,
-                    limit,
-                    needed,
-                }
-            }
             Some(error) => AppendError::NoSpace {
-                error: error.to_string(),
+                error: match error {
+                    StoreError::NoSpace { error, .. } | StoreError::Io { error, .. } => {
+                        error.clone()
+                    }
+                    other => other.to_string(),
+                },
                 live,
                 limit,
                 needed,

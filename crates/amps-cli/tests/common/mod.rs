@@ -13,18 +13,48 @@ use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io::{BufRead, BufReader, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Output, Stdio};
+use std::sync::Once;
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
+use tokio::signal::unix::{SignalKind, signal};
 
 /// A server nobody runs: the discard port of the loopback interface.
 pub const NOBODY: &str = "tcp://127.0.0.1:9/amps/json";
 
 /// The binary under test, without anything inherited from the terminal.
 pub fn amps() -> Command {
+    signals_by_default();
     let mut command = Command::new(env!("CARGO_BIN_EXE_amps"));
     command.stdin(Stdio::null());
     command
+}
+
+/// What was ignored when the tests were started, as nohup has it, stays ignored in every program that
+/// they start, and who waits for its end waits for ever. What is caught here has its default there.
+fn signals_by_default() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let status = fs::read_to_string("/proc/self/status").expect("what is ignored is known");
+        let ignored = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
+        let ignored = ignored.and_then(|mask| u64::from_str_radix(mask.trim(), 16).ok());
+        let ignored = ignored.expect("a mask of signals");
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_io()
+            .build()
+            .expect("a runtime");
+        let _entered = runtime.enter();
+        for kind in [
+            SignalKind::hangup(),
+            SignalKind::interrupt(),
+            SignalKind::terminate(),
+        ] {
+            if ignored >> (kind.as_raw_value() - 1) & 1 == 1 {
+                // Caught from here on, whether or not anybody listens.
+                drop(signal(kind).expect("it can be caught"));
+            }
+        }
+    });
 }
 
 /// What a finished run left behind.
