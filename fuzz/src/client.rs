@@ -5,9 +5,7 @@ use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::time::Duration;
 
-use amps_client::delivery::{
-    Config, Delivery, Input, Now, Output, RebasePolicy, Room, ToSend,
-};
+use amps_client::delivery::{Config, Delivery, Input, Now, Output, RebasePolicy, Room, ToSend};
 use amps_client::protocol::{
     AckKinds, Command, FrameDecoder, Header, LENGTH_BYTES, Publish, SowRecords,
 };
