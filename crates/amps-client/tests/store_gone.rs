@@ -67,6 +67,25 @@ async fn what_is_stored_is_sent_when_the_file_is_gone() {
     fresh.close(u64::MAX).unwrap();
 }
 
+/// It waited for a device that nothing reaches any more, and so did what is behind it.
+#[tokio::test]
+async fn a_give_up_keeps_nobody_back_when_the_file_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("store");
+    let (builder, mut listener) = pair();
+    let store = Store::open(&path, options()).unwrap();
+    let client = builder.store(store).open().await.unwrap();
+    for text in ["1", "2"] {
+        client.publish("orders", text).await.unwrap();
+    }
+    fs::remove_file(&path).unwrap();
+    assert_eq!(moved(&client).await, Place::Gone);
+    assert!(client.failed().give_up(1).await);
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    let sent = peer.publishes_to(2).await;
+    assert_eq!(sent.len(), 1, "{sent:?}");
+}
+
 /// It was called clean, and what is left was called safe in the store.
 #[tokio::test]
 async fn a_close_says_that_the_file_is_gone() {

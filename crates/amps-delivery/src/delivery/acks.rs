@@ -92,18 +92,9 @@ impl Delivery {
         sequence: u64,
         reason: &str,
     ) {
-        // The store knows of a failed sync before anybody told us. What it held in memory
-        // only would never be durable, and everything behind it would wait for that.
-        let possible = match self.sync_failed {
-            true => Err(StoreError::SyncFailed(
-                "nothing can be made durable, and a give-up must be".to_owned(),
-            )),
-            false => match store.request_sync() {
-                Err(StoreError::InMemory) => Ok(()),
-                asked => asked,
-            },
-        };
-        if let Err(error) = possible {
+        // What a store that cannot sync held in memory only would never be durable, and
+        // everything behind it would wait for that.
+        if let Err(error) = self.request_sync(store) {
             return self.note(Note::StoreFailed {
                 doing: "give up on a message",
                 error,
@@ -120,17 +111,35 @@ impl Delivery {
         if planted!(GiveUpNotAwaited) {
             return;
         }
-        // What does not outlive the process cannot come back unsettled.
-        if !matches!(store.request_sync(), Err(StoreError::InMemory)) {
+        if !matches!(self.request_sync(store), Ok(false)) {
             self.wait_for = Some(ordinal.unwrap_or(u64::MAX));
+        }
+    }
+
+    /// Asks that what is stored become durable. `false` where it need not: what does not outlive
+    /// this process, in memory or in a file that was removed, cannot come back unsettled.
+    fn request_sync(&self, store: &dyn PublishStore) -> Result<bool, StoreError> {
+        if self.store_gone {
+            return Ok(false);
+        }
+        // The store may know of a failed sync before anybody told us, and the other way round.
+        if self.sync_failed {
+            let why = "nothing can be made durable, and a give-up must be";
+            return Err(StoreError::SyncFailed(why.to_owned()));
+        }
+        match store.request_sync() {
+            Ok(()) => Ok(true),
+            Err(StoreError::InMemory | StoreError::Gone) => Ok(false),
+            Err(error) => Err(error),
         }
     }
 
     /// A device that fails now stops sending for good, the level notwithstanding: rather
     /// that than to call persisted what was given up.
     pub(super) fn waits_for_give_up(&mut self, store: &dyn PublishStore) -> bool {
-        self.wait_for = self.wait_for.filter(|at| *at > store.durable().ordinal);
-        if self.wait_for.is_some() && self.is_durability_over() && !self.stop_told {
+        let durable = store.durable().ordinal;
+        self.wait_for = self.wait_for.filter(|at| *at > durable && !self.store_gone);
+        if self.wait_for.is_some() && self.sync_failed && !self.stop_told {
             self.stop_told = true;
             let through = self.cursor - 1;
             self.note(Note::SendingStopped { through });

@@ -75,7 +75,7 @@ impl Delivery {
                 self.unreadable.told = sequence;
                 self.note(Note::Unreadable { sequence, error });
             }
-            if self.is_durability_over() {
+            if self.sync_failed && !self.store_gone {
                 // Nothing can be made durable: a power cut would take the refusal, and the next
                 // figure of the server cover a message that it never had.
                 if !std::mem::replace(&mut self.stop_told, true) {

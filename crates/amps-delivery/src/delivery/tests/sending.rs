@@ -432,3 +432,38 @@ fn sending_goes_on_when_the_file_is_gone() {
         }
     }
 }
+
+/// Nobody opens a removed file again: a give-up that waited for its durability waited for ever,
+/// and everything behind it with it.
+#[test]
+fn a_give_up_is_not_awaited_when_the_file_is_gone() {
+    for gone_first in [true, false] {
+        let disk = SimDisk::new();
+        let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
+        rig.publish(3);
+        rig.logon(0);
+        disk.fail(Fault::Sync(0));
+        if gone_first {
+            rig.input(Input::StoreGone);
+        }
+        let outputs = rig.input(Input::GiveUp {
+            sequence: 1,
+            reason: "given up",
+        });
+        assert_eq!(refused(&outputs), Some((1, false)));
+        if !gone_first {
+            assert!(rig.send().is_empty(), "it waits for the device");
+            rig.input(Input::StoreGone);
+        }
+        assert_eq!(rig.send(), [(2, 2), (3, 3)]);
+        // A sync that fails now takes nothing away either.
+        rig.input(Input::SyncFailed);
+        let outputs = rig.input(Input::GiveUp {
+            sequence: 2,
+            reason: "given up",
+        });
+        assert_eq!(refused(&outputs), Some((2, false)));
+        rig.publish(1);
+        assert_eq!(rig.send(), [(4, 4)]);
+    }
+}

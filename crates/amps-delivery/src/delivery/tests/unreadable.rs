@@ -144,6 +144,20 @@ fn after_a_failed_sync_an_unknown_envelope_stops_sending_and_says_so_once() {
     assert!(rig.store.is_unsettled(2) && rig.store.is_unsettled(3));
 }
 
+/// As a give-up: what nobody opens again cannot bring the message back.
+#[test]
+fn an_unknown_envelope_stops_nothing_when_the_file_is_gone() {
+    let disk = with_unknown(3, &[2]);
+    let mut rig = rig_with(disk.open(options()).unwrap(), Config::default());
+    rig.logon(0);
+    disk.fail(Fault::Sync(0));
+    rig.input(Input::StoreGone);
+    let (sent, told) = send(&mut rig);
+    assert_eq!((sent, unreadable(&told)), (vec![1, 3], vec![2]));
+    let stopped = |n: &&Note| matches!(n, Note::SendingStopped { .. });
+    assert!(!notes(&told).iter().any(stopped), "{told:?}");
+}
+
 /// What an earlier run sent, of a program that knew the envelope, may be settled by the server.
 #[test]
 fn a_figure_that_covers_an_unknown_envelope_settles_it() {
