@@ -13,6 +13,7 @@ import zlib
 BLOCK, HEADER, STAMP = 4096, 40, 64
 KINDS = dict(enumerate("publish settlement rejection acceptance copy mark epoch lost original".split(), 1))
 MESSAGES = ("publish", "copy", "original")
+NOTHING = dict(floor=0, next=0, tag=b"", flags=0)
 
 
 def superblock(data):
@@ -22,17 +23,28 @@ def superblock(data):
         if len(b) < BLOCK or b[:8] != b"\x89AMPSTO\n":
             continue
         if zlib.crc32(b[:-4]) == struct.unpack_from("<I", b, BLOCK - 4)[0]:
-            if struct.unpack_from("<II", b, 8) != (1, 0):
+            version, features = struct.unpack_from("<II", b, 8)
+            if version not in (1, 2) or features:
                 sys.exit("a store of another version")
             names = ("counter", "id", "key", "pid", "size", "segments", "cap", "grant",
                      "number_floor", "rebase_from", "rebase_delta", "generation", "closed_at")
-            s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)), evacuated=b[888])
+            s = dict(zip(names, struct.unpack_from("<QQIIQQQQQQqQQ", b, 16)),
+                     evacuated=b[888], segments_at=2 * BLOCK, start=0, durable=0, opening=NOTHING)
+            if version == 2:
+                s["evacuated"] |= b[890]
+                s["segments_at"] = struct.unpack_from("<I", b, 892)[0] * BLOCK
+                s["start"], s["durable"] = struct.unpack_from("<QQ", b, 896)
+                opening = mark(dict(kind="mark", ordinal=0, body=b[912:1016]))
+                s["opening"] = opening or NOTHING
             host, name = struct.unpack_from("<HH", b, 112)
             sound = host <= 255 and name <= 512 and s["size"] % 4096 == 0 \
                 and 8192 <= s["size"] <= 1 << 27 and 1 <= s["segments"] <= s["cap"] \
                 and 6 <= s["cap"] <= (1 << 43) // s["size"] - 1 \
                 and all(s[n] < 1 << 63 for n in ("counter", "grant", "number_floor",
-                                                 "rebase_from", "generation", "closed_at"))
+                                                 "rebase_from", "generation", "closed_at",
+                                                 "start", "durable"))
+            if version == 2:
+                sound = sound and opening and s["segments_at"] in (2 * BLOCK, 3 * BLOCK)
             if sound and (best is None or s["counter"] >= best["counter"]):
                 best = s
     if best is None and unfinished(data):
@@ -54,9 +66,26 @@ def unwound(crc, data):
     return register ^ 0xFFFFFFFF
 
 
+def identity(data):
+    """What a store says of itself for good: key and segment size."""
+    b = data[2 * BLOCK:3 * BLOCK]
+    if len(b) == BLOCK and b[:8] == b"\x89AMPSID\n" \
+            and zlib.crc32(b[:-4]) == struct.unpack_from("<I", b, BLOCK - 4)[0]:
+        key, size, first = struct.unpack_from("<I4xQQ", b, 16)
+        if first == 3 * BLOCK and is_size(size):
+            return key, size
+    return None
+
+
+def is_size(size):
+    return size % BLOCK == 0 and 2 * BLOCK <= size <= 1 << 27
+
+
 def stand_in(data):
     """What stands in for a superblock, or None."""
     told = {}
+    if known := identity(data):
+        return standing_in(data, *known, 3 * BLOCK)
     for at in range(2 * BLOCK, len(data), BLOCK):
         if not told and at >= 2 * BLOCK + (1 << 28):
             break
@@ -70,31 +99,68 @@ def stand_in(data):
     keys = fitting or [k for k in keys[:1] if len(told[k]) > 1]
     if not keys:
         return None
-    key, room = keys[0], len(data) - 2 * BLOCK
-    starts = told[key]
+    key = keys[0]
+    old = told[key][0] == 2 * BLOCK
+    for first in (2, 3) if old else (3, 2):
+        first *= BLOCK
+        if min(told[key]) >= first and len(data) > first \
+                and (size := size_told(data, look[key], told[key], first)):
+            return standing_in(data, key, size, first)
+    return None
+
+
+def size_told(data, look, headers, first):
+    """The size of a segment, if segment 0 stands at `first`."""
+    room = len(data) - first
 
     def distance(starts):
-        size = math.gcd(*(at - 2 * BLOCK for at in starts))
-        return size, size % BLOCK == 0 and 2 * BLOCK <= size <= 1 << 27
+        size = math.gcd(*(at - first for at in starts))
+        return size, is_size(size)
 
-    size, sound = distance(starts)
-    if not sound or sum(at + size <= len(data) for at in starts) < room // size:
-        at, end, begun = 2 * BLOCK, 0, []
+    size, sound = distance(headers)
+    if not sound or sum(at + size <= len(data) for at in headers) < room // size:
+        at, end, begun = first, 0, []
         while at < len(data):
-            record = look[key](at, len(data))
+            record = look(at, len(data))
             if record and record["seq"] == 0 and at % BLOCK == STAMP and end <= at - STAMP:
                 begun.append(at - STAMP)
             end = at + record["stride"] if record else end
             at = end if record else at + 8
-        by_records, by_records_sound = distance(starts + begun)
+        by_records, by_records_sound = distance(headers + begun)
         if by_records_sound:
             size, sound = by_records, True
         elif by_records == 0:
             size, sound = min(room // BLOCK * BLOCK, 1 << 27), True
-    if not sound or room < size:
-        return None
-    return dict(key=key, size=size, segments=room // size, grant=0, number_floor=0, generation=0,
-                closed_at=0, evacuated=0, stand_in=True)
+    return size if sound and is_size(size) and room >= size else None
+
+
+def standing_in(data, key, size, first):
+    segments = (len(data) - first) // size
+    sb = dict(key=key, size=size, segments=segments, grant=0, number_floor=0, generation=0,
+              closed_at=0, evacuated=0, segments_at=first, durable=0, opening=NOTHING, stand_in=True)
+    return dict(sb, start=told_start(data, sb))
+
+
+def told_start(data, sb):
+    """The highest oldest needed ordinal of a mark behind which no record is missing."""
+    reader, found = Reader.by_key(data, sb["key"]), {}
+    reader.max = min(sb["size"] // 4, (1 << 25) - 8)
+    for segment in range(sb["segments"]):
+        at = sb["segments_at"] + segment * sb["size"]
+        at, end = at + STAMP, at + sb["size"]
+        while at + HEADER <= end:
+            record = reader.look(at, end)
+            if record:
+                found.setdefault(record["ordinal"], []).append(record)
+            at += record["stride"] if record else 8
+    epochs = [(f, r["ordinal"]) for rs in found.values() for r in rs if (f := follows(r)) is not None]
+    before = {ordinal: f for f, ordinal in epochs}
+    back_to = {}
+    for ordinal in sorted(found):
+        back_to[ordinal] = back_to.get(before.get(ordinal, ordinal - 1), ordinal)
+    return max([m["needed"] for rs in found.values() for r in rs
+                if (m := mark(r)) and back_to[r["ordinal"]] <= m["needed"]
+                and not any(a < r["ordinal"] < b for a, b in epochs)] + [0])
 
 
 def unfinished(data):
@@ -121,7 +187,7 @@ class Reader:
         self.max = min(self.sb["size"] // 4, (1 << 25) - 8)
         self.log, self.set_aside, self.damaged, self.gaps, self.met = [], [], False, [], []
         self.dropped = 0
-        self.there = min(self.sb["segments"], (len(data) - 2 * BLOCK) // self.sb["size"])
+        self.there = min(self.sb["segments"], max(0, len(data) - self.sb["segments_at"]) // self.sb["size"])
         self.damaged |= self.there < self.sb["segments"]
         self.recover()
 
@@ -154,7 +220,7 @@ class Reader:
                     ordinal=ordinal, generation=generation, body=body, state="live")
 
     def bounds(self, segment):
-        at = 2 * BLOCK + segment * self.sb["size"]
+        at = self.sb["segments_at"] + segment * self.sb["size"]
         return at, at + STAMP, at + self.sb["size"]
 
     def recover(self):
@@ -169,11 +235,12 @@ class Reader:
                 used.append((record["ordinal"], segment))
             else:
                 headers = True
-        used.sort()
+        used = sorted(u for u in used if u[0] >= self.sb["start"])  # the others are free
         self.laps = {s: o for o, s in used
                      if not (r := self.look(*self.bounds(s)[1:])) or r["ordinal"] == o}
-        start = used[0][0] if used else 1
-        self.last, self.generation, self.needed = start - 1, 0, 0
+        lowest = max(self.sb["start"], 1)
+        start = used[0][0] if used else lowest
+        self.last, self.generation = start - 1, 0
         ends, clean, at = {}, False, 0 if used else None
         while at is not None:
             segment = used[at][1]
@@ -189,13 +256,13 @@ class Reader:
             bridges = [i for i in later if self.bridge(used[i][1])]
             at = follows[0] if follows else bridges[-1] if bridges else None
         self.met += self.log
-        self.needed = max([0] + [m["needed"] for r in self.log if (m := mark(r))])
+        self.needed = max([self.sb["start"]] + [m["needed"] for r in self.log if (m := mark(r))])
         if start > max(self.needed, 1):  # headless
             self.log, self.last, self.generation = [], max(self.needed, 1) - 1, 0
             self.judge({})
             if not self.log:
-                self.log, self.last, self.generation = [], 0, 0
-                self.needed, self.set_aside = 0, []
+                self.log, self.last, self.generation = [], lowest - 1, 0
+                self.needed, self.set_aside = self.sb["start"], []
                 self.judge({})
         elif not (clean and self.sb["closed_at"] and self.sb["closed_at"] == self.last):
             self.judge(ends)
@@ -229,7 +296,7 @@ class Reader:
                 at += record["stride"] if record else 8
         self.met += beyond
         marks = [m for r in self.met if (m := mark(r))]
-        durable = max([self.sb["closed_at"]] + [m["durable"] for m in marks])
+        durable = max([self.sb["closed_at"], self.sb["durable"]] + [m["durable"] for m in marks])
         dead = [(f, r["ordinal"]) for r in beyond
                 if (f := follows(r)) is not None and r["generation"] >= self.generation]
         beyond = [r for r in beyond if not any(a < r["ordinal"] < b for a, b in dead)]
@@ -341,7 +408,8 @@ def rejection_is_late(record):
 
 
 def next_sequence(reader):
-    told = [reader.sb["grant"], reader.sb["number_floor"]]
+    opening = reader.sb["opening"]
+    told = [reader.sb["grant"], reader.sb["number_floor"], opening["floor"], opening["next"] - 1]
     for r in reader.met:
         told.append(r["seq"])
         if m := mark(r):
@@ -351,14 +419,15 @@ def next_sequence(reader):
     return max(told) + 1
 
 
-def resume_tag(log):
+def resume_tag(log, opening):
     for r in reversed(log):
         if m := mark(r):
             break
         tag = envelope(r).get("user_tag") if r["kind"] == "publish" and not r["quiet"] else None
         if tag:
             return tag
-    return next((m["tag"] for r in reversed(log) if (m := mark(r)) and m["flags"] & 2), b"")
+    return next((m["tag"] for r in reversed(log) if (m := mark(r)) and m["flags"] & 2),
+                opening["tag"] if opening["flags"] & 2 else b"")
 
 
 class Bytes:
@@ -404,9 +473,9 @@ def envelope(record):
     return out if whole else dict(topic=None, accepts=None)
 
 
-def judge_messages(log):
+def judge_messages(log, floor):
     """Sets what became of each message; the newest record of one carries it."""
-    messages, rejections, waiting, floor = {}, {}, set(), 0
+    messages, rejections, waiting = {}, {}, set()
 
     def accept(sequence):
         if sequence in waiting:
@@ -466,13 +535,13 @@ def main():
     if reader.sb["evacuated"]:
         print("evacuated to another file", file=sys.stderr)
     log = reader.log[reader.dropped:]
-    floor, refused, bereft = judge_messages(log)
+    floor, refused, bereft = judge_messages(log, reader.sb["opening"]["floor"])
     reader.damaged |= any(last > floor or any(at < first and seq <= last for at, seq in refused)
                           or any(lowest <= seq <= last for seq in bereft)
                           for first, lowest, last in reader.gaps)
     for record in reader.set_aside:
         record["state"] = "set aside"
-    print(next_sequence(reader), resume_tag(log).hex(), sep="\t")
+    print(next_sequence(reader), resume_tag(log, reader.sb["opening"]).hex(), sep="\t")
     for r in log + reader.set_aside:
         topic, payload = "", b""
         if r["kind"] in MESSAGES and (t := envelope(r)["topic"]) is not None:

@@ -239,7 +239,7 @@ pub(crate) struct Publish {
     /// Largest message that a store takes which is created now, as in 64KiB; the default is 1MiB with
     /// all that travels with it, or a quarter of a sixteenth of a capacity below 64MiB.
     ///
-    /// It decides the size of the file, which begins with sixteen such messages and a little: 1048 KiB
+    /// It decides the size of the file, which begins with sixteen such messages and a little: 1052 KiB
     /// for 64KiB. The capacity must have room for six times four. Up to 32767KiB.
     #[arg(long, value_name = "SIZE", value_parser = units::size)]
     pub(crate) max_message: Option<u64>,
@@ -426,7 +426,7 @@ pub(crate) struct StoreRepair {
     #[arg(long)]
     pub(crate) evacuated: bool,
     /// Client name of the new store where both superblocks of the old one are damaged. Else the one
-    /// that both still show alike, else one made now.
+    /// that it says for good, or that both still show alike, else one made now.
     #[arg(long, value_name = "NAME")]
     pub(crate) client_name: Option<String>,
     /// Where both superblocks are damaged: the highest sequence that is known to have been used, if

@@ -196,7 +196,7 @@ fn the_map_shows_every_segment() {
     assert_eq!(report["segments"], segments.len());
     for (at, segment) in segments.iter().enumerate() {
         assert_eq!(segment["segment"], at);
-        assert_eq!(segment["offset"], 8192 + at * 8192);
+        assert_eq!(segment["offset"], 12288 + at * 8192);
     }
     let tails: Vec<_> = segments.iter().filter(|s| s["tail"] == true).collect();
     assert_eq!(tails.len(), 1);

@@ -86,7 +86,7 @@ fn what_it_holds_is_saved_and_reaches_the_server() {
     let said = ran.text();
     for words in [
         "both superblocks",
-        "orders, as both superblocks still show",
+        "orders, as the store says for good",
         "2 message(s) go out (again)",
         "whether it was evacuated cannot be known",
         "saved 2 unsettled message(s)",
@@ -133,7 +133,15 @@ fn a_name_and_numbers_may_be_given() {
     );
     assert_eq!(without["possible_duplicates"], 1);
     assert!(report["next"].as_u64().unwrap() > 1_000_000_000);
-    // Without one, a new name is made, and said.
+    // Without one, the store says what it was called, since its creation and for good.
+    let kept = dir.path("kept.store");
+    let text = repair(&old, &kept, &[]).expect(0).text();
+    let words = "the client name is orders, as the store says for good";
+    assert!(text.contains(words), "{text}");
+    // Where that is gone as well, a new name is made, and said.
+    let mut bytes = fs::read(&old).unwrap();
+    bytes[8192..12288].fill(0);
+    fs::write(&old, bytes).unwrap();
     let other = dir.path("other.store");
     let ran = repair(&old, &other, &[]).expect(0);
     assert!(

@@ -22,8 +22,11 @@ pub const MAX_REASON: usize = 128;
 /// When a message is safe from a power cut. A process crash loses nothing at any level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
-    /// The operating system writes when it likes. Nothing is synced but what reuse of
-    /// space, the send grant, a rebase and close need. The only level of a store in memory.
+    /// The operating system writes when it likes, which is within some 35 seconds on Linux: what a
+    /// power cut may lose is what was stored since, and since the last sync. Synced are only copies of
+    /// messages that outlive their segment, requeues and acceptances, before the space of what they
+    /// stand for is used again; the send grant, a rebase and close. The only level of a store in
+    /// memory.
     #[default]
     Os,
     /// Synced at least this often while there is something to sync.

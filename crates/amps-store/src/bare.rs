@@ -109,6 +109,7 @@ mod tests {
     fn a_segment_with_a_head_anywhere_is_not_bare() {
         let geometry = Geometry {
             key: 0,
+            segments_at: SEGMENTS_AT,
             segment_size: SIZE,
             max_record: max_record(SIZE),
         };

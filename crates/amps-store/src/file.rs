@@ -15,7 +15,9 @@ use std::time::{Duration, Instant};
 
 use crate::calls::{self, Call};
 use crate::error::{OpenError, StoreError};
-use crate::format::{SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock};
+use crate::format::{
+    IDENTITY_AT, Opening, Reserved, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, VERSION,
+};
 use crate::log::Log;
 use crate::medium::{Mapped, Medium, has_room, reserve};
 use crate::options::{Options, Recovery, Shape};
@@ -73,6 +75,7 @@ pub(crate) fn open(
                 superblock,
                 repair: false,
                 order: SUPERBLOCKS,
+                lacks_identity: false,
             };
             let (log, mut report) = start(path, file, len, header, options, true)?;
             report.volume = volume;
@@ -102,6 +105,7 @@ pub(crate) fn open_medium(
                 superblock,
                 repair: false,
                 order: SUPERBLOCKS,
+                lacks_identity: false,
             };
             let len = medium.len();
             let found = Found::by(path, &*medium, len, &header.superblock)?;
@@ -140,7 +144,7 @@ pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
 }
 
 fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Result<(), OpenError> {
-    if superblock.retired {
+    if superblock.is_given_up() {
         // Before the name: nobody opens it under any.
         return Err(OpenError::Retired {
             path: path.to_owned(),
@@ -316,6 +320,8 @@ fn create_on(
     }
     let id = random();
     let superblock = Superblock {
+        version: VERSION,
+        segments_at: SEGMENTS_AT,
         counter: 1,
         store_id: id,
         key: (random() >> 32) as u32,
@@ -336,6 +342,11 @@ fn create_on(
             .client_name
             .clone()
             .unwrap_or_else(|| format!("amps-{id:016x}")),
+        start: 1,
+        durable: 0,
+        opening: Opening::default(),
+        superseded: false,
+        reserved: Reserved::default(),
     };
     for segment in 0..shape.segments {
         let at = SEGMENTS_AT + segment * shape.segment_size;
@@ -344,6 +355,11 @@ fn create_on(
     device.sync().map_err(io)?;
     for at in SUPERBLOCKS {
         device.write_around(at, &superblock.encode()).map_err(io)?;
+    }
+    // Behind the superblocks, which say all of it as well: an open that finds none writes it.
+    if let Some(identity) = superblock.identity() {
+        let bytes = identity.encode();
+        device.write_around(IDENTITY_AT, &bytes).map_err(io)?;
     }
     Ok(superblock)
 }
@@ -367,14 +383,15 @@ fn start(
     };
     let cap_segments = plan.as_ref().map_or(0, |plan| plan.cap_segments);
     let cap_segments = superblock.cap_segments.max(cap_segments);
-    let cap = SEGMENTS_AT + (cap_segments + added) * superblock.segment_size;
+    let cap = superblock.len_of(cap_segments + added);
     // Before it is mapped: reading it costs less than a page fault for each piece, and where
     // the device cannot read, there is an error and no signal.
     let mut found = Found::by(path, &FileSource(&file), len, superblock)?;
     found.plan = plan;
-    let whole = found.reach.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-    let mapped = SEGMENTS_AT + whole.min(superblock.cap_segments) * superblock.segment_size;
-    let medium = Mapped::new(file, SEGMENTS_AT, mapped, cap).map_err(|error| OpenError::Io {
+    let whole = superblock.whole_segments(found.reach);
+    let mapped = superblock.len_of(whole.min(superblock.cap_segments));
+    let base = superblock.segments_at;
+    let medium = Mapped::new(file, base, mapped, cap).map_err(|error| OpenError::Io {
         path: path.to_owned(),
         what: "map",
         error,

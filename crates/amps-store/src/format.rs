@@ -4,6 +4,7 @@
 //! stands.
 
 mod body;
+mod identity;
 mod record;
 mod superblock;
 #[cfg(test)]
@@ -13,23 +14,31 @@ use crate::MAX_REASON;
 
 use self::body::{EPOCH_EXTRA, MARK_BODY, REJECTION_BODY};
 pub(crate) use self::body::{Epoch, LostBody, Mark, RejectionBody, UserTag, settled_sequences};
+pub(crate) use self::identity::Identity;
 pub(crate) use self::record::{
     Checksum, Kind, RecordHeader, commit_word, committed_len, record_crc, record_is_intact,
 };
 pub(crate) use self::superblock::{
-    Superblock, SuperblockRemains, SuperblockVerdict, geometry_is_sound, most_segments,
+    Opening, Reserved, Superblock, SuperblockRemains, SuperblockVerdict, geometry_is_sound,
+    most_segments,
 };
 
 /// Version written by this program.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
+/// Versions that it reads; the first open that writes makes the newest of the file.
+pub(crate) const READ_VERSIONS: std::ops::RangeInclusive<u32> = 1..=VERSION;
 /// First bytes of a superblock.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89AMPSTO\n";
 /// Size of a superblock copy, and the granularity of segments.
 pub(crate) const BLOCK: u64 = 4096;
 /// Where the two superblock copies stand.
 pub(crate) const SUPERBLOCKS: [u64; 2] = [0, BLOCK];
-/// Where the first segment starts.
-pub(crate) const SEGMENTS_AT: u64 = 2 * BLOCK;
+/// Where a new store says for good what it is.
+pub(crate) const IDENTITY_AT: u64 = 2 * BLOCK;
+/// Where the first segment of a new store starts.
+pub(crate) const SEGMENTS_AT: u64 = 3 * BLOCK;
+/// Where that of a store of version 1 starts, which has no identity of its own.
+pub(crate) const OLD_SEGMENTS_AT: u64 = 2 * BLOCK;
 /// Header of a segment; its first record follows.
 pub(crate) const SEGMENT_HEADER: u64 = 64;
 /// Header of a record.

@@ -5,8 +5,8 @@ use std::fs::File;
 use std::os::unix::fs::FileExt;
 
 use crate::format::{
-    BLOCK, Epoch, Kind, Mark, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENTS_AT,
-    SegmentHeader, Superblock, commit_word, record_crc,
+    BLOCK, Epoch, Kind, Mark, Opening, RECORD_HEADER, RecordHeader, Reserved, SEGMENT_HEADER,
+    SEGMENTS_AT, SegmentHeader, Superblock, VERSION, commit_word, record_crc,
 };
 use crate::inspect::{Filter, Inspection};
 use crate::{Batch, Envelope, Options, PublishStore, Store};
@@ -21,6 +21,8 @@ const USED: u64 = 48;
 fn make(file: &File) -> std::io::Result<()> {
     file.set_len(SEGMENTS_AT + SEGMENTS * SIZE)?;
     let superblock = Superblock {
+        version: VERSION,
+        segments_at: SEGMENTS_AT,
         counter: 1,
         store_id: 1,
         key: KEY,
@@ -38,6 +40,11 @@ fn make(file: &File) -> std::io::Result<()> {
         owner_pid: 1,
         owner_host: "host".into(),
         client_name: "large".into(),
+        start: 1,
+        durable: 0,
+        opening: Opening::default(),
+        superseded: false,
+        reserved: Reserved::default(),
     };
     file.write_all_at(&superblock.encode(), 0)?;
     file.write_all_at(&superblock.encode(), BLOCK)?;

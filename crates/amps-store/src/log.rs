@@ -40,8 +40,11 @@ pub(crate) struct Log {
     pub(crate) ordinal: u64,
     /// Ordinal of the last record that is not a mark.
     pub(crate) unmarked: u64,
-    /// The oldest ordinal needed, as the marks say: it never falls.
+    /// The oldest ordinal needed, as the marks say or the superblock: it never falls.
     pub(crate) needed_from: u64,
+    /// Ordinal of the last record that stands for another one (a copy, a requeue, an acceptance): the
+    /// start of the log passes the other only when this is durable.
+    pub(crate) cover: u64,
     pub(crate) next: u64,
     first_of_run: u64,
     found_grant: u64,
@@ -159,6 +162,9 @@ impl Log {
             if let Origin::Requeue { accepts } = envelope.origin {
                 self.unlogged.remove(&accepts);
                 self.state.accept(accepts);
+                if !planted::is(Bug::RequeueUncovered) {
+                    self.cover = self.ordinal;
+                }
             }
         } else if !envelope.user_tag.is_empty() {
             match &mut self.tag {
@@ -179,6 +185,10 @@ impl Log {
             return StoreError::SyncFailed(why.clone()).into();
         }
         self.space.turned_away();
+        if self.unneeded() > 0 {
+            // It waits for nothing but the superblock.
+            self.space.press();
+        }
         let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
         match self.space.growth_error() {
             Some(error) => AppendError::NoSpace {
@@ -458,6 +468,7 @@ impl Log {
         let record = self.write_kept(Kind::Original, message.quiet, sequence, envelope_len, body);
         let record = unless_failed(record)?;
         if let Some(entry) = record {
+            self.cover = self.ordinal;
             self.state.settled_message(sequence, entry);
         } else if self.state.get(sequence).is_none() && self.message_at(entry, sequence).is_some() {
             // Its segment was freed for this, and is not used again after the failure.
@@ -474,6 +485,9 @@ impl Log {
         }
         if self.unlogged.remove(&sequence).is_none() {
             unless_failed(self.write_internal(Kind::Acceptance, sequence, &[]))?;
+            if !planted::is(Bug::AcceptanceUncovered) {
+                self.cover = self.ordinal;
+            }
         }
         Ok(self.state.accept(sequence))
     }

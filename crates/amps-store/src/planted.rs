@@ -33,10 +33,8 @@ bugs! {
     OverlappingSyncs,
     /// A sync counts for what was appended while it ran.
     SyncVouchesForLater,
-    /// A freed segment counts as such one sync early.
-    StampASyncEarly,
-    /// A freed segment counts as such after a sync that began before it was freed.
-    StampInRunningSync,
+    /// The superblock names a grown segment that is not synced.
+    GrownUnsynced,
     /// Checksums are not checked.
     NoChecksum,
     /// The checksum leaves out the header.
@@ -46,8 +44,30 @@ bugs! {
     /// Appending goes on at the cut as if nothing stood behind it, and what stands there is
     /// not told by its generation either.
     NoEpoch,
-    /// A segment is reused before the sync that covers its settlements and copies.
+    /// A segment is reused before any superblock names a start behind it.
     EarlyReuse,
+    /// A segment is reused when one superblock copy names a start behind it.
+    OneCopy,
+    /// The start passes what unsynced copies stand for.
+    CopiesUncovered,
+    /// The start passes a refused message whose requeue is not durable.
+    RequeueUncovered,
+    /// The start passes a refused message whose acceptance is not durable.
+    AcceptanceUncovered,
+    /// With the start the superblock names the floor of now, and not that before the start.
+    LatestFloor,
+    /// With the start the superblock names the resume tag of now, and not that before the start.
+    LatestTag,
+    /// Whoever needs a segment does not wait for the superblock that is being written to free some.
+    NoTurn,
+    /// A late refusal does not bring its message along while a start behind it is being named.
+    OriginalsLeftBehind,
+    /// A recovery takes records below the start.
+    NoStart,
+    /// A recovery does not believe the durable mark of the superblock.
+    NoNamedDurable,
+    /// An open moves the start, and what speaks for the rest, before it told what is missing.
+    StartBeforeTold,
     /// What a segment still holds is not copied.
     NoCopies,
     /// Numbers go on behind the last record, whatever was granted.
@@ -62,6 +82,10 @@ bugs! {
     SuccessOverridesRefusal,
     /// An unclean open does not write again what lies above the durable mark.
     NoRewrite,
+    /// An open does not sync the stamps of segments that are no part of the log.
+    StampsUnsynced,
+    /// A close calls durable what it did not sync, also where the log does not begin behind it.
+    CloseLeavesOut,
     /// The head of a torn record stays.
     NoWipe,
     /// A superblock is written half.

@@ -9,6 +9,7 @@ use crate::file::{self, Missing};
 use crate::format::{Kind, Mark, RejectionBody, SEGMENTS_AT, Superblock, UserTag};
 use crate::log::Log;
 use crate::options::{MIN_CAPACITY, Options};
+use crate::scan::Geometry;
 use crate::space::limit;
 
 /// What goes over besides messages and refusals.
@@ -40,21 +41,14 @@ impl Rebuild {
     pub(crate) fn start(to: &Path, heritage: Heritage<'_>) -> Result<Self, OpenError> {
         let before = heritage.superblock;
         let size = before.segment_size;
-        let geometry = crate::scan::Geometry {
-            key: before.key,
-            segment_size: size,
-            max_record: crate::format::max_record(size),
-        };
+        let geometry = Geometry::of(before);
         let mut cap_segments = before.cap_segments;
         // One more than the sum of the records needs: segments are not filled to the end.
-        let capacity = |segments| SEGMENTS_AT + segments * size;
-        // Nor does a new store get less than the least: one of an earlier program may have it.
-        while limit(&geometry, cap_segments - 1) < heritage.bytes
-            || capacity(cap_segments) < MIN_CAPACITY
-        {
+        while limit(&geometry, cap_segments - 1) < heritage.bytes {
             cap_segments += 1;
         }
-        let capacity = capacity(cap_segments);
+        // The least number of segments takes less than the least capacity.
+        let capacity = (SEGMENTS_AT + cap_segments * size).max(MIN_CAPACITY);
         let options = Options::new()
             .capacity(capacity)
             .segment_size(size)
@@ -121,6 +115,7 @@ fn inherit(log: &mut Log, heritage: &Heritage<'_>) -> Result<(), StoreError> {
     superblock.number_floor = before.number_floor.max(heritage.next - 1);
     superblock.rebase_from = before.rebase_from;
     superblock.rebase_delta = before.rebase_delta;
+    superblock.reserved = before.reserved.clone();
     log.write_superblock(superblock)?;
     log.state.settle_through(heritage.floor);
     let mut mark: Mark = log.mark(false);

@@ -9,6 +9,7 @@ mod apply;
 mod header;
 mod judge;
 mod stand_in;
+mod told_start;
 mod walk;
 
 use std::collections::{BTreeSet, HashMap};
@@ -16,9 +17,7 @@ use std::io;
 
 use crate::DamagedRange;
 use crate::bare::Bare;
-use crate::format::{
-    LostBody, RECORD_HEADER, RecordHeader, RejectionBody, SEGMENTS_AT, Superblock, max_record,
-};
+use crate::format::{LostBody, Opening, RECORD_HEADER, RecordHeader, RejectionBody, Superblock};
 use crate::planted::{self, Bug};
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Seen, Source, Verdict};
@@ -26,6 +25,7 @@ use crate::state::State;
 
 pub(crate) use self::header::{Header, reach, read_header};
 pub(crate) use self::stand_in::{StandIn, most_records, stand_in};
+pub(crate) use self::told_start::told_start;
 
 /// Why a file cannot be recovered at all.
 #[derive(Debug)]
@@ -79,7 +79,7 @@ pub(crate) struct Recovered {
     /// Highest sequence of any intact record or mark.
     pub(crate) max_sequence: u64,
     pub(crate) durable: u64,
-    /// By the marks of the log: the ordinal it must start with, or a lower one.
+    /// By the superblock and the marks of the log: the ordinal it must start with, or a lower one.
     pub(crate) oldest_needed: u64,
     pub(crate) next: u64,
     /// What marks say is settled, and nothing that follows from what is left.
@@ -150,6 +150,10 @@ struct Recovery<'a, S: Source + ?Sized> {
     /// Where the publishes behind the last mark stand that may have moved it.
     tagged: Vec<u64>,
     closed_at: u64,
+    /// No record below it exists.
+    start: u64,
+    /// What is true of all that was below.
+    opening: Opening,
     /// That of the last record: along the log it never falls.
     generation: u64,
     /// Generation of the last record, and the sequence that comes next in it; `None` where
@@ -172,16 +176,13 @@ struct Recovery<'a, S: Source + ?Sized> {
 
 impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     fn new(source: &'a S, len: u64, superblock: &Superblock) -> Self {
-        let geometry = Geometry {
-            key: superblock.key,
-            segment_size: superblock.segment_size,
-            max_record: max_record(superblock.segment_size),
-        };
-        let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+        let geometry = Geometry::of(superblock);
+        let before = superblock.start.saturating_sub(1);
+        let there = superblock.whole_segments(len);
         let segments = there.min(superblock.segments) as usize;
         // A segment is announced only after it was filled and synced.
         let missing = (there < superblock.segments).then(|| DamagedRange {
-            offset: SEGMENTS_AT + there * superblock.segment_size,
+            offset: superblock.len_of(there),
             bytes: (superblock.segments - there) * superblock.segment_size,
             first_ordinal: 0,
             last_ordinal: None,
@@ -197,6 +198,11 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             tag: None,
             tagged: Vec::new(),
             closed_at: superblock.closed_at,
+            start: match planted::is(Bug::NoStart) {
+                true => 0,
+                false => superblock.start,
+            },
+            opening: superblock.opening,
             generation: 0,
             counting: None,
             jumps: Vec::new(),
@@ -206,16 +212,19 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             opened_with: vec![0; segments],
             bare: None,
             out: Recovered {
-                oldest_needed: 0,
+                oldest_needed: superblock.start,
                 geometry,
                 state: State::new(geometry, segments),
                 chain: Vec::new(),
-                last_ordinal: 0,
-                // Its record may be damaged; a salvage goes on above it.
-                max_ordinal: superblock.closed_at,
+                last_ordinal: before,
+                // The records may be damaged; a salvage goes on above them.
+                max_ordinal: before.max(superblock.closed_at).max(superblock.durable),
                 max_generation: superblock.generation,
                 max_sequence: superblock.number_floor.max(superblock.grant),
-                durable: 0,
+                durable: match planted::is(Bug::NoNamedDurable) {
+                    true => 0,
+                    false => superblock.durable,
+                },
                 next: 1,
                 marked_floor: 0,
                 tag: None,
@@ -237,6 +246,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
 
     fn run(mut self, beyond: bool) -> Result<Recovered, Refusal> {
         let used = self.used_segments()?;
+        self.begin_with_opening();
         let hole = match beyond && self.closed_at == 0 {
             true => self.walk_and_look(&used)?,
             // Nothing will be searched, but for damage.
@@ -257,16 +267,20 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             if headless {
                 self.start_over(self.out.oldest_needed.max(1));
             }
-            let hole = if headless { SEGMENTS_AT } else { hole };
+            let hole = if headless {
+                self.geometry.segments_at
+            } else {
+                hole
+            };
             let rest = self.search(self.out.last_ordinal)?;
             self.judge(rest, hole, &mut gaps)?;
             if headless && self.out.chain.is_empty() {
-                // The mark that named that start is set aside itself. Freeing a segment
-                // takes a sync, so none was freed yet: the log starts with the first record.
-                self.out.oldest_needed = 0;
+                // The mark that said so is set aside itself: the log starts where the superblock
+                // says.
+                self.out.oldest_needed = self.start;
                 self.out.set_aside.clear();
-                self.start_over(1);
-                let rest = self.search(0)?;
+                self.start_over(self.start.max(1));
+                let rest = self.search(self.out.last_ordinal)?;
                 self.judge(rest, hole, &mut gaps)?;
             }
         }
@@ -379,6 +393,17 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.generation = 0;
         self.counting = None;
         self.jumps.clear();
+        self.begin_with_opening();
+    }
+
+    /// The superblock speaks for all that was before the first record.
+    fn begin_with_opening(&mut self) {
+        let Opening { floor, next, tag } = self.opening;
+        if floor > 0 {
+            self.out.state.settle_through(floor);
+        }
+        self.out.next = self.out.next.max(next);
+        self.tag = tag.map(|tag| tag.as_bytes().to_vec());
     }
 }
 

@@ -12,8 +12,9 @@ use std::io;
 
 use crate::envelope::{Envelope, Origin};
 use crate::format::{
-    BLOCK, Epoch, Kind, LostBody, Mark, RECORD_HEADER, RecordHeader, RejectionBody, SEGMENT_HEADER,
-    SEGMENTS_AT, SegmentHeader, Superblock, UserTag, commit_word, record_crc, seed, stride,
+    BLOCK, Epoch, IDENTITY_AT, Identity, Kind, LostBody, Mark, Opening, RECORD_HEADER,
+    RecordHeader, RejectionBody, Reserved, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock,
+    UserTag, VERSION, commit_word, record_crc, seed, stride,
 };
 use crate::recover::{Recovered, Refusal, read_header, recover, stand_in};
 use crate::report::Stop;

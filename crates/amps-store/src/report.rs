@@ -137,6 +137,9 @@ pub struct RecoveryReport {
     pub lost: Vec<(u64, u64)>,
     /// One superblock copy was damaged or behind; both are whole again.
     pub superblock_repaired: bool,
+    /// The format version that the file had until this open, which made the newest of it: older
+    /// programs cannot open it any more.
+    pub converted_from: Option<u32>,
     /// The capacity in bytes, where a salvage raised it: too few segments were free to go on in.
     pub enlarged_to: Option<u64>,
     /// What became of a wish for more capacity, if there was one that the store did not have already.
@@ -194,6 +197,9 @@ impl fmt::Display for RecoveryReport {
         if let Some(growth) = &self.growth {
             write!(f, ", {growth}")?;
         }
+        if let Some(version) = self.converted_from {
+            write!(f, ", converted from format version {version}")?;
+        }
         for (what, ranges) in [("ignored", &self.ignored), ("DAMAGED", &self.damaged)] {
             for range in ranges {
                 let (offset, bytes) = (range.offset, range.bytes);
@@ -232,13 +238,14 @@ mod tests {
             ignored: vec![range(8256)],
             damaged: vec![range(8512)],
             enlarged_to: Some(81_920),
+            converted_from: Some(1),
             ..RecoveryReport::default()
         };
         assert_eq!(
             report.to_string(),
             "recovered 3 message(s) 4..9, next 11, generation 7, stopped at torn record at offset \
              9000, 120 byte(s) cut as torn, 1 refusal(s) waiting, 2 record(s) set aside (messages \
-             12..13), capacity raised to 81920 bytes, ignored at offset 8256 (64 bytes), DAMAGED at offset 8512 (64 bytes)"
+             12..13), capacity raised to 81920 bytes, converted from format version 1, ignored at offset 8256 (64 bytes), DAMAGED at offset 8512 (64 bytes)"
         );
     }
 }

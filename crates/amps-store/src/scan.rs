@@ -4,7 +4,8 @@ use std::io;
 use std::ops::Range;
 
 use crate::format::{
-    Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, committed_len, record_is_intact,
+    BLOCK, Kind, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, Superblock, committed_len,
+    max_record, record_is_intact,
 };
 
 /// Bytes to read from: a medium, or a file opened for inspection.
@@ -62,13 +63,23 @@ pub(crate) struct Seen {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Geometry {
     pub(crate) key: u32,
+    pub(crate) segments_at: u64,
     pub(crate) segment_size: u64,
     pub(crate) max_record: u64,
 }
 
 impl Geometry {
+    pub(crate) fn of(superblock: &Superblock) -> Self {
+        Geometry {
+            key: superblock.key,
+            segments_at: superblock.segments_at,
+            segment_size: superblock.segment_size,
+            max_record: max_record(superblock.segment_size),
+        }
+    }
+
     pub(crate) fn segment_at(&self, segment: usize) -> u64 {
-        crate::format::SEGMENTS_AT + segment as u64 * self.segment_size
+        self.segments_at + segment as u64 * self.segment_size
     }
 
     pub(crate) fn records_at(&self, segment: usize) -> u64 {
@@ -83,8 +94,8 @@ impl Geometry {
     pub(crate) fn segment_of(&self, offset: u64) -> usize {
         // Segments are whole blocks, and a file has fewer than 2^31 of them: dividing 32
         // bits costs half of what 64 cost.
-        let block = (offset - crate::format::SEGMENTS_AT) / crate::format::BLOCK;
-        (block as u32 / (self.segment_size / crate::format::BLOCK) as u32) as usize
+        let block = (offset - self.segments_at) / BLOCK;
+        (block as u32 / (self.segment_size / BLOCK) as u32) as usize
     }
 }
 

@@ -1,9 +1,10 @@
 //! Room for records: which segment is written, which are free, and how they become free.
 //!
-//! Only the oldest segment is ever freed. What it still holds is copied to the head of the
-//! log and synced together with the settlements that emptied it; then it is stamped free,
-//! and that is synced before a byte of it is used again. Device work is handed out as
-//! [`Chore`]s, so that whoever owns the log decides whether to do it with the lock held.
+//! Only the oldest segments are ever freed. What they still hold is copied to the head of the log and
+//! synced; then both superblock copies name a start of the log behind them, before a byte of them
+//! is used again. With a healthy link nothing is copied, and nothing is synced. Device work is
+//! handed out as [`Chore`]s, so that whoever owns the log decides whether to do it with the
+//! lock held.
 
 mod job;
 mod length;
@@ -12,7 +13,7 @@ mod upkeep;
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::error::StoreError;
-use crate::format::{BLOCK, MAX_OPENING, SEGMENT_HEADER, SegmentHeader};
+use crate::format::{BLOCK, MAX_OPENING, Opening, SEGMENT_HEADER, SegmentHeader};
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
 use crate::scan::Geometry;
@@ -40,10 +41,8 @@ const AHEAD: u64 = 1 << 20;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Used,
-    /// Stamped free; the stamp is durable after the sync with this number.
-    Stamped(u64),
     /// Stamped in a part of the file that the superblock does not name yet.
-    Grown(u64),
+    Grown,
     Ready,
 }
 
@@ -57,6 +56,9 @@ struct Link {
     /// those published in it may have higher ones.
     lowest: u64,
     highest: u64,
+    /// What is true of everything before its first record, by evidence that stands there or is
+    /// durable.
+    opening: Opening,
 }
 
 /// The segments of the file at start: how many, and which hold the log.
@@ -65,23 +67,39 @@ pub(crate) struct Segments {
     chain: VecDeque<(usize, u64)>,
     /// Free ones that hold records set aside: reused last.
     last: Vec<usize>,
+    /// What is true of everything recovered, all of which is durable.
+    opening: Opening,
 }
 
 impl Segments {
-    pub(crate) fn new(count: usize, chain: VecDeque<(usize, u64)>, last: Vec<usize>) -> Self {
-        Segments { count, chain, last }
+    pub(crate) fn new(
+        count: usize,
+        chain: VecDeque<(usize, u64)>,
+        last: Vec<usize>,
+        opening: Opening,
+    ) -> Self {
+        Segments {
+            count,
+            chain,
+            last,
+            opening,
+        }
     }
 }
 
-/// How far the oldest segment is on its way to be free.
+/// How far the oldest segments are on their way to be free.
 #[derive(Clone, Copy, Debug)]
 enum Collecting {
-    /// Copying what is needed, from this place on.
+    /// Copying what is needed of the oldest one, from this place on.
     Copying(u64),
-    /// Waiting until this ordinal is durable.
-    Covering(u64),
-    /// Forgetting where its messages stood, from this sequence on.
-    Forgetting(u64),
+    /// Nothing in so many of them is needed: waiting until this ordinal is durable, the last that
+    /// stands for a record in them.
+    Covering { segments: usize, ordinal: u64 },
+    /// The superblock is to name the start behind so many of them.
+    Naming { segments: usize },
+    /// That start is in force: forgetting where messages of so many of them stood, in the oldest one
+    /// from this sequence on.
+    Forgetting { segments: usize, from: u64 },
 }
 
 pub(crate) struct Space {
@@ -89,8 +107,10 @@ pub(crate) struct Space {
     status: Vec<Status>,
     /// Those that are [`Status::Ready`].
     ready: BTreeSet<usize>,
-    /// Those that a sync makes ready: stamped or grown.
+    /// Those that have grown.
     pending: Vec<usize>,
+    /// Their bytes are durable.
+    is_growth_synced: bool,
     /// In order of reuse when ready.
     reuse_last: Vec<usize>,
     /// Oldest first; the back is written.
@@ -100,8 +120,6 @@ pub(crate) struct Space {
     position: u64,
     end: u64,
     collecting: Option<Collecting>,
-    syncs_started: u64,
-    syncs_finished: u64,
     /// Syncs that are being made, by somebody who does not hold the lock.
     syncing: u32,
     /// Somebody found no room, and may wait for it: they are to be told of the next change,
@@ -111,6 +129,13 @@ pub(crate) struct Space {
     demand: bool,
     /// Segments collected for that demand: it ends after two rounds.
     collected: usize,
+    /// A publish had to wait for a start that was to be named, or would have, had naming it taken
+    /// twice as long: another segment is worth its disk.
+    pressed: bool,
+    /// Bytes that publishes could take when the last write of a start began.
+    free_at_write: u64,
+    /// No publish came for long: the last number that was given out then. The end of the file may go.
+    idle_at: Option<u64>,
     growth_error: Option<StoreError>,
     retry_growth: bool,
     /// The file's length is being changed by somebody who does not hold the lock.
@@ -146,6 +171,8 @@ pub(crate) enum Chore {
     Superblock,
     /// A sync of everything appended.
     Sync,
+    /// A sync of a grown segment, from here to there, and of nothing else.
+    SyncGrown(u64, u64),
     /// Growth of the file, from here to there.
     Reserve(u64, u64),
     /// Pages made ready for stores: where, and how many bytes.
@@ -177,6 +204,7 @@ impl Space {
                 end: None,
                 lowest: 0,
                 highest: u64::MAX,
+                opening: segments.opening,
             })
             .collect();
         for link in &chain {
@@ -190,18 +218,20 @@ impl Space {
             status,
             ready,
             pending: Vec::new(),
+            is_growth_synced: false,
             reuse_last: segments.last,
             current: chain.back().map_or(0, |l| l.segment),
             chain,
             position: 0,
             end: 0,
             collecting: None,
-            syncs_started: 0,
-            syncs_finished: 0,
             syncing: 0,
             owed: false,
             demand: false,
             collected: 0,
+            pressed: false,
+            free_at_write: 0,
+            idle_at: None,
             growth_error: None,
             retry_growth: false,
             resizing: false,
@@ -211,7 +241,7 @@ impl Space {
             prefaulted: 0,
             protected: false,
             spare: None,
-            unsynced: Unsynced::everything(0),
+            unsynced: Unsynced::nothing(0),
             working: false,
             reserved: 0,
         }
@@ -222,7 +252,7 @@ impl Space {
         self.position = position;
         self.end = self.geometry.end_of(segment);
         self.prefaulted = position;
-        self.unsynced = Unsynced::everything(position);
+        self.unsynced = Unsynced::nothing(position);
     }
 
     /// Whether a record fits into the segment that is written. While no segment is free,
@@ -357,7 +387,7 @@ impl Space {
         match status {
             Status::Used => {}
             Status::Ready => drop(self.ready.insert(segment)),
-            Status::Stamped(_) | Status::Grown(_) => self.pending.push(segment),
+            Status::Grown => self.pending.push(segment),
         }
     }
 
@@ -367,6 +397,24 @@ impl Space {
 
     fn usable(&self) -> u64 {
         usable(&self.geometry)
+    }
+
+    /// Bytes that publishes can take before a segment has to be freed.
+    fn free_for_publishes(&self) -> u64 {
+        let segments = self.ready().saturating_sub(KEPT) as u64;
+        segments * self.geometry.segment_size + self.remaining()
+    }
+
+    /// A start begins to be named.
+    fn start_begun(&mut self) {
+        self.free_at_write = self.free_for_publishes();
+    }
+
+    /// A start was named, and what it frees is not free yet.
+    fn start_ended(&mut self) {
+        let left = self.free_for_publishes();
+        let taken = self.free_at_write.saturating_sub(left);
+        self.pressed |= left < taken;
     }
 
     /// Most bytes that may be needed or charged at once.
@@ -385,6 +433,11 @@ impl Space {
             .iter()
             .find(|l| state.segment_live(l.segment) > 0);
         first.or(self.chain.back()).map_or(1, |l| l.first_ordinal)
+    }
+
+    /// Segments are not freed as fast as publishes take them.
+    pub(crate) fn press(&mut self) {
+        self.pressed = true;
     }
 
     /// A publish found no room.
@@ -440,18 +493,16 @@ impl Space {
         self.resizing = true;
     }
 
-    /// Numbers a sync that begins now, and says what it has to cover.
-    pub(crate) fn sync_started(&mut self) -> (u64, Extent) {
+    /// A sync begins now: what it has to cover.
+    pub(crate) fn sync_started(&mut self) -> Extent {
         let (end, next) = (self.written(), self.position);
-        let extent = self.unsynced.begin_sync(end, next);
-        if extent == Extent::All {
-            // It takes the readiness of every page.
-            self.prefaulted = self.position;
-            self.spare = None;
-        }
-        self.syncs_started += 1;
         self.syncing += 1;
-        (self.syncs_started, extent)
+        self.unsynced.begin_sync(end, next)
+    }
+
+    /// A sync of something that nobody appends to begins.
+    pub(crate) fn sync_beside_started(&mut self) {
+        self.syncing += 1;
     }
 
     /// A sync returned, whatever it said.
@@ -460,18 +511,13 @@ impl Space {
         self.protected = true;
     }
 
-    /// The sync with this number vouches for what was there when it began, and for no more.
-    pub(crate) fn sync_finished(&mut self, number: u64) {
-        self.syncs_finished = self.syncs_finished.max(number);
-        let finished = match planted::is(Bug::StampASyncEarly) {
-            true => self.syncs_finished + 1,
-            false => self.syncs_finished,
-        };
-        let status = &self.status;
-        let is_durable = |s: &usize| matches!(status[*s], Status::Stamped(n) if n <= finished);
-        let durable: Vec<usize> = self.pending.iter().copied().filter(is_durable).collect();
-        for segment in durable {
-            self.set(segment, Status::Ready);
+    /// The oldest segments, so many of them, need not last: whatever ends their time, no sync has
+    /// to cover them.
+    pub(crate) fn leave_unsynced(&mut self, segments: usize) {
+        for link in self.chain.iter().take(segments) {
+            let at = self.geometry.segment_at(link.segment);
+            self.unsynced
+                .forget(&(at..self.geometry.end_of(link.segment)));
         }
     }
 
@@ -500,11 +546,11 @@ impl Space {
         medium: &mut dyn Medium,
         generation: u64,
         first_ordinal: u64,
-        next: u64,
+        opening: Opening,
         fallback: Option<(usize, u64)>,
     ) -> Result<(), StoreError> {
         if let Some(segment) = self.pick() {
-            self.open_segment(medium, segment, generation, first_ordinal, next);
+            self.open_segment(medium, segment, generation, first_ordinal, opening);
             return Ok(());
         }
         let (segment, position) = fallback.ok_or(StoreError::LogFull)?;
@@ -522,21 +568,26 @@ impl Space {
         {
             return Some(spare);
         }
+        self.pick_first()
+    }
+
+    fn pick_first(&self) -> Option<usize> {
         let last: BTreeSet<usize> = self.reuse_last.iter().copied().collect();
         let plain = |s: &usize| !last.contains(s);
         let held = || self.reuse_last.iter().find(|s| self.ready.contains(s));
         self.ready.iter().copied().find(plain).or(held().copied())
     }
 
-    /// Opens a segment; messages published from here on have sequences from `next` on.
+    /// Opens a segment; messages published from here on have sequences from `opening.next` on.
     fn open_segment(
         &mut self,
         medium: &mut dyn Medium,
         segment: usize,
         generation: u64,
         first_ordinal: u64,
-        next: u64,
+        opening: Opening,
     ) {
+        let next = opening.next;
         if let Some(link) = self.chain.back_mut() {
             link.end = Some(self.position);
             link.highest = link.highest.max(next - 1);
@@ -548,7 +599,8 @@ impl Space {
         medium.commit(records, 0);
         let header = SegmentHeader::Used { first_ordinal };
         medium.write(at, &header.encode(self.geometry.key, at, generation));
-        self.unsynced.jump(self.written(), at);
+        // To its end, so that neighbours are one stretch.
+        self.unsynced.jump(self.end, at);
         self.set(segment, Status::Used);
         self.reuse_last.retain(|s| *s != segment);
         self.current = segment;
@@ -558,6 +610,7 @@ impl Space {
             end: None,
             lowest: next,
             highest: 0,
+            opening,
         });
         self.position = records;
         self.end = self.geometry.end_of(segment);

@@ -147,6 +147,14 @@ impl Store {
         self.inner.shared.end_step()
     }
 
+    /// No publish came for long.
+    #[cfg(feature = "testkit")]
+    pub(crate) fn idle(&self) {
+        let mut core = self.inner.shared.lock();
+        core.log.idle();
+        self.inner.shared.after_change(core);
+    }
+
     #[cfg(feature = "testkit")]
     pub(crate) fn is_under_way(&self) -> bool {
         self.inner.shared.is_under_way()

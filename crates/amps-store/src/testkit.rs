@@ -66,6 +66,12 @@ pub fn end_step(store: &Store) -> Result<bool, StoreError> {
     store.end_step()
 }
 
+/// Lets the time go by, without a publish, after which a store gives back what its file does not
+/// need. The next publish ends that.
+pub fn idle(store: &Store) {
+    store.idle();
+}
+
 /// Whether a chore is under way.
 pub fn is_under_way(store: &Store) -> bool {
     store.is_under_way()

@@ -1,77 +1,104 @@
 //! What the next sync has to write: the stretches written since the last one began.
 //!
-//! A sync of the whole file would also write the pages that were made ready ahead of the
-//! writer, and take their readiness away. So the log names what it wrote. Where it cannot
-//! be sure, everything is synced.
+//! A sync of the whole file would also write what stands in segments that were freed, of which
+//! nothing needs to last, and take the readiness of the pages that were made ready ahead of the
+//! writer. So the log names what it wrote.
 
+use std::collections::VecDeque;
 use std::io;
+use std::ops::Range;
 
 use crate::medium::Device;
 
-/// More stretches than this are not worth a call each.
+/// More stretches than this are not worth a call each: each may flush the device's cache.
 const MOST: usize = 6;
 
-/// What a sync covers.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) enum Extent {
-    /// The whole file.
-    All,
-    /// These stretches (offset, end), which hold everything written since the last sync
-    /// that succeeded.
-    Stretches(Vec<(u64, u64)>),
-}
+/// Stretches (offset, end) that hold everything a sync has to cover.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Extent(Vec<(u64, u64)>);
 
 impl Extent {
+    /// As few stretches as hold all of these; of too many, those with the least between them are
+    /// taken together.
+    pub(crate) fn of(stretches: impl IntoIterator<Item = (u64, u64)>) -> Self {
+        let mut stretches: Vec<(u64, u64)> = stretches
+            .into_iter()
+            .filter(|(from, to)| from < to)
+            .collect();
+        stretches.sort_unstable();
+        let mut joined: Vec<(u64, u64)> = Vec::new();
+        for (from, to) in stretches {
+            match joined.last_mut() {
+                Some(last) if from <= last.1 => last.1 = last.1.max(to),
+                _ => joined.push((from, to)),
+            }
+        }
+        let mut between: Vec<u64> = joined.windows(2).map(|w| w[1].0 - w[0].1).collect();
+        between.sort_unstable();
+        let worth = match joined.len().checked_sub(MOST) {
+            None | Some(0) => return Extent(joined),
+            Some(too_many) => between[too_many - 1],
+        };
+        let mut few: Vec<(u64, u64)> = Vec::with_capacity(MOST);
+        for (from, to) in joined {
+            match few.last_mut() {
+                Some(last) if from - last.1 <= worth => last.1 = to,
+                _ => few.push((from, to)),
+            }
+        }
+        Extent(few)
+    }
+
     /// Makes it durable.
     ///
     /// # Errors
     /// As [`Device::sync`].
     pub(crate) fn sync(&self, device: &dyn Device) -> io::Result<()> {
-        match self {
-            Extent::All => device.sync(),
-            Extent::Stretches(stretches) => stretches
-                .iter()
-                .try_for_each(|&(from, to)| device.sync_range(from, to - from)),
-        }
+        let mut stretches = self.0.iter();
+        stretches.try_for_each(|&(from, to)| device.sync_range(from, to - from))
     }
 }
 
 /// Collects what is written between the beginnings of two syncs.
 pub(crate) struct Unsynced {
-    extent: Extent,
+    /// In the order in which they were written; none of them reaches over the end of a segment.
+    stretches: VecDeque<(u64, u64)>,
     /// Where the stretch begins that appends make longer.
     appending_from: u64,
 }
 
 impl Unsynced {
-    /// Anything may be unsynced; appends go on at `position`.
-    pub(crate) fn everything(position: u64) -> Self {
+    /// Everything is durable; appends go on at `position`.
+    pub(crate) fn nothing(position: u64) -> Self {
         Unsynced {
-            extent: Extent::All,
+            stretches: VecDeque::new(),
             appending_from: position,
-        }
-    }
-
-    /// This stretch was written.
-    pub(crate) fn touch(&mut self, from: u64, to: u64) {
-        if let Extent::Stretches(stretches) = &mut self.extent {
-            stretches.push((from, to));
-            if stretches.len() > MOST {
-                self.extent = Extent::All;
-            }
         }
     }
 
     /// Appends went on up to `end`, and continue at `next`.
     pub(crate) fn jump(&mut self, end: u64, next: u64) {
-        self.touch(self.appending_from, end);
+        if self.appending_from < end {
+            self.stretches.push_back((self.appending_from, end));
+        }
         self.appending_from = next;
+    }
+
+    /// The oldest segment was freed: nothing in it needs to last.
+    pub(crate) fn forget(&mut self, segment: &Range<u64>) {
+        while self
+            .stretches
+            .front()
+            .is_some_and(|s| segment.contains(&s.0))
+        {
+            self.stretches.pop_front();
+        }
     }
 
     /// A sync begins: appends wrote up to `end` and continue at `next`.
     pub(crate) fn begin_sync(&mut self, end: u64, next: u64) -> Extent {
         self.jump(end, next);
-        std::mem::replace(&mut self.extent, Extent::Stretches(Vec::new()))
+        Extent::of(std::mem::take(&mut self.stretches))
     }
 }
 
@@ -81,16 +108,36 @@ mod tests {
 
     #[test]
     fn names_what_was_written_since_the_last_sync_began() {
-        let mut unsynced = Unsynced::everything(100);
-        assert_eq!(unsynced.begin_sync(208, 200), Extent::All);
-        let stretch = |from, to| Extent::Stretches(vec![(from, to)]);
-        assert_eq!(unsynced.begin_sync(308, 300), stretch(200, 308));
-        unsynced.jump(350, 1000);
-        unsynced.touch(0, 64);
-        let three = Extent::Stretches(vec![(300, 350), (0, 64), (1000, 1108)]);
-        assert_eq!(unsynced.begin_sync(1108, 1100), three);
-        assert_eq!(unsynced.begin_sync(1308, 1300), stretch(1100, 1308));
-        (0..=MOST).for_each(|_| unsynced.touch(0, 64));
-        assert_eq!(unsynced.begin_sync(1408, 1400), Extent::All);
+        let mut unsynced = Unsynced::nothing(200);
+        assert_eq!(unsynced.begin_sync(308, 300), Extent(vec![(200, 308)]));
+        unsynced.jump(400, 1000);
+        let two = Extent(vec![(300, 400), (1000, 1108)]);
+        assert_eq!(unsynced.begin_sync(1108, 1100), two);
+        assert_eq!(unsynced.begin_sync(1308, 1300), Extent(vec![(1100, 1308)]));
+        assert_eq!(unsynced.begin_sync(1300, 1300), Extent::default());
+    }
+
+    #[test]
+    fn what_was_freed_is_not_synced() {
+        let mut unsynced = Unsynced::nothing(164);
+        unsynced.jump(200, 300);
+        unsynced.jump(400, 100);
+        unsynced.jump(200, 200);
+        unsynced.forget(&(100..200));
+        let left = Extent(vec![(100, 208), (300, 400)]);
+        assert_eq!(unsynced.begin_sync(208, 208), left);
+    }
+
+    #[test]
+    fn neighbours_are_one_stretch_and_of_many_the_nearest_are() {
+        assert_eq!(
+            Extent::of([(200, 300), (100, 200), (5, 5)]),
+            Extent(vec![(100, 300)])
+        );
+        let many = (0..9).map(|n| (n * n * 100, n * n * 100 + 50));
+        let few = Extent::of(many);
+        assert_eq!(few.0.len(), MOST);
+        assert_eq!(few.0[0], (0, 950));
+        assert_eq!(few.0[1], (1600, 1650));
     }
 }

@@ -8,8 +8,11 @@ use amps_store::testkit::{
 };
 use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};
 
+/// Where the first segment begins.
+const SEGMENTS_AT: usize = 12 << 10;
+
 fn options() -> Options {
-    Options::new().capacity(64 << 10).client_name("fuzzed")
+    Options::new().capacity(68 << 10).client_name("fuzzed")
 }
 
 fn publish(store: &Store, count: usize) {
@@ -66,7 +69,7 @@ fn salvage_mends_the_header_of_a_segment() {
     publish(&store, 20);
     store.sync().expect("syncs");
     drop(store);
-    disk.scribble(8192, |segment| segment[..96].fill(0xA5));
+    disk.scribble(SEGMENTS_AT as u64, |segment| segment[..96].fill(0xA5));
     let refused = disk.open(options()).map(drop);
     assert!(matches!(refused, Err(OpenError::Damaged { .. })));
     let salvage = options().recovery(Recovery::Salvage);
@@ -82,7 +85,7 @@ fn a_store_without_a_whole_segment_is_refused_unchanged() {
     let disk = SimDisk::new();
     publish(&disk.open(options()).expect("creates"), 5);
     let mut bytes = disk.bytes();
-    bytes.truncate(8192 + 4000);
+    bytes.truncate(SEGMENTS_AT + 4000);
     disk.restore(bytes.clone());
     let salvaged = disk.open(options().recovery(Recovery::Salvage)).map(drop);
     assert!(
@@ -192,7 +195,9 @@ fn a_header_that_is_mended_after_a_clean_close_stays_mended() {
         store.close(20).expect("closes");
         drop(store);
         disk.power_cut(Cut::None, &mut Rng::new(0));
-        disk.scribble(8192 + (segment << 13), |header| header[0] ^= 1);
+        disk.scribble(SEGMENTS_AT as u64 + (segment << 13), |header| {
+            header[0] ^= 1
+        });
         let opened = disk.open(options.clone());
         let store = opened.unwrap_or_else(|e| panic!("segment {segment}: {e}"));
         assert_eq!(store.bounds().unsettled, 20);
@@ -267,7 +272,7 @@ fn a_header_of_the_future_is_not_being_written() {
     publish(&disk.open(options()).expect("creates"), 5);
     let mut bytes = disk.bytes();
     // The ordinal of its first record, and its third byte.
-    bytes[8192 + 8 + 2] = 0x5B;
+    bytes[SEGMENTS_AT + 8 + 2] = 0x5B;
     resign(&mut bytes);
     let file = tempfile::NamedTempFile::new().expect("a file");
     std::fs::write(file.path(), &bytes).expect("writes");
@@ -288,7 +293,7 @@ fn a_file_at_rest_without_its_first_segment_is_damaged_and_never_called_moving()
     store.sync().expect("syncs");
     drop(store);
     let mut bytes = disk.bytes();
-    let lost = &mut bytes[8192..][..8192];
+    let lost = &mut bytes[SEGMENTS_AT..][..8192];
     lost[64..].fill(0);
     // Its first ordinal, and whether it is used.
     lost[8..16].fill(0);
@@ -310,7 +315,7 @@ fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
     let disk = SimDisk::new();
     publish(&disk.open(options.clone()).expect("creates"), 120);
     let whole = disk.bytes();
-    let full = 8192 + 2 * 8192;
+    let full = SEGMENTS_AT + 2 * 8192;
     let kept = record_places(&whole[..full]).len() as u64;
     assert!(kept < 120, "the third segment is in use");
     let cut = whole[..full + 3000].to_vec();
@@ -359,8 +364,8 @@ fn what_stands_behind_damage_is_found_although_a_header_leads_away() {
     let (tenth, _) = record_places(&bytes)[10];
     let ordinal = bytes[tenth as usize + 24];
     // Of the third segment: its first ordinal, and whether it is used.
-    bytes[8192 * 3 + 8] = ordinal;
-    bytes[8192 * 3 + 24] = 1;
+    bytes[SEGMENTS_AT + 8192 * 2 + 8] = ordinal;
+    bytes[SEGMENTS_AT + 8192 * 2 + 24] = 1;
     resign(&mut bytes);
     bytes[tenth as usize + 20] ^= 1;
     disk.restore(bytes);
@@ -407,7 +412,7 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
     publish(&disk.open(options.clone()).expect("creates"), 20);
     let mut bytes = disk.bytes();
     let places = record_places(&bytes);
-    bytes.copy_within(8192..16384, 24576);
+    bytes.copy_within(SEGMENTS_AT..SEGMENTS_AT + 8192, SEGMENTS_AT + 2 * 8192);
     resign(&mut bytes);
     bytes[places[6].0 as usize + 20] ^= 1;
     bytes[places[9].0 as usize + 16384 + 20] ^= 1;
@@ -582,17 +587,24 @@ fn what_the_marks_gave_up_is_given_up_as_a_whole() {
     let disk = SimDisk::new();
     let store = disk.open(options.clone()).expect("creates");
     publish(&store, 1);
-    let mut first = 0;
-    while first == 0 || newest_segment(&disk) != 0 {
-        first = newest_segment(&disk);
+    let mut before = 0;
+    while before == 0 || newest_segment(&disk) != 0 {
+        before = newest_segment(&disk);
         publish(&store, 1);
         store.settle_through(store.bounds().last).expect("settles");
         while step(&store).expect("a good disk") {}
     }
-    publish_into(1, &store, &disk);
+    // All before is freed by now, and none of these: more than half of the ring is free.
+    let first = 0;
+    for segment in [1, 2] {
+        publish_into(segment, &store, &disk);
+        let last = store.bounds().last;
+        store.settle_through(last).expect("settles");
+    }
     publish(&store, 2);
     let unsettled = store.bounds().last - 1;
     store.settle_through(unsettled - 1).expect("settles");
+    store.sync().expect("syncs");
     drop(store);
     let all = intact_messages(&disk.bytes());
     let in_first = all.iter().filter(|m| segment_of(m.offset) == first);
@@ -625,7 +637,7 @@ fn what_the_marks_gave_up_is_given_up_as_a_whole() {
 }
 
 fn segment_of(offset: u64) -> u64 {
-    (offset - 8192) >> 13
+    (offset - SEGMENTS_AT as u64) >> 13
 }
 
 fn newest_segment(disk: &SimDisk) -> u64 {

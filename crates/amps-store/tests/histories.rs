@@ -311,7 +311,7 @@ fn h38_no_flipped_bit_settles_or_changes_anything_in_silence() {
     let (expected, refused) = (unsettled(&store), store.rejections(0, 9));
     drop(store);
     let mut outcomes = [0; 3];
-    for at in (0..8192 + 8192).filter(|at| image[*at] != 0 || at % 61 == 0) {
+    for at in (0..12288 + 8192).filter(|at| image[*at] != 0 || at % 61 == 0) {
         for bit in 0..8 {
             disk.restore(image.clone());
             disk.scribble(at as u64, |bytes| bytes[0] ^= 1 << bit);

@@ -8,7 +8,7 @@ use amps_store::inspect::Inspection;
 use amps_store::testkit::resign;
 use amps_store::{Options, Store};
 
-const FIRST: usize = 8192;
+const FIRST: usize = 12 << 10;
 const RECORDS: usize = 64;
 
 /// The bytes of an empty store.

@@ -15,7 +15,7 @@ use amps_store::testkit::{Call, open_by_steps, step, watch_calls};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Store};
 
 fn options() -> Options {
-    Options::new().capacity(64 << 10).client_name("tester")
+    Options::new().capacity(68 << 10).client_name("tester")
 }
 
 fn publish(store: &Store, topic: &str, payload: &[u8]) -> u64 {
@@ -395,7 +395,7 @@ fn a_damaged_first_record_of_a_segment_is_told_and_is_not_busy() {
     drop(store);
     let bytes = std::fs::read(&path).unwrap();
     let mut used = 0;
-    for header in (8192..bytes.len()).step_by(8192) {
+    for header in (12288..bytes.len()).step_by(8192) {
         if bytes[header + 24] == 0 {
             continue;
         }

@@ -9,7 +9,7 @@ use amps_store::{AppendError, Batch, Envelope, Options, PublishStore, Store, Sto
 
 const SEGMENT: u64 = 8 << 10;
 /// Where the first segment begins.
-const SEGMENTS_AT: u64 = 8 << 10;
+const SEGMENTS_AT: u64 = 12 << 10;
 /// A quarter of a segment.
 const LARGEST: usize = 2048;
 /// The bytes of a record that are not envelope or payload.
@@ -47,7 +47,7 @@ fn a_thousand_laps_keep_what_is_unsettled_whatever_its_size() {
     let most = LARGEST - HEADER - envelope.len();
     let disk = SimDisk::new();
     let options = Options::new()
-        .capacity(64 << 10)
+        .capacity(68 << 10)
         .segment_size(SEGMENT)
         .preallocate(true)
         .client_name("laps");
@@ -113,7 +113,7 @@ fn a_thousand_laps_keep_what_is_unsettled_whatever_its_size() {
 /// only the sequences published into it were looked for.
 #[test]
 fn a_copy_among_younger_messages_is_forgotten_with_its_segment() {
-    let store = Store::memory(Options::new().capacity(64 << 10)).unwrap();
+    let store = Store::memory(Options::new().capacity(68 << 10)).unwrap();
     let envelope = Envelope::publish("t");
     let old = store.append(&envelope, &[1; 100]).unwrap().sequence;
     let mut message = StoredMessage::new();

@@ -35,7 +35,7 @@ fn a_late_refusal_keeps_its_original_whatever_upkeep_is_doing() {
     // After how many chores the refusal comes: one of them hits every stage.
     for chores in 0..12 {
         let disk = SimDisk::default();
-        let options = Options::new().capacity(64 << 10).preallocate(true);
+        let options = Options::new().capacity(68 << 10).preallocate(true);
         let store = disk.open(options).expect("opens");
         while append(&store, false) {}
         for _ in 0..chores {
@@ -62,7 +62,7 @@ fn a_late_refusal_keeps_its_original_whatever_upkeep_is_doing() {
 
 fn small_segments() -> Options {
     Options::new()
-        .capacity(64 << 10)
+        .capacity(68 << 10)
         .segment_size(8 << 10)
         .preallocate(true)
 }
@@ -162,7 +162,7 @@ fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
 /// both from the next open: it knows neither the refusal nor that the message is to be sent.
 #[test]
 fn a_refusal_held_in_memory_is_settled_by_no_mark() {
-    let options = || Options::new().capacity(64 << 10);
+    let options = || Options::new().capacity(68 << 10);
     let (mut held_ones, mut marked) = (0, 0);
     // The end of the room is met at many places: only where a refusal does not fit and a mark
     // does, one is written.

@@ -256,7 +256,7 @@ fn a_truncated_file_is_refused_or_salvaged_and_never_a_panic() {
         .segment_size as usize;
     let mut rng = Rng::new(11);
     let mut lengths: Vec<usize> = vec![0, 1, 511, 512, 4095, 4096, 4097, 8191];
-    for border in (8192..=bytes.len()).step_by(segment) {
+    for border in (12288..=bytes.len()).step_by(segment) {
         lengths.extend([border - 1, border, border + 1, border + 64]);
     }
     lengths.extend((0..150).map(|_| rng.below(bytes.len() as u64) as usize));

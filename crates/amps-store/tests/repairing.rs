@@ -115,7 +115,7 @@ fn nothing_is_made_of_a_file_that_has_nothing_but_its_superblocks() {
     let (old, new) = (left_behind(dir.path()), dir.path().join("new"));
     let file = OpenOptions::new().write(true).open(&old).unwrap();
     // In the middle of the first segment, at its header, behind the superblocks.
-    for len in [8192 + 4096, 8192 + 64, 8192] {
+    for len in [12288 + 4096, 12288 + 64, 12288] {
         file.set_len(len).unwrap();
         let refused = repair_to(&old, &new);
         assert!(
@@ -133,7 +133,7 @@ fn less_than_the_least_capacity_is_refused() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     for capacity in [(64 << 10) - 1, 63 << 10, 56 << 10] {
-        for segment in [None, Some(8192)] {
+        for segment in [None, Some(12288)] {
             let mut options = Options::new().capacity(capacity);
             if let Some(size) = segment {
                 options = options.segment_size(size);

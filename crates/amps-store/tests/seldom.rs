@@ -60,7 +60,7 @@ fn a_closed_store_writes_no_superblock() {
 #[test]
 fn a_late_refusal_without_room_changes_nothing() {
     let disk = SimDisk::new();
-    let options = Options::new().capacity(64 << 10).client_name("tester");
+    let options = Options::new().capacity(68 << 10).client_name("tester");
     let store = disk.open(options).unwrap();
     let fill = || {
         let mut full = 0;

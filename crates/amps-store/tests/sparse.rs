@@ -20,6 +20,8 @@ static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 const SEGMENT: u64 = 64 << 10;
+/// Where the first one begins.
+const SEGMENTS_AT: u64 = 12 << 10;
 const MESSAGES: u64 = 20;
 /// What a look at one of these files may read, several times over and by windows of 64 KiB, and
 /// what it may keep.
@@ -143,7 +145,7 @@ fn a_superblock_that_names_terabytes_costs_what_is_there() {
     let segments = (1 << 43) / SEGMENT - 1;
     name_segments(&file, segments);
     let there = file.metadata().unwrap().len();
-    let all = 8192 + segments * SEGMENT;
+    let all = SEGMENTS_AT + segments * SEGMENT;
     for len in [there, all] {
         file.set_len(len).unwrap();
         let look = frugally("the look", || Inspection::open(&path).unwrap());
@@ -178,7 +180,7 @@ fn data_at_the_far_end_of_a_hole_is_seen() {
     let there = file.metadata().unwrap().len();
     // 3.7 GiB, as many segments as a store with that much in it may have.
     let segments = 60_000;
-    let all = 8192 + segments * SEGMENT;
+    let all = SEGMENTS_AT + segments * SEGMENT;
     name_segments(&file, segments);
     file.set_len(all).unwrap();
     file.write_all_at(b"x", all - 1).unwrap();
@@ -199,8 +201,8 @@ fn data_at_the_far_end_of_a_hole_is_seen() {
     // So far away that an account of what lies between would take gigabytes.
     let segments = (1 << 43) / SEGMENT - 1;
     name_segments(&file, segments);
-    file.set_len(8192 + segments * SEGMENT).unwrap();
-    let end = 8192 + segments * SEGMENT;
+    file.set_len(SEGMENTS_AT + segments * SEGMENT).unwrap();
+    let end = SEGMENTS_AT + segments * SEGMENT;
     file.write_all_at(b"x", end - 1).unwrap();
     let look = frugally("the look", || Inspection::open(&path).err());
     assert!(matches!(look, Some(OpenError::Broken { .. })));

@@ -122,7 +122,11 @@ fn a_requeue_wakes_who_waits_and_not_itself() {
 #[test]
 fn upkeep_goes_on_for_a_large_message_while_small_ones_find_room() {
     let disk = SimDisk::new();
-    let store = disk.open(options()).unwrap();
+    // As few segments as there can be, and none more: a file that may grow does so when somebody waits.
+    let few = options().capacity((12 << 10) + 6 * (16 << 10));
+    let store = disk
+        .open(few.segment_size(16 << 10).preallocate(true))
+        .unwrap();
     let heard = rooms(&store);
     let (mut turned_away, mut small) = (0, 0);
     for _ in 0..500 {

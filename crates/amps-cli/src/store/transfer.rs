@@ -104,6 +104,7 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
 fn name_from(from: NameFrom) -> &'static str {
     match from {
         NameFrom::Given => "given",
+        NameFrom::Identity => "identity",
         NameFrom::Copies => "copies",
         _ => "new",
     }
@@ -111,10 +112,13 @@ fn name_from(from: NameFrom) -> &'static str {
 
 fn without_superblock_lines(without: &WithoutSuperblock, file: &Path) -> Vec<String> {
     let mut lines = vec![format!(
-        "both superblocks of {} are unreadable; {} segment header(s) told what its records are checked \
-         with, and segments of {} bytes{}",
+        "both superblocks of {} are unreadable; {} told what its records are checked with, and \
+         segments of {} bytes{}",
         file.display(),
-        without.headers,
+        match without.identity {
+            true => "what it says of itself for good".to_owned(),
+            false => format!("{} segment header(s)", without.headers),
+        },
         without.segment_size,
         match without.other_headers {
             0 => String::new(),
@@ -124,6 +128,9 @@ fn without_superblock_lines(without: &WithoutSuperblock, file: &Path) -> Vec<Str
     let name = &without.client_name;
     lines.push(match without.name_from {
         NameFrom::Given => format!("the client name of the new store is {name}, as asked for"),
+        NameFrom::Identity => format!(
+            "the client name is {name}, as the store says for good; --client-name gives another"
+        ),
         NameFrom::Copies => format!(
             "the client name is {name}, as both superblocks still show; --client-name gives another"
         ),

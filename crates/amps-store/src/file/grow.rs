@@ -4,7 +4,7 @@
 use std::io;
 
 use super::take_over::lengthen;
-use crate::format::{SEGMENTS_AT, Superblock, most_segments};
+use crate::format::{Superblock, most_segments};
 use crate::medium::Medium;
 use crate::options::Options;
 use crate::report::Growth;
@@ -25,7 +25,7 @@ impl Plan {
         has_room: impl FnOnce(u64) -> io::Result<()>,
     ) -> Plan {
         let (size, now) = (superblock.segment_size, superblock.cap_segments);
-        let bytes = |segments| SEGMENTS_AT + segments * size;
+        let bytes = |segments| superblock.segments_at + segments * size;
         let keep = |growth| Plan {
             cap_segments: now,
             growth,
@@ -33,7 +33,7 @@ impl Plan {
         let Some(asked) = options.grow_to else {
             return keep(None);
         };
-        let segments = asked.saturating_sub(SEGMENTS_AT) / size;
+        let segments = asked.saturating_sub(superblock.segments_at) / size;
         if segments == now {
             return keep(None);
         }
@@ -78,7 +78,7 @@ impl Plan {
         };
         let mut there = segments;
         if superblock.preallocated {
-            let end = SEGMENTS_AT + segments * superblock.segment_size;
+            let end = superblock.len_of(segments);
             if let Err(error) = lengthen(medium, end, reach, to) {
                 self.growth = Some(Growth::Refused {
                     capacity: from,

@@ -8,7 +8,8 @@ use super::grow::Plan;
 use super::{host, no_space, refused};
 use crate::error::OpenError;
 use crate::format::{
-    NUMBERS_LAST, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock, most_segments,
+    IDENTITY_AT, NUMBERS_LAST, Opening, SEGMENT_HEADER, SegmentHeader, Superblock, UserTag,
+    VERSION, most_segments,
 };
 use crate::log::{Log, segments_for_stranded, starts_in_last_segment};
 use crate::medium::Medium;
@@ -17,6 +18,7 @@ use crate::planted::{self, Bug};
 use crate::recover::{Header, Recovered, reach, recover};
 use crate::report::{RecoveryReport, Stop};
 use crate::scan::{Scanner, Source, Verdict};
+use crate::unsynced::Extent;
 
 /// Segments that an open needs beside those of the log: one for its own records, one for the first
 /// collection.
@@ -75,12 +77,12 @@ pub(crate) fn unopenable(
     recovered: &Recovered,
 ) -> Option<OpenError> {
     let path = path.to_owned();
-    if superblock.retired {
+    if superblock.is_given_up() {
         return Some(OpenError::Retired { path });
     }
     // Before the damage: no salvage makes a store of such a file.
     let why = impossible(superblock, recovered).or_else(|| {
-        let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+        let there = superblock.whole_segments(len);
         let none = "it was cut off before its first segment ends; nothing can be salvaged";
         (there == 0).then(|| none.to_owned())
     })?;
@@ -161,20 +163,20 @@ pub(super) fn take_over(
             ranges: recovered.damaged,
         });
     }
-    let there = (medium.len().saturating_sub(SEGMENTS_AT)) / superblock.segment_size;
+    let there = superblock.whole_segments(medium.len());
     let begun = Instant::now();
     let usable = there.min(superblock.segments);
     // A copy that left out the zeros is a whole store; a store into its holes would kill who makes
     // it, where the disk is full.
     if !created {
-        let end = SEGMENTS_AT + usable * superblock.segment_size;
-        let filled = medium.device().fill_holes(SEGMENTS_AT, end);
+        let end = superblock.len_of(usable);
+        let filled = medium.device().fill_holes(superblock.segments_at, end);
         filled.map_err(|error| no_space(path, "fill the holes of", end, error))?;
     }
     let needed = segments_to_go_on(&superblock, &recovered, usable);
     if needed > usable {
-        let to = SEGMENTS_AT + needed * superblock.segment_size;
-        let end = SEGMENTS_AT + usable * superblock.segment_size;
+        let to = superblock.len_of(needed);
+        let end = superblock.len_of(usable);
         lengthen(&mut *medium, end, reach, to)
             .map_err(|error| no_space(path, "lengthen", to, error))?;
         reach = reach.max(to);
@@ -197,7 +199,7 @@ pub(super) fn take_over(
     // What a growth or a return left unfinished is cut off; what a truncation took is given up.
     superblock.segments = segments;
     recovered.state.resize(superblock.segments as usize);
-    let len = SEGMENTS_AT + superblock.segments * superblock.segment_size;
+    let len = superblock.len_of(superblock.segments);
     if superblock.segments > superblock.cap_segments {
         superblock.cap_segments = superblock.segments;
         report.enlarged_to = Some(len);
@@ -209,37 +211,42 @@ pub(super) fn take_over(
     superblock.closed_at = 0;
     superblock.counter += 1;
     let device = medium.device();
+    let mut written = Vec::new();
     if recovered.stop != Stop::CleanClose && !created {
         // The page cache may show bytes that a failed write-back has lost: they are
-        // written again, and free segments stamped again, before the sync below.
+        // written again before the sync below.
         if !planted::is(Bug::NoRewrite) {
-            write_again(&mut *medium, &recovered);
+            write_again(&mut *medium, &recovered, &mut written);
         }
         if !planted::is(Bug::NoWipe) {
-            wipe_torn(&mut *medium, &recovered);
+            wipe_torn(&mut *medium, &recovered, &mut written);
         }
-        wipe_earlier_laps(&mut *medium, &recovered);
+        wipe_earlier_laps(&mut *medium, &recovered, &mut written);
     }
-    let mut mended = mend_headers(&mut *medium, &superblock, &recovered);
-    let mut is_used = vec![false; superblock.segments as usize];
-    for link in &recovered.chain {
-        is_used[link.segment] = true;
-    }
-    for segment in (0..superblock.segments as usize).filter(|s| !is_used[*s]) {
-        let at = recovered.geometry.segment_at(segment);
-        mended |= !has_header(&*medium, &superblock, at);
-        let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
-        medium.write(at, &stamp);
-    }
+    move_start(&mut superblock, &recovered);
+    mend_headers(&mut *medium, &superblock, &recovered, &mut written);
+    stamp_free(&mut *medium, &superblock, &recovered, &mut written);
+    written.push((superblock.len_of(usable), len));
     // A clean close excuses a damaged header, and is forgotten with the superblock below.
-    if (recovered.stop != Stop::CleanClose || mended) && !created {
-        device.sync().map_err(io("sync"))?;
+    Extent::of(written).sync(&*device).map_err(io("sync"))?;
+    if superblock.version != VERSION {
+        tracing::info!(
+            path = %path.display(),
+            from = superblock.version,
+            "the store is converted to format version {VERSION}, which older programs cannot open"
+        );
+        report.converted_from = Some(superblock.version);
+        superblock.version = VERSION;
     }
     let bytes = superblock.encode();
     for at in header.order {
         device
             .write_around(at, &bytes)
             .map_err(io("write the superblock of"))?;
+    }
+    if let Some(identity) = superblock.identity().filter(|_| header.lacks_identity) {
+        let written = device.write_around(IDENTITY_AT, &identity.encode());
+        written.map_err(io("write the identity of"))?;
     }
     // Not before both copies say so: one that is damaged later leaves the word to the other.
     if file_len > len {
@@ -254,7 +261,7 @@ pub(super) fn take_over(
     })?;
     if gave_up {
         // The lost records are what keeps this damage from refusing again.
-        device.sync().map_err(io("sync"))?;
+        log.sync_beginning().map_err(io("sync"))?;
     }
     log.watch(options.watermarks);
     report.resync = begun.elapsed();
@@ -280,14 +287,44 @@ pub(super) fn lengthen(medium: &mut dyn Medium, end: u64, reach: u64, to: u64) -
     Ok(())
 }
 
+/// Everything recovered is durable by now, and the superblock may speak for it. Where something is
+/// lost, and not named in the log yet, it says nothing new: an open that dies before it has told
+/// of the loss must leave all that proves it to the next.
+fn move_start(superblock: &mut Superblock, recovered: &Recovered) {
+    // Also above the end of the log, where that is damaged.
+    superblock.durable = superblock
+        .durable
+        .max(recovered.durable)
+        .max(recovered.last_ordinal);
+    let told = planted::is(Bug::StartBeforeTold);
+    if !recovered.damaged.is_empty() && !told {
+        return;
+    }
+    superblock.opening = Opening {
+        floor: recovered.state.floor(),
+        next: recovered.next.max(recovered.max_sequence + 1),
+        tag: recovered.tag.as_deref().map(UserTag::new),
+    };
+    let first = recovered.chain.first().map_or(0, |link| link.first_ordinal);
+    if (recovered.set_aside.is_empty() && recovered.ignored.is_empty()) || told {
+        superblock.start = superblock.start.max(first);
+    }
+}
+
+/// A stretch of the file that was written: offset and end.
+type Stretch = (u64, u64);
+
 /// Writes the header of a segment of the log again where it cannot be read: its damage is
-/// told by this open, and is over. Whether there was one.
-fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Recovered) -> bool {
-    let mut mended = false;
+/// told by this open, and is over.
+fn mend_headers(
+    medium: &mut dyn Medium,
+    superblock: &Superblock,
+    recovered: &Recovered,
+    written: &mut Vec<Stretch>,
+) {
     for link in &recovered.chain {
         let at = recovered.geometry.segment_at(link.segment);
-        if !has_header(medium, superblock, at) {
-            mended = true;
+        if header(medium, superblock, at).is_none() {
             let (first, end) = (
                 recovered.geometry.records_at(link.segment),
                 recovered.geometry.end_of(link.segment),
@@ -303,18 +340,47 @@ fn mend_headers(medium: &mut dyn Medium, superblock: &Superblock, recovered: &Re
                 at,
                 &header.encode(superblock.key, at, superblock.generation),
             );
+            written.push((at, at + SEGMENT_HEADER));
         }
     }
-    mended
 }
 
-fn has_header(medium: &dyn Medium, superblock: &Superblock, at: u64) -> bool {
+/// Stamps each segment that the next open could take for one of the log, and that is none. What was
+/// used from below the start is free as it is.
+fn stamp_free(
+    medium: &mut dyn Medium,
+    superblock: &Superblock,
+    recovered: &Recovered,
+    written: &mut Vec<Stretch>,
+) {
+    let mut is_used = vec![false; superblock.segments as usize];
+    for link in &recovered.chain {
+        is_used[link.segment] = true;
+    }
+    for segment in (0..superblock.segments as usize).filter(|s| !is_used[*s]) {
+        let at = recovered.geometry.segment_at(segment);
+        match header(medium, superblock, at) {
+            Some(SegmentHeader::Free) => continue,
+            Some(SegmentHeader::Used { first_ordinal }) if first_ordinal < superblock.start => {
+                continue;
+            }
+            _ => {}
+        }
+        let stamp = SegmentHeader::Free.encode(superblock.key, at, superblock.generation);
+        medium.write(at, &stamp);
+        if !planted::is(Bug::StampsUnsynced) {
+            written.push((at, at + SEGMENT_HEADER));
+        }
+    }
+}
+
+fn header(medium: &dyn Medium, superblock: &Superblock, at: u64) -> Option<SegmentHeader> {
     let mut bytes = [0; SEGMENT_HEADER as usize];
     medium.read(at, &mut bytes);
-    SegmentHeader::decode(&bytes, superblock.key, at).is_some()
+    SegmentHeader::decode(&bytes, superblock.key, at)
 }
 
-fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
+fn write_again(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec<Stretch>) {
     let mut buffer = vec![0; 64 << 10];
     for link in recovered
         .chain
@@ -328,29 +394,33 @@ fn write_again(medium: &mut dyn Medium, recovered: &Recovered) {
             medium.write(at, &buffer[..n]);
             at += n as u64;
         }
+        written.push((recovered.geometry.segment_at(link.segment), link.end));
     }
 }
 
 /// The head of a torn record must be gone for good before anything is written over it: its
 /// lost tail might come to stand behind it again by chance, under the same ordinal.
-fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered) {
+fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec<Stretch>) {
     // Where no segment is free, the epoch is written at the cut as well.
-    let segments = (medium.len() - SEGMENTS_AT) / recovered.geometry.segment_size;
+    let geometry = &recovered.geometry;
+    let segments = (medium.len() - geometry.segments_at) / geometry.segment_size;
     let here = recovered.resumes_in_place() || recovered.chain.len() as u64 == segments;
     let Some(last) = recovered.chain.last().filter(|_| here) else {
         return;
     };
     if last.end + 8 <= recovered.geometry.end_of(last.segment) {
         medium.commit(last.end, 0);
+        written.push((last.end, last.end + 8));
     }
 }
 
 /// What a salvage names as lost must stay so: what an earlier lap left under the same ordinals is
 /// known by what stands before it in its segment, and that may be gone at the next open.
-fn wipe_earlier_laps(medium: &mut dyn Medium, recovered: &Recovered) {
+fn wipe_earlier_laps(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec<Stretch>) {
     if !recovered.damaged.is_empty() {
         for seen in &recovered.earlier_laps {
             medium.commit(seen.offset, 0);
+            written.push((seen.offset, seen.offset + 8));
         }
     }
 }

@@ -74,6 +74,8 @@ pub(crate) struct Mark {
 }
 
 impl Mark {
+    pub(crate) const SIZE: usize = MARK_BODY;
+
     pub(crate) fn encode(&self, out: &mut Vec<u8>) {
         out.extend_from_slice(&self.floor.to_le_bytes());
         out.extend_from_slice(&self.durable.to_le_bytes());

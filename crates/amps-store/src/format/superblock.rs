@@ -1,20 +1,97 @@
 //! Blocks 0 and 1: what the store is, whose, and which numbers it may not give out again.
 
 use super::{
-    BLOCK, MAGIC, MAX_NAME, MIN_SEGMENTS, NUMBERS_END, VERSION, cut, put, u16_at, u32_at, u64_at,
+    BLOCK, Identity, MAGIC, MAX_NAME, MIN_SEGMENTS, Mark, NUMBERS_END, OLD_SEGMENTS_AT,
+    READ_VERSIONS, SEGMENTS_AT, UserTag, VERSION, cut, put, u16_at, u32_at, u64_at,
 };
 
 /// Where the superblock says that the store was evacuated.
 const RETIRED: usize = 888;
 const PREALLOCATED: usize = 889;
+/// Another store, which was made of this one, goes on in its place.
+const SUPERSEDED: usize = 890;
+/// Kind of transport, and what stands behind the opening.
+const TRANSPORT: usize = 891;
+/// In blocks, where the first segment starts.
+const SEGMENTS_FROM: usize = 892;
+const START: usize = 896;
+const DURABLE: usize = 904;
+const OPENING: usize = 912;
+const RESERVED: usize = OPENING + Mark::SIZE;
 /// Where the names stand in a superblock.
 const NAMES: usize = 116;
 /// Longest host name kept in bytes.
 const MAX_HOST: usize = 255;
 
-/// What the file remembers outside the log: written rarely, always both copies.
+/// What is true of everything before the first record of the log.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Opening {
+    /// Every sequence up to here is settled.
+    pub(crate) floor: u64,
+    /// No lower number is given out.
+    pub(crate) next: u64,
+    /// User tag of the newest publish.
+    pub(crate) tag: Option<UserTag>,
+}
+
+impl Opening {
+    pub(crate) fn of(mark: &Mark) -> Self {
+        Opening {
+            floor: mark.floor,
+            next: mark.next,
+            tag: mark.tag,
+        }
+    }
+
+    fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::with_capacity(Mark::SIZE);
+        Mark {
+            floor: self.floor,
+            next: self.next,
+            tag: self.tag,
+            ..Mark::default()
+        }
+        .encode(&mut body);
+        body
+    }
+}
+
+/// What later programs keep here: the identity that a store has in common with those it was made
+/// of, and the transport and stream that it is bound to. Kept as it was found.
+#[derive(Clone, PartialEq, Eq)]
+pub(crate) struct Reserved {
+    transport: u8,
+    bytes: [u8; Self::SIZE],
+}
+
+impl Reserved {
+    /// An identity of 16 bytes, and 256 for what names a stream.
+    const SIZE: usize = 16 + 256;
+}
+
+impl Default for Reserved {
+    fn default() -> Self {
+        Reserved {
+            transport: 0,
+            bytes: [0; Self::SIZE],
+        }
+    }
+}
+
+impl std::fmt::Debug for Reserved {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let used = self.bytes.iter().filter(|b| **b != 0).count();
+        write!(f, "Reserved({}, {used} bytes)", self.transport)
+    }
+}
+
+/// What the file remembers outside the log: always both copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
+    /// Of the format, as found; whatever is written is [`VERSION`].
+    pub(crate) version: u32,
+    /// Where the first segment starts: stores of version 1 have none of their identity before it.
+    pub(crate) segments_at: u64,
     /// Rises with every write; the higher intact copy is in force.
     pub(crate) counter: u64,
     pub(crate) store_id: u64,
@@ -40,12 +117,22 @@ pub(crate) struct Superblock {
     pub(crate) owner_pid: u32,
     pub(crate) owner_host: String,
     pub(crate) client_name: String,
+    /// Ordinal of the first record of the log: no record below it exists, wherever it stands. 0 in
+    /// a store of version 1.
+    pub(crate) start: u64,
+    /// Every ordinal from the start up to here was on the device.
+    pub(crate) durable: u64,
+    /// Speaks as if it were the record before `start`.
+    pub(crate) opening: Opening,
+    /// A repaired copy goes on in its place: nobody opens this one any more.
+    pub(crate) superseded: bool,
+    pub(crate) reserved: Reserved,
 }
 
 /// What is found at the place of a superblock copy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SuperblockVerdict {
-    Intact(Superblock),
+    Intact(Box<Superblock>),
     /// All zero: never written.
     Blank,
     /// Another version's, whole by its own checksum.
@@ -80,6 +167,17 @@ impl Superblock {
         put(&mut b, NAMES + MAX_HOST, self.client_name.as_bytes());
         b[RETIRED] = u8::from(self.retired);
         b[PREALLOCATED] = u8::from(self.preallocated);
+        b[SUPERSEDED] = u8::from(self.superseded);
+        b[TRANSPORT] = self.reserved.transport;
+        put(
+            &mut b,
+            SEGMENTS_FROM,
+            &((self.segments_at / BLOCK) as u32).to_le_bytes(),
+        );
+        put(&mut b, START, &self.start.to_le_bytes());
+        put(&mut b, DURABLE, &self.durable.to_le_bytes());
+        put(&mut b, OPENING, &self.opening.encode());
+        put(&mut b, RESERVED, &self.reserved.bytes);
         let crc = crc32fast::hash(&b[..BLOCK as usize - 4]);
         put(&mut b, BLOCK as usize - 4, &crc.to_le_bytes());
         b
@@ -99,8 +197,9 @@ impl Superblock {
         if crc32fast::hash(&b[..end]) != u32_at(b, end) {
             return Damaged("superblock checksum");
         }
-        if u32_at(b, 8) != VERSION {
-            return Version(u32_at(b, 8));
+        let version = u32_at(b, 8);
+        if !READ_VERSIONS.contains(&version) {
+            return Version(version);
         }
         if u32_at(b, 12) != 0 {
             return Features(u32_at(b, 12));
@@ -109,8 +208,17 @@ impl Superblock {
         if host > MAX_HOST || name > MAX_NAME {
             return Damaged("superblock names");
         }
+        let behind = match version {
+            1 => Behind::default(),
+            _ => match Behind::decode(b) {
+                Some(behind) => behind,
+                None => return Damaged("superblock start"),
+            },
+        };
         let text = |at: usize, len: usize| String::from_utf8_lossy(&b[at..at + len]).into_owned();
         let superblock = Superblock {
+            version,
+            segments_at: behind.segments_at,
             counter: u64_at(b, 16),
             store_id: u64_at(b, 24),
             key: u32_at(b, 32),
@@ -128,6 +236,11 @@ impl Superblock {
             preallocated: b[PREALLOCATED] != 0,
             owner_host: text(NAMES, host),
             client_name: text(NAMES + MAX_HOST, name),
+            start: behind.start,
+            durable: behind.durable,
+            opening: behind.opening,
+            superseded: behind.superseded,
+            reserved: behind.reserved,
         };
         let numbers = [
             superblock.counter,
@@ -147,7 +260,83 @@ impl Superblock {
         ) {
             return Damaged("superblock geometry");
         }
-        Intact(superblock)
+        Intact(Box::new(superblock))
+    }
+
+    /// Whether another file goes on in its place.
+    pub(crate) fn is_given_up(&self) -> bool {
+        self.retired || self.superseded
+    }
+
+    /// How long a file with this many segments is.
+    pub(crate) fn len_of(&self, segments: u64) -> u64 {
+        self.segments_at + segments * self.segment_size
+    }
+
+    /// How many whole segments, of those it may name, a file of this length has.
+    pub(crate) fn whole_segments(&self, len: u64) -> u64 {
+        len.saturating_sub(self.segments_at) / self.segment_size
+    }
+
+    /// What a new store says of itself for good; `None`: it is of version 1, and has no place for
+    /// it.
+    pub(crate) fn identity(&self) -> Option<Identity> {
+        (self.segments_at == SEGMENTS_AT).then(|| Identity {
+            store_id: self.store_id,
+            key: self.key,
+            segment_size: self.segment_size,
+            client_name: self.client_name.clone(),
+        })
+    }
+}
+
+/// What stands behind the fields of version 1.
+struct Behind {
+    segments_at: u64,
+    start: u64,
+    durable: u64,
+    opening: Opening,
+    superseded: bool,
+    reserved: Reserved,
+}
+
+impl Default for Behind {
+    fn default() -> Self {
+        Behind {
+            segments_at: OLD_SEGMENTS_AT,
+            start: 0,
+            durable: 0,
+            opening: Opening::default(),
+            superseded: false,
+            reserved: Reserved::default(),
+        }
+    }
+}
+
+impl Behind {
+    /// `None`: no store writes that.
+    fn decode(b: &[u8]) -> Option<Self> {
+        let segments_at = u64::from(u32_at(b, SEGMENTS_FROM)) * BLOCK;
+        let (start, durable) = (u64_at(b, START), u64_at(b, DURABLE));
+        let numbers = start < NUMBERS_END && durable < NUMBERS_END;
+        if !numbers || ![OLD_SEGMENTS_AT, SEGMENTS_AT].contains(&segments_at) {
+            return None;
+        }
+        // It speaks of what was before, and says nothing of the rest.
+        let opening = Mark::decode(&b[OPENING..RESERVED], 0)?;
+        let mut bytes = [0; Reserved::SIZE];
+        bytes.copy_from_slice(&b[RESERVED..RESERVED + Reserved::SIZE]);
+        Some(Behind {
+            segments_at,
+            start,
+            durable,
+            opening: Opening::of(&opening),
+            superseded: b[SUPERSEDED] != 0,
+            reserved: Reserved {
+                transport: b[TRANSPORT],
+                bytes,
+            },
+        })
     }
 }
 

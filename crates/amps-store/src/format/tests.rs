@@ -2,6 +2,8 @@ use super::*;
 
 fn superblock() -> Superblock {
     Superblock {
+        version: VERSION,
+        segments_at: SEGMENTS_AT,
         counter: 7,
         store_id: 1,
         key: 0xDEAD_BEEF,
@@ -19,6 +21,11 @@ fn superblock() -> Superblock {
         owner_pid: 42,
         owner_host: "host".into(),
         client_name: "name".into(),
+        start: 1,
+        durable: 0,
+        opening: Opening::default(),
+        superseded: false,
+        reserved: Reserved::default(),
     }
 }
 
@@ -27,7 +34,7 @@ fn a_superblock_survives_its_bytes_and_no_flipped_bit_does() {
     let bytes = superblock().encode();
     assert_eq!(
         Superblock::decode(&bytes),
-        SuperblockVerdict::Intact(superblock())
+        SuperblockVerdict::Intact(Box::new(superblock()))
     );
     for bit in 0..bytes.len() * 8 {
         let mut bad = bytes.clone();

@@ -30,7 +30,7 @@ use std::sync::Arc;
 use crate::api::{Bounds, Numbers, Rebase};
 use crate::error::{DamagedRange, OpenError};
 use crate::file::{self, refused};
-use crate::format::{RECORD_HEADER, SEGMENTS_AT, SegmentHeader, VERSION};
+use crate::format::{RECORD_HEADER, SegmentHeader};
 use crate::report::RecoveryReport;
 use crate::space::limit;
 use crate::volume::Volume;
@@ -274,7 +274,7 @@ impl Inspection {
         let (bounds, numbers, report) = (self.bounds(), self.numbers(), &self.report);
         let size = superblock.segment_size;
         Info {
-            format_version: VERSION,
+            format_version: superblock.version,
             client_name: superblock.client_name.clone(),
             store_id: superblock.store_id,
             owner_pid: superblock.owner_pid,
@@ -282,11 +282,11 @@ impl Inspection {
             owner_alive: owner_alive(superblock.owner_pid, &superblock.owner_host),
             locked: is_locked(&self.view.file),
             volume: crate::volume::volume(&self.view.file),
-            evacuated: superblock.retired,
+            evacuated: superblock.is_given_up(),
             generation: superblock.generation,
             superblock_writes: superblock.counter,
             clean: self.is_closed(),
-            capacity: SEGMENTS_AT + superblock.cap_segments * size,
+            capacity: superblock.len_of(superblock.cap_segments),
             file_size: self.view.file_len,
             segment_size: size,
             segments: superblock.segments,

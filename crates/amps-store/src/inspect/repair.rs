@@ -12,7 +12,7 @@ use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
 use crate::file::{For, LockedFile, NewFile, fresh_name, refused as refused_look};
-use crate::format::{CHARGE, GRANT_LAST, Kind, SEGMENTS_AT, Superblock};
+use crate::format::{CHARGE, GRANT_LAST, Kind, Superblock};
 use crate::index::Entry;
 use crate::rebuild::{Heritage, Rebuild};
 use crate::recover::{StandIn, most_records};
@@ -50,9 +50,12 @@ pub struct WithoutSuperblock {
     pub client_name: String,
     /// Where it is from.
     pub name_from: NameFrom,
-    /// Bytes of a segment, as the headers of the segments tell.
+    /// Whether what the store says of itself for good is intact: it tells the client name, the key of all
+    /// checksums and the size of a segment. A store that began in format version 1 has no such place.
+    pub identity: bool,
+    /// Bytes of a segment; without an identity, as the headers of the segments tell.
     pub segment_size: u64,
-    /// Segment headers that told the key of all checksums.
+    /// Segment headers that tell the key of all checksums.
     pub headers: u64,
     /// Segment headers of another store, or damaged: nothing was saved by them.
     pub other_headers: u64,
@@ -69,6 +72,8 @@ pub struct WithoutSuperblock {
 pub enum NameFrom {
     /// [`RepairOptions::client_name`].
     Given,
+    /// The store says it for good, in a place of its own ([`WithoutSuperblock::identity`]).
+    Identity,
     /// Both damaged copies of the superblock show the same one.
     Copies,
     /// Nothing shows one: it was made now.
@@ -250,7 +255,7 @@ pub fn repair_with(
     if old.is_moving() {
         return Err(RepairError::InUse(from.to_owned()));
     }
-    if old.view.header.superblock.retired && !options.evacuated {
+    if old.view.header.superblock.is_given_up() && !options.evacuated {
         return Err(RepairError::Evacuated(from.to_owned()));
     }
     let mut plan = Plan::of(&old).map_err(RepairError::Read)?;
@@ -384,6 +389,7 @@ impl Plan {
         self.next = floor + 1;
         let (client_name, name_from) = match (&options.client_name, stand_in.client_name) {
             (Some(given), _) => (given.clone(), NameFrom::Given),
+            (None, Some(told)) if stand_in.by_identity => (told, NameFrom::Identity),
             (None, Some(shown)) => (shown, NameFrom::Copies),
             (None, None) => (fresh_name(), NameFrom::New),
         };
@@ -391,6 +397,7 @@ impl Plan {
         self.without_superblock = Some(WithoutSuperblock {
             client_name,
             name_from,
+            identity: stand_in.by_identity,
             segment_size: self.superblock.segment_size,
             headers: stand_in.headers,
             other_headers: stand_in.foreign,
@@ -503,7 +510,8 @@ impl Plan {
         }
         let mut last = recovered.last_ordinal;
         let mut known = recovered.next.max(recovered.state.last() + 1);
-        let mut offset = recovered.chain.last().map_or(SEGMENTS_AT, |c| c.end);
+        let first = recovered.geometry.segments_at;
+        let mut offset = recovered.chain.last().map_or(first, |c| c.end);
         for seen in &recovered.set_aside {
             let publish = seen.kind() == Kind::Publish;
             if seen.ordinal() > last + 1 {

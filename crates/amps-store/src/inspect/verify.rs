@@ -5,7 +5,7 @@ use std::io;
 use super::{Body, Inspection, Record, RecordKind, RecordVerdict};
 use crate::error::OpenError;
 use crate::file::unopenable;
-use crate::format::{SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SuperblockVerdict};
+use crate::format::{BLOCK, IDENTITY_AT, SEGMENT_HEADER, SUPERBLOCKS, SuperblockVerdict};
 use crate::report::Stop;
 
 /// How bad a finding is.
@@ -117,7 +117,7 @@ impl Inspection {
                 SuperblockVerdict::Intact(superblock) => {
                     out.superblocks += 1;
                     out.checksums += 1;
-                    if superblock == in_force {
+                    if **superblock == *in_force {
                         continue;
                     }
                     format!(
@@ -140,7 +140,11 @@ impl Inspection {
             };
             out.problem(Severity::Notice, SUPERBLOCKS[copy], 4096, text);
         }
-        out.bytes += SEGMENTS_AT;
+        if in_force.identity().is_some() && self.view.header.lacks_identity {
+            let text = "what the store says of itself for good is damaged; the next open writes it";
+            out.problem(Severity::Notice, IDENTITY_AT, BLOCK, text);
+        }
+        out.bytes += in_force.segments_at;
     }
 
     fn verify_recovery(&self, out: &mut Verification) {
@@ -178,7 +182,7 @@ impl Inspection {
             out.problem(Severity::Notice, offset, 0, text);
         }
         let superblock = &self.view.header.superblock;
-        let named = SEGMENTS_AT + superblock.segments * superblock.segment_size;
+        let named = superblock.len_of(superblock.segments);
         if self.view.file_len > named {
             let text = "behind the last segment: growth that was not finished";
             out.problem(Severity::Notice, named, self.view.file_len - named, text);

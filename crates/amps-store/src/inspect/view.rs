@@ -7,7 +7,9 @@
 //! 1. The superblocks and all segment headers are read first and held fast; the scan works
 //!    on those. A segment whose stamp said "free" had its survivors copied before, so what
 //!    is read later contains them. The superblock must be the same after the scan, but for
-//!    grants and the count of segments.
+//!    grants, the count of segments and where the log begins: a segment is used again only when
+//!    both copies name a start behind it. So where something looks wrong and the start has moved,
+//!    what was read is looked at once more, from the later start on.
 //! 2. A scan that found nothing wrong is a state the log really had.
 //! 3. A scan that found a hole or damage is believed only when a second one, after a pause,
 //!    finds the same with the same bytes at the same places.
@@ -27,16 +29,19 @@ use std::time::Duration;
 use crate::DamagedRange;
 use crate::file::FileSource;
 use crate::format::{
-    BLOCK, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
+    BLOCK, SEGMENT_HEADER, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
 };
 use crate::recover::{
     Header, Recovered, Refusal, StandIn, reach, read_header, recover, recover_prefix, stand_in,
+    told_start,
 };
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Source, Verdict};
 
 /// Scans before a store counts as too busy for a final word.
 const ATTEMPTS: u32 = 14;
+/// Both superblocks.
+const HEAD: u64 = 2 * BLOCK;
 /// Between two scans.
 const LONGEST_PAUSE: Duration = Duration::from_millis(40);
 /// A file up to this size is copied into memory first, so that everything shown is of one
@@ -122,7 +127,14 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
             Err(refusal) => return Err(refusal),
         };
         let after = read_head(file)?;
-        let suspicion = Suspicion::of(&view)?;
+        let mut suspicion = Suspicion::of(&view)?;
+        let mut view = view;
+        if suspicion.is_some()
+            && let Some(later) = view.looked_at_later(&after)?
+        {
+            suspicion = Suspicion::of(&later)?;
+            view = later;
+        }
         if let Some(mut view) = view.at_once_with(&head, after.clone())? {
             let sound = suspicion.is_none() || suspected == suspicion;
             if sound && view.is_no_older()? {
@@ -159,35 +171,87 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
 }
 
 impl View {
+    /// The same bytes, looked at from the start on that the superblock named behind them; `None`: it
+    /// is the same, or what was read is not in memory and may have been used again since.
+    fn looked_at_later(&self, after: &[u8]) -> Result<Option<View>, Refusal> {
+        let Some(now) = self.header_in(after)? else {
+            return Ok(None);
+        };
+        let Some(image) = self.image.clone() else {
+            return Ok(None);
+        };
+        let before = &self.header.superblock;
+        if now.superblock.start <= before.start {
+            return Ok(None);
+        }
+        // What is durable by now may have been written behind what was read.
+        let superblock = Superblock {
+            start: now.superblock.start,
+            opening: now.superblock.opening,
+            ..before.clone()
+        };
+        let held = Held {
+            file: &self.file,
+            image: Some(&image),
+            superblock: &superblock,
+            stamps: &self.stamps,
+        };
+        let recovered = recover(&held, self.len, &superblock)?;
+        Ok(Some(View {
+            file: self.file.clone(),
+            image: Some(image),
+            file_len: self.file_len,
+            len: self.len,
+            superblocks: self.superblocks.clone(),
+            header: Header {
+                superblock,
+                ..self.header
+            },
+            stamps: self.stamps.clone(),
+            recovered,
+            moving: true,
+        }))
+    }
+
     /// Whether what is shown is at least what was there when the headers were read. Only the oldest
-    /// segment is freed: as long as the newest one of what was walked has not been, nothing behind
+    /// segments are freed: as long as the newest one of what was walked has not been, nothing behind
     /// it had been overwritten when it was read, and the log ended there or was still to be written.
     /// Of a log whose segments are all free by now it may be a beginning, with messages open that
     /// had been settled.
-    fn is_no_older(&self) -> io::Result<bool> {
+    fn is_no_older(&self) -> Result<bool, Refusal> {
         let Some(last) = self.recovered.chain.last() else {
             return Ok(true);
         };
         let now = read_stamp(&self.file, &self.header.superblock, last.segment)?;
-        Ok(now == self.stamps.get(last.segment).copied().flatten())
+        if now != self.stamps.get(last.segment).copied().flatten() {
+            return Ok(false);
+        }
+        let now = self.header_in(&read_head(&self.file)?)?;
+        Ok(now.is_some_and(|now| now.superblock.start <= last.first_ordinal))
     }
 
-    /// The same with the superblocks as they were read behind the scan, if nothing but grants,
-    /// or the length of the file, changed meanwhile. `None`: the store was opened, closed or
+    /// What these superblocks say; `None`: both were read while they were written.
+    fn header_in(&self, head: &[u8]) -> Result<Option<Header>, Refusal> {
+        let behind = Head {
+            head,
+            file: &self.file,
+        };
+        match read_header(&behind, self.file_len) {
+            Ok(now) => Ok(Some(now)),
+            Err(Refusal::Io(error)) => Err(error.into()),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// The same with the superblocks as they were read behind the scan, if nothing but grants, the
+    /// start, or the length of the file, changed meanwhile. `None`: the store was opened, closed or
     /// rebased.
     fn at_once_with(mut self, head: &[u8], after: Vec<u8>) -> Result<Option<View>, Refusal> {
         if head == after {
             return Ok(Some(self));
         }
-        let behind = Head {
-            head: &after,
-            file: &self.file,
-        };
-        let now = match read_header(&behind, self.file_len) {
-            Ok(now) => now,
-            Err(Refusal::Io(error)) => return Err(error.into()),
-            // Both copies were read while they were written.
-            Err(_) => return Ok(None),
+        let Some(now) = self.header_in(&after)? else {
+            return Ok(None);
         };
         let before = &self.header.superblock;
         let same = Superblock {
@@ -195,6 +259,9 @@ impl View {
             grant: before.grant,
             number_floor: before.number_floor,
             segments: before.segments,
+            start: before.start,
+            durable: before.durable,
+            opening: before.opening,
             ..now.superblock.clone()
         };
         if same != *before {
@@ -220,7 +287,7 @@ fn copies(head: &[u8]) -> [SuperblockVerdict; 2] {
 }
 
 fn read_head(file: &File) -> io::Result<Vec<u8>> {
-    let mut head = vec![0; SEGMENTS_AT as usize];
+    let mut head = vec![0; HEAD as usize];
     FileSource(file).fetch(0, &mut head)?;
     Ok(head)
 }
@@ -231,13 +298,15 @@ pub(super) fn look_without_superblock(
     file: &Arc<File>,
 ) -> Result<Option<(View, StandIn)>, Refusal> {
     let len = file.metadata()?.len();
-    let Some(stand_in) = stand_in(&FileSource(file), len)? else {
+    let Some(mut stand_in) = stand_in(&FileSource(file), len)? else {
         return Ok(None);
     };
+    stand_in.superblock.start = told_start(&FileSource(file), &stand_in.superblock)?;
     let header = Header {
         superblock: stand_in.superblock.clone(),
         repair: true,
         order: SUPERBLOCKS,
+        lacks_identity: false,
     };
     let view = scan_as(file, &read_head(file)?, header, len, None)?;
     Ok(Some((view, stand_in)))
@@ -303,14 +372,13 @@ fn read_stamps(
     len: u64,
     superblock: &Superblock,
 ) -> io::Result<Vec<Option<SegmentHeader>>> {
-    let there = len.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-    let there = there.min(superblock.segments) as usize;
+    let there = superblock.whole_segments(len).min(superblock.segments) as usize;
     let mut stamps = Vec::with_capacity(there);
     while stamps.len() < there {
-        let at = SEGMENTS_AT + stamps.len() as u64 * superblock.segment_size;
+        let at = superblock.len_of(stamps.len() as u64);
         let data = FileSource(file).next_data(at)?;
         // Holes from end to end have no header.
-        let behind = data.saturating_sub(SEGMENTS_AT) / superblock.segment_size;
+        let behind = superblock.whole_segments(data);
         stamps.resize(behind.min(there as u64) as usize, None);
         if stamps.len() < there {
             stamps.push(read_stamp(file, superblock, stamps.len())?);
@@ -324,7 +392,7 @@ fn read_stamp(
     superblock: &Superblock,
     segment: usize,
 ) -> io::Result<Option<SegmentHeader>> {
-    let at = SEGMENTS_AT + segment as u64 * superblock.segment_size;
+    let at = superblock.len_of(segment as u64);
     let mut bytes = [0; SEGMENT_HEADER as usize];
     FileSource(file).fetch(at, &mut bytes)?;
     Ok(SegmentHeader::decode(&bytes, superblock.key, at))
@@ -338,7 +406,7 @@ struct Head<'a> {
 
 impl Source for Head<'_> {
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        if offset < SEGMENTS_AT {
+        if offset < HEAD {
             return fetch(self.file, Some(self.head), offset, into);
         }
         FileSource(self.file).fetch(offset, into)
@@ -359,13 +427,12 @@ struct Held<'a> {
 
 impl Source for Held<'_> {
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()> {
-        let size = self.superblock.segment_size;
-        let segment = (offset.saturating_sub(SEGMENTS_AT) / size) as usize;
-        if offset != SEGMENTS_AT + segment as u64 * size {
+        let segment = self.superblock.whole_segments(offset);
+        if offset != self.superblock.len_of(segment) {
             return fetch(self.file, self.image, offset, into);
         }
         into.fill(0);
-        if let Some(stamp) = self.stamps.get(segment).copied().flatten() {
+        if let Some(stamp) = self.stamps.get(segment as usize).copied().flatten() {
             let bytes = stamp.encode(self.superblock.key, offset, 0);
             let n = into.len().min(bytes.len());
             into[..n].copy_from_slice(&bytes[..n]);
@@ -417,7 +484,7 @@ impl Suspicion {
         for offset in ranges().map(|r| r.offset).chain(stop) {
             FileSource(&view.file).fetch(offset, &mut bytes)?;
             places.update(&bytes);
-            if offset >= SEGMENTS_AT {
+            if offset >= geometry.segments_at {
                 stamps.push(
                     view.stamps
                         .get(geometry.segment_of(offset))
@@ -516,7 +583,7 @@ fn goes_on<S: Source + ?Sized>(
     offset: u64,
     ordinal: u64,
 ) -> io::Result<bool> {
-    if offset < SEGMENTS_AT {
+    if offset < geometry.segments_at {
         return Ok(false);
     }
     let end = geometry.end_of(geometry.segment_of(offset));

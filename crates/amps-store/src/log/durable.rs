@@ -18,30 +18,43 @@ impl Log {
         handed_over: u64,
     ) -> Result<(), StoreError> {
         self.usable()?;
-        // A sync first, so that the closing mark can say everything before it is durable.
-        let ticket = self.begin_sync();
-        let result = ticket.extent.sync(&**device);
-        self.finish_sync(ticket, result)?;
         self.write_mark(true)?;
+        // What nothing needs is not synced: the same write that calls the rest durable lets the log
+        // begin behind it. Until then nothing new counts as durable, the mark included.
+        let unneeded = self.unneeded();
+        let left_out = unneeded + usize::from(planted::is(Bug::CloseLeavesOut));
+        self.space.leave_unsynced(left_out);
         let ticket = self.begin_sync();
         let result = ticket.extent.sync(&**device);
+        self.sync_ended(result)?;
         self.closed = true;
-        self.finish_sync(ticket, result)?;
         let mut superblock = self.superblock.clone();
+        self.pass(unneeded, &mut superblock);
+        superblock.durable = self.ordinal;
         superblock.closed_at = self.ordinal;
         superblock.segments = self.segments_at_close();
         superblock.grant = superblock.grant.min(handed_over.max(self.state.floor()));
         self.write_superblock(superblock)?;
+        self.durable = ticket.durable;
         self.cut_to_named(device);
         Ok(())
     }
 
+    /// Syncs what this run has written; it calls none of that durable.
+    ///
+    /// # Errors
+    /// As [`Device::sync`](crate::medium::Device::sync): the run is over.
+    pub(crate) fn sync_beginning(&mut self) -> std::io::Result<()> {
+        let ticket = self.begin_sync();
+        let result = ticket.extent.sync(&*self.medium.device());
+        self.space.sync_returned();
+        result
+    }
+
     /// A sync was started: what it will cover.
     pub(crate) fn begin_sync(&mut self) -> Ticket {
-        let (number, extent) = self.space.sync_started();
         Ticket {
-            number,
-            extent,
+            extent: self.space.sync_started(),
             durable: self.written(),
             marks_only: self.unmarked <= self.durable.ordinal,
         }
@@ -61,15 +74,7 @@ impl Log {
         ticket: Ticket,
         result: std::io::Result<()>,
     ) -> Result<(), StoreError> {
-        self.space.sync_returned();
-        if let Err(error) = result
-            && !planted::is(Bug::SwallowedSyncError)
-        {
-            self.failed.get_or_insert_with(|| error.to_string());
-        }
-        if let Some(why) = &self.failed {
-            return Err(StoreError::SyncFailed(why.clone()));
-        }
+        self.sync_ended(result)?;
         if self.space.is_device_at_work() {
             // The other one may be told of what this one could not write: who ends last speaks
             // for what it covers.
@@ -82,20 +87,32 @@ impl Log {
         if durable.ordinal > self.durable.ordinal {
             self.durable = durable;
         }
-        self.space.sync_finished(ticket.number);
         self.space.reserve(&self.state);
-        if !ticket.marks_only && !self.closed {
+        if !ticket.marks_only {
             let marked = self.write_mark(false);
             self.holds_in_memory(marked);
         }
         Ok(())
+    }
+
+    /// A sync of whatever ended.
+    pub(crate) fn sync_ended(&mut self, result: std::io::Result<()>) -> Result<(), StoreError> {
+        self.space.sync_returned();
+        if let Err(error) = result
+            && !planted::is(Bug::SwallowedSyncError)
+        {
+            self.failed.get_or_insert_with(|| error.to_string());
+        }
+        match &self.failed {
+            Some(why) => Err(StoreError::SyncFailed(why.clone())),
+            None => Ok(()),
+        }
     }
 }
 
 /// What a sync covers once it returns.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
-    number: u64,
     /// What must be written for that.
     pub(crate) extent: Extent,
     durable: Durable,

@@ -7,7 +7,8 @@ use crate::api::Durable;
 use crate::draft::Draft;
 use crate::error::{DamagedRange, StoreError};
 use crate::format::{
-    Epoch, Kind, LostBody, MAX_OPENING, MAX_SETTLED, RECORD_HEADER, Superblock, UserTag, stride,
+    Epoch, Kind, LostBody, MAX_OPENING, MAX_SETTLED, Opening, RECORD_HEADER, Superblock, UserTag,
+    stride,
 };
 use crate::medium::Medium;
 use crate::planted::{self, Bug};
@@ -90,20 +91,29 @@ impl Log {
         if lost.len() > MAX_LOST {
             lost = name_together(lost);
         }
+        let tag = recovered.tag.as_deref().map(UserTag::new);
+        // Of a run that died all was made durable before this one began, and what this one gives up
+        // is before it frees anything.
+        let opening = Opening {
+            floor: recovered.state.floor(),
+            next,
+            tag,
+        };
         let mut log = Log {
             geometry: recovered.geometry,
             space: Space::new(
                 recovered.geometry,
-                Segments::new(superblock.segments as usize, chain, last),
+                Segments::new(superblock.segments as usize, chain, last, opening),
             ),
             generation: superblock.generation,
             ordinal: recovered.last_ordinal,
             unmarked: 0,
             needed_from: recovered.oldest_needed,
+            cover: 0,
             next,
             first_of_run: next,
             found_grant: superblock.grant,
-            tag: recovered.tag.as_deref().map(UserTag::new),
+            tag,
             durable: Durable {
                 ordinal: recovered.durable,
                 sequence: 0,
@@ -152,7 +162,7 @@ impl Log {
                 &mut *log.medium,
                 log.generation,
                 first_ordinal,
-                next,
+                opening,
                 fallback,
             )?;
         }

@@ -131,6 +131,7 @@ struct Image {
     around: u64,
     reserves: u64,
     truncates: u64,
+    written_back: u64,
     room: Option<u64>,
     /// What the disk was before each call, if that is wanted.
     before_calls: Option<Vec<SimDisk>>,
@@ -216,6 +217,11 @@ impl SimDisk {
     /// Syncs that were asked for so far.
     pub fn syncs(&self) -> u64 {
         self.image().syncs
+    }
+
+    /// Bytes that syncs have written so far.
+    pub fn written_back(&self) -> u64 {
+        self.image().written_back
     }
 
     /// Cuts the power: what was synced is left, and of the sectors written since those for
@@ -417,6 +423,7 @@ impl Image {
         let Some(mut dirty) = self.dirty.remove(&sector) else {
             return;
         };
+        self.written_back += SECTOR as u64;
         let is_new = begun.is_some_and(|begun| dirty.last > begun.writes);
         // While the sync runs, either may be caught.
         let then = begun.filter(|_| is_new && rng.one_in(2));

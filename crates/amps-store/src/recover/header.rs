@@ -4,8 +4,8 @@ use std::io;
 
 use super::Refusal;
 use crate::format::{
-    BLOCK, MAGIC, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock,
-    SuperblockVerdict,
+    BLOCK, IDENTITY_AT, Identity, MAGIC, OLD_SEGMENTS_AT, SEGMENT_HEADER, SUPERBLOCKS,
+    SegmentHeader, Superblock, SuperblockVerdict,
 };
 use crate::scan::Source;
 
@@ -16,6 +16,9 @@ pub(crate) struct Header {
     pub(crate) repair: bool,
     /// Where to write the next one: never first over the only copy that counts.
     pub(crate) order: [u64; 2],
+    /// The place where a store says for good what it is does not say so: its creation did not
+    /// come to its end, or it is damaged.
+    pub(crate) lacks_identity: bool,
 }
 
 /// Reads both superblock copies and takes the newer intact one.
@@ -50,13 +53,19 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         })
         .max_by_key(|s| s.counter);
     if let Some(superblock) = newest {
-        let repair = verdicts
-            .iter()
-            .any(|v| *v != SuperblockVerdict::Intact(superblock.clone()));
+        let is_in_force =
+            |v: &SuperblockVerdict| matches!(v, SuperblockVerdict::Intact(s) if s == superblock);
+        let mut lacks_identity = false;
+        if let Some(identity) = superblock.identity() {
+            let mut bytes = vec![0; BLOCK as usize];
+            source.fetch(IDENTITY_AT, &mut bytes)?;
+            lacks_identity = Identity::decode(&bytes) != Some(identity);
+        }
         return Ok(Header {
-            superblock: superblock.clone(),
-            repair,
-            order: match verdicts[0] == SuperblockVerdict::Intact(superblock.clone()) {
+            lacks_identity,
+            superblock: (**superblock).clone(),
+            repair: !verdicts.iter().all(is_in_force),
+            order: match is_in_force(&verdicts[0]) {
                 true => [SUPERBLOCKS[1], SUPERBLOCKS[0]],
                 false => SUPERBLOCKS,
             },
@@ -93,14 +102,13 @@ pub(crate) fn reach<S: Source + ?Sized>(
     len: u64,
     superblock: &Superblock,
 ) -> Result<u64, Refusal> {
-    let size = superblock.segment_size;
-    let there = (len.saturating_sub(SEGMENTS_AT) / size).min(superblock.segments);
+    let there = superblock.whole_segments(len).min(superblock.segments);
     let (mut segments, mut filled) = (0, 0);
     while segments < there {
-        let data = source.next_data(SEGMENTS_AT + segments * size)?;
-        let segment = data.saturating_sub(SEGMENTS_AT) / size;
+        let data = source.next_data(superblock.len_of(segments))?;
+        let segment = superblock.whole_segments(data);
         if segment >= there {
-            return Ok(SEGMENTS_AT + segments * size);
+            return Ok(superblock.len_of(segments));
         }
         filled += 1;
         segments = segment + 1;
@@ -127,7 +135,7 @@ fn is_unfinished<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
         let rest = if at == SUPERBLOCKS[0] && n == BLOCK && block.starts_with(&MAGIC) {
             // Its checksum, or the lack of a later sector, has told that it is not whole.
             &[]
-        } else if at >= SEGMENTS_AT && n == BLOCK && SegmentHeader::may_be_free(block) {
+        } else if at >= OLD_SEGMENTS_AT && n == BLOCK && SegmentHeader::may_be_free(block) {
             &block[SEGMENT_HEADER as usize..]
         } else {
             &*block

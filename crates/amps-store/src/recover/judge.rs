@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
-use crate::format::{Kind, LostBody, RECORD_HEADER, SEGMENTS_AT};
+use crate::format::{Kind, LostBody, RECORD_HEADER};
 use crate::report::Stop;
 use crate::scan::{Seen, Source, Verdict};
 use crate::state::State;
@@ -90,6 +90,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             // The log starts behind everything walked: what settled that may be missing.
             self.out.next = self.out.next.max(self.out.state.last() + 1);
             self.out.state = State::new(self.geometry, self.segments);
+            self.begin_with_opening();
             // Nor is any segment of it part of the log: one in the middle might be freed first.
             self.out.chain.clear();
             self.in_chain.fill(None);
@@ -275,7 +276,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
 
     /// Where the segment ends in which, or at whose end, this is.
     fn end_around(&self, offset: u64) -> u64 {
-        let inside = SEGMENTS_AT.max(offset - 1);
+        let inside = self.geometry.segments_at.max(offset - 1);
         self.geometry.end_of(self.geometry.segment_of(inside))
     }
 

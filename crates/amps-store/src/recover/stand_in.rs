@@ -1,6 +1,7 @@
 //! What stands in for a superblock when both copies are damaged.
 //!
-//! Every segment header tells the key of the checksums: a CRC runs backwards, so what stands behind
+//! A store that was made since format version 2 says for good what it is, behind the superblocks. Of
+//! another one, or where that is damaged too, every segment header tells the key of the checksums: a CRC runs backwards, so what stands behind
 //! the checksum and the checksum itself leave one register that it can have begun with, and that is
 //! the key and the place. The one that most headers tell and that fits a record is the store's. The
 //! distances between segments tell their size.
@@ -9,9 +10,9 @@ use std::io;
 
 use super::{Refusal, reach};
 use crate::format::{
-    BLOCK, MIN_SEGMENTS, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS,
-    SegmentHeader, Superblock, SuperblockRemains, geometry_is_sound, most_segments,
-    record_is_intact,
+    BLOCK, IDENTITY_AT, Identity, MIN_SEGMENTS, OLD_SEGMENTS_AT, Opening, RECORD_HEADER,
+    RecordHeader, Reserved, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock,
+    SuperblockRemains, VERSION, geometry_is_sound, most_segments, record_is_intact,
 };
 use crate::scan::{Geometry, Scanner, Seen, Source};
 
@@ -34,8 +35,10 @@ pub(crate) struct StandIn {
     pub(crate) headers: u64,
     /// Segment headers that tell another one.
     pub(crate) foreign: u64,
-    /// The client name, where both copies still show the same.
+    /// The client name, as the store says for good, or where both copies still show the same.
     pub(crate) client_name: Option<String>,
+    /// The store says for good what it is: key, geometry and client name are from there.
+    pub(crate) by_identity: bool,
     /// A copy says that the store was evacuated: for what the word of a damaged copy is worth.
     pub(crate) says_evacuated: bool,
 }
@@ -57,11 +60,34 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
     len: u64,
 ) -> Result<Option<StandIn>, Refusal> {
     let told = segment_headers(source, len)?;
-    let Some(key) = key_of(source, len, &told)? else {
+    let mut block = vec![0; BLOCK as usize];
+    source.fetch(IDENTITY_AT, &mut block)?;
+    let identity = Identity::decode(&block);
+    let known = identity.as_ref().map(|identity| identity.key);
+    let key = match known {
+        Some(key) => Some(key),
+        None => key_of(source, len, &told)?,
+    };
+    let Some(key) = key else {
         return Ok(None);
     };
     let ours: Vec<u64> = told.iter().filter(|t| t.key == key).map(|t| t.at).collect();
-    let Some(segment_size) = segment_size(source, len, key, &ours)? else {
+    let is_old = identity.is_none() && ours.first() == Some(&OLD_SEGMENTS_AT);
+    // Where the first header is damaged the distances of the others tell it.
+    let places = match is_old {
+        true => [OLD_SEGMENTS_AT, SEGMENTS_AT],
+        false => [SEGMENTS_AT, OLD_SEGMENTS_AT],
+    };
+    let mut geometry = identity
+        .as_ref()
+        .map(|identity| (SEGMENTS_AT, identity.segment_size));
+    for first in places {
+        if geometry.is_none() && ours.iter().all(|at| *at >= first) && len > first {
+            let size = segment_size(source, len, key, first, &ours)?;
+            geometry = size.map(|size| (first, size));
+        }
+    }
+    let Some((segments_at, segment_size)) = geometry else {
         return Ok(None);
     };
     let mut copies = Vec::new();
@@ -74,10 +100,17 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
         true => copies[0].client_name.take(),
         false => None,
     };
-    let segments = |len: u64| (len - SEGMENTS_AT) / segment_size;
+    let client_name = match &identity {
+        Some(identity) => Some(identity.client_name.clone()),
+        None => client_name,
+    };
+    let segments = |len: u64| len.saturating_sub(segments_at) / segment_size;
+    let by_identity = identity.is_some();
     let mut superblock = Superblock {
+        version: VERSION,
+        segments_at,
         counter: 0,
-        store_id: 0,
+        store_id: identity.map_or(0, |identity| identity.store_id),
         key,
         segment_size,
         segments: segments(len).min(most_segments(segment_size)),
@@ -93,12 +126,17 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
         owner_pid: 0,
         owner_host: String::new(),
         client_name: String::new(),
+        start: 0,
+        durable: 0,
+        opening: Opening::default(),
+        superseded: false,
+        reserved: Reserved::default(),
     };
     // Nothing names segments that are not there.
     superblock.segments = segments(reach(source, len, &superblock)?).min(superblock.segments);
     let is_alike = copies[0].cap_segments == copies[1].cap_segments;
     if !is_alike || !geometry_is_sound(segment_size, superblock.segments, superblock.cap_segments) {
-        let usual = (USUAL_CAPACITY - SEGMENTS_AT) / segment_size;
+        let usual = (USUAL_CAPACITY - segments_at) / segment_size;
         superblock.cap_segments = superblock.segments.max(usual).max(MIN_SEGMENTS);
     }
     Ok(Some(StandIn {
@@ -106,6 +144,7 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
         headers: ours.len() as u64,
         foreign: (told.len() - ours.len()) as u64,
         client_name,
+        by_identity,
         says_evacuated: copies.iter().any(|copy| copy.retired),
     }))
 }
@@ -113,7 +152,7 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
 /// Everything that has the form of a segment header, in order.
 fn segment_headers<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<Vec<Told>> {
     let mut told = Vec::new();
-    let mut at = SEGMENTS_AT;
+    let mut at = OLD_SEGMENTS_AT;
     let mut header = [0; SEGMENT_HEADER as usize];
     loop {
         at = (source.next_data(at)? / BLOCK * BLOCK).max(at);
@@ -182,10 +221,11 @@ fn segment_size<S: Source + ?Sized>(
     source: &S,
     len: u64,
     key: u32,
+    first: u64,
     headers: &[u64],
 ) -> io::Result<Option<u64>> {
-    let room = len - SEGMENTS_AT;
-    let by_headers = common_distance(headers);
+    let room = len - first;
+    let by_headers = common_distance(first, headers);
     if is_size(by_headers) {
         let whole = |at: &&u64| **at + by_headers <= len;
         if headers.iter().filter(whole).count() as u64 == room / by_headers {
@@ -193,8 +233,8 @@ fn segment_size<S: Source + ?Sized>(
         }
     }
     let mut starts = headers.to_vec();
-    starts.extend(segments_begun(source, len, key)?);
-    let by_records = common_distance(&starts);
+    starts.extend(segments_begun(source, len, key, first)?);
+    let by_records = common_distance(first, &starts);
     let known = [by_records, by_headers]
         .into_iter()
         .find(|size| is_size(*size));
@@ -208,10 +248,10 @@ fn is_size(size: u64) -> bool {
     geometry_is_sound(size, 1, MIN_SEGMENTS)
 }
 
-fn common_distance(starts: &[u64]) -> u64 {
+fn common_distance(first: u64, starts: &[u64]) -> u64 {
     starts
         .iter()
-        .fold(0, |size, start| common_divisor(size, start - SEGMENTS_AT))
+        .fold(0, |size, start| common_divisor(size, start - first))
 }
 
 fn common_divisor(a: u64, b: u64) -> u64 {
@@ -223,17 +263,23 @@ fn common_divisor(a: u64, b: u64) -> u64 {
 
 /// Where a segment seems to begin: a record stands behind what would be its header, and no other one
 /// lies in that.
-fn segments_begun<S: Source + ?Sized>(source: &S, len: u64, key: u32) -> io::Result<Vec<u64>> {
+fn segments_begun<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+    key: u32,
+    first: u64,
+) -> io::Result<Vec<u64>> {
     let mut found: Vec<Seen> = Vec::new();
     let geometry = Geometry {
         key,
+        segments_at: first,
         segment_size: LARGEST_SEGMENT,
         max_record: LARGEST_RECORD,
     };
     let mut scanner = Scanner::new(source, geometry);
     let mut budget = search_budget(len);
     // What it found before the budget ran out is what there is to go by.
-    scanner.search(SEGMENTS_AT, len, 0, &mut budget, &mut found)?;
+    scanner.search(first, len, 0, &mut budget, &mut found)?;
     let mut begun = Vec::new();
     let mut end = 0;
     for seen in &found {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::{ChainSegment, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
 use crate::bare::Bare;
-use crate::format::{Kind, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader};
+use crate::format::{Kind, SEGMENT_HEADER, SegmentHeader};
 use crate::planted::{self, Bug};
 use crate::report::Stop;
 use crate::scan::{Scanner, Seen, Source, Verdict};
@@ -41,6 +41,10 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             self.source.fetch(at, &mut bytes)?;
             match SegmentHeader::decode(&bytes, self.geometry.key, at) {
                 Some(SegmentHeader::Free) => self.free.push(segment),
+                // Freed: it was not stamped, since the superblock says so.
+                Some(SegmentHeader::Used { first_ordinal }) if first_ordinal < self.start => {
+                    self.free.push(segment);
+                }
                 Some(SegmentHeader::Used { first_ordinal }) => used.push((first_ordinal, segment)),
                 None => {
                     let range = without_header(at, SEGMENT_HEADER);
@@ -49,6 +53,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                         self.geometry.end_of(segment),
                     );
                     match self.scanner.look(first, end)? {
+                        Verdict::Intact(header) if header.ordinal < self.start => {
+                            self.free.push(segment);
+                        }
                         Verdict::Intact(header) => {
                             used.push((header.ordinal, segment));
                             self.out.ignored.push(range);
@@ -66,7 +73,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     /// How many segments from this one on are holes from end to end.
     fn holes_from(&self, segment: usize) -> Result<usize, Refusal> {
         let data = self.source.next_data(self.geometry.segment_at(segment))?;
-        let behind = data.saturating_sub(SEGMENTS_AT) / self.geometry.segment_size;
+        let behind = data.saturating_sub(self.geometry.segments_at) / self.geometry.segment_size;
         Ok(behind.min(self.segments as u64) as usize - segment)
     }
 
@@ -95,7 +102,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     /// Follows the log as far as it goes, and returns where that is.
     pub(super) fn walk(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
         let Some(&(first, _)) = used.first() else {
-            return Ok(SEGMENTS_AT);
+            return Ok(self.geometry.segments_at);
         };
         self.out.last_ordinal = first.saturating_sub(1);
         let mut clean = false;

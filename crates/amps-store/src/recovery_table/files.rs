@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) const FILES: [Row; 10] = [
+pub(super) const FILES: [Row; 12] = [
     ("F1", || {
         assert!(matches!(Image(vec![]).header(), Err(Refusal::NotCreated)));
         assert!(matches!(
@@ -16,7 +16,7 @@ pub(super) const FILES: [Row; 10] = [
             let at = SEGMENTS_AT + segment * SIZE;
             image.put(at, &SegmentHeader::Free.encode(KEY, at, 0));
         }
-        image.put(BLOCK, &[0; BLOCK as usize]);
+        image.put(BLOCK, &[0; 2 * BLOCK as usize]);
         for kept in (0..BLOCK as usize).step_by(512) {
             image.put(0, &superblock().encode());
             image.put(kept as u64, &vec![0; BLOCK as usize - kept]);
@@ -89,8 +89,10 @@ pub(super) const FILES: [Row; 10] = [
                 image.header()
             })
         };
-        for refused in patched(8, 2) {
-            assert!(matches!(refused, Err(Refusal::Version(2))));
+        for version in [0, 3] {
+            for refused in patched(8, version) {
+                assert!(matches!(refused, Err(Refusal::Version(v)) if v == version));
+            }
         }
         for refused in patched(12, 1) {
             assert!(matches!(refused, Err(Refusal::Features(1))));
@@ -100,6 +102,7 @@ pub(super) const FILES: [Row; 10] = [
         let mut image = Image::new();
         image.flip(70);
         image.flip(BLOCK + 70);
+        image.flip(IDENTITY_AT + 70);
         for segment in 0..SEGMENTS {
             image.put(SEGMENTS_AT + segment * SIZE + 4, b"SEG2");
         }
@@ -179,6 +182,13 @@ pub(super) const FILES: [Row; 10] = [
         let mut image = Image::new();
         image.superblocks(&retired, &retired);
         assert_eq!(image.header().unwrap(), (retired, false));
+        let superseded = Superblock {
+            superseded: true,
+            ..superblock()
+        };
+        assert!(superseded.is_given_up() && !superblock().is_given_up());
+        image.superblocks(&superseded, &superseded);
+        assert_eq!(image.header().unwrap(), (superseded, false));
     }),
     ("F10", || {
         let is_one = |image: &Image| matches!(image.header(), Err(Refusal::NoSuperblock(_)));
@@ -206,15 +216,71 @@ pub(super) const FILES: [Row; 10] = [
         assert_eq!((found.superblock.key, found.foreign), (KEY, SEGMENTS - 1));
         // A copy of another version has the word all the same (F4).
         let mut newer = superblock().encode();
-        newer[8] = 2;
+        newer[8] = 3;
         let crc = crc32fast::hash(&newer[..4092]);
         newer[4092..].copy_from_slice(&crc.to_le_bytes());
         image.put(0, &newer);
-        assert!(matches!(image.header(), Err(Refusal::Version(2))));
+        assert!(matches!(image.header(), Err(Refusal::Version(3))));
+    }),
+    ("F11", || {
+        // What stands behind byte 889 means nothing in version 1.
+        let mut bytes = superblock().encode();
+        bytes[8] = 1;
+        bytes[890..1300].fill(0xFF);
+        let crc = crc32fast::hash(&bytes[..4092]);
+        bytes[4092..].copy_from_slice(&crc.to_le_bytes());
+        let mut image = Image::new();
+        image.put(0, &bytes);
+        image.put(BLOCK, &bytes);
+        let old = image.header().unwrap().0;
+        assert_eq!((old.version, old.start, old.durable), (1, 0, 0));
+        assert_eq!((old.segments_at, old.opening), (8192, Opening::default()));
+        assert_eq!(old.identity(), None);
+        // In version 2 it must have its form.
+        let odd = |patch: &dyn Fn(&mut [u8])| {
+            let mut bytes = superblock().encode();
+            patch(&mut bytes);
+            let crc = crc32fast::hash(&bytes[..4092]);
+            bytes[4092..].copy_from_slice(&crc.to_le_bytes());
+            let mut image = Image::new();
+            image.put(0, &bytes);
+            image.put(BLOCK, &bytes);
+            image.header().map(|h| h.0)
+        };
+        let damaged = |header| matches!(header, Err(Refusal::NoSuperblock(_)));
+        assert!(damaged(odd(&|b| b[892] = 1)));
+        assert!(damaged(odd(&|b| b[892] = 4)));
+        assert!(damaged(odd(&|b| b[903] = 0x80)));
+        assert!(damaged(odd(&|b| b[911] = 0x80)));
+        assert!(damaged(odd(&|b| b[920] = 1)));
+        assert!(damaged(odd(&|b| b[948] = 65)));
+        // What is reserved is kept.
+        let kept = odd(&|b| b[1016..1288].fill(7)).unwrap();
+        assert_eq!(kept.encode()[1016..1288], [7; 272]);
+        assert!(odd(&|b| b[1288] = 1).is_ok());
+    }),
+    ("F12", || {
+        let lacks = |image: &Image| {
+            let header = read_header(image, image.0.len() as u64).unwrap();
+            (header.lacks_identity, header.repair)
+        };
+        let mut image = Image::new();
+        assert_eq!(lacks(&image), (false, false));
+        image.flip(IDENTITY_AT + 100);
+        assert_eq!(lacks(&image), (true, false));
+        image.put(IDENTITY_AT, &[0; BLOCK as usize]);
+        assert_eq!(lacks(&image), (true, false));
+        let other = Identity {
+            store_id: 2,
+            ..superblock().identity().unwrap()
+        };
+        assert_eq!(Identity::decode(&other.encode()), Some(other.clone()));
+        image.put(IDENTITY_AT, &other.encode());
+        assert_eq!(lacks(&image), (true, false));
     }),
 ];
 
-pub(super) const HEADERS: [Row; 4] = [
+pub(super) const HEADERS: [Row; 5] = [
     ("S1", || {
         let mut image = Image::new();
         image.stamp(0, SegmentHeader::Free);
@@ -272,6 +338,11 @@ pub(super) const HEADERS: [Row; 4] = [
         let recovered = image.recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
         assert_eq!(recovered.last_ordinal, 1);
+        // Of an earlier lap.
+        image.start(2);
+        let recovered = image.recover();
+        assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 0));
+        assert_eq!((recovered.last_ordinal, recovered.chain.len()), (1, 0));
     }),
     ("S4", || {
         let mut image = Image::new();
@@ -298,5 +369,22 @@ pub(super) const HEADERS: [Row; 4] = [
         let recovered = image.recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
         assert_eq!(recovered.stop, Stop::CleanClose);
+    }),
+    ("S5", || {
+        let mut image = Image::new();
+        let at = image.publish(records_at(0), 1, 1);
+        image.publish(at, 2, 2);
+        image.used(1, 3);
+        image.publish(records_at(1), 3, 3);
+        assert_eq!(image.recover().chain.len(), 2);
+        image.start(3);
+        // It is opened again, and the power failed before its header was written.
+        let lap = image.mark(records_at(0), 4, &Mark::default());
+        image.publish(lap, 4, 5);
+        let recovered = image.recover();
+        let order = recovered.chain.iter().map(|c| c.segment);
+        assert!(order.eq([1, 0]), "{:?}", recovered.chain);
+        assert_eq!(standings(&recovered), [Gone, Gone, Unsettled, Unsettled]);
+        assert_eq!((recovered.damaged, recovered.ignored), (vec![], vec![]));
     }),
 ];

@@ -24,6 +24,8 @@ impl Source for Image {
 
 pub(super) fn superblock() -> Superblock {
     Superblock {
+        version: VERSION,
+        segments_at: SEGMENTS_AT,
         counter: 1,
         store_id: 1,
         key: KEY,
@@ -41,6 +43,11 @@ pub(super) fn superblock() -> Superblock {
         owner_pid: 1,
         owner_host: "host".into(),
         client_name: "name".into(),
+        start: 1,
+        durable: 0,
+        opening: Opening::default(),
+        superseded: false,
+        reserved: Reserved::default(),
     }
 }
 
@@ -53,6 +60,8 @@ impl Image {
     pub(super) fn new() -> Self {
         let mut image = Image(vec![0; (SEGMENTS_AT + SEGMENTS * SIZE) as usize]);
         image.superblocks(&superblock(), &superblock());
+        let identity = superblock().identity().map(|identity| identity.encode());
+        image.put(IDENTITY_AT, &identity.unwrap_or_default());
         (0..SEGMENTS).for_each(|s| image.stamp(s, SegmentHeader::Free));
         image.used(0, 1);
         image
@@ -61,6 +70,15 @@ impl Image {
     pub(super) fn superblocks(&mut self, first: &Superblock, second: &Superblock) {
         self.put(0, &first.encode());
         self.put(BLOCK, &second.encode());
+    }
+
+    /// Makes the log begin with this ordinal.
+    pub(super) fn start(&mut self, start: u64) {
+        let superblock = Superblock {
+            start,
+            ..superblock()
+        };
+        self.superblocks(&superblock, &superblock);
     }
 
     pub(super) fn put(&mut self, offset: u64, bytes: &[u8]) {

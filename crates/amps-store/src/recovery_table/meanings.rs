@@ -2,7 +2,7 @@
 
 use super::*;
 
-pub(super) const MEANINGS: [Row; 7] = [
+pub(super) const MEANINGS: [Row; 8] = [
     ("M1", || {
         let mut image = Image::new();
         let at = image.publish(records_at(0), 1, 1);
@@ -176,5 +176,32 @@ pub(super) const MEANINGS: [Row; 7] = [
         let recovered = image.recover();
         assert_eq!(standings(&recovered), [Unsettled, Settled, Rejected]);
         assert_eq!(recovered.state.unsettled(), 1);
+    }),
+    ("M8", || {
+        let mut image = Image::new();
+        let at = image.message(records_at(0), Kind::Copy, 1, 1, Origin::Publish);
+        let at = image.publish(at, 2, 2);
+        let opened = Superblock {
+            opening: Opening {
+                floor: 1,
+                next: 9,
+                tag: Some(UserTag::new(b"line 8")),
+            },
+            ..superblock()
+        };
+        image.superblocks(&opened, &opened);
+        let recovered = image.recover();
+        assert_eq!(standings(&recovered), [Settled, Unsettled]);
+        assert_eq!((recovered.next, recovered.max_sequence), (9, 8));
+        assert_eq!(recovered.tag.as_deref(), Some(&b"line 8"[..]));
+        // A later mark says more, and never less.
+        let mark = Mark {
+            tag: Some(UserTag::new(b"line 9")),
+            ..Mark::default()
+        };
+        image.mark(at, 3, &mark);
+        let recovered = image.recover();
+        assert_eq!(recovered.state.floor(), 1);
+        assert_eq!(recovered.tag.as_deref(), Some(&b"line 9"[..]));
     }),
 ];

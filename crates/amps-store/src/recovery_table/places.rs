@@ -182,7 +182,7 @@ pub(super) const PLACES: [Row; 7] = [
     }),
 ];
 
-pub(super) const ORDER: [Row; 5] = [
+pub(super) const ORDER: [Row; 6] = [
     ("R1", || {
         let mut image = Image::new();
         let at = image.publish(records_at(0), 1, 1);
@@ -315,5 +315,43 @@ pub(super) const ORDER: [Row; 5] = [
             (7, 2)
         );
         assert_eq!(recovered.damaged, []);
+        // The mark itself is behind a cut: the log begins where the superblock says.
+        let mut image = Image::new();
+        image.stamp(0, SegmentHeader::Free);
+        let at = image.publish(records_at(0), 8, 5);
+        image.publish(at, 9, 6);
+        image.used(1, 9);
+        let needs = Mark {
+            oldest_needed: 8,
+            ..Mark::default()
+        };
+        image.mark(records_at(1), 9, &needs);
+        for (start, last, aside) in [(5, 6, 1), (4, 3, 3)] {
+            image.start(start);
+            let recovered = image.recover();
+            assert_eq!(recovered.last_ordinal, last);
+            assert_eq!(recovered.set_aside.len(), aside, "from {start}");
+            assert_eq!(recovered.damaged, []);
+        }
+    }),
+    ("R6", || {
+        let mut image = Image::new();
+        let at = image.publish(records_at(0), 1, 1);
+        let last = Mark {
+            floor: 9,
+            durable: 40,
+            next: 50,
+            oldest_needed: 41,
+            ..Mark::default()
+        };
+        image.mark(at, 45, &last);
+        image.used(1, 46);
+        image.publish(records_at(1), 60, 46);
+        image.start(46);
+        let recovered = image.recover();
+        assert_eq!((recovered.last_ordinal, recovered.max_ordinal), (46, 46));
+        assert_eq!((recovered.max_sequence, recovered.durable), (60, 0));
+        assert_eq!(recovered.state.floor(), 0);
+        assert_eq!((recovered.damaged, recovered.ignored), (vec![], vec![]));
     }),
 ];

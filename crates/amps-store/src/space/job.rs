@@ -12,6 +12,7 @@ use crate::medium::Device;
 /// What the device has to do for a chore that was begun.
 pub(crate) enum Job {
     Sync(Ticket),
+    SyncGrown(u64, u64),
     Superblock(Write),
     Reserve(u64, u64),
     Truncate(u64),
@@ -26,6 +27,7 @@ impl Job {
     pub(crate) fn make(&self, device: &dyn Device) -> io::Result<()> {
         match self {
             Job::Sync(ticket) => ticket.extent.sync(device),
+            &Job::SyncGrown(from, to) => device.sync_range(from, to - from),
             Job::Superblock(write) => write.make(device),
             &Job::Reserve(from, to) => device.reserve(from, to),
             &Job::Truncate(to) => device.truncate(to),
@@ -48,6 +50,10 @@ impl Log {
             }
             Chore::Superblock => self.begin_due_write()?.map(Job::Superblock),
             Chore::Sync => Some(Job::Sync(self.begin_sync())),
+            Chore::SyncGrown(from, to) => {
+                self.space.sync_beside_started();
+                Some(Job::SyncGrown(from, to))
+            }
             Chore::Reserve(from, to) => {
                 self.space.begin_resize();
                 Some(Job::Reserve(from, to))
@@ -64,6 +70,7 @@ impl Log {
     pub(crate) fn end(&mut self, job: Job, result: io::Result<()>) -> Result<(), StoreError> {
         match job {
             Job::Sync(ticket) => return self.finish_sync(ticket, result),
+            Job::SyncGrown(..) => return self.growth_synced(result),
             Job::Superblock(write) => return self.finish_write(write, result),
             Job::Reserve(_, to) => self.reserved(to, result),
             Job::Truncate(to) => self.truncated(to, result),

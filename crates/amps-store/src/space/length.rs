@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use super::{KEPT, Link, Return, Status, WANTED, WORTH_RETURNING, limit};
+use super::{Collecting, KEPT, Link, Return, Status, WANTED, WORTH_RETURNING, limit};
 use crate::error::StoreError;
 use crate::format::{SUPERBLOCKS, SegmentHeader, Superblock};
 use crate::log::Log;
@@ -12,8 +12,9 @@ use crate::options::FIRST_SEGMENTS;
 use crate::planted::{self, Bug};
 
 impl Log {
-    /// The file grows one spare ahead of the writer and, since room that is charged must be
-    /// there, one segment ahead of the charges.
+    /// Since room that is charged must be there, the file grows one segment ahead of the charges; and
+    /// where freeing segments takes copies, one spare ahead of the writer. Otherwise what is there
+    /// goes round, unless publishers are faster than the writes that free it.
     pub(crate) fn is_growth_wanted(&self) -> bool {
         let space = &self.space;
         let segments = space.status.len() as u64;
@@ -24,20 +25,38 @@ impl Log {
             && (space.growth_error.is_none() || space.retry_growth);
         let ahead = self.state.charged() + space.usable();
         may_grow
-            && (ahead > limit(&self.geometry, segments)
+            && (space.pressed
+                || ahead > limit(&self.geometry, segments)
                 || (space.free() < WANTED && !self.is_collection_cheap()))
     }
 
-    /// What brings the file nearer to the length it should have; `None`: it has it, or what
-    /// is needed stands in the way.
+    /// No publish came for long: what the file does not need may go.
+    pub(crate) fn idle(&mut self) {
+        self.space.idle_at = Some(self.next);
+    }
+
+    /// Whether the file is longer than it need be, and keeps that length until no publish came for
+    /// long: growing again costs its zeros and their sync each time.
+    pub(crate) fn waits_to_return(&self) -> bool {
+        self.space.idle_at != Some(self.next) && self.length_to_keep().is_some()
+    }
+
+    /// What brings the file nearer to the length it should have; `None`: it has it, what
+    /// is needed stands in the way, or the store is in use.
     pub(super) fn next_return(&self) -> Option<Return> {
+        if self.space.idle_at != Some(self.next) {
+            return None;
+        }
         let (space, keep) = (&self.space, self.length_to_keep()?);
         let is_beyond = |link: &Link| link.segment as u64 >= keep;
         if space.chain.iter().any(is_beyond) || (space.chain.len() + WANTED) as u64 > keep {
             if space.chain.len() > 1 && self.is_collection_cheap() {
                 return Some(Return::Collect);
             }
-            if space.chain.len() == 1 && space.ready() > KEPT && is_beyond(&space.chain[0]) {
+            // What holds records set aside is no place to go to.
+            let is_nearer = space.pick_first().is_some_and(|s| (s as u64) < keep);
+            let is_alone = space.chain.len() == 1 && space.ready() > KEPT;
+            if is_alone && is_nearer && is_beyond(&space.chain[0]) {
                 return Some(Return::Rotate);
             }
         }
@@ -132,16 +151,19 @@ impl Log {
     }
 
     /// Begins the write that [`chore`](Self::chore) found due: grown segments are named once
-    /// their bytes are durable, and segments that are given up no more.
+    /// their bytes are durable, segments that are given up no more, and a start that moved.
     pub(crate) fn begin_due_write(&mut self) -> Result<Option<Write>, StoreError> {
         let space = &self.space;
-        let is_grown = |s: &usize| matches!(space.status[*s], Status::Grown(sync) if sync <= space.syncs_finished);
-        let last_grown = space.pending.iter().copied().filter(is_grown).max();
+        let synced = space.is_growth_synced || planted::is(Bug::GrownUnsynced);
+        let last_grown = space.pending.iter().copied().max().filter(|_| synced);
         let superblock = match (last_grown, self.next_return()) {
             (Some(last), _) => Superblock {
                 segments: last as u64 + 1,
                 ..self.superblock.clone()
             },
+            _ if matches!(space.collecting, Some(Collecting::Naming { .. })) => {
+                self.superblock.clone()
+            }
             (None, Some(Return::Name(segments))) => self.give_up(segments),
             _ => return Ok(None),
         };
@@ -152,6 +174,7 @@ impl Log {
     pub(crate) fn reserved(&mut self, to: u64, result: std::io::Result<()>) {
         self.space.retry_growth = false;
         self.space.resizing = false;
+        self.space.pressed = false;
         let grown_to = self.space.growing.take();
         if let Err(error) = result {
             tracing::warn!(%error, "the store cannot grow");
@@ -169,18 +192,21 @@ impl Log {
         self.space.growth_error = None;
         self.watermark.limit(self.limit());
         self.medium.adopt(to);
-        // A sync of everything would take the readiness of every page.
-        self.space
-            .unsynced
-            .touch(to - self.geometry.segment_size, to);
         let segment = self.space.status.len();
         let at = self.geometry.segment_at(segment);
         let header = SegmentHeader::Free.encode(self.geometry.key, at, self.superblock.generation);
         self.medium.write(at, &header);
         self.space.status.push(Status::Used);
-        let grown = Status::Grown(self.space.syncs_started + 1);
-        self.space.set(segment, grown);
+        self.space.is_growth_synced = false;
+        self.space.set(segment, Status::Grown);
         self.state.resize(self.space.status.len());
+    }
+
+    /// What grew was synced, and nothing else: it makes no record durable.
+    pub(super) fn growth_synced(&mut self, result: std::io::Result<()>) -> Result<(), StoreError> {
+        self.sync_ended(result)?;
+        self.space.is_growth_synced = true;
+        Ok(())
     }
 
     /// Puts a superblock into force, here and now.
@@ -190,8 +216,8 @@ impl Log {
         self.finish_write(write, result)
     }
 
-    /// What is to be written so that a superblock comes into force. Until
-    /// [`finish_write`](Self::finish_write) no other one may begin.
+    /// What is to be written so that a superblock comes into force, together with the start that is
+    /// to be named. Until [`finish_write`](Self::finish_write) no other one may begin.
     pub(crate) fn begin_write(&mut self, mut superblock: Superblock) -> Result<Write, StoreError> {
         if let Some(why) = &self.failed {
             return Err(StoreError::SyncFailed(why.clone()));
@@ -199,7 +225,9 @@ impl Log {
         debug_assert!(!self.space.is_device_at_work(), "one at a time");
         self.space.writing = true;
         superblock.counter += 1;
-        Ok(Write(superblock))
+        self.name_in(&mut superblock);
+        self.space.start_begun();
+        Ok(Write(Box::new(superblock)))
     }
 
     /// A superblock was written, or could not be.
@@ -214,10 +242,11 @@ impl Log {
             self.failed.get_or_insert_with(|| error.to_string());
             return Err(StoreError::final_io("write the superblock", &error));
         }
-        self.superblock = write.0;
+        self.superblock = *write.0;
+        self.start_named();
         let named = self.superblock.segments;
         let is_named =
-            |s: &usize| (*s as u64) < named && matches!(self.space.status[*s], Status::Grown(_));
+            |s: &usize| (*s as u64) < named && matches!(self.space.status[*s], Status::Grown);
         let grown: Vec<usize> = self
             .space
             .pending
@@ -233,7 +262,7 @@ impl Log {
 }
 
 /// A superblock on its way into force.
-pub(crate) struct Write(Superblock);
+pub(crate) struct Write(Box<Superblock>);
 
 impl Write {
     /// Writes both copies, one after the other, so that one damaged copy never takes a number
@@ -243,9 +272,13 @@ impl Write {
     /// As [`Device::write_around`].
     pub(crate) fn make(&self, device: &dyn Device) -> std::io::Result<()> {
         let bytes = self.0.encode();
-        SUPERBLOCKS
-            .into_iter()
-            .try_for_each(|at| device.write_around(at, &bytes))
+        let copies = match planted::is(Bug::OneCopy) {
+            true => &SUPERBLOCKS[..1],
+            false => &SUPERBLOCKS[..],
+        };
+        copies
+            .iter()
+            .try_for_each(|at| device.write_around(*at, &bytes))
     }
 }
 

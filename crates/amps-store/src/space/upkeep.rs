@@ -3,7 +3,7 @@
 use super::{BATCH, Chore, Collecting, KEPT, Link, PIECE, Return, Status, WANTED};
 use crate::error::StoreError;
 use crate::format::{
-    Kind, MAX_OPENING, MAX_REJECTION, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SegmentHeader,
+    Kind, MAX_OPENING, MAX_REJECTION, Opening, RECORD_HEADER, RecordHeader, Superblock,
     record_is_intact,
 };
 use crate::log::Log;
@@ -25,8 +25,9 @@ impl Log {
             full.unwrap_or(StoreError::LogFull)
         })?;
         let (generation, ordinal) = (self.superblock.generation, self.ordinal + 1);
+        let opening = Opening::of(&self.mark(false));
         self.space
-            .open_segment(&mut *self.medium, segment, generation, ordinal, self.next);
+            .open_segment(&mut *self.medium, segment, generation, ordinal, opening);
         self.write_mark(false)
     }
 
@@ -87,7 +88,11 @@ impl Log {
     /// The next thing to be done for the log, and possible now.
     pub(crate) fn chore(&self) -> Chore {
         match self.next_chore() {
-            Chore::Sync | Chore::Superblock if self.space.is_device_at_work() => Chore::Idle,
+            Chore::Sync | Chore::SyncGrown(..) | Chore::Superblock
+                if self.space.is_device_at_work() =>
+            {
+                Chore::Idle
+            }
             chore => chore,
         }
     }
@@ -104,22 +109,22 @@ impl Log {
             return prefault;
         }
         match space.collecting {
-            Some(Collecting::Covering(ordinal))
-                if self.durable.ordinal < ordinal && !planted::is(Bug::EarlyReuse) =>
-            {
+            Some(Collecting::Covering { ordinal, .. }) if self.durable.ordinal < ordinal => {
                 return Chore::Sync;
             }
+            Some(Collecting::Naming { .. }) => return Chore::Superblock,
             Some(_) => return Chore::Work,
             None => {}
         }
         if let Some(&segment) = space.pending.first() {
-            match space.status[segment] {
-                Status::Grown(sync) if sync <= space.syncs_finished => {
-                    if !space.writing {
-                        return Chore::Superblock;
-                    }
-                }
-                _ => return Chore::Sync,
+            let (from, to) = (
+                self.geometry.segment_at(segment),
+                self.geometry.end_of(segment),
+            );
+            match space.is_growth_synced || planted::is(Bug::GrownUnsynced) {
+                true if space.writing => {}
+                true => return Chore::Superblock,
+                false => return Chore::SyncGrown(from, to),
             }
         }
         if (space.growing.is_some() && !space.resizing) || self.is_growth_wanted() {
@@ -141,7 +146,21 @@ impl Log {
     }
 
     pub(super) fn is_collection_wanted(&self) -> bool {
-        self.space.free() < WANTED && self.is_collection_useful()
+        let space = &self.space;
+        // Each start costs two small writes, whatever it frees; and while they are made the writer
+        // goes on in what is free already.
+        let half = WANTED.max(space.status.len() / 2);
+        (space.free() < half && self.unneeded() > 0)
+            || (space.free() < WANTED && self.is_collection_useful())
+    }
+
+    /// How many of the oldest segments hold nothing that is needed.
+    pub(crate) fn unneeded(&self) -> usize {
+        let chain = &self.space.chain;
+        let written = chain.len().saturating_sub(1);
+        let unneeded =
+            |link: &&Link| self.state.segment_live(link.segment) == 0 || planted::is(Bug::NoCopies);
+        chain.iter().take(written).take_while(unneeded).count()
     }
 
     /// Growing costs disk, collecting costs copies: collect while the oldest segment is
@@ -194,30 +213,109 @@ impl Log {
                 Ok(())
             }
             Some(Collecting::Copying(from)) => self.copy_survivors(from),
-            Some(Collecting::Covering(_) | Collecting::Forgetting(_))
-                if self.is_oldest_needed_again() =>
-            {
-                let oldest = self.space.chain.front().map_or(0, |l| l.segment);
-                self.copy_again(oldest)
-            }
-            Some(Collecting::Covering(_)) => {
-                let lowest = self.space.chain.front().map_or(0, |l| l.lowest);
-                self.space.collecting = Some(Collecting::Forgetting(lowest));
-                Ok(())
-            }
-            Some(Collecting::Forgetting(from)) => {
-                self.forget(from);
+            Some(Collecting::Covering { segments, .. }) => match self.unneeded().min(segments) {
+                0 => {
+                    let oldest = self.space.chain.front().map_or(0, |l| l.segment);
+                    self.copy_again(oldest)
+                }
+                segments => {
+                    self.name_start(segments);
+                    Ok(())
+                }
+            },
+            // Only a write of the superblock leads on.
+            Some(Collecting::Naming { .. }) => Ok(()),
+            Some(Collecting::Forgetting { segments, from }) => {
+                self.forget(segments, from);
                 Ok(())
             }
         }
     }
 
-    /// Begins to free the oldest segment.
+    /// Begins to free the oldest segments: all that hold nothing needed, or else the first.
     pub(super) fn collect(&mut self) {
-        if let Some(oldest) = self.space.chain.front() {
-            let first = self.geometry.records_at(oldest.segment);
-            self.space.collecting = Some(Collecting::Copying(first));
-            self.space.collected += 1;
+        let Some(oldest) = self.space.chain.front() else {
+            return;
+        };
+        let first = self.geometry.records_at(oldest.segment);
+        self.space.collecting = Some(match self.unneeded() {
+            0 => Collecting::Copying(first),
+            _ => self.cover_unneeded(),
+        });
+        self.space.collected += 1;
+    }
+
+    /// What stands for records of these segments must be durable before the start passes them. What
+    /// comes to stand for a record later stands for one that is needed now, behind them.
+    fn cover_unneeded(&self) -> Collecting {
+        Collecting::Covering {
+            segments: self.unneeded(),
+            ordinal: self.cover,
+        }
+    }
+
+    /// From here on a late refusal of what stands before the new start brings its message along,
+    /// whether the write of the superblock succeeds or not.
+    fn name_start(&mut self, segments: usize) {
+        let Some(first) = self.space.chain.get(segments) else {
+            return;
+        };
+        if !planted::is(Bug::OriginalsLeftBehind) {
+            self.needed_from = self.needed_from.max(first.first_ordinal);
+        }
+        self.space.collecting = Some(match planted::is(Bug::EarlyReuse) {
+            true => self.forgetting(segments),
+            false => Collecting::Naming { segments },
+        });
+    }
+
+    fn forgetting(&self, segments: usize) -> Collecting {
+        let from = self.space.chain.front().map_or(0, |l| l.lowest);
+        Collecting::Forgetting { segments, from }
+    }
+
+    /// What the superblock is to say of the start that is to be named.
+    pub(super) fn name_in(&self, superblock: &mut Superblock) {
+        let Some(Collecting::Naming { segments }) = self.space.collecting else {
+            return;
+        };
+        self.begin_behind(segments, superblock);
+        superblock.durable = superblock.durable.max(self.durable.ordinal);
+    }
+
+    /// What a superblock says of a log that begins behind so many segments.
+    fn begin_behind(&self, segments: usize, superblock: &mut Superblock) {
+        if let Some(first) = self.space.chain.get(segments) {
+            superblock.start = first.first_ordinal;
+            superblock.opening = first.opening;
+            if planted::is(Bug::LatestFloor) {
+                superblock.opening.floor = self.state.floor();
+            }
+            if planted::is(Bug::LatestTag) {
+                superblock.opening.tag = self.mark(false).tag;
+            }
+        }
+    }
+
+    /// At the end of a run: lets its last superblock begin the log behind so many segments, which
+    /// hold nothing that is needed. They count as free from now on.
+    pub(crate) fn pass(&mut self, segments: usize, superblock: &mut Superblock) {
+        self.begin_behind(segments, superblock);
+        self.space.collecting = None;
+        let passed: Vec<Link> = self.space.chain.drain(..segments).collect();
+        for link in passed {
+            self.space.set(link.segment, Status::Ready);
+        }
+    }
+
+    /// A superblock is in force.
+    pub(super) fn start_named(&mut self) {
+        if let Some(Collecting::Naming { segments }) = self.space.collecting
+            && let Some(first) = self.space.chain.get(segments)
+            && first.first_ordinal == self.superblock.start
+        {
+            self.space.start_ended();
+            self.space.collecting = Some(self.forgetting(segments));
         }
     }
 
@@ -279,18 +377,10 @@ impl Log {
         if at >= end && self.is_oldest_needed_again() {
             return self.copy_again(oldest.segment);
         }
-        self.space.collecting = if at >= end {
-            // A mark says that the segment is no longer needed; it must be durable before the
-            // stamp can be, or a recovery would miss the segment. One that says so already is
-            // enough: runs that die before the stamp must not fill the log with marks.
-            let needed = self.space.oldest_needed(&self.state);
-            if self.needed_from < needed {
-                self.write_mark(false)?;
-            }
-            Some(Collecting::Covering(self.ordinal))
-        } else {
-            Some(Collecting::Copying(at))
-        };
+        self.space.collecting = Some(match at >= end {
+            true => self.cover_unneeded(),
+            false => Collecting::Copying(at),
+        });
         Ok(())
     }
 
@@ -314,6 +404,9 @@ impl Log {
         };
         let (sequence, envelope) = (header.sequence, header.envelope_len as usize);
         let entry = self.write_kept(kind, header.quiet, sequence, envelope, body)?;
+        if !planted::is(Bug::CopiesUncovered) {
+            self.cover = self.ordinal;
+        }
         if kind == Kind::Rejection {
             self.state.reject(sequence, entry);
         } else {
@@ -322,7 +415,7 @@ impl Log {
         Ok(())
     }
 
-    pub(super) fn forget(&mut self, from: u64) {
+    fn forget(&mut self, segments: usize, from: u64) {
         let Some(&oldest) = self.space.chain.front() else {
             return;
         };
@@ -331,25 +424,16 @@ impl Log {
         if from <= oldest.highest
             && let Some(next) = self.state.forget(from, &bytes)
         {
-            self.space.collecting = Some(Collecting::Forgetting(next));
+            self.space.collecting = Some(Collecting::Forgetting {
+                segments,
+                from: next,
+            });
             return;
         }
-        let place = self.geometry.segment_at(oldest.segment);
-        let header =
-            SegmentHeader::Free.encode(self.geometry.key, place, self.superblock.generation);
-        self.medium.write(place, &header);
-        self.space.unsynced.touch(place, place + SEGMENT_HEADER);
+        self.space.leave_unsynced(1);
         self.space.chain.pop_front();
-        let status = match planted::is(Bug::EarlyReuse) {
-            true => Status::Ready,
-            // One that runs already began before the stamp was there.
-            false if planted::is(Bug::StampInRunningSync) => {
-                Status::Stamped(self.space.syncs_started)
-            }
-            false => Status::Stamped(self.space.syncs_started + 1),
-        };
-        self.space.set(oldest.segment, status);
-        self.space.collecting = None;
+        self.space.set(oldest.segment, Status::Ready);
+        self.space.collecting = (segments > 1).then(|| self.forgetting(segments - 1));
     }
 
     pub(super) fn end_of(&self, link: &Link) -> u64 {

@@ -21,6 +21,9 @@ const GROWTH_RETRY: Duration = Duration::from_secs(1);
 /// a look takes its time.
 const LOOK: Duration = Duration::from_millis(900);
 
+/// How long no publish may come before the file gives back what it does not need.
+const IDLE: Duration = Duration::from_secs(30);
+
 /// What the helper does next.
 pub(super) enum Next {
     /// This, without the lock.
@@ -81,10 +84,16 @@ impl Shared {
         mut core: MutexGuard<'a, Core>,
         wait: Option<Duration>,
     ) -> MutexGuard<'a, Core> {
+        let idle_in = self.idle_in(&mut core);
+        if idle_in == Some(Duration::ZERO) {
+            core.log.idle();
+            return core;
+        }
         core.helper_sleeps = true;
         let retry_in = core.log.space.is_growth_awaited().then_some(GROWTH_RETRY);
         let look = self.look_due(&core);
-        let mut core = match wait.into_iter().chain(retry_in).chain(look).min() {
+        let waits = [wait, retry_in, look, idle_in];
+        let mut core = match waits.into_iter().flatten().min() {
             Some(wait) => {
                 let (mut core, ended) = self
                     .work
@@ -102,6 +111,18 @@ impl Shared {
         core
     }
 
+    /// When the store counts as idle, where that changes anything; zero is now.
+    fn idle_in(&self, core: &mut Core) -> Option<Duration> {
+        if !core.log.waits_to_return() {
+            core.idle_since = None;
+            return None;
+        }
+        let (next, now) = (core.log.next, Instant::now());
+        let since = core.idle_since.filter(|since| since.0 == next);
+        let (_, since) = *core.idle_since.insert(since.unwrap_or((next, now)));
+        Some(IDLE.saturating_sub(now - since))
+    }
+
     /// Decides what is to be done next, and does of it what needs the lock.
     ///
     /// # Errors
@@ -112,7 +133,9 @@ impl Shared {
         let is_taken = core.in_line > 0 || core.log.space.is_device_at_work();
         let chore = match core.log.chore() {
             _ if sync_in == Some(Duration::ZERO) && !is_taken => Chore::Sync,
-            Chore::Sync | Chore::Superblock if core.in_line > 0 => Chore::Idle,
+            Chore::Sync | Chore::SyncGrown(..) | Chore::Superblock if core.in_line > 0 => {
+                Chore::Idle
+            }
             chore => chore,
         };
         if chore == Chore::Idle {
@@ -166,7 +189,7 @@ impl Shared {
         // A growth that fails is told once, and once it succeeds again. Told of each try, of its
         // pieces or of what is cut off behind it, who waits for room would ask for another
         // try each time, for ever.
-        match is_for_room || core.log.limit() != limit {
+        match is_for_room || ended.is_err() || core.log.limit() != limit {
             true => self.tell(core),
             false => self.tell_of_no_room(core),
         }

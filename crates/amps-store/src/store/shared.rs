@@ -12,6 +12,7 @@ use crate::error::{AppendError, StoreError};
 use crate::file::Place;
 use crate::log::Log;
 use crate::medium::{Device, ForkGuard};
+use crate::planted::{self, Bug};
 use crate::space::Chore;
 
 pub(super) struct Shared {
@@ -67,6 +68,8 @@ pub(super) struct Core {
     pub(super) stop: bool,
     /// Threads that wait until the device is at work for nobody; the helper lets them go first.
     pub(super) in_line: u32,
+    /// What the next number was when the helper found nothing to do, and since when that is so.
+    pub(super) idle_since: Option<(u64, Instant)>,
     /// What a simulation began and did not end yet.
     #[cfg(feature = "testkit")]
     pub(super) under_way: Option<super::steps::UnderWay>,
@@ -139,6 +142,7 @@ impl Shared {
                 helper_sleeps: false,
                 stop: false,
                 in_line: 0,
+                idle_since: None,
                 #[cfg(feature = "testkit")]
                 under_way: None,
                 #[cfg(feature = "testkit")]
@@ -239,7 +243,7 @@ impl Shared {
 
     /// Whether [`with_room`](Self::with_room) has something to do, or to wait for.
     pub(super) fn has_to_wait(&self, core: &Core) -> bool {
-        core.log.space.is_device_at_work() && !core.log.is_room_sure()
+        core.log.space.is_device_at_work() && !core.log.is_room_sure() && !planted::is(Bug::NoTurn)
     }
 
     /// The lock for one change of the log. One that may have to sync for its room waits for the
@@ -290,6 +294,8 @@ impl Shared {
         if self.upkeep != Upkeep::Inline {
             return any;
         }
+        // Memory costs nothing to grow again.
+        core.log.idle();
         loop {
             match core.log.do_chore(&self.device) {
                 Ok(true) => any = true,

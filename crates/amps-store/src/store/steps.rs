@@ -39,7 +39,7 @@ impl Shared {
         match self.begin(&mut core) {
             Ok(Next::Job(job)) if core.under_way.is_none() => {
                 let device = match job {
-                    Job::Sync(_) => self.device.begin_sync(),
+                    Job::Sync(_) | Job::SyncGrown(..) => self.device.begin_sync(),
                     _ => None,
                 };
                 let device = device.unwrap_or_else(|| self.device.clone());

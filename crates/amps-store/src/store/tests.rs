@@ -4,8 +4,8 @@ use super::*;
 use crate::api::Signal;
 use crate::calls::{Call, FailingCalls, fail_calls, watch_calls};
 use crate::index::make_spares;
-use crate::space::Job;
-use crate::testkit::{Fault, SimDisk};
+use crate::space::{Chore, Job};
+use crate::testkit::{Cut, Fault, Rng, SimDisk};
 
 use super::helper::Next;
 
@@ -229,7 +229,7 @@ fn who_needs_a_sync_for_room_waits_for_the_one_under_way() {
 /// A store in which every message is settled, one change more may have to free a segment for its
 /// room, and the helper has done `steps` of its work. The first `accepted` were refused before.
 fn short_of_room(disk: &SimDisk, accepted: u64, steps: u64) -> Store {
-    let options = Options::new().capacity(64 << 10).segment_size(8 << 10);
+    let options = Options::new().capacity(68 << 10).segment_size(8 << 10);
     let store = disk.open(options.preallocate(true)).unwrap();
     while let Ok(at) = store.append(&Envelope::publish("t"), &[7; 100]) {
         if at.sequence <= accepted {
@@ -320,6 +320,7 @@ fn a_late_refusal_that_a_failing_sync_leaves_without_room_keeps_its_message() {
         assert_eq!(message.payload(), [7; 100]);
         assert_eq!(store.rejections(0, 9).len(), 1);
         drop(store);
+        disk.clear_faults();
         let store = disk.open(Options::new()).unwrap();
         match refused {
             Rejected::Logged { late: true, .. } => {
@@ -398,6 +399,47 @@ fn a_superblock_write_and_a_sync_wait_for_each_other() {
     assert!(!shared.lock().helper_sleeps, "its sync is due now");
     end(begun(&store));
     assert_eq!(store.durable().sequence, 2);
+}
+
+/// Starts were named one behind the other, and a grant that waited for its turn waited for all of them:
+/// nothing was sent meanwhile. Whoever waits goes first, and takes along what is due.
+#[test]
+fn a_grant_goes_before_a_start_that_is_due_and_names_it_too() {
+    let disk = SimDisk::new();
+    let options = Options::new().capacity(68 << 10).segment_size(8 << 10);
+    let options = options.preallocate(true);
+    let store = disk.open(options.clone()).unwrap();
+    let shared = &store.inner.shared;
+    // The helper's next piece of work is to name a start.
+    while shared.lock().log.chore() != Chore::Superblock {
+        if !store.step().unwrap() {
+            let at = store.append(&Envelope::publish("t"), &[7; 300]).unwrap();
+            store.settle_through(at.sequence).unwrap();
+        }
+    }
+    let before = {
+        let mut core = shared.lock();
+        core.in_line = 1;
+        for _ in 0..3 {
+            match shared.begin(&mut core).unwrap() {
+                Next::Job(Job::Superblock(_)) => panic!("before somebody who waits"),
+                Next::Job(_) | Next::Done | Next::Sleep(_) => {}
+                Next::Spares(n) => core.log.state.add_spares(make_spares(n)),
+            }
+        }
+        core.in_line = 0;
+        core.log.superblock.clone()
+    };
+    store.raise_grant(7).unwrap();
+    let after = shared.lock().log.superblock.clone();
+    assert_eq!((after.grant, after.counter), (7, before.counter + 1));
+    assert!(after.start > before.start, "{after:?}");
+    let (start, unsettled) = (after.start, store.bounds().unsettled);
+    drop(store);
+    disk.power_cut(Cut::None, &mut Rng::new(1));
+    let store = disk.open(options).unwrap();
+    assert_eq!(store.bounds().unsettled, unsettled);
+    assert!(store.inner.shared.lock().log.superblock.start >= start);
 }
 
 /// Small messages fill a store with what they are charged long before they fill a segment, and

@@ -6,8 +6,8 @@ use std::io;
 use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::format::{
-    BLOCK, MAGIC, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENT_MAGIC, SEGMENTS_AT,
-    SUPERBLOCKS, SegmentHeader, max_record, record_crc, record_is_intact, seed,
+    BLOCK, MAGIC, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENT_MAGIC, SUPERBLOCKS,
+    SegmentHeader, Superblock, SuperblockVerdict, record_crc, record_is_intact, seed,
 };
 use crate::medium::sim::SimDisk;
 use crate::recover::read_header;
@@ -55,9 +55,9 @@ pub fn resign(bytes: &mut [u8]) {
 }
 
 impl SimDisk {
-    /// The place of a segment that was taken into use again while the disk still has it in its
-    /// former use. A freed segment is stamped free, and the stamp is synced, before anything
-    /// is written into it again; so there is none.
+    /// The place of a segment that was taken into use again while the disk has it in its former use,
+    /// and not in both superblocks a start of the log that says that this is over. Those are
+    /// written before anything is written into it again; so there is none.
     pub fn reused_before_its_stamp(&self) -> Option<u64> {
         self.look(|seen, durable| {
             let (geometry, segments) = geometry(seen)?;
@@ -68,13 +68,21 @@ impl SimDisk {
                     SegmentHeader::Free => None,
                 }
             };
+            // A write that failed half-way leaves one of them.
+            let copies = SUPERBLOCKS.into_iter().filter_map(|at| {
+                let copy = durable.get(at as usize..(at + BLOCK) as usize)?;
+                match Superblock::decode(copy) {
+                    SuperblockVerdict::Intact(superblock) => Some(superblock.start),
+                    _ => None,
+                }
+            });
+            let start = copies.min().unwrap_or(0);
+            let is_reused = |at: &u64| match (first(seen, *at), first(durable, *at)) {
+                (Some(now), Some(before)) => before != now && before >= start,
+                _ => false,
+            };
             let places = (0..segments).map(|segment| geometry.segment_at(segment));
-            places
-                .filter(|at| {
-                    first(seen, *at)
-                        .is_some_and(|now| first(durable, *at).is_some_and(|before| before != now))
-                })
-                .min()
+            places.filter(is_reused).min()
         })
     }
 }
@@ -144,13 +152,9 @@ fn geometry(bytes: &[u8]) -> Option<(Geometry, usize)> {
     let superblock = read_header(&Bytes(bytes), bytes.len() as u64)
         .ok()?
         .superblock;
-    let there = (bytes.len() as u64).saturating_sub(SEGMENTS_AT) / superblock.segment_size;
-    let geometry = Geometry {
-        key: superblock.key,
-        segment_size: superblock.segment_size,
-        max_record: max_record(superblock.segment_size),
-    };
-    Some((geometry, there.min(superblock.segments) as usize))
+    let there = superblock.whole_segments(bytes.len() as u64);
+    let segments = there.min(superblock.segments) as usize;
+    Some((Geometry::of(&superblock), segments))
 }
 
 struct Bytes<'a>(&'a [u8]);

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use amps_store::testkit::{
-    Cut, Fault, Rng, SimDisk, begin_step, end_step, has_failed, is_under_way, last_ordinal,
+    Cut, Fault, Rng, SimDisk, begin_step, end_step, has_failed, idle, is_under_way, last_ordinal,
     record_places, step,
 };
 use amps_store::{
@@ -39,6 +39,15 @@ struct Done {
     found: Option<Op>,
     /// A settlement after a failed sync may hold in memory only.
     optional: bool,
+}
+
+/// How a run ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Everything it wrote is there.
+    Whole,
+    /// What was not synced may be missing.
+    Cut,
 }
 
 /// What happened while the device was at work.
@@ -508,6 +517,7 @@ impl World {
             self.store().settle(&sequences).expect("settles");
             self.record(after, Op::Settle(sequences));
         }
+        idle(self.store());
         for _ in 0..self.rng.below(60) {
             drop(step(self.store()));
         }
@@ -530,7 +540,10 @@ impl World {
             self.disk.power_cut(cut, &mut self.rng);
         }
         let cut = self.cut_in_open().or(cut);
-        self.reopen(if cut.is_some() { durable.ordinal } else { last }, last);
+        match cut {
+            Some(_) => self.reopen(durable.ordinal, last, End::Cut),
+            None => self.reopen(last, last, End::Whole),
+        }
         // An open that dies before it is used must change nothing, and a run of them must not
         // fill the store with their epochs.
         let mut dying = if self.rng.one_in(40) { 120 } else { 0 };
@@ -547,7 +560,10 @@ impl World {
             if cut {
                 self.disk.power_cut(Cut::Sectors, &mut self.rng);
             }
-            self.reopen(if cut { durable } else { last }, last);
+            match cut {
+                true => self.reopen(durable, last, End::Cut),
+                false => self.reopen(last, last, End::Whole),
+            }
         }
     }
 
@@ -588,12 +604,12 @@ impl World {
             self.meet("a clean close");
             self.disk.power_cut(Cut::None, &mut self.rng);
         }
-        self.reopen(last, u64::MAX);
+        self.reopen(last, u64::MAX, End::Whole);
     }
 
     /// Opens again and checks that what is found is a prefix that ends at `at_least` or
-    /// later.
-    fn reopen(&mut self, at_least: u64, at_most: u64) {
+    /// later, less what was settled behind its end if something may be missing there.
+    fn reopen(&mut self, at_least: u64, at_most: u64, missing: End) {
         let store = loop {
             match self.disk.open(self.again()) {
                 Ok(store) => break store,
@@ -623,7 +639,8 @@ impl World {
         let found = observe(&store);
         let candidates = self.states_at(end);
         assert!(
-            candidates.iter().any(|c| self.is(&found, c)),
+            candidates.iter().any(|c| self.is(&found, c)
+                || missing == End::Cut && self.is_less_settled(&found, c, end)),
             "recovered {}\nexpected {}",
             describe(&found),
             describe(&candidates[candidates.len() - 1])
@@ -659,6 +676,22 @@ impl World {
             }
         }
         found == *state
+    }
+
+    /// As [`is`](Self::is), less messages that the server had settled behind this end of the log: what
+    /// it settled needs no sync before its segment is used again.
+    fn is_less_settled(&self, found: &State, state: &State, end: u64) -> bool {
+        let mut state = state.clone();
+        for done in self.log.iter().filter(|done| done.through > end) {
+            let is_settled = |s: &u64| match &done.op {
+                Op::SettleThrough(last) => s <= last,
+                Op::Settle(list) => list.contains(s),
+                _ => false,
+            };
+            let unsettled = &mut state.unsettled;
+            unsettled.retain(|s, _| found.unsettled.contains_key(s) || !is_settled(s));
+        }
+        self.is(found, &state)
     }
 
     /// Takes over what an open found.
@@ -724,7 +757,7 @@ impl World {
             let reused = self.disk.reused_before_its_stamp();
             assert_eq!(
                 reused, None,
-                "a segment is used before its stamp is durable"
+                "a segment is used before both superblocks name a start behind it"
             );
             let now = self.disk.bytes().len();
             if now < len && self.run == run {

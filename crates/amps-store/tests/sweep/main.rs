@@ -44,11 +44,12 @@ fn watched<T>(world: &mut World, failing: &dyn Debug, run: impl FnOnce(&mut Worl
 
 #[test]
 fn every_sync_fails_once() {
-    for level in [Level::Os, Level::Disk] {
+    // At level `Os` a store syncs what it is asked to, what stands for something else, and its ends.
+    for (level, least) in [(Level::Os, 10), (Level::Disk, 20)] {
         for preallocate in [true, false] {
             let calls = sweep(Fault::Sync, level, preallocate);
             println!("{calls} syncs at {level:?}");
-            assert!(calls > 20, "{calls} syncs");
+            assert!(calls > least, "{calls} syncs");
         }
     }
 }
@@ -194,7 +195,8 @@ fn every_msync_fails_once_and_for_ever() {
 
 #[test]
 fn every_fdatasync_fails_once_and_for_ever() {
-    assert!(sweep_calls(Call::SyncData, &[EIO, ENOSPC, EDQUOT]) >= 3);
+    // A file is synced as a whole when it is created.
+    assert!(sweep_calls(Call::SyncData, &[EIO, ENOSPC, EDQUOT]) >= 1);
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use amps_store::inspect::Inspection;
 use amps_store::testkit::{
-    Cut, Rng, SimDisk, fail_calls, has_failed, last_ordinal, open_by_steps, step,
+    Cut, Rng, SimDisk, fail_calls, has_failed, idle, last_ordinal, open_by_steps, step,
 };
 use amps_store::{
     AppendError, Batch, Envelope, Level, MessageRef, OpenError, Options, PublishStore, Store,
@@ -108,7 +108,7 @@ impl World {
         World {
             place,
             options: Options::new()
-                .capacity(if preallocate { 64 << 10 } else { 128 << 10 })
+                .capacity(if preallocate { 68 << 10 } else { 128 << 10 })
                 .segment_size(8 << 10)
                 .client_name("sweep")
                 .level(level)
@@ -146,6 +146,7 @@ impl World {
     }
 
     fn chores(&mut self, store: &Store) {
+        idle(store);
         for _ in 0..CHORES {
             match step(store) {
                 Ok(true) => {}

@@ -76,6 +76,7 @@ impl Writer {
     fn drain(&mut self) {
         let last = self.store.bounds().last;
         self.store.settle_through(last - 1).unwrap();
+        self.store.idle();
         while self.store.step().unwrap() {}
     }
 }
@@ -201,7 +202,7 @@ fn damage_in_a_large_busy_store_is_told() {
     writer.store.sync().unwrap();
     let file = std::fs::File::options().write(true).open(&path).unwrap();
     // In the first message, the only one that has its first segment for itself until it is copied.
-    let place = 8192 + 64;
+    let place = crate::format::SEGMENTS_AT + 64;
     file.write_all_at(&[0xEE; 64], place + 200).unwrap();
     let store = writer.store.clone();
     at_each_read(move |_| {
@@ -327,6 +328,41 @@ fn a_look_shows_nothing_older_than_its_beginning() {
     assert!(moved * 2 > shown, "{moved} of {shown} looks met a writer");
 }
 
+/// A publisher that never pauses frees segments, and uses them again, while they are read: what was read
+/// begins with a start that is over, and looks like a log with a hole. Looked at from the later start
+/// on, it has none.
+#[test]
+fn a_store_that_goes_round_all_the_time_can_be_looked_at() {
+    let mut moved = 0;
+    for (seed, every) in (0..10).flat_map(|seed| [(seed, 3), (seed, 10)]) {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("s");
+        // Short enough to be copied into memory before it is looked at.
+        let options = Options::new().capacity(124 << 10).segment_size(8 << 10);
+        let mut writer = Writer::new(&path, &options.preallocate(true), seed, 900);
+        writer.burst(300);
+        let store = writer.store.clone();
+        let before = store.bounds();
+        at_each_read(move |reads| {
+            if reads % every == 0 {
+                writer.burst(40);
+            }
+        });
+        let seen = Inspection::open(&path);
+        watch_calls(None);
+        let seen = seen.unwrap_or_else(|error| panic!("seed {seed}, every {every}: {error}"));
+        assert!(seen.view.image.is_some());
+        let (bounds, info) = (seen.bounds(), seen.info());
+        assert_eq!((info.damaged, info.set_aside), (vec![], 0), "seed {seed}");
+        assert!(bounds.next >= before.next && bounds.floor >= before.floor);
+        assert!(bounds.last <= store.bounds().last);
+        let unsettled = bounds.first_unsettled.map_or(0, |f| bounds.last + 1 - f);
+        assert_eq!(bounds.unsettled, unsettled, "seed {seed}: a hole");
+        moved += u64::from(bounds.floor > before.floor);
+    }
+    assert!(moved > 10, "{moved} looks met a log that went on");
+}
+
 /// A hole at which a record was just being written; then the log went on for more than a lap. What
 /// stood before it, in segments that are free by now, was taken for the log as it is, with messages
 /// open that had been settled.
@@ -363,12 +399,15 @@ fn a_prefix_whose_segments_are_free_by_now_is_not_shown() {
     // It is whole by now, and a prefix is a state that the log had.
     let prefix = super::prefix(&seen, &head).unwrap().unwrap();
     assert_eq!(prefix.recovered.state.unsettled(), 10);
-    let first = seen.stamps[0];
-    while super::read_stamps(&file, seen.len, &seen.header.superblock).unwrap()[0] == first {
+    let start = || {
+        let head = super::read_head(&file).unwrap();
+        seen.header_in(&head).unwrap().unwrap().superblock.start
+    };
+    while start() <= prefix.recovered.last_ordinal {
         writer.burst(1);
     }
     let now = super::read_stamps(&file, seen.len, &seen.header.superblock).unwrap();
-    assert_eq!(now[0], Some(crate::format::SegmentHeader::Free), "{now:?}");
+    assert_eq!(now[0], seen.stamps[0], "it is not in use again");
     let late = super::prefix(&seen, &head).unwrap();
     let late = late.map(|late| late.recovered.state.unsettled());
     assert_eq!(late, None, "an old state");
