@@ -7,6 +7,7 @@
 
 mod count;
 mod floor;
+mod laps;
 mod net;
 mod stats;
 mod store;
@@ -62,7 +63,7 @@ pub enum Goal {
 /// One figure.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Number of the target, `T1` to `T12`.
+    /// Number of the target, `T1` to `T16`.
     pub target: &'static str,
     /// What was measured.
     pub what: String,
@@ -128,6 +129,7 @@ impl fmt::Display for Row {
 
 fn figure(value: f64) -> String {
     match value.abs() {
+        v if v.is_nan() => "-".to_owned(),
         v if v >= 1000.0 => format!("{value:.0}"),
         v if v >= 10.0 => format!("{value:.1}"),
         _ => format!("{value:.2}"),
@@ -146,7 +148,7 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
         dir: dir.path().to_owned(),
     };
     type Workload = fn(&Plan, &Place, &mut dyn FnMut(Row)) -> Result<(), Failure>;
-    let workloads: [(&str, Workload); 12] = [
+    let workloads: [(&str, Workload); 14] = [
         // First: memory that earlier work gave back would hide what this one takes.
         ("T11", store::memory),
         ("T1", store::append),
@@ -160,6 +162,8 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
         ("T9", net::latency),
         ("T10", net::resend),
         ("T12", net::processor),
+        ("T15", laps::device),
+        ("T16", laps::sustained),
     ];
     for (target, workload) in workloads {
         if plan.wants(target) {
