@@ -520,6 +520,9 @@ pub(crate) struct Chosen {
     /// Say which it would be, and change nothing.
     #[arg(long)]
     pub(crate) dry_run: bool,
+    /// How long to wait for a store that another process has open or a repair is reading.
+    #[arg(long, value_name = "DURATION", default_value = "0s", value_parser = units::duration)]
+    pub(crate) lock_timeout: Duration,
     #[command(flatten)]
     pub(crate) select: Select,
 }

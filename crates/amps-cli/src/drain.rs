@@ -4,6 +4,7 @@ use amps_store::{Options, Store};
 
 use crate::args::Drain;
 use crate::failure::{Exit, Failure};
+use crate::locked;
 use crate::login;
 use crate::sending::{self, Job};
 use crate::signals::Stop;
@@ -17,11 +18,12 @@ pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
     let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
     let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
-    let mut options = Options::new().lock_timeout(args.lock_timeout);
+    let mut options = Options::new();
     if let Some(mode) = args.sending.mode {
         options = options.mode(mode);
     }
-    let store = Store::open_existing(&args.store, options).map_err(|e| Failure::open(&e))?;
+    let open = || Store::open_existing(&args.store, options.clone());
+    let store = locked::open(open, args.lock_timeout, &stop).await?;
     sending::run(Job {
         store,
         path: Some(args.store),

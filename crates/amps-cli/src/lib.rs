@@ -16,6 +16,7 @@ mod failure;
 #[cfg(test)]
 mod hints;
 mod lines;
+mod locked;
 mod login;
 mod meta;
 mod output;
@@ -78,8 +79,8 @@ fn run() -> ExitCode {
         // It listens for signals while it reads.
         Command::Store {
             command: command @ StoreCommand::Import(_),
-        } => on_runtime(async { store::run(command, json) }),
-        Command::Store { command } => on_this_thread(async { store::run(command, json) }),
+        } => on_runtime(store::run(command, json)),
+        Command::Store { command } => on_this_thread(store::run(command, json)),
         Command::Failed { command } => match command.changes() {
             true => on_runtime(failed::run(command, json)),
             false => on_this_thread(failed::run(command, json)),

@@ -109,12 +109,21 @@ impl Read for Stoppable {
                 PollFd::new(&self.file, PollFlags::IN),
                 PollFd::from_borrowed_fd(wakes, PollFlags::IN),
             ];
-            match poll(&mut fds, None) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+            let polled = poll(&mut fds, None);
+            let has_data = !fds[0].revents().is_empty();
+            match polled {
+                // The signal itself: whoever counts them has not heard of it yet, and wakes this
+                // in a moment. A read now waits for ever, or takes a named pipe that nobody has
+                // opened for one that ended.
+                Err(rustix::io::Errno::INTR) => continue,
+                Ok(_) => {}
                 Err(error) => return Err(error.into()),
             }
             if let Some(stopped) = self.stopped() {
                 return Err(stopped);
+            }
+            if !has_data {
+                continue;
             }
             match self.file.read(buffer) {
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}

@@ -55,12 +55,9 @@ fn from_file(file: &std::path::Path, stop: &Stop) -> Result<String, Failure> {
         return Err(wrong(&format!("it has more than {LONGEST} bytes")));
     }
     let text = String::from_utf8(text).map_err(|_| wrong(&"it is not UTF-8"))?;
-    let line = text.strip_suffix('\n').unwrap_or(&text);
-    let password = line.strip_suffix('\r').unwrap_or(line);
-    if password.contains('\n') {
-        return Err(wrong(&"it has more than one line"));
-    }
-    Ok(password.to_owned())
+    // What stands behind it is somebody's note.
+    let line = text.split('\n').next().unwrap_or_default();
+    Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
 }
 
 /// Scheme, user and password, and the rest.

@@ -8,6 +8,7 @@ use amps_store::{Level, Options, Store};
 use crate::args::Publish;
 use crate::failure::{Exit, Failure};
 use crate::lines::{LastLine, Line, Lines, Source};
+use crate::locked;
 use crate::login;
 use crate::output::say;
 use crate::resume::Stored;
@@ -33,7 +34,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
     // Before the store is created, so that a wrong path leaves nothing behind.
     let source = Source::open(&args.file)?;
-    let store = open_store(&args)?;
+    let store = open_store(&args, &stop).await?;
     let resume = args.resume || args.resume_from.is_some();
     let stored = match args.resume_from {
         Some(line) => Stored::Lines(line - 1),
@@ -42,8 +43,9 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     };
     if args.resume && stored.lines() == 0 && args.resume_from.is_none() && store.bounds().last > 0 {
         say(
-            "note: the store has published before, but not with --resume: it knows no line \
-             number, so this run starts with line 1",
+            "note: the store has messages, but none that --resume stored here (imported ones tell \
+             nothing of this input): it knows no line number, so this run starts with line 1; to \
+             start elsewhere, say where with --resume-from LINE",
         );
     }
     let last = match resume && !args.final_line {
@@ -91,16 +93,14 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     result
 }
 
-fn open_store(args: &Publish) -> Result<Store, Failure> {
+async fn open_store(args: &Publish, stop: &Stop) -> Result<Store, Failure> {
     if args.store.is_none() && args.durability != Level::Os {
         return Err(Failure::new(
             Exit::Usage,
             "--durability interval and disk need --store FILE: messages in memory survive nothing",
         ));
     }
-    let mut options = Options::new()
-        .level(args.durability)
-        .lock_timeout(args.lock_timeout);
+    let mut options = Options::new().level(args.durability);
     if let Some(name) = &args.client_name {
         options = options.client_name(name.clone());
     }
@@ -113,11 +113,11 @@ fn open_store(args: &Publish) -> Result<Store, Failure> {
     if let Some(mode) = args.sending.mode {
         options = options.mode(mode);
     }
-    let store = match &args.store {
-        Some(path) => Store::open(path, options),
-        None => Store::memory(options),
-    }
-    .map_err(|e| Failure::open(&e))?;
+    let open = || match &args.store {
+        Some(path) => Store::open(path, options.clone()),
+        None => Store::memory(options.clone()),
+    };
+    let store = locked::open(open, args.lock_timeout, stop).await?;
     let made_for = store.largest_record().saturating_sub(1 << 10);
     if let Some(message) = args.max_message.filter(|m| *m > made_for) {
         say(&format!(

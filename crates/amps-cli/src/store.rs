@@ -25,7 +25,7 @@ use crate::show;
 ///
 /// # Errors
 /// One paragraph, for the first thing that went wrong.
-pub(crate) fn run(command: StoreCommand, json: bool) -> Result<Exit, Failure> {
+pub(crate) async fn run(command: StoreCommand, json: bool) -> Result<Exit, Failure> {
     let mut out = Output::stdout(json)?;
     let exit = match command {
         StoreCommand::Info(args) => info(&args, &mut out)?,
@@ -35,7 +35,7 @@ pub(crate) fn run(command: StoreCommand, json: bool) -> Result<Exit, Failure> {
         StoreCommand::Verify { file } => verify(&file, &mut out)?,
         StoreCommand::Repair(args) => transfer::repair(&args, &mut out)?,
         StoreCommand::Export(args) => transfer::export(&args)?,
-        StoreCommand::Import(args) => transfer::import(&args, &mut out)?,
+        StoreCommand::Import(args) => return transfer::import(&args, json).await,
         StoreCommand::Map { file } => map::map(&file, &mut out)?,
     };
     out.flush()?;

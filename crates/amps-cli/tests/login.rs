@@ -61,7 +61,8 @@ fn a_password_comes_from_a_file() {
         (PASSWORD.to_owned(), 0),
         (format!("{PASSWORD}\n"), 0),
         (format!("{PASSWORD}\r\n"), 0),
-        (format!("{PASSWORD}\nmore\n"), 1),
+        (format!("{PASSWORD}\nmore\n"), 0),
+        (format!("\n{PASSWORD}\n"), 7),
         ("x".repeat(100_000), 1),
     ] {
         let file = dir.file("password", content);

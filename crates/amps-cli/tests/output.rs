@@ -184,6 +184,37 @@ fn a_stalled_reader_of_standard_output_gets_the_report_when_all_is_done() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// The third signal only ended it.
+#[test]
+fn an_import_waits_for_the_reader_of_its_report_until_the_second_signal() {
+    let dir = Dir::new();
+    let (store, new) = (dir.path("s.store"), dir.path("new.store"));
+    backlog(&store);
+    let export = run(amps().args(["store", "export"]).arg(&store)).expect(0);
+    let lines = dir.file("lines", &export.stdout);
+    let (_reader, stdout) = stalled();
+    let mut command = amps();
+    command.args(["store", "import"]).arg(&new);
+    command.arg("--from").arg(&lines);
+    command.stdout(stdout).stderr(Stdio::piped());
+    let child = command.spawn().unwrap();
+    drop(command);
+    // At first it is empty, which is an error of the look.
+    let info = || run(amps().args(["--json", "store", "info"]).arg(&new));
+    while info().objects().pop().unwrap_or_default()["state"] != "closed" {
+        std::thread::yield_now();
+    }
+    let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).unwrap();
+    for signal in [rustix::process::Signal::TERM, rustix::process::Signal::INT] {
+        rustix::process::kill_process(pid, signal).unwrap();
+    }
+    let ended = child.wait_with_output().unwrap();
+    let words = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(1), "{words}");
+    assert!(words.contains("everything else was done"), "{words}");
+    assert_eq!(left(&new), 100);
+}
+
 #[test]
 fn a_requeue_nobody_listens_to_is_done() {
     let dir = Dir::new();

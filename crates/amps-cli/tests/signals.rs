@@ -276,6 +276,87 @@ fn a_named_pipe_nobody_writes_to_can_be_left() {
     assert_eq!((code, &report["published"]), (Some(0), &0.into()));
 }
 
+/// Waits until a process takes signals for itself: until then they end it.
+fn listens(pid: u32) {
+    let status = format!("/proc/{pid}/status");
+    loop {
+        let status = std::fs::read_to_string(&status).unwrap();
+        let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+        // SIGTERM and SIGINT.
+        if caught & (1 << 14) != 0 && caught & (1 << 1) != 0 {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
+/// The signal interrupts the wait for data before anybody has counted it: what was read next
+/// waited for ever, or took a named pipe that nobody writes to for one at its end.
+#[test]
+fn an_import_that_waits_for_its_input_is_ended_by_a_signal_and_imports_nothing() {
+    let dir = Dir::new();
+    let (store, pipe) = (dir.path("s.store"), fifo(&dir));
+    for round in 0..20 {
+        let mut command = amps();
+        command.args(["--json", "store", "import"]).arg(&store);
+        command.stdin(Stdio::piped()).stdout(Stdio::null());
+        command.stderr(Stdio::piped());
+        if round % 2 == 0 {
+            command.arg("--from").arg(&pipe);
+        }
+        let mut child = command.spawn().unwrap();
+        let stdin = child.stdin.take();
+        listens(child.id());
+        // Its first thread sleeps where it waits for data.
+        let stat = format!("/proc/{}/stat", child.id());
+        while !store.exists() || !std::fs::read_to_string(&stat).unwrap().contains(") S ") {
+            std::thread::yield_now();
+        }
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        drop(stdin);
+        let words = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(1), "{words}");
+        assert!(words.contains("SIGTERM ended the reading"), "{words}");
+        assert!(!store.exists());
+    }
+}
+
+/// It waited for the lock as if no signal had come, until the third.
+#[test]
+fn who_waits_for_a_store_that_is_open_is_ended_by_a_signal() {
+    let dir = Dir::new();
+    let path = dir.path("s.store");
+    let mut holder = Running::start(publish(NOBODY).arg("--store").arg(&path));
+    holder.write(b"1\n");
+    stored(&mut holder, 1);
+    let before = std::fs::read(&path).unwrap();
+    for command in [
+        &["publish", "--topic", "t", "--store"][..],
+        &["drain", "--store"],
+        &["failed", "accept", "1"],
+        &["failed", "give-up", "1"],
+        &["failed", "requeue", "1"],
+    ] {
+        let mut waiting = amps();
+        waiting.args(command).arg(&path);
+        waiting.args(["--lock-timeout", "100000s"]);
+        waiting.stdin(Stdio::piped()).stderr(Stdio::piped());
+        let child = waiting.spawn().unwrap();
+        listens(child.id());
+        let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+        let ended = child.wait_with_output().unwrap();
+        let words = String::from_utf8_lossy(&ended.stderr);
+        assert_eq!(ended.status.code(), Some(4), "{command:?}: {words}");
+        assert!(words.contains("SIGTERM ended the wait"), "{words}");
+    }
+    assert!(std::fs::read(&path).unwrap() == before);
+    holder.kill();
+}
+
 #[test]
 fn a_status_says_what_waits() {
     let dir = Dir::new();

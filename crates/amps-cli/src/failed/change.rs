@@ -16,6 +16,7 @@ use amps_store::{
 use crate::args::{Chosen, RequeueArgs, Select};
 use crate::failure::{Exit, Failure};
 use crate::lines::Source;
+use crate::locked;
 use crate::output::{SideOutput, object, say};
 use crate::signals::Stop;
 use crate::store::{damaged_exit, look, unreadable};
@@ -181,7 +182,8 @@ pub(super) async fn run(
         done.changed = chosen.into_iter().map(|n| (n, None)).collect();
         exit = damaged_exit(&seen);
     } else {
-        let store = Store::open_existing(file, Options::new()).map_err(|e| Failure::open(&e))?;
+        let open = || Store::open_existing(file, Options::new());
+        let store = locked::open(open, args.lock_timeout, &stop).await?;
         // With the lock: nobody else changes now what is looked at.
         let chosen = look(file).and_then(|seen| choose(&seen, &change, &targets, args));
         let mut results = Vec::new();
@@ -268,13 +270,17 @@ fn carry_out(
                 Rejected::Logged { .. } | Rejected::Held { .. } => Some(None),
                 _ => None,
             },
-            Change::Requeue(edit) => match requeue(store, sequence, edit) {
+            Change::Requeue(edit) => match requeue(store, sequence, edit, stop) {
                 Ok(new) => new.map(Some),
                 Err(AppendError::Store(error @ StoreError::Damaged { .. })) => {
                     done.failures.push(Failure::store(file, &error));
                     continue;
                 }
                 Err(AppendError::Store(error)) => return Err(error),
+                Err(AppendError::MakingRoom { .. }) if stop.asked().is_some() => {
+                    done.stopped = true;
+                    return Ok(());
+                }
                 Err(error) => {
                     let next_too =
                         error.is_retryable() || matches!(error, AppendError::NoSpace { .. });
@@ -304,8 +310,13 @@ fn not_requeued(file: &Path, sequence: u64, error: &AppendError) -> Failure {
 }
 
 /// Appends it anew. Waits while room is being made; nobody settles anything here, so no other
-/// room comes.
-fn requeue(store: &Store, sequence: u64, edit: &Edit) -> Result<Option<u64>, AppendError> {
+/// room comes. A signal ends the waiting.
+fn requeue(
+    store: &Store,
+    sequence: u64,
+    edit: &Edit,
+    stop: &Stop,
+) -> Result<Option<u64>, AppendError> {
     let patience = Instant::now() + ROOM;
     loop {
         let until = (Instant::now() + ROOM_SLICE).min(patience);
@@ -314,7 +325,7 @@ fn requeue(store: &Store, sequence: u64, edit: &Edit) -> Result<Option<u64>, App
             false => store.requeue_wait(sequence, now_micros(), until),
         };
         match appended {
-            Err(AppendError::MakingRoom { .. }) if until < patience => {}
+            Err(AppendError::MakingRoom { .. }) if until < patience && stop.asked().is_none() => {}
             appended => return Ok(appended?.map(|appended| appended.sequence)),
         }
     }

@@ -16,7 +16,7 @@ use super::{damage, damaged_exit, look, new_file, tell_mode, tell_new_volume, un
 use crate::args::{StoreExport, StoreImport, StoreRepair};
 use crate::failure::{Exit, Failure};
 use crate::lines::{Source, Stoppable};
-use crate::output::{Output, object, say, unbuffered};
+use crate::output::{Output, SideOutput, object, say, unbuffered};
 use crate::signals::Stop;
 
 /// Writes what is intact to a new store, and says what is not.
@@ -323,7 +323,7 @@ pub(crate) fn export_to_stdout(file: &Path, filter: Filter) -> Result<Exit, Fail
 }
 
 /// Makes a new store of the lines of an export.
-pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failure> {
+pub(super) async fn import(args: &StoreImport, json: bool) -> Result<Exit, Failure> {
     if let Some(name) = &args.client_name {
         // Before anything is created.
         Client::check_name(name).map_err(|e| Failure::new(Exit::Usage, e.to_string()))?;
@@ -332,7 +332,8 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
     let from = Source::open(&args.from)?;
     let name = from.name().to_owned();
     let source = from.regular_file();
-    let from = from.until(stop);
+    let from = from.until(stop.clone());
+    let out = SideOutput::stdout(json)?;
     // An empty file is a store that is not created yet; like this nobody's store is touched.
     drop(new_file(&args.file, args.mode, source.as_ref())?);
     let imported = fill(args, from, &name);
@@ -354,7 +355,7 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
             "settled": imported.settled,
             "first": imported.sequences.map(|s| s.0),
             "last": imported.sequences.map(|s| s.1),
-        })?;
+        });
     } else {
         let range = imported
             .sequences
@@ -362,9 +363,9 @@ pub(super) fn import(args: &StoreImport, out: &mut Output) -> Result<Exit, Failu
         out.line(&format!(
             "imported {} message(s){range}, {} of them rejected; {} were settled already",
             imported.messages, imported.rejections, imported.settled
-        ))?;
+        ));
     }
-    Ok(Exit::Ok)
+    Ok(out.last_words(&stop).await)
 }
 
 fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<inspect::Imported, Failure> {

@@ -1,0 +1,45 @@
+//! A store that another process has open: how long to wait for it, and what ends the waiting.
+
+use std::time::Duration;
+
+use amps_store::{OpenError, Store};
+use tokio::time::{Instant, sleep_until};
+
+use crate::failure::{Exit, Failure};
+use crate::signals::Stop;
+
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
+
+/// Opens a store, and tries again for so long while another process has it. The first signal ends
+/// the waiting: nothing was begun.
+///
+/// # Errors
+/// As [`Failure::open`].
+pub(crate) async fn open(
+    open: impl Fn() -> Result<Store, OpenError>,
+    patience: Duration,
+    stop: &Stop,
+) -> Result<Store, Failure> {
+    let begun = Instant::now();
+    loop {
+        let error = match open() {
+            Err(error @ OpenError::Locked { .. }) => error,
+            opened => return opened.map_err(|e| Failure::open(&e)),
+        };
+        let waited = begun.elapsed();
+        if waited >= patience {
+            return Err(Failure::open(&error));
+        }
+        let next = Instant::now() + PAUSE.min(patience - waited);
+        tokio::select! {
+            biased;
+            () = stop.first() => {
+                let signal = stop.asked().unwrap_or("a signal");
+                let why = format!("{signal} ended the wait for it: {error}");
+                return Err(Failure::new(Exit::Locked, why));
+            }
+            () = sleep_until(next) => {}
+        }
+    }
+}
