@@ -85,14 +85,23 @@ fn a_store_without_a_whole_segment_is_refused_unchanged() {
     let disk = SimDisk::new();
     publish(&disk.open(options()).expect("creates"), 5);
     let mut bytes = disk.bytes();
-    bytes.truncate(SEGMENTS_AT + 4000);
-    disk.restore(bytes.clone());
-    let salvaged = disk.open(options().recovery(Recovery::Salvage)).map(drop);
-    assert!(
-        matches!(salvaged, Err(OpenError::Broken { .. })),
-        "{salvaged:?}"
-    );
-    assert!(disk.bytes() == bytes);
+    // Also in what the store says of itself for good, and before it.
+    for len in [SEGMENTS_AT + 4000, SEGMENTS_AT, SEGMENTS_AT - 1, 8192] {
+        bytes.truncate(len);
+        disk.restore(bytes.clone());
+        let salvaged = disk.open(options().recovery(Recovery::Salvage)).map(drop);
+        assert!(
+            matches!(salvaged, Err(OpenError::Broken { .. })),
+            "{len} bytes: {salvaged:?}"
+        );
+        assert!(disk.bytes() == bytes);
+    }
+    for len in [0, 1, 300, 8192, 12287] {
+        let noise = vec![0xA5; len];
+        disk.restore(noise.clone());
+        assert_eq!(disk.open(options()).is_ok(), len == 0, "{len} bytes");
+        assert!(len == 0 || disk.bytes() == noise);
+    }
 }
 
 /// A mark that speaks of records after it was believed: everything published from then on

@@ -27,7 +27,7 @@ pub(super) fn bases() -> &'static [Vec<u8>] {
 
 fn options() -> Options {
     Options::new()
-        .capacity(64 << 10)
+        .capacity(68 << 10)
         .segment_size(8 << 10)
         .client_name("fuzz")
 }
@@ -151,7 +151,7 @@ fn salvaged() -> SimDisk {
     store.sync().expect("syncs");
     publish(&store, 5);
     drop(store);
-    disk.scribble(8192 + 1600, |bytes| bytes[..64].fill(0xA5));
+    disk.scribble(12288 + 1600, |bytes| bytes[..64].fill(0xA5));
     let store = disk
         .open(options().recovery(Recovery::Salvage))
         .expect("salvages");

@@ -6,9 +6,9 @@ use arbitrary::{Result, Unstructured};
 use super::bases::bases;
 
 const SEGMENT: usize = 8 << 10;
-const SEGMENTS_AT: usize = 8 << 10;
+const SEGMENTS_AT: usize = 12 << 10;
 /// Offset and length of the fields of a superblock.
-const SUPERBLOCK: [(usize, usize); 16] = [
+const SUPERBLOCK: [(usize, usize); 22] = [
     (8, 4),
     (12, 4),
     (16, 8),
@@ -25,6 +25,13 @@ const SUPERBLOCK: [(usize, usize); 16] = [
     (104, 8),
     (112, 2),
     (114, 2),
+    (892, 4),
+    // Start, durable, and floor, next sequence and tag of the opening.
+    (896, 8),
+    (904, 8),
+    (912, 8),
+    (928, 8),
+    (948, 4),
 ];
 /// Of a segment header.
 const HEADER: [(usize, usize); 4] = [(4, 4), (8, 8), (16, 8), (24, 1)];

@@ -21,6 +21,19 @@ pub(crate) struct Header {
     pub(crate) lacks_identity: bool,
 }
 
+/// What a store says of itself for good; `None`: nothing intact is there.
+pub(super) fn read_identity<S: Source + ?Sized>(
+    source: &S,
+    len: u64,
+) -> io::Result<Option<Identity>> {
+    if len < IDENTITY_AT + BLOCK {
+        return Ok(None);
+    }
+    let mut bytes = vec![0; BLOCK as usize];
+    source.fetch(IDENTITY_AT, &mut bytes)?;
+    Ok(Identity::decode(&bytes))
+}
+
 /// Reads both superblock copies and takes the newer intact one.
 pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<Header, Refusal> {
     let mut verdicts = Vec::with_capacity(2);
@@ -57,9 +70,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
             |v: &SuperblockVerdict| matches!(v, SuperblockVerdict::Intact(s) if s == superblock);
         let mut lacks_identity = false;
         if let Some(identity) = superblock.identity() {
-            let mut bytes = vec![0; BLOCK as usize];
-            source.fetch(IDENTITY_AT, &mut bytes)?;
-            lacks_identity = Identity::decode(&bytes) != Some(identity);
+            lacks_identity = read_identity(source, len)? != Some(identity);
         }
         return Ok(Header {
             lacks_identity,

@@ -8,11 +8,12 @@
 
 use std::io;
 
+use super::header::read_identity;
 use super::{Refusal, reach};
 use crate::format::{
-    BLOCK, IDENTITY_AT, Identity, MIN_SEGMENTS, OLD_SEGMENTS_AT, Opening, RECORD_HEADER,
-    RecordHeader, Reserved, SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock,
-    SuperblockRemains, VERSION, geometry_is_sound, most_segments, record_is_intact,
+    BLOCK, MIN_SEGMENTS, OLD_SEGMENTS_AT, Opening, RECORD_HEADER, RecordHeader, Reserved,
+    SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockRemains,
+    VERSION, geometry_is_sound, most_segments, record_is_intact,
 };
 use crate::scan::{Geometry, Scanner, Seen, Source};
 
@@ -60,9 +61,7 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
     len: u64,
 ) -> Result<Option<StandIn>, Refusal> {
     let told = segment_headers(source, len)?;
-    let mut block = vec![0; BLOCK as usize];
-    source.fetch(IDENTITY_AT, &mut block)?;
-    let identity = Identity::decode(&block);
+    let identity = read_identity(source, len)?;
     let known = identity.as_ref().map(|identity| identity.key);
     let key = match known {
         Some(key) => Some(key),
