@@ -1,10 +1,111 @@
 //! What was sent, what is settled, and what goes out next, for a publisher whose messages stand
 //! in a store until a server settles them.
 //!
-//! [`delivery`] is a state machine without sockets, clocks or tasks: a loop feeds it what
-//! happened, carries out what it decides and hands what it gives to a link. It knows the store
-//! ([`amps_store::PublishStore`]) and numbers, and no protocol. [`backoff`] says how long to wait
-//! between links. `amps-client` is the loop for tokio and AMPS; a simulation is another one.
+//! An [`Engine`] decides; it has no sockets, clocks or tasks, and knows no protocol. What carries
+//! messages is a [`Link`], and whoever owns sockets, tasks and a clock drives both in a loop. In
+//! `amps-client` that is one task of tokio, in a simulation it is virtual time; what is decided is
+//! the same. Below the engine is [`delivery`], which knows numbers and what settles them.
+//!
+//! # The loop
+//!
+//! ```
+//! use std::task::{Context, Poll, Waker};
+//! use std::time::Duration;
+//!
+//! use amps_delivery::delivery::{PublishAck, Verdict};
+//! use amps_delivery::{
+//!     Backoff, Config, Engine, Heard, Link, LinkEnd, Now, Output, Progress, Room, Sink, ToSend,
+//!     Unsendable, Words,
+//! };
+//! use amps_store::{Envelope, Options, PublishStore, Store};
+//!
+//! /// A link to a server that acks whatever it is given, at once.
+//! #[derive(Default)]
+//! struct Obliging {
+//!     is_up: bool,
+//!     sent: u64,
+//!     acked: u64,
+//! }
+//!
+//! impl Link for Obliging {
+//!     fn room(&self) -> Room {
+//!         if self.is_up { Room::ANY } else { Room::NONE }
+//!     }
+//!
+//!     fn send(&mut self, _: Now, message: &ToSend<'_>) -> Result<(), Unsendable> {
+//!         self.sent = message.wire;
+//!         Ok(())
+//!     }
+//!
+//!     fn poll(
+//!         &mut self,
+//!         _: &mut Context<'_>,
+//!         _: Now,
+//!         sink: &mut dyn Sink,
+//!     ) -> Poll<Result<Progress, LinkEnd>> {
+//!         if !self.is_up {
+//!             self.is_up = true;
+//!             sink.heard(Heard::Up { figure: None });
+//!         } else if self.acked < self.sent {
+//!             self.acked = self.sent;
+//!             let ack = PublishAck {
+//!                 figure: Some(self.acked),
+//!                 sequence: None,
+//!                 verdict: Verdict::Persisted,
+//!             };
+//!             sink.heard(Heard::Ack { ack, words: Words::default() });
+//!         } else {
+//!             return Poll::Pending;
+//!         }
+//!         Poll::Ready(Ok(Progress { read: true, wrote: true }))
+//!     }
+//!
+//!     fn deadline(&self) -> Option<Duration> {
+//!         None
+//!     }
+//! }
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let store = Store::memory(Options::new().client_name("me"))?;
+//! store.append(&Envelope::publish("orders"), b"1")?;
+//!
+//! let mut now = Now::default();
+//! let mut engine = Engine::new(&store, Config::default(), Box::new(Backoff::default()), now);
+//! // It ends when everything is settled, or in a minute.
+//! engine.close(&store, now, Duration::from_secs(60));
+//! let mut cx = Context::from_waker(Waker::noop());
+//! loop {
+//!     // What is due, and as much to the link as it takes; then the link's bytes.
+//!     engine.turn(&store, now);
+//!     let mut moved = engine.poll(&mut cx, &store, now).is_ready();
+//!     while let Some(output) = engine.output() {
+//!         moved = true;
+//!         match output {
+//!             // Choose a server here, and connect in the background.
+//!             Output::Connect => {
+//!                 engine.connected(&store, now, Ok(Box::new(Obliging::default())));
+//!             }
+//!             // On a thread that may wait for the device.
+//!             Output::Job(job) => {
+//!                 let done = job.run(&store);
+//!                 engine.done(&store, now, done);
+//!             }
+//!             Output::Over { handed_over } => {
+//!                 store.close(handed_over)?;
+//!                 assert_eq!(engine.totals().persisted, 1);
+//!                 return Ok(());
+//!             }
+//!             // Receipts, handlers, events.
+//!             told => println!("{told:?}"),
+//!         }
+//!     }
+//!     if !moved {
+//!         // Sleep until then here, or until the link, a job or the application wakes you.
+//!         now.at = engine.deadline().ok_or("nothing will ever move")?;
+//!     }
+//! }
+//! # }
+//! ```
 
 // A library has no words of its own for the terminal of its application.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
@@ -31,14 +132,18 @@ macro_rules! planted {
 
 pub mod backoff;
 pub mod delivery;
+mod engine;
 mod event;
+mod link;
 mod reason;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
 pub use backoff::{Backoff, DelayStrategy, FixedDelay};
-pub use delivery::{GapPolicy, RebasePolicy, Via};
+pub use delivery::{GapPolicy, Now, RebasePolicy, Room, ToSend, Totals, Via};
+pub use engine::{Config, Engine, Job, JobDone, Output};
 pub use event::{ConnectionState, LinkEnd};
+pub use link::{Answer, Heard, Link, Progress, Sink, Unsendable, Words};
 pub use reason::{Reason, ReasonKind, cut};
 
 /// What [`planted!`] says without the feature `testkit`.

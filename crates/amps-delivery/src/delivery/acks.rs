@@ -60,7 +60,9 @@ impl Delivery {
                 // there is one, is still ours.
                 match judged.or(ack.sequence.filter(|s| self.figures.may_have_sent(*s))) {
                     Some(sequence) => {
+                        let before = self.totals.rejected;
                         self.refuse(store, now, sequence, reason, ack.figure);
+                        self.by_servers += self.totals.rejected - before;
                         self.figures.settled(sequence);
                     }
                     None if planted!(FailureGuessed) => {
@@ -233,6 +235,7 @@ impl Delivery {
         match store.settle(&open) {
             Ok(count) => {
                 self.totals.persisted += count;
+                self.by_servers += count;
                 self.flight.settled(count);
                 for sequence in open {
                     self.figures.settled(sequence);
@@ -259,6 +262,7 @@ impl Delivery {
                     Via::Ack => self.totals.persisted += count,
                     Via::Logon => self.totals.persisted_at_logon += count,
                 }
+                self.by_servers += count;
                 self.figures.settled(through);
                 self.flight.settled(count);
                 self.flushes.settled_through(through, count, via);

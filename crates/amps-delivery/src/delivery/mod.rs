@@ -90,6 +90,8 @@ pub struct Delivery {
     unreadable: Unreadable,
     pending: Pending,
     totals: Totals,
+    /// Messages that servers settled or refused, in this run.
+    by_servers: u64,
     outputs: VecDeque<Output>,
 }
 
@@ -131,6 +133,7 @@ impl Delivery {
             unreadable: Unreadable::default(),
             pending: Pending::default(),
             totals: Totals::default(),
+            by_servers: 0,
             outputs: VecDeque::new(),
             config,
         }
@@ -363,6 +366,12 @@ impl Delivery {
     pub fn may_be_sent_again(&self, store: &dyn PublishStore) -> u64 {
         let first = store.bounds().first_unsettled;
         first.map_or(0, |first| self.figures.may_be_duplicates(store, first))
+    }
+
+    /// Messages that servers settled or refused, in this run: what an operator gave up on, and
+    /// what could not be sent, is not among them.
+    pub fn settled_by_servers(&self) -> u64 {
+        self.by_servers
     }
 
     /// Messages on this link without an answer.
