@@ -7,18 +7,21 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use amps_delivery::Engine;
 use amps_store::PublishStore;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
+use tokio::time::Instant;
 use tracing::Instrument;
 
+use crate::amps::AmpsTransport;
 use crate::backoff::{Backoff, DelayStrategy};
 use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
-use crate::delivery::{Config, Delivery, GapPolicy, RebasePolicy};
+use crate::delivery::{Config, GapPolicy, Now, RebasePolicy};
 use crate::direct::Direct;
-use crate::driver::{DeathWatch, Driver, Settings, Work};
+use crate::driver::{DeathWatch, Driver, Work};
 use crate::error::OpenError;
 use crate::event::{Event, found_at_open, found_in_words};
 use crate::failed::{FailedWrite, Handler, HandlerError, LastChance, UnhandledAck};
@@ -26,11 +29,14 @@ use crate::handlers::{Offering, blocking_handler, last_chance, offer_refusals};
 use crate::helper::Helper;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
+use crate::nothing::Nothing;
 use crate::offers::Offers;
 use crate::opening::{Opening, Release};
+use crate::panics::{CarefulConnector, CarefulDelays};
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
-use crate::session::{DEFAULT_HEARTBEAT, Session, SessionConfig};
+use crate::sampled::Sampled;
+use crate::session::{DEFAULT_HEARTBEAT, SessionConfig};
 use crate::shared::{LinkStatus, Shared, YEAR};
 use crate::uri::Uri;
 
@@ -410,10 +416,17 @@ impl Builder {
         let (mailbox, inbox) = Mailbox::new();
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
         let (events, early) = broadcast::channel(EVENTS);
-        let delivery = self
-            .store
-            .as_ref()
-            .map(|store| Delivery::new(store.as_ref(), self.delivery.clone()));
+        let direct = Arc::new(Mutex::new(Direct::new(self.delivery.max_in_flight)));
+        let room = Arc::new(Notify::new());
+        let unkept = self.store.is_none();
+        let sampled = Arc::<Mutex<Sampled>>::default();
+        let transport = AmpsTransport::new(
+            Arc::new(CarefulConnector(connector)),
+            self.session(),
+            self.max_frame,
+            unkept.then(|| (direct.clone(), room.clone())),
+            cfg!(feature = "metrics").then(|| sampled.clone()),
+        );
         let status = LinkStatus {
             servers: chooser.len(),
             ..LinkStatus::default()
@@ -427,7 +440,9 @@ impl Builder {
                 .clone()
                 .map(|store| Arc::new(Watched::new(store))),
             mailbox,
-            room: Notify::new(),
+            desk: transport.desk(),
+            start: Instant::now(),
+            room,
             status: watch::Sender::new(status),
             at_open: self.tell_what_was_found(),
             standing: Mutex::default(),
@@ -441,7 +456,7 @@ impl Builder {
             unsent: AtomicU64::new(0),
             totals: Default::default(),
             uncounted: Default::default(),
-            direct: Direct::new(self.delivery.max_in_flight).into(),
+            direct,
             offers: Offers::default(),
             max_message: self.max_message,
         });
@@ -475,31 +490,31 @@ impl Builder {
         });
         let last_chance = last_chance(&shared, unhandled_acks, handler);
         handlers_on.spawn(last_chance.instrument(span.clone()));
+        let backoff = self
+            .backoff
+            .take()
+            .unwrap_or_else(|| Box::new(Backoff::default().seed(seed(&self.name))));
+        let store = self.store.clone().unwrap_or_else(Nothing::store);
+        let config = amps_delivery::Config {
+            delivery: self.delivery.clone(),
+            connect_timeout: self.connect_timeout,
+            give_up_after: self.give_up_after,
+        };
+        let backoff = Box::new(CarefulDelays(backoff));
         let driver = Driver {
             shared: shared.clone(),
-            settings: Settings {
-                connect_timeout: self.connect_timeout,
-                logon_timeout: self.logon_timeout,
-                publish_ids: self.publish_ids,
-                has_handler,
-                max_frame: self.max_frame,
-                give_up_after: self.give_up_after,
-            },
+            engine: Engine::new(store.as_ref(), config, backoff, Now::default()),
+            store,
+            has_handler,
             chooser,
-            connector,
-            backoff: self
-                .backoff
-                .take()
-                .unwrap_or_else(|| Box::new(Backoff::default().seed(seed(&self.name)))),
-            delivery,
-            session: Session::new(self.session()),
+            slot: transport.slot(),
             inbox,
             unhandled,
             handler_task,
             watch: DeathWatch::new(shared.clone()),
-            work: Work::new(),
+            work: Work::new(sampled),
         };
-        runtime.spawn(driver.run().instrument(span));
+        runtime.spawn(driver.run(transport).instrument(span));
         let release = Release::new(Arc::downgrade(&shared));
         let client = Client {
             _alive: Arc::new(Alive(shared.clone())),

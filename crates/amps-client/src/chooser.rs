@@ -101,8 +101,9 @@ impl fmt::Debug for Credentials {
 pub type Authenticating<'a> =
     Pin<Box<dyn Future<Output = Result<Credentials, String>> + Send + 'a>>;
 
-/// Supplies the credentials of a logon. An error fails the attempt with its text, and so does
-/// an answer that takes longer than the logon timeout; the next attempt asks again.
+/// Supplies the credentials of a logon. It is asked when the connection is open. An error fails
+/// the attempt with its text, and so does an answer that takes longer than the logon timeout; the
+/// next attempt asks again.
 pub trait Authenticator: Send + Sync {
     /// The credentials for a logon; `given` are those of the URI.
     fn authenticate<'a>(&'a self, server: &'a Uri, given: Credentials) -> Authenticating<'a>;

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
+use crate::amps;
 use crate::error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, PublishError, PublishFailure,
 };
@@ -364,13 +365,23 @@ impl Client {
             };
             (self.shared.direct().unacked(through), handlers)
         };
-        match self.ask_flush(0, until).await {
+        let (reply, answer) = oneshot::channel();
+        let ask = amps::Ask::Flush {
+            until: until.map(|until| self.shared.since_start(until)),
+            reply,
+        };
+        let asked = match self.shared.desk.ask(ask).await {
+            Ok(()) => answer.await.unwrap_or(Err(CommandError::Closed)),
+            Err(error) => Err(error),
+        };
+        match asked {
             Ok(_) => {}
-            Err(FlushError::Timeout { .. }) => {
+            Err(CommandError::Timeout) => {
                 let (left, handlers) = open();
                 return Err(FlushError::Timeout { left, handlers });
             }
-            Err(error) => return Err(error),
+            Err(CommandError::Closed) => return Err(FlushError::Closed(self.report_now())),
+            Err(error) => return Err(FlushError::Command(error)),
         }
         offers.wait(until, || open() == (0, 0)).await;
         match open() {
@@ -601,19 +612,15 @@ impl Client {
             return Err(CommandError::Bad("the topic is empty"));
         }
         self.may_ask(subscribe.size())?;
-        let (reply, answer) = oneshot::channel();
-        let ask = Ask::Subscribe {
+        let (placing, placed) = oneshot::channel();
+        let ask = amps::Ask::Subscribe {
             spec: subscribe,
-            reply,
+            placing,
         };
-        let closed = || CommandError::Closed;
-        self.shared
-            .mailbox
-            .commands
-            .send(ask)
-            .await
-            .map_err(|_| closed())?;
-        answer.await.map_err(|_| closed())?
+        self.shared.desk.ask(ask).await?;
+        // Without a link, nobody but the driver looks there.
+        self.shared.mailbox.doorbell.ring_always();
+        placed.await.map_err(|_| CommandError::Closed)?
     }
 
     /// Sends a command of any name and waits for its acks, at most as long as the command
@@ -667,20 +674,14 @@ impl Client {
 
     async fn command_once(&self, request: Request, until: Instant) -> Result<Answer, CommandError> {
         let (reply, answer) = oneshot::channel();
-        let ask = Ask::Command {
+        let ask = amps::Ask::Command {
             request,
-            until,
+            until: self.shared.since_start(until),
             reply,
         };
-        let closed = || CommandError::Closed;
         let answered = async {
-            self.shared
-                .mailbox
-                .commands
-                .send(ask)
-                .await
-                .map_err(|_| closed())?;
-            answer.await.map_err(|_| closed())?
+            self.shared.desk.ask(ask).await?;
+            answer.await.map_err(|_| CommandError::Closed)?
         };
         let timed_out = Err(CommandError::Timeout);
         timeout_at(until, answered).await.unwrap_or(timed_out)

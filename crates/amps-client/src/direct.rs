@@ -146,6 +146,20 @@ impl Direct {
         }
     }
 
+    /// Everything in the buffer goes to the link now, behind what is in `out`; whether there was
+    /// something.
+    pub(crate) fn take(&mut self, out: &mut Vec<u8>) -> bool {
+        if self.bytes.is_empty() || !self.open {
+            return false;
+        }
+        match out.is_empty() {
+            true => std::mem::swap(out, &mut self.bytes),
+            false => out.append(&mut self.bytes),
+        }
+        self.handed_over();
+        true
+    }
+
     /// Everything in the buffer goes to the link now.
     pub(crate) fn handed_over(&mut self) {
         self.messages = 0;

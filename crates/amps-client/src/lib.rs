@@ -83,6 +83,7 @@
 // A library has no words of its own for the terminal of its application.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod amps;
 pub mod blocking;
 mod builder;
 pub mod chooser;
@@ -99,6 +100,7 @@ mod helper;
 mod mailbox;
 mod message;
 mod meter;
+mod nothing;
 mod offers;
 mod opening;
 mod outage;
@@ -106,6 +108,7 @@ mod panics;
 pub mod protocol;
 mod receipt;
 mod requests;
+mod sampled;
 pub mod session;
 mod shared;
 mod subscription;

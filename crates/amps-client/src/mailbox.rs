@@ -8,9 +8,7 @@ use tokio::time::Instant;
 
 use crate::delivery::Flushed;
 use crate::doorbell::Doorbell;
-use crate::error::{CommandError, FlushError};
-use crate::requests::{Answer, Request, Subscribe};
-use crate::subscription::Subscription;
+use crate::error::FlushError;
 
 /// Questions to the driver that may wait.
 const ASKS: usize = 256;
@@ -19,8 +17,6 @@ const ASKS: usize = 256;
 pub(crate) struct Mailbox {
     pub(crate) doorbell: Doorbell,
     pub(crate) asks: mpsc::Sender<Ask>,
-    /// Those that put bytes on the link: they wait while it takes none.
-    pub(crate) commands: mpsc::Sender<Ask>,
     /// What must reach the driver however full its queue is.
     requests: Mutex<Requests>,
     /// There are some.
@@ -38,18 +34,14 @@ pub(crate) struct Mailbox {
 /// The driver's end.
 pub(crate) struct Inbox {
     pub(crate) asks: mpsc::Receiver<Ask>,
-    /// Those that put bytes on the link, taken only while it takes bytes.
-    pub(crate) commands: mpsc::Receiver<Ask>,
 }
 
 impl Mailbox {
     pub(crate) fn new() -> (Self, Inbox) {
         let (asks, asked) = mpsc::channel(ASKS);
-        let (commands, commanded) = mpsc::channel(ASKS);
         let mailbox = Mailbox {
             doorbell: Doorbell::default(),
             asks,
-            commands,
             requests: Mutex::default(),
             requested: AtomicBool::new(false),
             finishing: AtomicBool::new(false),
@@ -57,10 +49,7 @@ impl Mailbox {
             untold: AtomicBool::new(true),
             dropped: AtomicBool::new(false),
         };
-        let inbox = Inbox {
-            asks: asked,
-            commands: commanded,
-        };
+        let inbox = Inbox { asks: asked };
         (mailbox, inbox)
     }
 
@@ -88,15 +77,6 @@ pub(crate) enum Ask {
         until: Option<Instant>,
         /// Gets what became of them when nothing is left, or the time is over.
         reply: oneshot::Sender<Result<Counted, FlushError>>,
-    },
-    Command {
-        request: Request,
-        until: Instant,
-        reply: oneshot::Sender<Result<Answer, CommandError>>,
-    },
-    Subscribe {
-        spec: Subscribe,
-        reply: oneshot::Sender<Result<Subscription, CommandError>>,
     },
     AllowRebase,
     GiveUp {
@@ -141,8 +121,6 @@ impl Drop for Counted {
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     pub(crate) close: Option<CloseRequest>,
-    /// Subscriptions whose reader is gone.
-    pub(crate) unsubscribe: Vec<u64>,
 }
 
 /// To close: of several calls the earliest deadline counts.

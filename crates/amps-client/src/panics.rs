@@ -3,9 +3,25 @@
 
 use std::any::Any;
 use std::future::Future;
+use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::pin::Pin;
+use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Duration;
+
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use crate::backoff::DelayStrategy;
+use crate::connector::{ConnectError, Connecting, Connector, Stream};
+use crate::uri::Uri;
+
+/// Whose code it is that panicked.
+pub(crate) const CHOOSER: &str = "the server chooser";
+pub(crate) const CONNECTOR: &str = "the connector";
+pub(crate) const STREAM: &str = "the connector's stream";
+pub(crate) const AUTHENTICATOR: &str = "the authenticator";
+pub(crate) const DELAYS: &str = "the delay strategy";
 
 /// What a panic said.
 pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
@@ -64,6 +80,107 @@ impl<F> Drop for Caught<F> {
     fn drop(&mut self) {
         let future = self.future.take();
         if let Err(panic) = call(self.whose, || drop(future)) {
+            tracing::warn!(%panic, "code of the application's");
+        }
+    }
+}
+
+/// A delay strategy of the application's; its panics are told, and the attempts go on.
+pub(crate) struct CarefulDelays(pub(crate) Box<dyn DelayStrategy>);
+
+/// The wait before the next attempt when the delay strategy panics instead of saying it.
+const PANICKED: Duration = Duration::from_secs(20);
+
+impl CarefulDelays {
+    fn call<T>(&mut self, code: impl FnOnce(&mut dyn DelayStrategy) -> T) -> Option<T> {
+        call(DELAYS, || code(self.0.as_mut()))
+            .inspect_err(|panic| tracing::warn!(%panic, "code of the application's"))
+            .ok()
+    }
+}
+
+impl DelayStrategy for CarefulDelays {
+    fn next_delay(&mut self) -> Option<Duration> {
+        self.call(|delays| delays.next_delay())
+            .unwrap_or(Some(PANICKED))
+    }
+
+    fn longest_delay(&mut self) -> Option<Duration> {
+        self.call(|delays| delays.longest_delay())
+            .unwrap_or(Some(PANICKED))
+    }
+
+    fn reset(&mut self) {
+        self.call(|delays| delays.reset());
+    }
+}
+
+/// A connector of the application's; a panic of one of its streams is an error of that stream.
+#[derive(Debug)]
+pub(crate) struct CarefulConnector(pub(crate) Arc<dyn Connector>);
+
+impl Connector for CarefulConnector {
+    fn connect<'a>(&'a self, uri: &'a Uri) -> Connecting<'a> {
+        let connecting = self.0.connect(uri);
+        Box::pin(async move {
+            let stream = connecting.await?;
+            Ok(Box::new(CarefulStream(Some(stream))) as Box<dyn Stream>)
+        })
+    }
+
+    fn check(&self, uri: &Uri) -> Result<(), ConnectError> {
+        self.0.check(uri)
+    }
+}
+
+/// There until it is dropped.
+struct CarefulStream(Option<Box<dyn Stream>>);
+
+impl CarefulStream {
+    fn call<T>(
+        &mut self,
+        code: impl FnOnce(Pin<&mut dyn Stream>) -> Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        let Some(stream) = &mut self.0 else {
+            return Poll::Ready(Err(io::ErrorKind::NotConnected.into()));
+        };
+        call(STREAM, || code(Pin::new(stream.as_mut())))
+            .unwrap_or_else(|panic| Poll::Ready(Err(io::Error::other(panic))))
+    }
+}
+
+impl AsyncRead for CarefulStream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        into: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        self.call(|stream| stream.poll_read(cx, into))
+    }
+}
+
+impl AsyncWrite for CarefulStream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        cx: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        self.call(|stream| stream.poll_write(cx, bytes))
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.call(|stream| stream.poll_flush(cx))
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.call(|stream| stream.poll_shutdown(cx))
+    }
+}
+
+impl Drop for CarefulStream {
+    fn drop(&mut self) {
+        let stream = self.0.take();
+        if let Err(panic) = call(STREAM, || drop(stream)) {
             tracing::warn!(%panic, "code of the application's");
         }
     }

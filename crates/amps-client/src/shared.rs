@@ -6,7 +6,9 @@ use std::time::Duration;
 
 use amps_store::{Envelope, Place, PublishStore, Signal};
 use tokio::sync::{Notify, broadcast, watch};
+use tokio::time::Instant;
 
+use crate::amps::Desk;
 use crate::delivery::{Flushed, Totals};
 use crate::direct::Direct;
 use crate::error::{CloseReport, PublishFailure};
@@ -19,7 +21,6 @@ use crate::offers::Offers;
 use crate::protocol::Reason;
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
-use crate::subscription::Leave;
 
 /// What a stream of events that begins now has missed and must hear of.
 #[derive(Clone, Debug, Default)]
@@ -37,7 +38,11 @@ pub(crate) struct Shared {
     pub(crate) helper: Option<Helper>,
     pub(crate) watched: Option<Arc<Watched>>,
     pub(crate) mailbox: Mailbox,
-    pub(crate) room: Notify,
+    /// For what goes to a server past the store.
+    pub(crate) desk: Arc<Desk>,
+    /// Times count from here.
+    pub(crate) start: Instant,
+    pub(crate) room: Arc<Notify>,
     pub(crate) status: watch::Sender<LinkStatus>,
     /// What the store found when it was opened, for every stream of events.
     pub(crate) at_open: Vec<Event>,
@@ -57,7 +62,7 @@ pub(crate) struct Shared {
     pub(crate) totals: Mutex<Totals>,
     /// What a flush counted that its caller was not told of.
     pub(crate) uncounted: Arc<Mutex<Flushed>>,
-    pub(crate) direct: Mutex<Direct>,
+    pub(crate) direct: Arc<Mutex<Direct>>,
     pub(crate) offers: Offers,
     pub(crate) max_message: usize,
 }
@@ -247,19 +252,17 @@ impl Shared {
         let _ = self.events.send(event);
     }
 
+    /// A moment in terms of [`Now::at`](crate::delivery::Now::at).
+    pub(crate) fn since_start(&self, until: Instant) -> Duration {
+        until.saturating_duration_since(self.start)
+    }
+
     pub(crate) fn totals(&self) -> Totals {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn set_totals(&self, totals: Totals) {
         *self.totals.lock().unwrap_or_else(PoisonError::into_inner) = totals;
-    }
-}
-
-impl Leave for Shared {
-    fn leave(&self, subscription: u64) {
-        self.mailbox
-            .request(|requests| requests.unsubscribe.push(subscription));
     }
 }
 

@@ -1,7 +1,21 @@
 //! For tests of this client and of programs built on its state machines: what the driver
 //! keeps to itself, and defects on demand.
 
+use std::sync::Arc;
+use std::time::Duration;
+
+use amps_delivery::{Link, LinkEnd};
+use tokio::sync::oneshot;
+
+use crate::amps::{AmpsTransport, Ask};
+use crate::chooser::Server;
+use crate::connector::Connector;
 use crate::delivery::ToSend;
+use crate::error::CommandError;
+use crate::protocol::DEFAULT_MAX_FRAME;
+use crate::requests::{Answer, Request, Subscribe};
+use crate::session::SessionConfig;
+use crate::subscription::Subscription;
 
 pub use amps_delivery::testkit::{Planted, plant};
 
@@ -26,5 +40,65 @@ impl Encoder {
         out: &mut Vec<u8>,
     ) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
         Ok(self.0.encode(to_send, out)?)
+    }
+}
+
+/// Links to AMPS servers as the client makes them, for loops of one's own: a simulation, a fuzzer.
+pub struct Amps(AmpsTransport);
+
+impl Amps {
+    /// What nothing takes goes nowhere: a loop of one's own has no handlers.
+    pub fn new(connector: Arc<dyn Connector>, config: SessionConfig) -> Self {
+        Amps(AmpsTransport::new(
+            connector,
+            config,
+            DEFAULT_MAX_FRAME,
+            None,
+            None,
+        ))
+    }
+
+    /// Opens a link.
+    ///
+    /// # Errors
+    /// The connector's.
+    pub async fn connect(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {
+        // Nobody looks at what concerned neither a publish nor a command.
+        drop(self.0.desk().take_strays());
+        self.0.connect(server).await
+    }
+
+    /// Leaves a command for the link, until this moment in terms of [`Now::at`].
+    ///
+    /// # Errors
+    /// There is no link that is logged on, or too many wait.
+    ///
+    /// [`Now::at`]: crate::delivery::Now::at
+    pub fn command(
+        &self,
+        request: Request,
+        until: Duration,
+    ) -> Result<oneshot::Receiver<Result<Answer, CommandError>>, CommandError> {
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask::Command {
+            request,
+            until,
+            reply,
+        };
+        self.0.desk().try_ask(ask)?;
+        Ok(answer)
+    }
+
+    /// Leaves a subscription for this link or the next.
+    ///
+    /// # Errors
+    /// Too many wait.
+    pub fn subscribe(
+        &self,
+        spec: Subscribe,
+    ) -> Result<oneshot::Receiver<Result<Subscription, CommandError>>, CommandError> {
+        let (placing, placed) = oneshot::channel();
+        self.0.desk().try_ask(Ask::Subscribe { spec, placing })?;
+        Ok(placed)
     }
 }

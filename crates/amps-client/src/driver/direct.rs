@@ -30,7 +30,8 @@ impl Driver {
         if let Some(reason) = &refused {
             self.shared.meter.rejected(reason.kind());
         }
-        let to_handler = refused.is_some() && self.settings.has_handler;
+        self.engine.counts_as_good();
+        let to_handler = refused.is_some() && self.has_handler;
         if to_handler {
             // Before its receipt: a flush must find it in one place or the other.
             self.shared.offers.refused_direct(number, failed(&ack));

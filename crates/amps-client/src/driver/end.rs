@@ -8,7 +8,6 @@ use amps_store::StoreError;
 use tokio::time::Instant;
 
 use super::Driver;
-use crate::delivery::{Delivery, Input};
 use crate::error::CloseReport;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::helper::NotDone;
@@ -81,19 +80,16 @@ impl Driver {
         unsent
     }
 
-    pub(super) async fn finish(mut self) {
+    pub(super) async fn finish(mut self, handed_over: u64) {
         self.shared.closed.store(true, Ordering::Release);
         let unsent = self.close_direct();
-        self.input(Input::LinkLost);
-        self.work.stopped = true;
         // What was asked before the end is answered, and flushes by what they know.
         self.inbox.asks.close();
         while let Ok(ask) = self.inbox.asks.try_recv() {
             self.ask(ask);
         }
-        self.input(Input::Closing);
         self.carry_out();
-        self.inbox.commands.close();
+        self.slot.finish();
         // Who asks from here on either finds this said, or is found by `take_requests`.
         self.shared.mailbox.finishing.store(true, Ordering::SeqCst);
         let late = self.shared.mailbox.requests().close.take();
@@ -124,13 +120,13 @@ impl Driver {
         if let Some(mut running) = self.work.running.take() {
             let _ = tokio::time::timeout_at(last, running.done()).await;
         }
-        let mut report = self.close_store(last).await;
+        let mut report = self.close_store(last, handed_over).await;
         report.left += unsent;
         report.handlers = handlers;
         if let Some(error) = &report.error {
             tracing::warn!(%error, "the store was not closed cleanly");
         }
-        self.work.readers.close();
+        self.slot.close();
         if let Some(watched) = &self.shared.watched {
             watched.close();
         }
@@ -144,7 +140,7 @@ impl Driver {
         end.send_replace(End::Closed(report));
     }
 
-    async fn close_store(&mut self, last: Instant) -> CloseReport {
+    async fn close_store(&mut self, last: Instant, handed_over: u64) -> CloseReport {
         let Some(store) = self.shared.store().cloned() else {
             return CloseReport {
                 clean: true,
@@ -152,7 +148,6 @@ impl Driver {
             };
         };
         let left = store.bounds().unsettled;
-        let handed_over = self.delivery.as_ref().map_or(0, Delivery::handed_over);
         let close = move || {
             let closed = store.close(handed_over);
             // Behind the close: a publish may have come in just before it.

@@ -1,88 +1,202 @@
-//! Carries out what [`Delivery`](crate::delivery::Delivery) decided.
+//! Carries out what the [`Engine`](amps_delivery::Engine) decided.
 
 use std::collections::VecDeque;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use amps_delivery::{Answer, Job, Output};
 use amps_store::Rejection;
 use tokio::sync::mpsc;
+use tracing::Span;
 
-use super::{Driver, Job};
-use crate::delivery::{DropReason, Note, Output, Via};
+use super::{Driver, Running, Wanted};
+use crate::amps::Stray;
+use crate::delivery::{Note, Output as Told, Via};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::offers::PAGE;
-use crate::protocol::{Reason, Status};
+use crate::panics::{self, CHOOSER};
+use crate::protocol::{AckKinds, Reason, Status};
 use crate::receipt::Outcome;
 use crate::shared::unix_micros;
 
 impl Driver {
     pub(super) fn carry_out(&mut self) {
-        let Some(delivery) = &mut self.delivery else {
-            return;
-        };
+        for stray in self.shared.desk.take_strays() {
+            let span = self.work.span.clone();
+            span.in_scope(|| self.stray(stray));
+        }
         let mut outputs = VecDeque::new();
-        while let Some(output) = delivery.poll() {
-            outputs.push_back(output);
+        loop {
+            while let Some(output) = self.engine.output() {
+                outputs.push_back(output);
+            }
+            let Some(output) = outputs.pop_front() else {
+                return;
+            };
+            if self.shared.store().is_some() {
+                let totals = self.engine.totals();
+                self.shared.meter.totals(&mut self.work.counted, totals);
+                self.shared.set_totals(totals);
+            }
+            if matches!(output, Output::LinkEnded { .. }) {
+                // That it ended is told outside of it.
+                self.work.span = Span::none();
+            }
+            let span = self.work.span.clone();
+            span.in_scope(|| self.output(output));
         }
-        if outputs.is_empty() {
-            return;
-        }
-        let totals = delivery.totals();
-        self.shared.meter.totals(&mut self.work.counted, totals);
-        self.shared.set_totals(totals);
-        for output in outputs {
-            self.output(output);
+    }
+
+    fn stray(&mut self, stray: Stray) {
+        match stray {
+            Stray::Server(info) => {
+                self.shared
+                    .status
+                    .send_modify(|status| status.server_info = info);
+            }
+            Stray::Unhandled(ack) => self.nobodys(ack),
+            Stray::UnreadableField(field) => self.unreadable_field(field),
         }
     }
 
     fn output(&mut self, output: Output) {
         match output {
-            Output::RaiseGrant { to } => self.work.jobs.push_back(Job::RaiseGrant(to)),
-            Output::Rebase { above } => self.work.jobs.push_back(Job::Rebase(above)),
-            Output::DropLink { why } => self.work.drop_link = Some(link_end(why)),
-            Output::SettledThrough { through, via } => {
-                for age in self.work.sampled.settled_through(through, unix_micros()) {
+            Output::Connect => self.choose(),
+            Output::Abandon => self.work.abandoned = true,
+            Output::Job(job) => self.start(job),
+            Output::Up => self.logged_on(),
+            Output::State(state) => self.state(state),
+            Output::LinkEnded { why, retry_in } => self.link_ended(why, retry_in),
+            Output::GaveUp { why } => {
+                tracing::error!(why, "no more attempts to connect are made");
+                self.shared
+                    .status
+                    .send_modify(|status| status.gave_up = Some(why));
+                self.shared.event(Event::GaveUp { why });
+            }
+            Output::Told { what, answer } => self.tell(what, answer.as_deref()),
+            Output::Damaged { sequence, error } => self.damaged(sequence, error),
+            // Nobody was told what its flush counted: it is the next one's to tell.
+            Output::Closed(counted) => drop(self.counted(counted)),
+            Output::Over { handed_over } => {
+                self.work.abandoned = true;
+                self.work.wanted = Some(Wanted::End(handed_over));
+            }
+            // The engine and this driver are of one version.
+            other => tracing::error!(?other, "the engine wants what this driver does not know"),
+        }
+    }
+
+    fn choose(&mut self) {
+        let chosen = panics::call(CHOOSER, || self.chooser.current());
+        let server = match &chosen {
+            Ok(Some(server)) => server.uri.authority(),
+            Ok(None) => return self.engine.no_server(),
+            Err(_) => String::new(),
+        };
+        self.work.span = tracing::info_span!("link", %server);
+        self.work.server = server;
+        match chosen {
+            Ok(chosen) => {
+                self.work.chosen.clone_from(&chosen);
+                let span = self.work.span.clone();
+                span.in_scope(|| self.state(ConnectionState::Connecting));
+                self.work.wanted = chosen.map(Wanted::Connect);
+            }
+            Err(panic) => {
+                self.work.chosen = None;
+                let now = self.now();
+                let end = LinkEnd::Panicked(panic);
+                self.engine.lose(self.store.as_ref(), now, end);
+            }
+        }
+    }
+
+    /// Has a store call done that waits for the device.
+    fn start(&mut self, job: Job) {
+        let Some(helper) = &self.shared.helper else {
+            return;
+        };
+        let store = self.store.clone();
+        let call = helper.call(move || job.run(store.as_ref()));
+        self.work.running = Some(Running { job, call });
+    }
+
+    fn logged_on(&mut self) {
+        let heard = match &self.work.chosen {
+            Some(server) => panics::call(CHOOSER, || self.chooser.succeeded(server)),
+            None => Ok(()),
+        };
+        if let Err(panic) = heard {
+            let now = self.now();
+            let end = LinkEnd::Panicked(panic);
+            return self.engine.lose(self.store.as_ref(), now, end);
+        }
+        if self.shared.store().is_none() {
+            self.shared.direct().open = true;
+        }
+        self.state(ConnectionState::LoggedOn);
+        self.tell_logon();
+    }
+
+    fn damaged(&mut self, sequence: u64, error: String) {
+        // Every link ends with it.
+        if self.work.unreadable.replace(sequence) != Some(sequence) {
+            tracing::error!(sequence, %error, "a stored message cannot be sent");
+        }
+        self.shared.event(Event::Unreadable { sequence, error });
+    }
+
+    fn tell(&mut self, told: Told, answer: Option<&Answer>) {
+        match told {
+            Told::RaiseGrant { .. } | Told::Rebase { .. } | Told::DropLink { .. } => {
+                // The engine carries these out itself.
+            }
+            Told::SettledThrough { through, via } => {
+                let ages = self.work.sampled().settled_through(through, unix_micros());
+                for age in ages {
                     self.acked(age, via);
                 }
                 if let Some(watched) = &self.shared.watched {
                     watched.book.settled_through(through, via);
                 }
             }
-            Output::Settled { sequence, via } => {
-                if let Some(age) = self.work.sampled.settled(sequence, unix_micros()) {
+            Told::Settled { sequence, via } => {
+                let age = self.work.sampled().settled(sequence, unix_micros());
+                if let Some(age) = age {
                     self.acked(age, via);
                 }
                 self.resolve(sequence, Outcome::Persisted { via });
             }
-            Output::Refused {
+            Told::Refused {
                 sequence,
                 reason,
                 late,
                 attempts,
                 ordinal: _,
             } => {
-                self.refused(sequence, Reason::new(reason), late, attempts);
+                self.refused(sequence, Reason::new(reason), late, attempts, answer);
             }
-            Output::RefusalNotLogged {
+            Told::RefusalNotLogged {
                 sequence,
                 reason,
                 attempts: _,
             } => {
                 let reason = Reason::new(reason);
                 tracing::warn!(sequence, %reason, "no room for a late refusal");
-                self.last_chance(Some(sequence), None, reason.clone(), false);
+                self.last_chance(Some(sequence), answer, reason.clone(), false);
                 self.shared
                     .event(Event::RefusalNotLogged { sequence, reason });
             }
-            Output::Unattributed { figure, reason } => {
+            Told::Unattributed { figure, reason } => {
                 let reason = Reason::new(reason);
                 tracing::error!(figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
-                self.last_chance(None, figure, reason.clone(), false);
+                self.last_chance(None, answer, reason.clone(), false);
                 self.shared.event(Event::Unattributed { figure, reason });
             }
-            Output::Flushed { id, result } => self.flushed(id, result),
-            Output::Note(note) => self.note(note),
+            Told::Flushed { id, result } => self.flushed(id, result),
+            Told::Note(note) => self.note(note),
         }
     }
 
@@ -92,9 +206,16 @@ impl Driver {
         }
     }
 
-    fn refused(&mut self, sequence: u64, reason: Reason, late: bool, attempts: u32) {
+    fn refused(
+        &mut self,
+        sequence: u64,
+        reason: Reason,
+        late: bool,
+        attempts: u32,
+        answer: Option<&Answer>,
+    ) {
         if !late {
-            self.work.sampled.settled(sequence, 0);
+            self.work.sampled().settled(sequence, 0);
             self.shared.meter.rejected(reason.kind());
             self.resolve(
                 sequence,
@@ -110,14 +231,14 @@ impl Driver {
             late,
             earlier_run: false,
         });
-        if self.settings.has_handler {
+        if self.has_handler {
             return;
         }
         tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
         if self.work.earlier_from.is_some_and(|from| sequence >= from) {
             self.work.told.insert(sequence);
         }
-        self.last_chance(Some(sequence), None, reason, true);
+        self.last_chance(Some(sequence), answer, reason, true);
     }
 
     /// Without a failed-write handler: tells of refusals that wait since an earlier run, as many
@@ -130,7 +251,7 @@ impl Driver {
         if !self.shared.mailbox.opened.load(Ordering::Acquire) {
             return;
         }
-        let store = self.shared.store().filter(|_| !self.settings.has_handler);
+        let store = self.shared.store().filter(|_| !self.has_handler);
         let store = store.cloned();
         while let Some(store) = &store {
             if self.unhandled.capacity() < PAGE && !self.unhandled.is_closed() {
@@ -191,21 +312,21 @@ impl Driver {
     fn last_chance(
         &mut self,
         sequence: Option<u64>,
-        figure: Option<u64>,
+        answer: Option<&Answer>,
         reason: Reason,
         waits_in_store: bool,
     ) {
-        // What the application gives up is refused without an ack.
-        let ack = self.work.refusal.as_ref();
+        // What the application gives up is refused without one.
+        let kind = answer.and_then(|answer| answer.kind.as_deref());
         self.unhandled(UnhandledAck {
             command: "ack".to_owned(),
-            kind: ack.and_then(|ack| ack.kind),
+            kind: kind.and_then(|kind| AckKinds::from_wire(kind).iter().next()),
             status: Some(Status::Failure),
             reason,
-            reason_cut: ack.is_some_and(|ack| ack.reason_cut),
+            reason_cut: answer.is_some_and(|answer| answer.reason_cut),
             sequence,
-            figure: figure.or(ack.and_then(|ack| ack.figure)),
-            command_id: ack.and_then(|ack| ack.command_id.clone()),
+            figure: answer.and_then(|answer| answer.figure),
+            command_id: answer.and_then(|answer| answer.id.clone()),
             subscription: None,
             waits_in_store,
             earlier_run: false,
@@ -215,7 +336,7 @@ impl Driver {
     /// Passes on an ack that belongs to nothing, unless it is the one that a message without a
     /// store asked for.
     pub(super) fn nobodys(&mut self, ack: UnhandledAck) {
-        let ack = match self.delivery {
+        let ack = match self.shared.store() {
             Some(_) => ack,
             None => match self.direct_ack(ack) {
                 Some(ack) => ack,
@@ -316,6 +437,8 @@ impl Driver {
                     error: error.to_string(),
                 }
             }
+            // Without a store nothing is.
+            Note::Replayed if self.shared.store().is_none() => return,
             Note::Replayed => return self.state(ConnectionState::PublishReplayed),
             Note::StoreFailed { doing, error } => {
                 tracing::error!(doing, %error, "the store failed");
@@ -334,15 +457,5 @@ impl Driver {
             }
         };
         self.shared.event(event);
-    }
-}
-
-fn link_end(why: DropReason) -> LinkEnd {
-    match why {
-        DropReason::ForeignFigure => LinkEnd::ForeignFigure,
-        DropReason::BadFigure => LinkEnd::BadFigure,
-        DropReason::NoNumbersLeft => LinkEnd::NoNumbersLeft,
-        DropReason::PublishGap => LinkEnd::PublishGap,
-        DropReason::StoreFailed => LinkEnd::Store("it could not write a rebase".to_owned()),
     }
 }

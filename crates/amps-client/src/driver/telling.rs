@@ -43,13 +43,16 @@ impl Driver {
 
     /// Says it if something has waited for too long.
     pub(super) fn look_at_backlog(&mut self) {
-        let now = self.work.start.elapsed();
+        let now = self.shared.start.elapsed();
         if !self.work.outages.is_due(now) {
             return;
         }
         let found = Backlog {
             waiting: self.waiting(),
-            settled: self.settled(),
+            settled: {
+                let totals = self.shared.totals();
+                totals.persisted + totals.persisted_at_logon + totals.rejected
+            },
         };
         if let Some(word) = self.work.outages.look(now, found) {
             self.tell_outage(word);
@@ -58,7 +61,7 @@ impl Driver {
 
     /// A link was lost, or an attempt failed.
     pub(super) fn count_outage(&mut self) {
-        if let Some(word) = self.work.outages.lost(self.work.start.elapsed()) {
+        if let Some(word) = self.work.outages.lost(self.shared.start.elapsed()) {
             self.tell_outage(word);
         }
     }
@@ -126,15 +129,12 @@ impl Driver {
 
     /// A server accepted the logon.
     pub(super) fn tell_logon(&mut self) {
-        let told = self.work.outages.logged_on(self.work.start.elapsed());
+        let told = self.work.outages.logged_on(self.shared.start.elapsed());
         if !told.tell {
             return;
         }
         let (server, waiting) = (self.work.server.clone(), self.waiting());
-        let again = match (&self.delivery, self.shared.store()) {
-            (Some(delivery), Some(store)) => delivery.may_be_sent_again(store.as_ref()),
-            _ => 0,
-        };
+        let again = self.engine.may_be_sent_again(self.store.as_ref());
         let outage_s = told.over.map(|over| over.lasted.as_secs());
         let attempts = told.over.map(|over| over.attempts);
         tracing::info!(%server, waiting, again, outage_s, attempts, "logged on");

@@ -95,13 +95,18 @@ pub struct Peer {
 }
 
 impl Peer {
-    /// The next connection, before its logon is answered.
-    pub async fn accept(listener: &mut MemoryListener) -> (Peer, Frame) {
+    /// The next connection, before anything came on it.
+    pub async fn connected(listener: &mut MemoryListener) -> Peer {
         let stream = listener.accept().await.unwrap();
-        let mut peer = Peer {
+        Peer {
             stream,
             decoder: FrameDecoder::new(),
-        };
+        }
+    }
+
+    /// The next connection, before its logon is answered.
+    pub async fn accept(listener: &mut MemoryListener) -> (Peer, Frame) {
+        let mut peer = Peer::connected(listener).await;
         let logon = peer.next().await.expect("a logon");
         assert_eq!(logon.verb, "Logon");
         (peer, logon)

@@ -12,36 +12,36 @@ use crate::requests::{Answer, Delivered};
 use crate::subscription::{Subscription, SubscriptionEnd};
 
 /// Where a call that subscribes waits for its subscription.
-pub(super) type Placing = oneshot::Sender<Result<Subscription, CommandError>>;
+pub(crate) type Placing = oneshot::Sender<Result<Subscription, CommandError>>;
 
 /// The driver's end of every subscription.
 #[derive(Default)]
-pub(super) struct Readers {
+pub(crate) struct Readers {
     entries: BTreeMap<u64, Entry>,
 }
 
-pub(super) struct Entry {
-    pub(super) messages: mpsc::Sender<(Delivered, usize)>,
+pub(crate) struct Entry {
+    pub(crate) messages: mpsc::Sender<(Delivered, usize)>,
     /// Bytes in the buffer, and the most there may be.
-    pub(super) held: Arc<AtomicUsize>,
-    pub(super) limit: usize,
+    pub(crate) held: Arc<AtomicUsize>,
+    pub(crate) limit: usize,
     /// The topic of the last message, which the next one may share.
-    pub(super) topic: Arc<str>,
-    pub(super) end: oneshot::Sender<SubscriptionEnd>,
-    pub(super) placing: Option<(Placing, Subscription)>,
+    pub(crate) topic: Arc<str>,
+    pub(crate) end: oneshot::Sender<SubscriptionEnd>,
+    pub(crate) placing: Option<(Placing, Subscription)>,
 }
 
 impl Readers {
-    pub(super) fn insert(&mut self, subscription: u64, entry: Entry) {
+    pub(crate) fn insert(&mut self, subscription: u64, entry: Entry) {
         self.entries.insert(subscription, entry);
     }
 
-    pub(super) fn remove(&mut self, subscription: u64) {
+    pub(crate) fn remove(&mut self, subscription: u64) {
         self.entries.remove(&subscription);
     }
 
     /// The server answered the command that placed a subscription first.
-    pub(super) fn placed(&mut self, subscription: u64, result: Result<Answer, CommandError>) {
+    pub(crate) fn placed(&mut self, subscription: u64, result: Result<Answer, CommandError>) {
         let Some(entry) = self.entries.get_mut(&subscription) else {
             return;
         };
@@ -55,7 +55,7 @@ impl Readers {
 
     /// Hands a message to its reader. `false`: the subscription ended, because its reader
     /// is too slow or gone, and the server must be told.
-    pub(super) fn deliver(&mut self, subscription: u64, message: Delivered) -> bool {
+    pub(crate) fn deliver(&mut self, subscription: u64, message: Delivered) -> bool {
         let Some(entry) = self.entries.get_mut(&subscription) else {
             return true;
         };
@@ -81,7 +81,7 @@ impl Readers {
 
     /// Nobody can be asked to place a subscription: who waits for the first placing of one learns
     /// that. Their numbers.
-    pub(super) fn cannot_be_placed(&mut self, error: &CommandError) -> Vec<u64> {
+    pub(crate) fn cannot_be_placed(&mut self, error: &CommandError) -> Vec<u64> {
         let entries = self.entries.iter();
         let waiting = entries.filter(|(_, entry)| entry.placing.is_some());
         let waiting: Vec<u64> = waiting.map(|(id, _)| *id).collect();
@@ -91,7 +91,7 @@ impl Readers {
         waiting
     }
 
-    pub(super) fn end(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
+    pub(crate) fn end(&mut self, subscription: u64, end: Option<SubscriptionEnd>) {
         let Some(entry) = self.entries.remove(&subscription) else {
             return;
         };
@@ -106,7 +106,7 @@ impl Readers {
     }
 
     /// The client ends, and every subscription with it.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         for (_, entry) in std::mem::take(&mut self.entries) {
             drop(entry.end.send(SubscriptionEnd::Closed));
         }

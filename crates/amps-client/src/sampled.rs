@@ -10,15 +10,15 @@ const MOST: usize = 1024;
 /// Messages that are measured: sequence, and when it was published in microseconds since the Unix
 /// epoch. Sequences rise.
 #[derive(Debug, Default)]
-pub(super) struct Sampled(VecDeque<(u64, u64)>);
+pub(crate) struct Sampled(VecDeque<(u64, u64)>);
 
 impl Sampled {
-    pub(super) fn has_room(&self) -> bool {
+    pub(crate) fn has_room(&self) -> bool {
         self.0.len() < MOST
     }
 
     /// A message goes out.
-    pub(super) fn sent(&mut self, sequence: u64, published_at: u64) {
+    pub(crate) fn sent(&mut self, sequence: u64, published_at: u64) {
         let follows = self.0.back().is_none_or(|(last, _)| *last < sequence);
         if published_at > 0 && follows && self.has_room() {
             self.0.push_back((sequence, published_at));
@@ -26,14 +26,14 @@ impl Sampled {
     }
 
     /// Everything up to `through` is settled: how long that took.
-    pub(super) fn settled_through(&mut self, through: u64, now: u64) -> Vec<Duration> {
+    pub(crate) fn settled_through(&mut self, through: u64, now: u64) -> Vec<Duration> {
         let settled = self.0.partition_point(|(sequence, _)| *sequence <= through);
         let ages = self.0.drain(..settled);
         ages.map(|(_, at)| age(at, now)).collect()
     }
 
     /// One message is settled or refused: how long that took, if it was measured.
-    pub(super) fn settled(&mut self, sequence: u64, now: u64) -> Option<Duration> {
+    pub(crate) fn settled(&mut self, sequence: u64, now: u64) -> Option<Duration> {
         let found = self
             .0
             .binary_search_by_key(&sequence, |(sequence, _)| *sequence);
@@ -42,7 +42,7 @@ impl Sampled {
     }
 
     /// The link is gone: what is sent again is measured again, from its publish.
-    pub(super) fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.0.clear();
     }
 }

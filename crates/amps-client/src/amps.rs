@@ -1,0 +1,94 @@
+//! AMPS as what carries messages: sessions over streams that a connector opens.
+
+mod desk;
+mod link;
+mod readers;
+#[cfg(test)]
+mod tests;
+
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use amps_delivery::{Link, LinkEnd};
+use tokio::sync::Notify;
+
+use crate::chooser::Server;
+use crate::connector::Connector;
+use crate::direct::Direct;
+use crate::panics::{self, CONNECTOR};
+use crate::sampled::Sampled;
+use crate::session::{Session, SessionConfig};
+
+pub(crate) use desk::{Ask, Desk, Slot, Stray};
+use link::{AmpsLink, Making};
+
+/// Opens links, one at a time.
+pub(crate) struct AmpsTransport {
+    connector: Arc<dyn Connector>,
+    desk: Arc<Desk>,
+    slot: Arc<Slot>,
+    publish_ids: bool,
+    logon_timeout: Duration,
+    max_frame: usize,
+    sampled: Option<Arc<Mutex<Sampled>>>,
+}
+
+impl AmpsTransport {
+    /// `direct`: without a store, what stands in for it, and who waits for room in it.
+    pub(crate) fn new(
+        connector: Arc<dyn Connector>,
+        config: SessionConfig,
+        max_frame: usize,
+        direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
+        sampled: Option<Arc<Mutex<Sampled>>>,
+    ) -> Self {
+        let (publish_ids, logon_timeout) = (config.publish_ids, config.logon_timeout);
+        let (desk, slot) = Desk::new(Session::new(config), direct);
+        AmpsTransport {
+            connector,
+            desk,
+            slot,
+            sampled,
+            publish_ids,
+            logon_timeout,
+            max_frame,
+        }
+    }
+
+    /// Where handles leave what they want.
+    pub(crate) fn desk(&self) -> Arc<Desk> {
+        self.desk.clone()
+    }
+
+    /// What outlives links, while there is none.
+    pub(crate) fn slot(&self) -> Arc<Slot> {
+        self.slot.clone()
+    }
+
+    /// Opens a stream to the server; the logon is the link's.
+    ///
+    /// Cancel safe: nothing is left behind.
+    pub(crate) async fn connect(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {
+        let opening = panics::run(CONNECTOR, || self.connector.connect(&server.uri));
+        let stream = match opening.await {
+            Ok(Ok(stream)) => stream,
+            Ok(Err(error)) => return Err(LinkEnd::Connect(error.to_string())),
+            Err(panic) => return Err(LinkEnd::Panicked(panic)),
+        };
+        let link = AmpsLink::new(Making {
+            stream,
+            server: server.clone(),
+            slot: self.slot.clone(),
+            sampled: self.sampled.clone(),
+            publish_ids: self.publish_ids,
+            max_frame: self.max_frame,
+            logon_timeout: self.logon_timeout,
+        });
+        match link {
+            Some(link) => Ok(Box::new(link)),
+            None => Err(LinkEnd::Connect(
+                "the link before is still there".to_owned(),
+            )),
+        }
+    }
+}

@@ -1,0 +1,413 @@
+//! Where handles leave commands and subscriptions for the link, and find the answers.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+use std::time::Duration;
+
+use amps_delivery::{ConnectionState, Heard, Now, Sink};
+use tokio::sync::{Notify, mpsc, oneshot};
+
+use super::readers::{Entry, Placing, Readers};
+use crate::direct::Direct;
+use crate::error::CommandError;
+use crate::failed::UnhandledAck;
+use crate::requests::{Answer, Request, Subscribe};
+use crate::session::{Expired, MAX_WAITING, Received, ServerInfo, Session};
+use crate::subscription::{Leave, Subscription, SubscriptionEnd};
+
+/// Questions that may wait for the link.
+const ASKS: usize = 256;
+
+/// Bytes of commands that may wait for the stream; those who ask for more wait themselves.
+const COMMANDS_LIMIT: usize = 1 << 20;
+
+/// Longer than any client waits, and no time that overflows.
+const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
+
+pub(crate) type Reply = oneshot::Sender<Result<Answer, CommandError>>;
+
+/// What a handle asks the server for.
+pub(crate) enum Ask {
+    Command {
+        request: Request,
+        /// In terms of [`Now::at`].
+        until: Duration,
+        reply: Reply,
+    },
+    /// Without a store: the server's own flush, behind every message accepted before.
+    Flush {
+        /// In terms of [`Now::at`]; none: no limit.
+        until: Option<Duration>,
+        reply: Reply,
+    },
+    Subscribe {
+        spec: Subscribe,
+        placing: Placing,
+    },
+}
+
+/// What a server says that concerns neither a publish nor a command nor a subscription.
+#[derive(Clone, Debug)]
+pub(crate) enum Stray {
+    /// It accepted the logon, and says this of itself.
+    Server(ServerInfo),
+    /// Nothing takes it.
+    Unhandled(UnhandledAck),
+    /// A field that means nothing; its key.
+    UnreadableField(String),
+}
+
+/// The handles' side.
+pub(crate) struct Desk {
+    asks: mpsc::Sender<Ask>,
+    up: AtomicBool,
+    left: Mutex<Left>,
+    /// Since the last look. No more than one read brings: who lets the link read looks then.
+    strays: Mutex<Vec<Stray>>,
+    /// Without a store: messages on their way, and who is told that there is room for more.
+    direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
+}
+
+/// Subscriptions whose reader is gone. No more than there are subscriptions.
+#[derive(Default)]
+struct Left {
+    subscriptions: Vec<u64>,
+    link: Option<Waker>,
+}
+
+impl Desk {
+    /// A desk, and what serves it.
+    pub(crate) fn new(
+        session: Session,
+        direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
+    ) -> (Arc<Desk>, Arc<Slot>) {
+        let (asks, asked) = mpsc::channel(ASKS);
+        let desk = Arc::new(Desk {
+            asks,
+            up: AtomicBool::new(false),
+            left: Mutex::default(),
+            strays: Mutex::default(),
+            direct,
+        });
+        let sitting = Sitting {
+            session,
+            replies: BTreeMap::new(),
+            readers: Readers::default(),
+            asked,
+            desk: desk.clone(),
+        };
+        let slot = Slot(Mutex::new(Some(sitting)));
+        (desk, Arc::new(slot))
+    }
+
+    /// Leaves a question; waits while too many are there.
+    ///
+    /// # Errors
+    /// Not connected, for a command, or the client is closed.
+    pub(crate) async fn ask(&self, ask: Ask) -> Result<(), CommandError> {
+        self.may_ask(&ask)?;
+        self.asks.send(ask).await.map_err(|_| CommandError::Closed)
+    }
+
+    /// As [`ask`](Self::ask), but never waits.
+    pub(crate) fn try_ask(&self, ask: Ask) -> Result<(), CommandError> {
+        self.may_ask(&ask)?;
+        self.asks.try_send(ask).map_err(|_| CommandError::TooMany)
+    }
+
+    fn may_ask(&self, ask: &Ask) -> Result<(), CommandError> {
+        match ask {
+            _ if self.asks.is_closed() => Err(CommandError::Closed),
+            Ask::Subscribe { .. } => Ok(()),
+            Ask::Command { .. } | Ask::Flush { .. } if self.is_up() => Ok(()),
+            Ask::Command { .. } | Ask::Flush { .. } => Err(CommandError::NotConnected),
+        }
+    }
+
+    pub(super) fn set_up(&self, up: bool) {
+        self.up.store(up, Ordering::Release);
+    }
+
+    /// Whether there is a link that takes commands.
+    pub(crate) fn is_up(&self) -> bool {
+        self.up.load(Ordering::Acquire)
+    }
+
+    pub(super) fn stray(&self, stray: Stray) {
+        lock(&self.strays).push(stray);
+    }
+
+    /// What came since the last look.
+    pub(crate) fn take_strays(&self) -> Vec<Stray> {
+        std::mem::take(&mut lock(&self.strays))
+    }
+
+    /// Without a store: whether the server owes an ack.
+    pub(super) fn is_owed(&self) -> bool {
+        let direct = self.direct.as_ref();
+        direct.is_some_and(|(direct, _)| lock(direct).is_owed())
+    }
+
+    /// Whether what goes out comes from a store.
+    pub(super) fn is_stored(&self) -> bool {
+        self.direct.is_none()
+    }
+
+    /// Without a store: everything that waits goes to the link.
+    pub(super) fn take_messages(&self, out: &mut Vec<u8>) {
+        let Some((direct, room)) = &self.direct else {
+            return;
+        };
+        if lock(direct).take(out) {
+            room.notify_waiters();
+        }
+    }
+
+    fn left(&self) -> MutexGuard<'_, Left> {
+        lock(&self.left)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Leave for Desk {
+    fn leave(&self, subscription: u64) {
+        let mut left = self.left();
+        left.subscriptions.push(subscription);
+        let link = left.link.take();
+        drop(left);
+        if let Some(link) = link {
+            link.wake();
+        }
+    }
+}
+
+/// Where what outlives links is kept between two of them.
+pub(crate) struct Slot(Mutex<Option<Sitting>>);
+
+impl Slot {
+    pub(crate) fn take(&self) -> Option<Sitting> {
+        lock(&self.0).take()
+    }
+
+    pub(crate) fn give_back(&self, sitting: Sitting) {
+        *lock(&self.0) = Some(sitting);
+    }
+
+    /// Serves what needs no link, between two of them. `unreachable`: why nobody can be asked to
+    /// place a subscription.
+    pub(crate) fn serve(&self, unreachable: Option<&CommandError>) {
+        if let Some(sitting) = &mut *lock(&self.0) {
+            sitting.serve_offline(unreachable);
+        }
+    }
+
+    /// Nothing more is asked for. No link may be left.
+    pub(crate) fn finish(&self) {
+        if let Some(sitting) = &mut *lock(&self.0) {
+            sitting.asked.close();
+            // Their callers learn that the client is closed.
+            while sitting.asked.try_recv().is_ok() {}
+        }
+    }
+
+    /// The client ends, and every subscription with it.
+    pub(crate) fn close(&self) {
+        if let Some(mut sitting) = self.take() {
+            sitting.readers.close();
+        }
+    }
+}
+
+/// What outlives links: the session, what waits for its answers, and readers of subscriptions.
+pub(crate) struct Sitting {
+    pub(super) session: Session,
+    pub(super) replies: BTreeMap<u64, Reply>,
+    pub(super) readers: Readers,
+    asked: mpsc::Receiver<Ask>,
+    pub(super) desk: Arc<Desk>,
+}
+
+impl Sitting {
+    /// Does what is due.
+    ///
+    /// # Errors
+    /// The link must be given up.
+    pub(super) fn tick(
+        &mut self,
+        now: Now,
+        out: &mut Vec<u8>,
+        sink: &mut dyn Sink,
+    ) -> Result<(), Expired> {
+        let (replies, readers) = (&mut self.replies, &mut self.readers);
+        let mut ear = |item: Received<'_>| match item {
+            Received::HeartbeatInitiated => {
+                sink.heard(Heard::State(ConnectionState::HeartbeatInitiated));
+            }
+            Received::Resubscribed => sink.heard(Heard::State(ConnectionState::Resubscribed)),
+            other => answered(replies, readers, other),
+        };
+        self.session.tick(now.at, out, &mut ear)
+    }
+
+    /// Takes questions as long as there is room for their bytes; whether there was one.
+    pub(super) fn serve(&mut self, cx: &mut Context<'_>, now: Now, out: &mut Vec<u8>) -> bool {
+        let mut left = self.desk.left();
+        let subscriptions = std::mem::take(&mut left.subscriptions);
+        left.link = Some(cx.waker().clone());
+        drop(left);
+        let mut any = self.end(subscriptions, out);
+        while out.len() < COMMANDS_LIMIT {
+            // None: no handle is left.
+            let Poll::Ready(Some(ask)) = self.asked.poll_recv(cx) else {
+                break;
+            };
+            any = true;
+            self.take(now, ask, out);
+        }
+        any
+    }
+
+    fn end(&mut self, subscriptions: Vec<u64>, out: &mut Vec<u8>) -> bool {
+        let any = !subscriptions.is_empty();
+        for subscription in subscriptions {
+            self.readers.remove(subscription);
+            self.session.unsubscribe(subscription, out);
+        }
+        any
+    }
+
+    fn serve_offline(&mut self, unreachable: Option<&CommandError>) {
+        // Off line nothing is written.
+        let mut out = Vec::new();
+        let left = std::mem::take(&mut self.desk.left().subscriptions);
+        self.end(left, &mut out);
+        while let Ok(ask) = self.asked.try_recv() {
+            self.take(Now::default(), ask, &mut out);
+        }
+        if let Some(error) = unreachable {
+            for subscription in self.readers.cannot_be_placed(error) {
+                self.session.unsubscribe(subscription, &mut out);
+            }
+        }
+    }
+
+    fn take(&mut self, now: Now, ask: Ask, out: &mut Vec<u8>) {
+        let (given, reply) = match ask {
+            Ask::Subscribe { spec, placing } => return self.subscribe(now, spec, placing, out),
+            // It waited for the link; now it would come as a surprise.
+            Ask::Command { until, reply, .. } if now.at >= until => {
+                (Err(CommandError::Timeout), reply)
+            }
+            Ask::Command {
+                request,
+                until,
+                reply,
+            } => {
+                self.forget_cancelled();
+                let given = self.session.command(now.at, &request, Some(until), out);
+                (given, reply)
+            }
+            Ask::Flush { until, reply } => (self.flush(now, until), reply),
+        };
+        match given {
+            Ok(Some(id)) => drop(self.replies.insert(id, reply)),
+            Ok(None) => drop(reply.send(Ok(Answer::default()))),
+            Err(error) => drop(reply.send(Err(error))),
+        }
+    }
+
+    /// Behind what was accepted before, and like that only behind a logon.
+    fn flush(&mut self, now: Now, until: Option<Duration>) -> Result<Option<u64>, CommandError> {
+        self.forget_cancelled();
+        let Some((direct, _)) = &self.desk.direct else {
+            return Err(CommandError::Bad("with a store, that one is flushed"));
+        };
+        // Without a limit, none; not that of other commands.
+        let until = until.unwrap_or(now.at + NO_LIMIT);
+        let mut direct = lock(direct);
+        if direct.flushes >= MAX_WAITING {
+            return Err(CommandError::TooMany);
+        }
+        direct.flushes += 1;
+        let request = Request::new("flush");
+        self.session
+            .command(now.at, &request, Some(until), &mut direct.bytes)
+    }
+
+    fn subscribe(&mut self, now: Now, spec: Subscribe, placing: Placing, out: &mut Vec<u8>) {
+        let (messages, receiver) = mpsc::channel(spec.buffer);
+        let (end, ended) = oneshot::channel();
+        let (held, limit) = (Arc::<AtomicUsize>::default(), spec.buffer_bytes);
+        let query = spec.is_query();
+        let id = self.session.subscribe(now.at, spec, out);
+        let desk = Arc::downgrade(&self.desk);
+        let subscription = Subscription {
+            id,
+            messages: receiver,
+            held: held.clone(),
+            end: ended,
+            ended: false,
+            query,
+            client: desk,
+        };
+        let entry = Entry {
+            messages,
+            held,
+            limit,
+            topic: "".into(),
+            end,
+            placing: Some((placing, subscription)),
+        };
+        self.readers.insert(id, entry);
+    }
+
+    /// When all places for answers are taken, those that nobody waits for any more are given
+    /// up; answers that come all the same belong to nothing.
+    fn forget_cancelled(&mut self) {
+        if self.session.waiting() < MAX_WAITING {
+            return;
+        }
+        let session = &mut self.session;
+        self.replies.retain(|id, reply| {
+            let waits = !reply.is_closed();
+            if !waits {
+                session.forget(*id);
+            }
+            waits
+        });
+    }
+
+    /// The link is gone: commands fail, subscriptions wait for the next.
+    pub(super) fn link_ended(&mut self) {
+        self.desk.set_up(false);
+        let (replies, readers) = (&mut self.replies, &mut self.readers);
+        self.session
+            .disconnected(&mut |item| answered(replies, readers, item));
+        self.serve_offline(None);
+    }
+}
+
+/// What comes of commands and subscriptions.
+pub(super) fn answered(
+    replies: &mut BTreeMap<u64, Reply>,
+    readers: &mut Readers,
+    item: Received<'_>,
+) {
+    match item {
+        Received::Done { id, result } => match replies.remove(&id) {
+            // Its caller may have stopped waiting.
+            Some(reply) => drop(reply.send(result)),
+            None => readers.placed(id, result),
+        },
+        Received::SubscriptionEnded {
+            subscription,
+            error,
+        } => readers.end(subscription, error.map(SubscriptionEnd::Command)),
+        _ => {}
+    }
+}
