@@ -59,12 +59,7 @@ impl World {
     }
 
     fn totals(&self) -> amps_client::delivery::Totals {
-        self.publishers[0]
-            .process
-            .as_ref()
-            .unwrap()
-            .delivery
-            .totals()
+        self.publishers[0].process.as_ref().unwrap().engine.totals()
     }
 
     fn unsettled(&self) -> u64 {

@@ -3,7 +3,7 @@
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
-use amps_client::delivery::{Config as Delivery, GapPolicy, Input, Note, RebasePolicy};
+use amps_client::delivery::{Config as Delivery, GapPolicy, Note, RebasePolicy};
 use amps_sandbox::{Candidate, Config, Dialect, Fault};
 use amps_store::testkit::{Cut, Fault as DiskFault, end_step};
 use amps_store::{Level, Options};
@@ -330,7 +330,7 @@ impl Run {
             555..600 => {
                 // Somewhere in what it does next.
                 let points = self.world.rng.below(30) as u32;
-                self.world.publishers[id].dies_in.get_or_insert(points);
+                self.world.publishers[id].points.die_in(points);
                 self.seen.crashes += 1;
             }
             600..620 => {
@@ -433,6 +433,11 @@ impl Run {
                     .with(id, |p, around| p.restore(around, copy, book))
                     .expect("opens");
                 self.seen.restores += 1;
+                // What a copy may do first is a rebase, with messages under its grant that wait.
+                if self.plan.disk_faults && !self.world.rng.one_in(4) {
+                    let disk = &self.world.publishers[id].disk;
+                    disk.fail(DiskFault::WriteAround(0));
+                }
             }
         }
     }
@@ -468,6 +473,11 @@ impl Run {
         let now = self.world.now;
         let effects = self.world.servers[server].inject(&Fault::Forget(name), now);
         self.world.apply(server, effects);
+        // One that remembers after its next start what it had forgotten is two servers: another's
+        // figure is above ours while it remembers, and within what we were granted meanwhile.
+        if self.plan.restores || self.plan.used_name {
+            self.world.servers[server].sync();
+        }
         let held = self.world.publishers[id]
             .process
             .as_ref()
@@ -520,7 +530,7 @@ impl Run {
         };
         self.world.with(id, |p, around| {
             let reason = "given up by an operator";
-            p.input(around, Input::GiveUp { sequence, reason });
+            p.give_up(around, sequence, reason);
         });
         if power_fails {
             // What goes out behind it rests on the give-up, whatever becomes of the power.
@@ -549,7 +559,7 @@ impl Run {
         }
         for id in 0..self.plan.publishers {
             let publisher = &mut self.world.publishers[id];
-            publisher.dies_in = None;
+            publisher.points.live();
             publisher.settings.declines = 0;
             publisher.disk.clear_faults();
             if let Some(process) = &publisher.process {
@@ -626,8 +636,7 @@ impl Run {
                     .find(|n| matches!(n, Note::NameShared { .. } | Note::Rebased { .. }))
                     .is_some_and(|n| matches!(n, Note::NameShared { stopped: true, .. }));
                 if stopped && told > 0 {
-                    self.world
-                        .with(id, |p, around| p.input(around, Input::AllowRebase));
+                    self.world.with(id, |p, around| p.allow_rebase(around));
                 }
             }
         }

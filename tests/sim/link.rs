@@ -92,15 +92,6 @@ pub struct Link {
 }
 
 impl Link {
-    /// What the publisher reads next.
-    pub fn read(&mut self, now: Duration) -> Option<Arrival> {
-        let arrival = self.down.next(now)?;
-        if let Arrival::Bytes(bytes) = &arrival {
-            self.tap.reads(bytes);
-        }
-        Some(arrival)
-    }
-
     /// The publisher writes, and it arrives at `at`.
     pub fn write(&mut self, now: Duration, at: Duration, bytes: Vec<u8>) {
         self.tap.writes(now, &bytes);

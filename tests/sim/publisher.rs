@@ -3,23 +3,30 @@
 
 mod judge;
 mod process;
+mod socket;
 mod watch;
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use amps_client::Backoff;
-use amps_client::delivery::{Config, Delivery, Note, Now};
+use amps_client::chooser::{Authenticating, Authenticator, Credentials, RoundRobin, Server};
+use amps_client::delivery::{Config, Note, Now};
 use amps_client::protocol::FrameDecoder;
-use amps_client::session::{Session, SessionConfig};
-use amps_client::testkit::Encoder;
+use amps_client::session::SessionConfig;
+use amps_client::testkit::Amps;
+use amps_client::uri::Uri;
+use amps_delivery::{Config as EngineConfig, Engine, Job, JobDone};
 use amps_store::testkit::{Cut, SimDisk, has_failed, last_ordinal};
-use amps_store::{OpenError, Options, PublishStore, Rebase, Store, StoreError};
+use amps_store::{OpenError, Options, PublishStore, Store};
 
 use super::Rng;
 use super::ledger::{Book, Wires};
 use super::link::Link;
 use super::server::Model;
+use socket::{Points, Socket, Sockets};
 pub use watch::Counts;
 use watch::Watch;
 
@@ -104,8 +111,8 @@ pub struct Publisher {
     pub book: Book,
     /// Counts the processes.
     pub run: u64,
-    /// The process dies at the so-many-th point from now.
-    pub dies_in: Option<u32>,
+    /// Where the process dies.
+    pub points: Points,
     /// When a dead process is started again.
     pub starts_at: Option<Duration>,
     pub notes: Vec<Note>,
@@ -126,23 +133,26 @@ pub struct Publisher {
 
 pub struct Process {
     pub store: Store,
-    pub delivery: Delivery,
-    pub session: Session,
-    backoff: Backoff,
+    pub engine: Engine,
+    transport: Amps,
+    sockets: Sockets,
+    chooser: RoundRobin,
+    server: Server,
     pub link: Option<u64>,
-    logged_on_at: Option<Duration>,
-    settled_before: u64,
+    socket: Option<Socket>,
+    /// Frames that were read, as evidence.
     decoder: FrameDecoder,
-    encoder: Encoder,
-    out: Vec<u8>,
-    jobs: VecDeque<Job>,
-    running: Option<(Duration, Job)>,
-    pub retry_at: Duration,
+    job: Option<UnderWay>,
+    /// Challenges answered since the last look.
+    challenges: Arc<AtomicU64>,
+    notes_before: usize,
+    is_closing: bool,
+    /// It ended, and this is what was handed over.
+    over: Option<u64>,
     flushes: BTreeMap<u64, (u64, Option<Duration>)>,
     pub flushed: Vec<(u64, u64)>,
     next_flush: u64,
     declined: BTreeSet<u64>,
-    drop_link: bool,
     sync_failed: bool,
     /// When the device has done what was begun.
     device_done: Option<Duration>,
@@ -172,15 +182,44 @@ struct Read {
     refused_ids: BTreeSet<u64>,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Job {
-    Raise(u64),
-    Rebase(u64),
+/// A store call that waits for the device.
+struct UnderWay {
+    job: Job,
+    done_at: Duration,
+    /// When the engine learns of it.
+    told_at: Duration,
+    done: Option<JobDone>,
 }
 
-enum JobDone {
-    Raised(Result<(), StoreError>),
-    Rebased(Result<Rebase, StoreError>),
+/// Servers are told apart by port, from here on.
+const PORT: u16 = 1000;
+
+/// Logs on as somebody who mistypes the answer to a challenge now and then.
+struct Ann {
+    rng: Mutex<Rng>,
+    challenges: Arc<AtomicU64>,
+}
+
+impl Authenticator for Ann {
+    fn authenticate<'a>(&'a self, _: &'a Uri, _: Credentials) -> Authenticating<'a> {
+        Box::pin(async { Ok(credentials("pw")) })
+    }
+
+    fn answer<'a>(&'a self, _: &'a Uri, challenge: Credentials) -> Authenticating<'a> {
+        let mut rng = self.rng.lock().unwrap_or_else(PoisonError::into_inner);
+        let password = if rng.one_in(4) { "wp" } else { "pw" };
+        self.challenges.fetch_add(1, Ordering::Relaxed);
+        let asked = challenge.password.unwrap_or_default();
+        let answer = credentials(&format!("{asked}:{password}"));
+        Box::pin(async { Ok(answer) })
+    }
+}
+
+fn credentials(password: &str) -> Credentials {
+    Credentials {
+        user: Some("ann".to_owned()),
+        password: Some(password.to_owned()),
+    }
 }
 
 impl Publisher {
@@ -192,7 +231,7 @@ impl Publisher {
             process: None,
             book: Book::default(),
             run: 0,
-            dies_in: None,
+            points: Points::default(),
             starts_at: None,
             notes: Vec::new(),
             handled: Vec::new(),
@@ -249,7 +288,7 @@ impl Publisher {
             self.run,
             store.report()
         );
-        let session = Session::new(SessionConfig {
+        let session = SessionConfig {
             client_name: self.settings.name.clone(),
             logon_options: None,
             logon_correlation: None,
@@ -258,26 +297,47 @@ impl Publisher {
             command_timeout: Duration::from_secs(5),
             stored: true,
             publish_ids: self.settings.publish_ids,
-        });
+        };
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(20));
+        let backoff = backoff.seed(around.rng.bits());
+        let challenges = Arc::new(AtomicU64::new(0));
+        let ann = Arc::new(Ann {
+            rng: Mutex::new(Rng::new(around.rng.bits())),
+            challenges: challenges.clone(),
+        });
+        let servers = self.settings.servers.iter().map(|server| {
+            let port = PORT + u16::try_from(*server).expect("few servers");
+            Server {
+                uri: format!("tcp://sim:{port}/amps")
+                    .parse()
+                    .expect("an address"),
+                authenticator: Some(ann.clone()),
+            }
+        });
+        let servers: Vec<Server> = servers.collect();
+        let sockets = Sockets::default();
+        let config = EngineConfig {
+            delivery: self.settings.delivery.clone(),
+            ..EngineConfig::default()
+        };
         self.process = Some(Process {
-            delivery: Delivery::new(&store, self.settings.delivery.clone()),
-            session,
-            backoff: backoff.seed(around.rng.bits()),
+            engine: Engine::new(&store, config, Box::new(backoff), at(around.now)),
+            transport: Amps::new(Arc::new(sockets.clone()), session),
+            sockets,
+            server: servers[0].clone(),
+            chooser: RoundRobin::new(servers),
             link: None,
-            logged_on_at: None,
-            settled_before: 0,
+            socket: None,
             decoder: FrameDecoder::new(),
-            encoder: Encoder::new(self.settings.publish_ids),
-            out: Vec::new(),
-            jobs: VecDeque::new(),
-            running: None,
-            retry_at: around.now,
+            job: None,
+            challenges,
+            notes_before: self.notes.len(),
+            is_closing: false,
+            over: None,
             flushes: BTreeMap::new(),
             flushed: Vec::new(),
             next_flush: 0,
             declined: BTreeSet::new(),
-            drop_link: false,
             sync_failed: false,
             device_done: None,
             idle: false,
@@ -304,13 +364,18 @@ impl Publisher {
             && let Some(link) = around.links.get_mut(&id)
         {
             // What the kernel had of the last write may end in the middle of a frame.
-            let part = around.rng.below(process.out.len() as u64 + 1) as usize;
-            link.write(around.now, around.now, process.out[..part].to_vec());
+            let mut out = process
+                .socket
+                .as_ref()
+                .map(Socket::take_outgoing)
+                .unwrap_or_default();
+            out.truncate(around.rng.below(out.len() as u64 + 1) as usize);
+            link.write(around.now, around.now, out);
             link.up.end(around.now);
             self.counts.heard(&link.tap);
         }
         self.counts += process.watch.counts;
-        self.dies_in = None;
+        self.points.live();
         trace!(around, "p{} dies", self.id);
     }
 
@@ -387,7 +452,11 @@ impl Publisher {
         let Some(process) = &mut self.process else {
             return Ok(());
         };
-        let handed_over = process.delivery.handed_over();
+        process.is_closing = true;
+        process.engine.stop(&process.store, at(around.now));
+        self.outputs(around);
+        let process = self.process.as_mut().expect("runs");
+        let handed_over = process.over.expect("it is over");
         let closed = process.store.close(handed_over).is_ok();
         trace!(
             around,
@@ -431,9 +500,4 @@ fn at(now: Duration) -> Now {
         at: now,
         unix_micros: now.as_micros() as u64,
     }
-}
-
-fn settled(delivery: &Delivery) -> u64 {
-    let totals = delivery.totals();
-    totals.persisted + totals.persisted_at_logon + totals.rejected
 }

@@ -201,6 +201,11 @@ impl Model {
         effects
     }
 
+    /// What it took so far is on its device, come what may.
+    pub fn sync(&mut self) {
+        self.on_disk = self.end();
+    }
+
     /// The process of the server dies and starts again over what its device holds.
     pub fn restart(&mut self) {
         let keep = self.on_disk;

@@ -23,7 +23,7 @@ pub struct Tap {
     /// What the logon was told; nothing at or below it is news to the server.
     figure: u64,
     last: u64,
-    /// Sent and not answered: bytes by number.
+    /// Handed to the link and not answered, written or not: by number.
     open: BTreeMap<u64, Open>,
     /// Bytes come back at their mean size: they are exact until some do and others stay.
     bytes_are_exact: bool,
@@ -169,6 +169,17 @@ impl Tap {
             "{wire} goes out behind {}: the server drops it for ever",
             self.last
         );
+        self.last = wire;
+        self.above_figure += u64::from(self.figure > 0);
+        // One that was answered before it was written has no place any more.
+        if let Some(open) = self.open.get_mut(&wire) {
+            open.id = header.command_id.as_deref().map(str::to_owned);
+            assert_eq!(open.bytes, bytes, "another message goes out as {wire}");
+        }
+    }
+
+    /// The link took a message: that it is not written yet frees no place.
+    pub fn takes(&mut self, wire: u64, bytes: u64) {
         let count = self.open.len() as u64;
         assert!(
             count < self.bounds.messages,
@@ -179,10 +190,7 @@ impl Tap {
             !self.bytes_are_exact || under_way < self.bounds.bytes,
             "{wire} goes out while {under_way} bytes have no answer"
         );
-        self.last = wire;
-        self.above_figure += u64::from(self.figure > 0);
-        let id = header.command_id.as_deref().map(str::to_owned);
-        self.open.insert(wire, Open { id, bytes });
+        self.open.insert(wire, Open { id: None, bytes });
         self.at_bound |= count + 1 == self.bounds.messages;
     }
 }

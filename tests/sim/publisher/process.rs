@@ -1,26 +1,27 @@
-//! What the driver of a client does, one thing after the other: connect, read, hand over to
-//! delivery, carry out what it decides. The process may die between any two.
+//! What drives the client's engine in the place of a runtime: it lets time pass, connects, does
+//! store calls, and checks everything that is handed over, heard and told. The process may die
+//! in the middle of anything.
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::pin;
+use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use amps_client::DelayStrategy as _;
-use amps_client::delivery::{Input, NotSent, Note, Output, Room, ToSend};
+use amps_client::LinkEnd;
+use amps_client::chooser::ServerChooser as _;
+use amps_client::delivery::{Note, Output as Told};
 use amps_client::protocol::{AckKind, FrameDecoder, Header, Status};
-use amps_client::session::{Credentials, Received};
+use amps_delivery::{Job, JobDone, Output};
 use amps_store::testkit::{begin_step, end_step, has_failed, is_under_way, step};
-use amps_store::{AppendError, Batch, Envelope, Level, PublishStore, StoreError, StoredMessage};
+use amps_store::{AppendError, Envelope, Level, PublishStore, StoreError, StoredMessage};
 
-use super::super::ledger;
 use super::super::link::{Arrival, Link};
 use super::super::tap::{Bounds, Tap, is_about_publishes};
-use super::{Around, Died, Job, JobDone, Publisher, Read, at, settled, trace};
+use super::super::{Rng, ledger};
+use super::socket::Socket;
+use super::{Around, Died, Publisher, Read, UnderWay, at, trace};
 
 impl Publisher {
-    /// A place where the process may die.
-    pub(super) fn point(&mut self) -> Result<(), Died> {
-        point(&mut self.dies_in)
-    }
-
     /// Publishes one message; `None`: the store took none.
     pub fn publish(&mut self, around: &mut Around<'_>) -> Option<u64> {
         let process = self.process.as_ref()?;
@@ -72,8 +73,30 @@ impl Publisher {
         let id = process.next_flush;
         let through = process.store.bounds().last;
         process.flushes.insert(id, (through, until));
-        self.input(around, Input::Flush { id, through, until });
+        let now = at(around.now);
+        process
+            .engine
+            .flush(&process.store, now, id, through, until);
+        self.outputs(around);
         Some(id)
+    }
+
+    /// An operator gives up on a message.
+    pub fn give_up(&mut self, around: &mut Around<'_>, sequence: u64, reason: &str) {
+        let process = self.process.as_mut().expect("runs");
+        let now = at(around.now);
+        process
+            .engine
+            .give_up(&process.store, now, sequence, reason);
+        self.outputs(around);
+    }
+
+    /// An operator allows one more rebase.
+    pub fn allow_rebase(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        process.rebases_left = 1;
+        process.engine.allow_rebase(&process.store, at(around.now));
+        self.outputs(around);
     }
 
     /// Everything that is due, once.
@@ -84,49 +107,354 @@ impl Publisher {
         if self.process.is_none() {
             return Ok(());
         }
-        self.upkeep(around);
-        self.jobs(around)?;
-        let process = self.process.as_mut().expect("runs");
-        let (link, is_due) = (process.link, around.now >= process.retry_at);
-        match link {
-            None => {
-                // As in the driver, an attempt to connect holds up no flush.
-                self.input(around, Input::Tick);
-                if is_due {
-                    self.connect(around)?;
-                }
-            }
-            Some(id) => self.serve(around, id)?,
-        }
-        self.offer(around)?;
-        self.check_flushes(around);
-        Ok(())
+        let pumped = catch_unwind(AssertUnwindSafe(|| self.work(around)));
+        pumped.map_err(|panic| match panic.downcast::<Died>() {
+            Ok(died) => *died,
+            Err(panic) => resume_unwind(panic),
+        })
     }
 
     /// When [`pump`](Self::pump) has something to do.
     pub fn deadline(&self) -> Option<Duration> {
         let process = self.process.as_ref()?;
-        let job = match (&process.running, process.jobs.is_empty()) {
-            _ if process.hold_jobs => None,
-            (Some((at, _)), _) => Some(*at),
-            (None, false) => Some(Duration::ZERO),
-            (None, true) => None,
-        };
-        let retry = process.link.is_none().then_some(process.retry_at);
+        let job = process.job.as_ref().filter(|_| !process.hold_jobs);
+        let job = job.map(|job| {
+            if job.done.is_some() {
+                job.told_at
+            } else {
+                job.done_at
+            }
+        });
         let device = match process.idle {
             true => process.device_done,
             false => process.device_done.or(Some(Duration::ZERO)),
         };
-        [
-            job,
-            device,
-            retry,
-            process.session.deadline(),
-            process.delivery.deadline(),
-        ]
-        .into_iter()
-        .flatten()
-        .min()
+        let held = process.socket.as_ref().is_some_and(Socket::is_held);
+        let held = held.then_some(Duration::ZERO);
+        [job, device, held, process.engine.deadline()]
+            .into_iter()
+            .flatten()
+            .min()
+    }
+
+    fn work(&mut self, around: &mut Around<'_>) {
+        self.upkeep(around);
+        self.job(around);
+        self.takes(around);
+        let mut cx = Context::from_waker(Waker::noop());
+        loop {
+            let now = at(around.now);
+            let process = self.process.as_mut().expect("runs");
+            process.engine.turn(&process.store, now);
+            self.handed_over(around);
+            let told = self.outputs(around);
+            self.bring(around);
+            let process = self.process.as_mut().expect("runs");
+            let was_live = process.engine.is_live();
+            let polled = process.engine.poll(&mut cx, &process.store, now);
+            // A link writes first.
+            self.send_off(around);
+            self.read(around, was_live);
+            let told = self.outputs(around) || told;
+            self.send_end(around);
+            if polled.is_ready() {
+                self.acks_count();
+            } else if !told {
+                break;
+            }
+        }
+        self.offer(around);
+        self.check_flushes(around);
+    }
+
+    /// How much the system takes of what is written now, and the link of what is stored.
+    fn takes(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_ref().expect("runs");
+        let link = process.link.and_then(|id| around.links.get(&id));
+        let (Some(link), Some(socket)) = (link, &process.socket) else {
+            return;
+        };
+        let bytes = match link.up.waiting() > 16 << 10 {
+            true => 0,
+            false => 1 + around.rng.below(16 << 10) as usize,
+        };
+        socket.takes(bytes, 1 + around.rng.below(20) as usize);
+    }
+
+    /// The next that arrived is there to be read: what one thing leads to is carried out before
+    /// the next is read.
+    fn bring(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_ref().expect("runs");
+        let (Some(id), Some(socket)) = (process.link, &process.socket) else {
+            return;
+        };
+        if !socket.is_read() {
+            return;
+        }
+        let arrival = match around.links.get_mut(&id) {
+            Some(link) => link.down.next(around.now),
+            None => Some(Arrival::End),
+        };
+        match arrival {
+            Some(Arrival::Bytes(bytes)) => socket.arrives(&bytes),
+            Some(Arrival::End) => socket.ends(),
+            None => {}
+        }
+    }
+
+    /// What was written is on its way.
+    fn send_off(&mut self, around: &mut Around<'_>) {
+        let at = around.delay();
+        let process = self.process.as_mut().expect("runs");
+        let link = process.link.and_then(|id| around.links.get_mut(&id));
+        let (Some(link), Some(socket)) = (link, &process.socket) else {
+            return;
+        };
+        let bytes = socket.take_outgoing();
+        if !bytes.is_empty() {
+            link.write(around.now, at, bytes);
+        }
+    }
+
+    /// If the process has closed its link, that is on its way too.
+    fn send_end(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        if !process.socket.as_ref().is_some_and(Socket::is_closed) {
+            return;
+        }
+        process.socket = None;
+        let link = process.link.take();
+        if let Some(link) = link.and_then(|id| around.links.get_mut(&id)) {
+            link.up.end(around.now);
+            self.counts.heard(&link.tap);
+        }
+    }
+
+    /// Looks at the messages that the link took. Nothing of them is written before its next poll.
+    fn handed_over(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        let Some(socket) = process.socket.clone() else {
+            return;
+        };
+        let mut link = process.link.and_then(|id| around.links.get_mut(&id));
+        for sent in socket.take_sent() {
+            if let Some(link) = &mut link {
+                link.tap.takes(sent.wire, sent.body.len() as u64);
+            }
+            if process.store.level() == Level::Disk {
+                let durable = process.store.durable().sequence;
+                assert!(
+                    sent.sequence <= durable,
+                    "{} goes out, {durable} is durable",
+                    sent.sequence
+                );
+            }
+            process
+                .watch
+                .handed_over(sent.sequence, sent.again, around.now);
+            self.book.went_out(sent.sequence, sent.wire);
+            process.reach = process.reach.max(sent.sequence);
+            assert!(
+                sent.body == self.book.messages[&sent.sequence].body,
+                "other bytes go out as {}",
+                sent.sequence
+            );
+            around
+                .wires
+                .went_out(&self.settings.name, &sent.body, sent.wire);
+            trace!(
+                around,
+                "p{} sends {} as {}", self.id, sent.sequence, sent.wire
+            );
+        }
+        process.watch.resent(process.engine.totals().resent);
+    }
+
+    /// What was read is evidence, whatever the client makes of it.
+    fn read(&mut self, around: &mut Around<'_>, was_live: bool) {
+        let process = self.process.as_mut().expect("runs");
+        let Some(socket) = process.socket.clone() else {
+            return;
+        };
+        let logon = socket.take_up();
+        if let Some(figure) = logon {
+            trace!(around, "p{} is logged on, figure {figure:?}", self.id);
+            process.watch.logged_on(process.store.bounds().last);
+        }
+        let bytes = socket.take_read();
+        if let Some(link) = process.link.and_then(|id| around.links.get_mut(&id)) {
+            link.tap.reads(&bytes);
+        }
+        process.decoder.push(&bytes);
+        while let Ok(Some(frame)) = process.decoder.next_frame() {
+            if !process.read.take_in(&frame, was_live, logon) {
+                break;
+            }
+        }
+        if let Some(figure) = logon {
+            process.read.is_logged_on = true;
+            process.read.logon = figure;
+        }
+    }
+
+    /// Carries out what the engine wants, and checks what it tells; whether there was something.
+    pub(super) fn outputs(&mut self, around: &mut Around<'_>) -> bool {
+        let mut any = false;
+        while let Some(output) = self.process.as_mut().expect("runs").engine.output() {
+            any = true;
+            self.output(around, output);
+        }
+        let process = self.process.as_mut().expect("runs");
+        let totals = process.engine.totals();
+        assert_eq!(
+            (totals.persisted, totals.persisted_at_logon, totals.rejected),
+            self.book.counts,
+            "the totals are not what the outcomes say"
+        );
+        any
+    }
+
+    fn output(&mut self, around: &mut Around<'_>, output: Output) {
+        let process = self.process.as_mut().expect("runs");
+        match output {
+            Output::Connect => self.connect(around),
+            Output::Abandon => panic!("a connection is there at once, or not at all"),
+            Output::Job(job) => {
+                let slow = self.settings.slow_device && around.rng.one_in(4);
+                let mut time = || match slow {
+                    true => around.now + Duration::from_millis(around.rng.below(1500)),
+                    false => around.delay(),
+                };
+                let (one, other) = (time(), time());
+                process.job = Some(UnderWay {
+                    job,
+                    done_at: one.min(other),
+                    told_at: one.max(other),
+                    done: None,
+                });
+            }
+            Output::Up => process.chooser.succeeded(&process.server),
+            Output::State(_) => {}
+            Output::LinkEnded { why, .. } => self.link_ended(around, &why),
+            Output::GaveUp { why } => panic!("it gives up: {why}"),
+            Output::Told { what, .. } => self.told(around, what),
+            Output::Damaged { sequence, error } => panic!("{sequence} cannot be sent: {error}"),
+            Output::Over { handed_over } => process.over = Some(handed_over),
+            other => panic!("unknown output {other:?}"),
+        }
+    }
+
+    fn connect(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        process.server = process.chooser.current().expect("servers");
+        let server = usize::from(process.server.uri.port() - super::PORT);
+        let all = &self.settings.servers;
+        self.server = all.iter().position(|s| *s == server).expect("one of them");
+        process.decoder = FrameDecoder::new();
+        process.read = Read::default();
+        process.watch.connected();
+        process.notes_before = self.notes.len();
+        let socket = around.servers[server].up.then(|| {
+            let at_server = around.servers[server].connect(around.now);
+            let id = *around.next_link;
+            *around.next_link += 1;
+            let bounds = Bounds {
+                messages: self.settings.delivery.max_in_flight,
+                bytes: self.settings.delivery.max_in_flight_bytes,
+            };
+            let link = Link {
+                publisher: self.id,
+                server,
+                at_server,
+                up: Default::default(),
+                down: Default::default(),
+                tap: Tap::new(bounds),
+            };
+            around.links.insert(id, link);
+            process.link = Some(id);
+            trace!(
+                around,
+                "p{} connects to server {server}, link {id}", self.id
+            );
+            let socket = Socket::new(Rng::new(around.rng.bits()), self.points.clone());
+            socket.takes(1 << 16, 1 + around.rng.below(20) as usize);
+            socket
+        });
+        process.sockets.next(socket.clone());
+        process.socket = socket.clone();
+        let opened = {
+            let opening = pin!(process.transport.connect(&process.server));
+            match opening.poll(&mut Context::from_waker(Waker::noop())) {
+                Poll::Ready(opened) => opened,
+                Poll::Pending => panic!("a connection is there at once, or not at all"),
+            }
+        };
+        let opened = opened.map(|link| socket.expect("it is open").watch(link));
+        let now = at(around.now);
+        process.engine.connected(&process.store, now, opened);
+        self.points.pass();
+    }
+
+    fn link_ended(&mut self, around: &mut Around<'_>, why: &LinkEnd) {
+        let process = self.process.as_mut().expect("runs");
+        trace!(around, "p{} loses its link: {why}", self.id);
+        process.chooser.failed(&process.server, why);
+        let dropped = matches!(
+            why,
+            LinkEnd::ForeignFigure
+                | LinkEnd::BadFigure
+                | LinkEnd::PublishGap
+                | LinkEnd::NoNumbersLeft
+        );
+        if dropped {
+            // What was read with the word that ended it need not count.
+            process.read.fresh.clear();
+        }
+        let counts = &mut process.watch.counts;
+        counts.refused_logons += u64::from(matches!(why, LinkEnd::LogonRefused(_)));
+        counts.no_frames += u64::from(matches!(why, LinkEnd::Protocol(_)));
+        counts.challenges += process
+            .challenges
+            .swap(0, std::sync::atomic::Ordering::Relaxed);
+        let first = process.store.bounds().first_unsettled;
+        let told = &self.notes[process.notes_before..];
+        process.watch.link_lost(!dropped, first, told);
+        process.notes_before = self.notes.len();
+    }
+
+    /// A store call that waits for the device: it is done at some moment, and known to be at a
+    /// later one.
+    fn job(&mut self, around: &mut Around<'_>) {
+        let process = self.process.as_mut().expect("runs");
+        let Some(under_way) = &mut process.job else {
+            return;
+        };
+        if process.hold_jobs {
+            return;
+        }
+        if under_way.done.is_none() && around.now >= under_way.done_at {
+            self.points.pass();
+            let done = under_way.job.run(&process.store);
+            trace!(around, "p{} {:?}: {done:?}", self.id, under_way.job);
+            match (&done, under_way.job) {
+                (JobDone::Raised(Ok(())), Job::RaiseGrant(to)) => {
+                    self.book.grant = self.book.grant.max(to);
+                }
+                (JobDone::Rebased(Ok(rebase)), _) => self.book.rebased(*rebase),
+                // The write that failed may have reached the disk all the same.
+                (JobDone::Rebased(Err(_)), _) => self.rebase_in_doubt = true,
+                (JobDone::Raised(_), _) => {}
+            }
+            under_way.done = Some(done);
+            self.points.pass();
+        }
+        let is_told = under_way.done.is_some() && around.now >= under_way.told_at;
+        if !is_told {
+            return;
+        }
+        let done = process.job.take().and_then(|job| job.done).expect("done");
+        process.engine.done(&process.store, at(around.now), done);
+        self.outputs(around);
     }
 
     pub(super) fn upkeep(&mut self, around: &mut Around<'_>) {
@@ -164,369 +492,26 @@ impl Publisher {
         let process = self.process.as_mut().expect("runs");
         if has_failed(&process.store) && !std::mem::replace(&mut process.sync_failed, true) {
             trace!(around, "p{} cannot sync any more", self.id);
-            self.input(around, Input::SyncFailed);
-        }
-    }
-
-    pub(super) fn jobs(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
-        let process = self.process.as_mut().expect("runs");
-        if process.hold_jobs {
-            return Ok(());
-        }
-        if process.running.is_none()
-            && let Some(job) = process.jobs.pop_front()
-        {
-            let due = match self.settings.slow_device && around.rng.one_in(4) {
-                true => around.now + Duration::from_millis(around.rng.below(1500)),
-                false => around.delay(),
-            };
-            process.running = Some((due, job));
-        }
-        let Some((_, job)) = process.running.take_if(|(due, _)| *due <= around.now) else {
-            return Ok(());
-        };
-        self.point()?;
-        let process = self.process.as_mut().expect("runs");
-        let done = match job {
-            Job::Raise(to) => {
-                let raised = process.store.raise_grant(to);
-                if raised.is_ok() {
-                    self.book.grant = self.book.grant.max(to);
-                }
-                trace!(around, "p{} grant {to}: {raised:?}", self.id);
-                JobDone::Raised(raised)
-            }
-            Job::Rebase(above) => {
-                let rebased = process.store.rebase(above);
-                match &rebased {
-                    Ok(rebase) => self.book.rebased(*rebase),
-                    // The write that failed may have reached the disk all the same.
-                    Err(_) => self.rebase_in_doubt = true,
-                }
-                trace!(around, "p{} rebase above {above}: {rebased:?}", self.id);
-                JobDone::Rebased(rebased)
-            }
-        };
-        self.point()?;
-        match done {
-            JobDone::Raised(result) => self.input(around, Input::GrantRaised(result)),
-            JobDone::Rebased(result) => self.input(around, Input::Rebased(result)),
-        }
-        Ok(())
-    }
-
-    pub(super) fn connect(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
-        let server = self.settings.servers[self.server % self.settings.servers.len()];
-        let process = self.process.as_mut().expect("runs");
-        process.logged_on_at = None;
-        process.settled_before = settled(&process.delivery);
-        process.decoder = FrameDecoder::new();
-        process.out.clear();
-        process.read = Read::default();
-        if !around.servers[server].up {
-            self.link_ended(around, "the server is down");
-            return Ok(());
-        }
-        let at_server = around.servers[server].connect(around.now);
-        let id = *around.next_link;
-        *around.next_link += 1;
-        process.watch.connected();
-        let bounds = Bounds {
-            messages: self.settings.delivery.max_in_flight,
-            bytes: self.settings.delivery.max_in_flight_bytes,
-        };
-        let link = Link {
-            publisher: self.id,
-            server,
-            at_server,
-            up: Default::default(),
-            down: Default::default(),
-            tap: Tap::new(bounds),
-        };
-        around.links.insert(id, link);
-        process.link = Some(id);
-        trace!(
-            around,
-            "p{} connects to server {server}, link {id}", self.id
-        );
-        process
-            .session
-            .connected(around.now, None, &credentials("pw"), &mut process.out)
-            .expect("a small frame");
-        self.point()?;
-        self.write(around)
-    }
-
-    pub(super) fn serve(&mut self, around: &mut Around<'_>, id: u64) -> Result<(), Died> {
-        loop {
-            let arrival = match around.links.get_mut(&id) {
-                Some(link) => link.read(around.now),
-                None => Some(Arrival::End),
-            };
-            match arrival {
-                Some(Arrival::Bytes(bytes)) => {
-                    // As a socket would: any piece may be read alone.
-                    let part = around.rng.below(bytes.len() as u64 + 1) as usize;
-                    for piece in [&bytes[..part], &bytes[part..]] {
-                        self.process.as_mut().expect("runs").decoder.push(piece);
-                        if let Err(why) = self.read(around)? {
-                            self.link_ended(around, why);
-                            return Ok(());
-                        }
-                    }
-                    self.point()?;
-                }
-                Some(Arrival::End) => {
-                    self.link_ended(around, "closed");
-                    return Ok(());
-                }
-                None => break,
-            }
-        }
-        let process = self.process.as_mut().expect("runs");
-        if process
-            .session
-            .deadline()
-            .is_some_and(|at| around.now >= at)
-        {
-            let ticked = process
-                .session
-                .tick(around.now, &mut process.out, &mut |_| {});
-            if let Err(expired) = ticked {
-                let why = format!("{expired:?}");
-                self.link_ended(around, &why);
-                return Ok(());
-            }
-        }
-        self.input(around, Input::Tick);
-        if std::mem::take(&mut self.process.as_mut().expect("runs").drop_link) {
-            self.link_ended(around, "dropped");
-            return Ok(());
-        }
-        self.fill(around)?;
-        let process = self.process.as_mut().expect("runs");
-        let waits = process.delivery.in_flight() > 0;
-        process.session.publishes_wait(around.now, waits);
-        self.write(around)
-    }
-
-    pub(super) fn read(
-        &mut self,
-        around: &mut Around<'_>,
-    ) -> Result<Result<(), &'static str>, Died> {
-        loop {
             let process = self.process.as_mut().expect("runs");
-            let Some(frame) = process.decoder.next_frame().expect("servers send frames") else {
-                break;
-            };
-            process.read.take_in(&frame, process.delivery.is_live());
-            let now = at(around.now);
-            let mut refused = false;
-            let mut challenge = None;
-            let (delivery, store) = (&mut process.delivery, &process.store);
-            let read = &mut process.read;
-            let logged_on_at = &mut process.logged_on_at;
-            let watch = &mut process.watch;
-            let name = self.id;
-            let received = process.session.receive(
-                around.now,
-                &frame,
-                &mut process.out,
-                &mut |item| match item {
-                    Received::Ack(ack) => {
-                        trace!(around, "p{name} reads {ack:?}");
-                        delivery.handle(store, now, Input::Ack(ack));
-                    }
-                    Received::LoggedOn { figure } => {
-                        trace!(around, "p{name} is logged on, figure {figure:?}");
-                        read.is_logged_on = true;
-                        read.logon = figure;
-                        watch.logged_on(store.bounds().last);
-                        *logged_on_at = Some(around.now);
-                        delivery.handle(store, now, Input::LoggedOn { figure });
-                    }
-                    Received::LogonRefused(_) => refused = true,
-                    Received::Challenge(asked) => challenge = Some(asked),
-                    _ => {}
-                },
-            );
-            if received.is_err() {
-                process.watch.counts.no_frames += 1;
-                return Ok(Err("no header"));
-            }
-            if let Some(asked) = challenge {
-                // Typing errors are human.
-                let password = if around.rng.one_in(4) { "wp" } else { "pw" };
-                let asked = asked.password.unwrap_or_default();
-                let answer = credentials(&format!("{asked}:{password}"));
-                process.watch.counts.challenges += 1;
-                process
-                    .session
-                    .answer_challenge(around.now, &answer, &mut process.out)
-                    .expect("a small frame");
-            }
-            process.watch.counts.refused_logons += u64::from(refused);
+            process.engine.sync_failed(&process.store, at(around.now));
             self.outputs(around);
-            self.point()?;
-            if refused {
-                return Ok(Err("logon refused"));
-            }
-            if self.process.as_mut().expect("runs").drop_link {
-                break;
-            }
         }
-        self.input(around, Input::AcksEnd);
-        self.acks_count();
-        Ok(Ok(()))
     }
 
-    pub(super) fn fill(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
-        // A socket takes so much at a time.
-        let most = 1 + around.rng.below(20);
-        let waiting = self
-            .process
-            .as_ref()
-            .and_then(|p| around.links.get(&p.link?))
-            .map_or(0, |link| link.up.waiting());
-        if waiting > 16 << 10 {
-            return Ok(());
-        }
-        let room = Room {
-            messages: most as usize,
-            bytes: 16 << 10,
-        };
-        let mut batch = Batch::default();
+    fn told(&mut self, around: &mut Around<'_>, told: Told) {
         let process = self.process.as_mut().expect("runs");
-        let store = &process.store;
-        let send = |next: &ToSend<'_>| {
-            if store.level() == Level::Disk {
-                let durable = store.durable().sequence;
-                assert!(
-                    next.sequence <= durable,
-                    "{} goes out, {durable} is durable",
-                    next.sequence
-                );
-            }
-            process
-                .watch
-                .handed_over(next.sequence, next.again, around.now);
-            self.book.went_out(next.sequence, next.wire);
-            process.reach = process.reach.max(next.sequence);
-            let body = next.message.payload();
-            assert!(
-                body == self.book.messages[&next.sequence].body,
-                "other bytes go out as {}",
-                next.sequence
-            );
-            around.wires.went_out(&self.settings.name, body, next.wire);
-            trace!(
-                around,
-                "p{} sends {} as {}", self.id, next.sequence, next.wire
-            );
-            let encoded = process.encoder.encode(next, &mut process.out);
-            encoded.expect("a small frame");
-            point(&mut self.dies_in)
-        };
-        let sent = process
-            .delivery
-            .hand_over(store, at(around.now), room, &mut batch, send);
-        match sent {
-            Ok(_) => {}
-            Err(NotSent::Refused { error: died, .. }) => return Err(died),
-            Err(NotSent::Read(error)) => panic!("{error}"),
-        }
-        process.watch.resent(process.delivery.totals().resent);
-        self.outputs(around);
-        Ok(())
-    }
-
-    pub(super) fn write(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
-        let at = around.delay();
-        let process = self.process.as_mut().expect("runs");
-        let Some(link) = process.link.and_then(|id| around.links.get_mut(&id)) else {
-            return Ok(());
-        };
-        if !process.out.is_empty() {
-            link.write(around.now, at, std::mem::take(&mut process.out));
-            process.session.wrote(around.now);
-        }
-        Ok(())
-    }
-
-    pub(super) fn link_ended(&mut self, around: &mut Around<'_>, why: &str) {
-        let process = self.process.as_mut().expect("runs");
-        trace!(around, "p{} loses its link: {why}", self.id);
-        if let Some(link) = process.link.take().and_then(|id| around.links.get_mut(&id)) {
-            link.up.end(around.now);
-            self.counts.heard(&link.tap);
-        }
-        process.session.disconnected(&mut |_| {});
-        process.drop_link = false;
-        process.out.clear();
-        let (live, told) = (process.delivery.is_live(), self.notes.len());
-        self.input(around, Input::LinkLost);
-        self.acks_count();
-        let process = self.process.as_mut().expect("runs");
-        let first = process.store.bounds().first_unsettled;
-        process.watch.link_lost(live, first, &self.notes[told..]);
-        let healthy = Duration::from_secs(10);
-        if settled(&process.delivery) > process.settled_before
-            || process
-                .logged_on_at
-                .is_some_and(|at| around.now - at >= healthy)
-        {
-            process.backoff.reset();
-        }
-        self.server += 1;
-        let delay = match process.delivery.wants_longest_delay() {
-            true => process.backoff.longest_delay(),
-            false => process.backoff.next_delay(),
-        };
-        process.retry_at = around.now + delay.expect("it never gives up");
-    }
-
-    /// Hands something to delivery, and carries out what it decides.
-    pub fn input(&mut self, around: &mut Around<'_>, input: Input<'_>) {
-        let process = self.process.as_mut().expect("runs");
-        if let Input::AllowRebase = input {
-            process.rebases_left = 1;
-        }
-        process
-            .delivery
-            .handle(&process.store, at(around.now), input);
-        self.outputs(around);
-    }
-
-    pub(super) fn outputs(&mut self, around: &mut Around<'_>) {
-        while let Some(output) = self.process.as_mut().expect("runs").delivery.poll() {
-            self.output(around, output);
-        }
-        let process = self.process.as_ref().expect("runs");
-        let totals = process.delivery.totals();
-        assert_eq!(
-            (totals.persisted, totals.persisted_at_logon, totals.rejected),
-            self.book.counts,
-            "the totals are not what the outcomes say"
-        );
-    }
-
-    pub(super) fn output(&mut self, around: &mut Around<'_>, output: Output) {
-        let process = self.process.as_mut().expect("runs");
-        match output {
-            Output::RaiseGrant { to } => process.jobs.push_back(Job::Raise(to)),
-            Output::Rebase { above } => process.jobs.push_back(Job::Rebase(above)),
-            Output::DropLink { .. } => process.drop_link = true,
-            Output::SettledThrough { through, via } => {
+        match told {
+            Told::SettledThrough { through, via } => {
                 trace!(around, "p{} settles through {through} via {via:?}", self.id);
                 for sequence in self.book.unsettled_through(through) {
                     self.persisted(around, sequence, via);
                 }
             }
-            Output::Settled { sequence, via } => {
+            Told::Settled { sequence, via } => {
                 trace!(around, "p{} settles {sequence} via {via:?}", self.id);
                 self.persisted(around, sequence, via);
             }
-            Output::Refused {
+            Told::Refused {
                 sequence,
                 reason,
                 late,
@@ -541,18 +526,19 @@ impl Publisher {
                 }
                 self.refused(around, sequence, reason, late, ordinal);
             }
-            Output::RefusalNotLogged { .. } => {}
-            Output::Unattributed { figure, reason } => self.unattributed.push((figure, reason)),
-            Output::Flushed { id, result } => {
+            Told::RefusalNotLogged { .. } => {}
+            Told::Unattributed { figure, reason } => self.unattributed.push((figure, reason)),
+            Told::Flushed { id, result } => {
                 let left = result.left;
                 let (target, until) = process.flushes.remove(&id).expect("it was asked for");
                 let open = self.book.unsettled_through(target).len() as u64;
                 assert_eq!(left, open, "flush through {target}");
                 let over = until.is_some_and(|until| around.now >= until);
+                let over = over || process.is_closing;
                 assert!(left == 0 || over, "a flush ends early");
                 process.flushed.push((id, left));
             }
-            Output::Note(note) => {
+            Told::Note(note) => {
                 trace!(around, "p{} notes {note:?}", self.id);
                 if let Note::Rebased {
                     from,
@@ -567,23 +553,26 @@ impl Publisher {
                 }
                 self.notes.push(note);
             }
+            Told::RaiseGrant { .. } | Told::Rebase { .. } | Told::DropLink { .. } => {
+                panic!("{told:?} is the engine's to carry out")
+            }
         }
     }
 
     /// Calls the failed-write handler for the lowest refusal that waits.
-    pub(super) fn offer(&mut self, around: &mut Around<'_>) -> Result<(), Died> {
+    fn offer(&mut self, around: &mut Around<'_>) {
         let process = self.process.as_mut().expect("runs");
         if self.settings.no_handler || process.hold_jobs {
-            return Ok(());
+            return;
         }
         let open = process
             .store
             .rejections(0, usize::MAX)
             .into_iter()
             .find(|r| !process.declined.contains(&r.sequence));
-        let Some(rejection) = open else { return Ok(()) };
+        let Some(rejection) = open else { return };
         if process.store.level() == Level::Disk && process.store.sync().is_err() {
-            return Ok(());
+            return;
         }
         let sequence = rejection.sequence;
         let mut original = StoredMessage::new();
@@ -606,11 +595,11 @@ impl Publisher {
         let earlier = sequence < process.first_of_run;
         self.handled.push((sequence, rejection.late, earlier));
         trace!(around, "p{} handles the refusal of {sequence}", self.id);
-        self.point()?;
+        self.points.pass();
         let process = self.process.as_mut().expect("runs");
         if self.settings.declines > 0 && around.rng.one_in(self.settings.declines) {
             process.declined.insert(sequence);
-            return Ok(());
+            return;
         }
         match process.store.accept(sequence) {
             Ok(accepted) => {
@@ -623,7 +612,7 @@ impl Publisher {
             }
             Err(_) => drop(process.declined.insert(sequence)),
         }
-        self.point()
+        self.points.pass();
     }
 
     /// Publishes the lowest refused message again.
@@ -645,32 +634,25 @@ impl Publisher {
     }
 }
 
-fn point(dies_in: &mut Option<u32>) -> Result<(), Died> {
-    match dies_in {
-        Some(0) => Err(Died),
-        Some(n) => {
-            *n -= 1;
-            Ok(())
-        }
-        None => Ok(()),
-    }
-}
-
-fn credentials(password: &str) -> Credentials {
-    Credentials {
-        user: Some("ann".to_owned()),
-        password: Some(password.to_owned()),
-    }
-}
-
 impl Read {
-    /// Takes in what can be evidence for an outcome.
-    fn take_in(&mut self, frame: &[u8], live: bool) {
+    /// Takes in what can be evidence for an outcome. `logon`: the server accepted it with this
+    /// figure in one of the frames that were read together. `false`: the frame has no header,
+    /// and what comes behind it is not read.
+    fn take_in(&mut self, frame: &[u8], live: bool, logon: Option<Option<u64>>) -> bool {
         let Ok((header, _)) = Header::parse(frame) else {
-            return;
+            return false;
         };
-        if !self.is_logged_on || !is_about_publishes(&header) {
-            return;
+        if !self.is_logged_on {
+            let accepted = header.ack_kind() == Some(AckKind::Processed)
+                && header.status == Some(Status::Success);
+            if let (Some(figure), true) = (logon, accepted) {
+                self.is_logged_on = true;
+                self.logon = figure;
+            }
+            return true;
+        }
+        if !is_about_publishes(&header) {
+            return true;
         }
         let id: Option<u64> = header.command_id.as_deref().and_then(|id| id.parse().ok());
         match (header.ack_kind(), header.status) {
@@ -685,5 +667,6 @@ impl Read {
             }
             _ => {}
         }
+        true
     }
 }
