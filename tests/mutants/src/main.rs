@@ -37,7 +37,7 @@ Usage: amps-mutants [OPTION…] prepare|run|report
 ";
 
 /// What is looked at where nothing else is named.
-const PLACES: [&str; 20] = [
+const PLACES: [&str; 24] = [
     "crates/amps-store/src/recover.rs",
     "crates/amps-store/src/recover/",
     "crates/amps-store/src/log.rs",
@@ -51,6 +51,10 @@ const PLACES: [&str; 20] = [
     "crates/amps-store/src/file.rs",
     "crates/amps-store/src/file/",
     "crates/amps-delivery/src/delivery/",
+    "crates/amps-delivery/src/engine.rs",
+    "crates/amps-delivery/src/engine/",
+    "crates/amps-client/src/amps.rs",
+    "crates/amps-client/src/amps/",
     "crates/amps-client/src/session/",
     "crates/amps-client/src/driver.rs",
     "crates/amps-client/src/driver/",
