@@ -181,9 +181,11 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let there = superblock.whole_segments(len);
         let segments = there.min(superblock.segments) as usize;
         // A segment is announced only after it was filled and synced.
-        let missing = (there < superblock.segments).then(|| DamagedRange {
-            offset: superblock.len_of(there),
-            bytes: (superblock.segments - there) * superblock.segment_size,
+        let cut = superblock.len_of(there).min(source.end());
+        let whole = superblock.len_of(superblock.segments);
+        let missing = (cut < whole).then(|| DamagedRange {
+            offset: cut,
+            bytes: whole - cut,
             first_ordinal: 0,
             last_ordinal: None,
             sequences: None,

@@ -23,6 +23,11 @@ pub(crate) trait Source {
         Ok(offset)
     }
 
+    /// Where what is there ends, if that is before the length it is read as: behind it are zeros.
+    fn end(&self) -> u64 {
+        u64::MAX
+    }
+
     /// The same bytes for another thread, if two may read at once.
     fn shared(&self) -> Option<&(dyn Source + Sync)> {
         None

@@ -54,6 +54,55 @@ fn damage(path: &Path, sequence: u64) {
     std::fs::write(path, &bytes).unwrap();
 }
 
+/// What is left of the segment that a copy was cut in was passed over: of a file that ends in its
+/// first one nothing was shown or saved, though every message was there.
+#[test]
+fn a_file_that_was_cut_within_a_segment_is_shown_and_saved_up_to_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let (old, new) = two(&dir);
+    let store = Store::open(&old, options().capacity(256 << 10).preallocate(true)).unwrap();
+    for n in 1..=400 {
+        publish(&store, n);
+    }
+    store.sync().unwrap();
+    drop(store);
+    let whole = std::fs::read(&old).unwrap();
+    let there = messages(&old, Filter::all());
+    let places = intact_messages(&whole);
+    assert_eq!((there.len(), places.len()), (400, 400));
+    let info = Inspection::open(&old).unwrap().info();
+    let begin = places[0].offset;
+    let later = places
+        .iter()
+        .rfind(|m| m.offset > begin + info.segment_size);
+    assert!(
+        later.is_some(),
+        "cut in the first segment and in later ones"
+    );
+    for message in places.into_iter().step_by(23) {
+        let (offset, last) = (message.offset as usize, message.sequence - 1);
+        for cut in [offset, offset + 20] {
+            std::fs::write(&old, &whole[..cut]).unwrap();
+            let left: Vec<u64> = (1..=last).collect();
+            assert_eq!(sequences(&messages(&old, Filter::all())), left, "{cut}");
+            let verified = Inspection::open(&old).unwrap().verify().unwrap();
+            assert!(!verified.is_sound(), "{cut}");
+            if last == 0 {
+                continue;
+            }
+            let report = repair_to(&old, &new).unwrap();
+            assert_eq!(report.saved, last, "{cut}");
+            let told = report.unsaved.iter().any(|unsaved| {
+                matches!(unsaved, Unsaved::Damaged(range)
+                    if range.offset + range.bytes >= whole.len() as u64)
+            });
+            assert!(told, "{cut}: {:?}", report.unsaved);
+            assert_eq!(sequences(&messages(&new, Filter::all())), left);
+            std::fs::remove_file(&new).unwrap();
+        }
+    }
+}
+
 #[test]
 fn a_repaired_store_is_the_old_one_less_what_is_named() {
     let dir = tempfile::tempdir().unwrap();

@@ -114,8 +114,8 @@ fn nothing_is_made_of_a_file_that_has_nothing_but_its_superblocks() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (left_behind(dir.path()), dir.path().join("new"));
     let file = OpenOptions::new().write(true).open(&old).unwrap();
-    // In the middle of the first segment, at its header, behind the superblocks.
-    for len in [12288 + 4096, 12288 + 64, 12288] {
+    // In the header of the first record, behind that of the segment, and behind the superblocks.
+    for len in [12288 + 96, 12288 + 64, 12288] {
         file.set_len(len).unwrap();
         let refused = repair_to(&old, &new);
         assert!(

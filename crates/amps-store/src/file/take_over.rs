@@ -69,6 +69,8 @@ fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64
     most.min(chain + copies + SEGMENTS_TO_GO_ON)
 }
 
+const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
+
 /// Why every open refuses a file, whatever it is told to do about damage.
 pub(crate) fn unopenable(
     path: &Path,
@@ -83,15 +85,13 @@ pub(crate) fn unopenable(
     // Before the damage: no salvage makes a store of such a file.
     let why = impossible(superblock, recovered).or_else(|| {
         let there = superblock.whole_segments(len);
-        let none = "it was cut off before its first segment ends; nothing can be salvaged";
-        (there == 0).then(|| none.to_owned())
+        (there == 0).then(|| format!("it was cut off before its first segment ends; {SAVE}"))
     })?;
     Some(OpenError::Broken { path, why })
 }
 
 /// What no store writes: going on with it would not come to the same at every open.
 fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> {
-    const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
     let numbers = [
         superblock.generation,
         superblock.counter,

@@ -278,6 +278,14 @@ impl Superblock {
         len.saturating_sub(self.segments_at) / self.segment_size
     }
 
+    /// The end of the last segment, of those it names, that a file of this length has a part of.
+    pub(crate) fn end_of_begun(&self, len: u64) -> u64 {
+        let begun = len
+            .saturating_sub(self.segments_at)
+            .div_ceil(self.segment_size);
+        self.len_of(begun.min(self.segments)).max(len)
+    }
+
     /// What a new store says of itself for good; `None`: it is of version 1, and has no place for
     /// it.
     pub(crate) fn identity(&self) -> Option<Identity> {

@@ -91,7 +91,7 @@ impl Inspection {
         };
         if !self.is_moving() {
             let superblock = &self.view.header.superblock;
-            out.refused = unopenable(&self.path, self.view.len, superblock, &self.view.recovered);
+            out.refused = unopenable(&self.path, self.view.end, superblock, &self.view.recovered);
         }
         self.verify_superblocks(&mut out);
         for (segment, stamp) in self.view.stamps.iter().enumerate() {

@@ -57,6 +57,9 @@ pub(super) struct View {
     /// Of the file, with its holes.
     pub(super) file_len: u64,
     /// How far it [goes](reach).
+    /// Where it ends, or the holes begin that take the last of its segments whole.
+    pub(super) end: u64,
+    /// As far as it is read: to the end of the segment that it was cut in.
     pub(super) len: u64,
     pub(super) superblocks: [SuperblockVerdict; 2],
     pub(super) header: Header,
@@ -193,6 +196,7 @@ impl View {
         let held = Held {
             file: &self.file,
             image: Some(&image),
+            end: self.end,
             superblock: &superblock,
             stamps: &self.stamps,
         };
@@ -201,6 +205,7 @@ impl View {
             file: self.file.clone(),
             image: Some(image),
             file_len: self.file_len,
+            end: self.end,
             len: self.len,
             superblocks: self.superblocks.clone(),
             header: Header {
@@ -327,7 +332,8 @@ fn scan_as(
     kept: Option<&View>,
 ) -> Result<View, Refusal> {
     let superblock = &header.superblock;
-    let len = reach(&FileSource(file), file_len, superblock)?;
+    let end = reach(&FileSource(file), file_len, superblock)?;
+    let len = superblock.end_of_begun(end);
     let stamps = match kept {
         Some(view) => view.stamps.clone(),
         None => read_stamps(file, len, superblock)?,
@@ -345,6 +351,7 @@ fn scan_as(
         let held = Held {
             file,
             image: image.as_deref(),
+            end,
             superblock,
             stamps: &stamps,
         };
@@ -357,6 +364,7 @@ fn scan_as(
         file: file.clone(),
         image,
         file_len,
+        end,
         len,
         superblocks: copies(head),
         header,
@@ -421,6 +429,7 @@ impl Source for Head<'_> {
 struct Held<'a> {
     file: &'a File,
     image: Option<&'a [u8]>,
+    end: u64,
     superblock: &'a Superblock,
     stamps: &'a [Option<SegmentHeader>],
 }
@@ -442,6 +451,10 @@ impl Source for Held<'_> {
 
     fn next_data(&self, offset: u64) -> io::Result<u64> {
         next_data(self.file, self.image, offset)
+    }
+
+    fn end(&self) -> u64 {
+        self.end
     }
 }
 
