@@ -343,7 +343,7 @@ impl Sandbox {
 impl Drop for Sandbox {
     fn drop(&mut self) {
         self.shared.stop();
-        for socket in &self.sockets {
+        for socket in self.sockets.iter().filter(|path| is_socket(path)) {
             if let Err(error) = std::fs::remove_file(socket) {
                 tracing::debug!(%error, socket = %socket.display(), "socket file left behind");
             }
@@ -548,13 +548,26 @@ async fn serve(shared: Arc<Shared>, opening: Opening, known: Arc<AtomicBool>) {
     }
 }
 
+/// Whether a socket stands at this path itself, and no link to one.
+#[cfg(unix)]
+fn is_socket(path: &Path) -> bool {
+    use std::os::unix::fs::FileTypeExt as _;
+    std::fs::symlink_metadata(path).is_ok_and(|found| found.file_type().is_socket())
+}
+
+#[cfg(not(unix))]
+fn is_socket(_: &Path) -> bool {
+    false
+}
+
 /// Binds a socket file, taking the place of one that a dead process left behind.
 #[cfg(unix)]
 fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             match std::os::unix::net::UnixStream::connect(path) {
-                Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused => {
+                // Connecting to what is no socket is refused as well.
+                Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused && is_socket(path) => {
                     std::fs::remove_file(path)?;
                     UnixListener::bind(path)
                 }

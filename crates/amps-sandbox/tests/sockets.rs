@@ -609,6 +609,32 @@ async fn other_implementations_ack_each_message() {
     sandbox.stop().await;
 }
 
+/// Whatever stood there was removed: connecting to a file is refused, as by a dead server's socket.
+#[cfg(unix)]
+#[tokio::test]
+async fn only_a_socket_of_a_dead_server_makes_way() {
+    let directory = tempfile::tempdir().unwrap();
+    let (file, link, socket) = ("file", "link", "socket");
+    let at = |name: &str| directory.path().join(name);
+    let listen = async |name: &str| {
+        let uri = format!("unix://localhost:0/amps/json?path={}", at(name).display());
+        Sandbox::builder().listen(&uri).start().await
+    };
+    std::fs::write(at(file), "precious").unwrap();
+    std::os::unix::fs::symlink(at(file), at(link)).unwrap();
+    for name in [file, link] {
+        assert!(listen(name).await.is_err());
+        assert_eq!(std::fs::read(at(name)).unwrap(), b"precious");
+    }
+    drop(std::os::unix::net::UnixListener::bind(at(socket)).unwrap());
+    let sandbox = listen(socket).await.unwrap();
+    // What took its place meanwhile is not the sandbox's to remove.
+    std::fs::remove_file(at(socket)).unwrap();
+    std::fs::write(at(socket), "precious").unwrap();
+    sandbox.stop().await;
+    assert_eq!(std::fs::read(at(socket)).unwrap(), b"precious");
+}
+
 #[cfg(unix)]
 #[tokio::test]
 async fn unix_and_memory_are_the_same_server() {
