@@ -69,7 +69,8 @@ impl Figures {
             grant: numbers.grant,
             rebases_left: 1,
             known: None,
-            settled: settled_before(store),
+            // What was never sent was settled by no server: an import, or an operator.
+            settled: settled_before(store).min(numbers.found_grant),
         }
     }
 

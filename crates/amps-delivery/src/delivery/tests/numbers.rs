@@ -223,6 +223,25 @@ fn h17_a_server_that_forgot_the_publisher_is_reported_and_numbering_goes_on() {
     assert_eq!(rig.send(), [(101, 101)]);
 }
 
+/// An import brings refusals of another store along, and an operator decides about them: no server
+/// has heard of this one yet.
+#[test]
+fn what_was_settled_and_never_sent_is_no_history_that_a_server_forgot() {
+    let store = Store::memory(options()).unwrap();
+    for sequence in 1..=3 {
+        let appended = store.append(&Envelope::publish("orders"), b"refused");
+        assert_eq!(appended.unwrap().sequence, sequence);
+        store.reject(sequence, "not entitled", 0).unwrap();
+        store.accept(sequence).unwrap();
+    }
+    let mut rig = rig_with(store, Config::default());
+    rig.publish(1);
+    let outputs = rig.logon(0);
+    let gap = |n: &&Note| matches!(n, Note::PublishGap { .. });
+    assert!(!notes(&outputs).iter().any(gap), "{outputs:?}");
+    assert_eq!(rig.send(), [(4, 4)]);
+}
+
 #[test]
 fn h18_a_server_that_is_behind_is_reported_or_left() {
     for policy in [GapPolicy::Report, GapPolicy::NextServer] {
