@@ -133,6 +133,17 @@ impl Failure {
 
     /// A store that could not be opened.
     pub(crate) fn open(error: &OpenError) -> Self {
+        // The library makes a store of such a file; whoever asks for what is in it finds none.
+        if let OpenError::Missing { path } = error
+            && path.symlink_metadata().is_ok_and(|found| found.is_file())
+        {
+            let text = format!(
+                "{} is not a publish store: it is empty, or the creation of one did not come far; \
+                 check the path",
+                path.display()
+            );
+            return Failure::new(Exit::NotAStore, text);
+        }
         let exit = match error {
             OpenError::Locked { .. } => Exit::Locked,
             OpenError::Damaged { .. }

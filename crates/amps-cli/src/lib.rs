@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
 fn run() -> ExitCode {
     let Cli { json, command } = match Cli::try_parse() {
         Ok(cli) => cli,
-        Err(error) => return not_parsed(&error),
+        Err(error) => return not_parsed(error),
     };
     // What these print is no list of objects.
     let objects = json
@@ -108,25 +108,47 @@ fn told(failure: &Failure, objects: bool) -> ExitCode {
     }
     output::say(&format!("error: {failure}"));
     if objects {
-        // Whoever reads no output has the exit code, which is more important than why not.
-        let printed = Output::stdout(true).and_then(|mut out| {
-            out.object(failure.object())?;
-            out.flush()
-        });
-        if let Err(unprinted) = printed
-            && !unprinted.is_silent()
-        {
-            output::say(&format!("error: {unprinted}"));
-        }
+        tell(failure);
     }
     failure.exit().into()
 }
 
+/// Says why as an object. Whoever reads no output has the exit code, which is more important than
+/// why not.
+fn tell(failure: &Failure) {
+    let printed = Output::stdout(true).and_then(|mut out| {
+        out.object(failure.object())?;
+        out.flush()
+    });
+    if let Err(unprinted) = printed
+        && !unprinted.is_silent()
+    {
+        output::say(&format!("error: {unprinted}"));
+    }
+}
+
+/// Whether a command line that makes no sense asks for objects all the same, and is none of a
+/// command whose output is something else.
+fn wants_objects() -> bool {
+    let words: Vec<_> = std::env::args_os()
+        .skip(1)
+        .take_while(|word| word != "--")
+        .collect();
+    let has = |word: &str| words.iter().any(|given| given == word);
+    let others = ["export", "torture", "completions", "man"];
+    has("--json") && !others.into_iter().any(has)
+}
+
 /// Help, the version, or why the command line makes no sense.
-fn not_parsed(error: &clap::Error) -> ExitCode {
+fn not_parsed(error: clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if error.use_stderr() {
         output::say_text(text.trim_end());
+        if wants_objects() {
+            let first = text.lines().next().unwrap_or_default();
+            let why = first.strip_prefix("error: ").unwrap_or(first);
+            tell(&Failure::new(Exit::Usage, why));
+        }
         return Exit::Usage.into();
     }
     match output::raw(text.as_bytes()) {

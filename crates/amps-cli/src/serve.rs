@@ -60,7 +60,15 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
     }
 
     let out = SideOutput::stdout(json)?;
-    let sandbox = builder.start().await.map_err(|e| {
+    let started = tokio::select! {
+        started = builder.start() => started,
+        // A name server may let it wait.
+        () = stop.first() => {
+            let signal = stop.asked().unwrap_or("a signal");
+            return Err(Failure::other(format!("{signal} came before it listened")));
+        }
+    };
+    let sandbox = started.map_err(|e| {
         Failure::other(format!(
             "cannot serve: {e}; choose another --listen or --journal"
         ))

@@ -39,6 +39,53 @@ fn a_missing_file_is_named_and_leaves_no_store_behind() {
     assert!(!store.exists());
 }
 
+/// Such a command line had words for people only, unlike every other failure.
+#[test]
+fn a_command_line_that_makes_no_sense_is_an_object_too() {
+    for words in [
+        &["--json", "publish"][..],
+        &["store", "list", "--since", "yesterday", "s.store", "--json"],
+        &[
+            "--json",
+            "drain",
+            "--store",
+            "s.store",
+            "--flush-timeout",
+            "soon",
+        ],
+    ] {
+        let report = run(amps().args(words)).expect(2).report();
+        assert_eq!(
+            (&report["error"], &report["code"]),
+            (&"usage".into(), &2.into())
+        );
+        assert!(!report["message"].as_str().unwrap().is_empty());
+    }
+    for words in [
+        &["publish"][..],
+        &["--json", "store", "export"],
+        &["--help"],
+    ] {
+        let ran = run(amps().args(words));
+        let objects = String::from_utf8_lossy(&ran.stdout).contains("\"error\"");
+        assert!(!objects, "{}", ran.text());
+    }
+}
+
+/// The flush timeout is for a server and for a full store; room that the store is making needs
+/// neither.
+#[test]
+fn a_store_that_grows_is_waited_for_whatever_the_flush_timeout() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    // More than a new store has room for.
+    let input = dir.file("in", numbered_lines(60_000, 300));
+    let mut command = publish_within(&store, NOBODY, "0s");
+    let report = run(command.arg("--file").arg(&input)).expect(5).report();
+    assert_eq!(report["published"], 60_000);
+    assert_eq!(report["next_line"], 60_001);
+}
+
 #[test]
 fn a_directory_cannot_be_published() {
     let dir = Dir::new();

@@ -224,5 +224,16 @@ fn with_a_silent_name_server() {
         let took = reported.elapsed();
         assert!(took < Duration::from_secs(8), "{command}: {took:?}");
     }
+    // A server that asks where to listen hears the first signal, too.
+    let mut amps = common::amps();
+    amps.args(["serve", "--listen", "tcp://amps.example:9007/amps/json"]);
+    let mut run = amps.stderr(Stdio::piped()).spawn().unwrap();
+    common::listens(run.id());
+    let pid = rustix::process::Pid::from_raw(run.id().cast_signed()).unwrap();
+    let signalled = Instant::now();
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    assert_eq!(run.wait().unwrap().code(), Some(1));
+    let took = signalled.elapsed();
+    assert!(took < Duration::from_secs(8), "serve: {took:?}");
     eprintln!("ended in time");
 }

@@ -13,7 +13,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{Dir, NOBODY, Running, Server, amps, numbered_lines, run, run_with_input};
+use common::{Dir, NOBODY, Running, Server, amps, listens, numbered_lines, run, run_with_input};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
@@ -274,21 +274,6 @@ fn a_named_pipe_nobody_writes_to_can_be_left() {
     run.signal(Signal::TERM);
     let (code, report) = run.end();
     assert_eq!((code, &report["published"]), (Some(0), &0.into()));
-}
-
-/// Waits until a process takes signals for itself: until then they end it.
-fn listens(pid: u32) {
-    let status = format!("/proc/{pid}/status");
-    loop {
-        let status = std::fs::read_to_string(&status).unwrap();
-        let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
-        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
-        // SIGTERM and SIGINT.
-        if caught & (1 << 14) != 0 && caught & (1 << 1) != 0 {
-            return;
-        }
-        std::thread::yield_now();
-    }
 }
 
 /// The signal interrupts the wait for data before anybody has counted it: what was read next

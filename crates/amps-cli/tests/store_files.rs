@@ -243,9 +243,13 @@ fn an_empty_file_is_not_all_sent() {
     let path = dir.path("empty");
     for len in [0, 1 << 20] {
         File::create(&path).unwrap().set_len(len).unwrap();
-        run(&mut drain(&path, "0s"))
-            .expect(1)
-            .says(&["there is no store at", "empty"]);
+        let mut list = amps();
+        list.args(["failed", "list"]).arg(&path);
+        for mut command in [drain(&path, "0s"), store(&["info"], &path), list] {
+            run(&mut command)
+                .expect(9)
+                .says(&["is not a publish store", "empty"]);
+        }
         let bytes = fs::read(&path).unwrap();
         assert!(bytes.len() as u64 == len && bytes.iter().all(|b| *b == 0));
     }

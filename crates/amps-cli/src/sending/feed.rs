@@ -55,6 +55,12 @@ impl Stopped {
     }
 }
 
+/// How long a store may make room before that is taken for an error.
+const GROWTH: Duration = Duration::from_secs(30);
+
+/// Between two looks at whether it still does.
+const GROWTH_SLICE: Duration = Duration::from_millis(20);
+
 /// Takes lines until the input ends, a signal comes, the store stays full, or something breaks.
 ///
 /// A signal ends the reading: what was read from a pipe or a terminal is stored at once, since
@@ -156,10 +162,28 @@ impl Feeder<'_> {
         }
     }
 
-    /// Stores a line; `None` when it is not to be stored any more.
+    /// Stores a line; `None` when it is not to be stored any more. Room that the store is making
+    /// needs no server: it is waited for at least so long.
     async fn send(&mut self, line: &Line) -> Option<Result<Receipt, PublishError>> {
+        let grown = Instant::now() + GROWTH;
+        let mut patience = self.patience;
+        loop {
+            match self.send_within(line, patience).await {
+                Some(Err(error)) if is_making_room(&error) && Instant::now() < grown => {
+                    patience = self.patience.max(GROWTH_SLICE);
+                }
+                sent => return sent,
+            }
+        }
+    }
+
+    async fn send_within(
+        &mut self,
+        line: &Line,
+        patience: Duration,
+    ) -> Option<Result<Receipt, PublishError>> {
         let message = (self.input.message)(line);
-        let mut sending = std::pin::pin!(self.client.send_deadline(message, self.patience));
+        let mut sending = std::pin::pin!(self.client.send_deadline(message, patience));
         loop {
             tokio::select! {
                 biased;
@@ -216,6 +240,17 @@ impl Pace {
     }
 }
 
+fn is_making_room(error: &PublishError) -> bool {
+    let reason = match &error.reason {
+        PublishFailure::Deadline(last) => last,
+        reason => reason,
+    };
+    matches!(
+        reason,
+        PublishFailure::Store(AppendError::MakingRoom { .. })
+    )
+}
+
 /// Says why a line could not be stored, and how far the run got.
 fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration) -> Stopped {
     let so_far = format!(
@@ -237,7 +272,7 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
             format!(
                 "the store was still making room after {}: {so_far}. Its disk is too \
                  slow to let it grow; nothing accepted is lost",
-                span(patience)
+                span(patience.max(GROWTH))
             ),
             waited,
         ),

@@ -145,6 +145,21 @@ pub fn ran(output: Output) -> Ran {
     }
 }
 
+/// Waits until a process takes signals for itself: until then they end it.
+pub fn listens(pid: u32) {
+    let status = format!("/proc/{pid}/status");
+    loop {
+        let status = std::fs::read_to_string(&status).expect("it runs");
+        let caught = status.lines().find_map(|l| l.strip_prefix("SigCgt:"));
+        let caught = u64::from_str_radix(caught.unwrap().trim(), 16).unwrap();
+        // SIGTERM and SIGINT.
+        if caught & (1 << 14) != 0 && caught & (1 << 1) != 0 {
+            return;
+        }
+        std::thread::yield_now();
+    }
+}
+
 /// A running process of the binary. Dropped, it is killed.
 pub struct Running {
     child: Child,
