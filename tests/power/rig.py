@@ -154,7 +154,7 @@ def machine(options, work, run):
     words = {"fs": options.fs, "seed": options.seed, "run": run, "capacity": options.capacity,
              "min": options.min_len, "max": options.max_len, "sync": options.sync_every,
              "lag": options.discard_lag}
-    line = "console=ttyS0 quiet panic=-1 " + " ".join(f"rig.{k}={v}" for k, v in words.items())
+    line = "console=ttyS0 quiet panic=-1 no_timer_check " + " ".join(f"rig.{k}={v}" for k, v in words.items())
     drive = f"driver=file,filename={disk},node-name=file"
     drives = ["-blockdev", drive]
     node = "file"
