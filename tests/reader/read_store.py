@@ -187,8 +187,11 @@ class Reader:
         self.max = min(self.sb["size"] // 4, (1 << 25) - 8)
         self.log, self.set_aside, self.damaged, self.gaps, self.met = [], [], False, [], []
         self.dropped = 0
-        self.there = min(self.sb["segments"], max(0, len(data) - self.sb["segments_at"]) // self.sb["size"])
-        self.damaged |= self.there < self.sb["segments"]
+        first, size = self.sb["segments_at"], self.sb["size"]
+        self.damaged |= len(data) < first + self.sb["segments"] * size
+        # The segment in which it ends reads as if zeros followed.
+        self.there = min(self.sb["segments"], -(-max(0, len(data) - first) // size))
+        self.data = data + bytes(max(0, first + self.there * size - len(data)))
         self.recover()
 
     @classmethod

@@ -93,10 +93,12 @@ pub(crate) struct Serve {
     /// Refuse messages to this topic that are not JSON ("*": to any topic). Repeatable.
     #[arg(long, value_name = "TOPIC")]
     pub(crate) reject_invalid_json: Vec<String>,
-    /// Refuse a logon without this user and password.
+    /// Refuse a logon without this user and password. After ten wrong passwords in a row it refuses
+    /// the right one as well, for ten seconds.
     #[arg(long, value_name = "USER:PASSWORD")]
     pub(crate) require_auth: Option<String>,
-    /// Challenge logons: who logs on has to answer with what it was asked and the password.
+    /// Challenge logons: who logs on has to answer with what it was asked and the password. For
+    /// programs with an authenticator of their own; publish, drain and subscribe have none.
     #[arg(long, requires = "require_auth")]
     pub(crate) challenge: bool,
     /// Keep the last message per key of this topic, for queries and deletes. Repeatable.

@@ -122,6 +122,7 @@ fn tell(failure: &Failure) {
     });
     if let Err(unprinted) = printed
         && !unprinted.is_silent()
+        && unprinted.to_string() != failure.to_string()
     {
         output::say(&format!("error: {unprinted}"));
     }

@@ -6,6 +6,7 @@ use amps_store::{OpenError, Store};
 use tokio::time::{Instant, sleep_until};
 
 use crate::failure::{Exit, Failure};
+use crate::output::say;
 use crate::signals::Stop;
 
 /// Between two tries.
@@ -25,7 +26,11 @@ pub(crate) async fn open(
     loop {
         let error = match open() {
             Err(error @ OpenError::Locked { .. }) => error,
-            opened => return opened.map_err(|e| Failure::open(&e)),
+            opened => {
+                let store = opened.map_err(|e| Failure::open(&e))?;
+                tell_conversion(&store);
+                return Ok(store);
+            }
         };
         let waited = begun.elapsed();
         if waited >= patience {
@@ -41,5 +46,15 @@ pub(crate) async fn open(
             }
             () = sleep_until(next) => {}
         }
+    }
+}
+
+/// There is no way back, and whoever still has the older program must hear of it now.
+fn tell_conversion(store: &Store) {
+    if let Some(version) = store.report().converted_from {
+        say(&format!(
+            "note: the store was of format {version} and is of the format of this program now: an older \
+             one cannot open it any more"
+        ));
     }
 }

@@ -285,7 +285,10 @@ fn client_failure(error: &amps_client::OpenError) -> Failure {
 
 fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&Path>, store: &Store) {
     let report = store.report();
-    let found = report.set_aside > 0 || !report.lost.is_empty() || !report.ignored.is_empty();
+    let found = report.set_aside > 0
+        || !report.lost.is_empty()
+        || !report.ignored.is_empty()
+        || report.converted_from.is_some();
     if out.is_json() && (recovered > 0 || found) {
         let (first, last) = report.set_aside_sequences.unzip();
         let lost = report.lost.iter().filter(|(_, last)| *last > 0);
@@ -301,6 +304,7 @@ fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&Path>, store: 
             "set_aside_rejections": report.set_aside_rejections.clone(),
             "damage_ignored": report.ignored.len(),
             "given_up": lost,
+            "converted_from": report.converted_from,
         });
     }
     if recovered > 0 && !out.is_json() {

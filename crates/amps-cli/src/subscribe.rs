@@ -26,6 +26,10 @@ const FOR_EVER: Duration = Duration::MAX;
 /// # Errors
 /// A bad URI, a refused logon or a refused subscription.
 pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
+    if args.topic.is_empty() {
+        let text = "--topic: the topic is empty; name the topic to subscribe to";
+        return Err(Failure::new(Exit::Usage, text));
+    }
     let stop = Stop::listen()?;
     let servers = login::servers(&args.server, &args.login, &stop)?;
     let connector = tls::connector(&servers, &args.tls, &stop)?;

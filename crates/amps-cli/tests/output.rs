@@ -184,6 +184,24 @@ fn a_stalled_reader_of_standard_output_gets_the_report_when_all_is_done() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
+/// It was told as the failure of the command, and once more as that of telling it.
+#[test]
+fn an_output_that_fails_is_told_once() {
+    let dir = Dir::new();
+    let store = dir.path("s.store");
+    backlog(&store);
+    let mut command = amps();
+    command.args(["--json", "store", "list"]).arg(&store);
+    let ended = command.stdout(full()).output().unwrap();
+    let words = String::from_utf8_lossy(&ended.stderr);
+    assert_eq!(ended.status.code(), Some(8), "{words}");
+    assert_eq!(
+        words.matches("cannot write the output").count(),
+        1,
+        "{words}"
+    );
+}
+
 /// The third signal only ended it.
 #[test]
 fn an_import_waits_for_the_reader_of_its_report_until_the_second_signal() {

@@ -15,6 +15,13 @@ use common::{Server, amps, run_with_input};
 
 /// For ten seconds it said nothing, and then once and never again.
 #[test]
+fn an_empty_topic_is_refused_before_anybody_connects() {
+    common::run(common::amps().args(["subscribe", "--topic", "", "--server", common::NOBODY]))
+        .expect(2)
+        .says(&["--topic", "empty"]);
+}
+
+#[test]
 fn a_subscriber_says_that_nothing_listens_and_goes_on_when_something_does() {
     // A port of which it is known that nobody else listens there.
     let server = Server::start(None, &[]);

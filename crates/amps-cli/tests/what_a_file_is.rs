@@ -119,6 +119,40 @@ fn no_store_and_a_newer_one_are_told_apart_by_every_command() {
     }
 }
 
+/// There is no way back, and nothing was said of it, not even by a command that changed nothing else.
+#[test]
+fn a_store_that_gets_a_newer_format_is_told_so() {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../amps-store/tests/golden");
+    let dir = Dir::new();
+    let path = dir.path("old.store");
+    let to_nobody = [
+        "drain",
+        "--server",
+        NOBODY,
+        "--flush-timeout",
+        "0s",
+        "--store",
+    ];
+    for (words, code) in [(&["failed", "accept", "99999"][..], 1), (&to_nobody, 5)] {
+        fs::copy(golden.join("unclean.store"), &path).unwrap();
+        let mut look = amps();
+        let looked = run(look.args(["store", "info"]).arg(&path)).expect(0);
+        assert!(
+            !looked.stderr.contains("older one"),
+            "a look changes nothing"
+        );
+        for says in [true, false] {
+            let mut command = amps();
+            let ran = run(command.arg("--json").args(words).arg(&path)).expect(code);
+            let told = ran.stderr.contains("an older one cannot open it any more");
+            assert_eq!(told, says, "{words:?}: {}", ran.stderr);
+            let objects = ran.objects();
+            let converted = objects.iter().any(|object| object["converted_from"] == 1);
+            assert_eq!(converted, says && code == 5, "{objects:?}");
+        }
+    }
+}
+
 /// A store whose superblocks are whole was called no store, whatever became of the rest.
 #[test]
 fn a_store_that_no_open_takes_is_called_damaged() {

@@ -115,7 +115,7 @@ pub enum StoreError {
     /// The file was removed while the store was open: it takes nothing more, and what it holds
     /// ends with this process unless it is evacuated to a fresh file. Sending goes on.
     #[error(
-        "the file of this store was removed while it was open: it takes nothing more, nothing in it can be made durable, and what it holds ends with this process; save it in a fresh file with `Store::evacuate`"
+        "the file of this store was removed while it was open: it takes nothing more, nothing in it can be made durable, and what it holds ends with this process; save it in a fresh file (`Store::evacuate`, or `--evacuate-to` of publish and drain)"
     )]
     Gone,
     /// A record needed for the store's own upkeep is damaged.

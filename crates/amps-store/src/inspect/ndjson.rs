@@ -133,7 +133,7 @@ pub enum ImportError {
 }
 
 #[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
+#[serde(deny_unknown_fields, expecting = "a line of an export")]
 struct Line<'a> {
     #[serde(default)]
     sequence: u64,
