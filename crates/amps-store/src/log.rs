@@ -437,6 +437,9 @@ impl Log {
         let ordinal = self.ordinal;
         self.state
             .reject(sequence, record.unwrap_or(Entry::NOWHERE));
+        if late {
+            self.look_through_again();
+        }
         if record.is_none() {
             self.unlogged.insert(sequence, rejection);
         }

@@ -246,11 +246,23 @@ impl Log {
     }
 
     /// What stands for records of these segments must be durable before the start passes them. What
-    /// comes to stand for a record later stands for one that is needed now, behind them.
+    /// comes to stand for a record later stands for one that is needed now, behind them; but for a
+    /// late refusal, see [`look_through_again`](Self::look_through_again).
     fn cover_unneeded(&self) -> Collecting {
         Collecting::Covering {
             segments: self.unneeded(),
             ordinal: self.cover,
+        }
+    }
+
+    /// A late refusal may need its message again, in a segment that is about to be passed. Once that
+    /// is accepted or requeued the message is let go, and what let it go stands above all that the
+    /// start waits for: that wait begins anew.
+    pub(crate) fn look_through_again(&mut self) {
+        if let Some(Collecting::Covering { segments, .. }) = self.space.collecting
+            && self.unneeded() < segments
+        {
+            self.space.collecting = None;
         }
     }
 

@@ -82,7 +82,9 @@ fn watched(world: &mut World, live: impl FnOnce(&mut World)) {
 /// record in the middle of the log and of its last (2060). No rule for that may refuse what only
 /// crashes touched (35694, 49291). A late refusal that waited for a sync, while room for it was made
 /// by freeing the segment of its message (8516). A flipped bit in the epoch behind a power cut, which
-/// brings back settlements that the cut had taken (58045).
+/// brings back settlements that the cut had taken (58045). A late refusal that needed its message
+/// again in a segment that the start was about to pass, and was requeued while the start waited for a
+/// sync: a power cut took the requeue, and the refusal came back without its message (76523).
 #[test]
 fn what_long_runs_found() {
     for seed in [
@@ -94,6 +96,7 @@ fn what_long_runs_found() {
     }
     run(8516);
     run(58045);
+    run(76523);
 }
 
 /// What many seeds must have met.
