@@ -69,8 +69,7 @@ impl Figures {
             grant: numbers.grant,
             rebases_left: 1,
             known: None,
-            // What was never sent was settled by no server: an import, or an operator.
-            settled: settled_before(store).min(numbers.found_grant),
+            settled: settled_before(store),
         }
     }
 
@@ -200,12 +199,14 @@ impl Figures {
 /// The store's floor may stand on numbers that an unclean stop skipped; no server ever saw
 /// those, so they are no evidence. Right below the first unsettled message the floor counts
 /// only if there is a message: otherwise a healthy server would be taken for one that is
-/// behind.
+/// behind. Nor does it count above what may have been sent: an import or an operator settled what is
+/// there, and which of the numbers below are messages of ours nobody knows.
 fn settled_before(store: &dyn PublishStore) -> u64 {
     let bounds = store.bounds();
     let floor = bounds.floor.min(bounds.last);
     let below_unsettled = bounds.first_unsettled == Some(floor + 1);
-    match below_unsettled && !is_there(store, floor) {
+    let never_sent = floor > store.numbers().found_grant;
+    match never_sent || (below_unsettled && !is_there(store, floor)) {
         true => 0,
         false => floor,
     }
