@@ -146,9 +146,14 @@ fn not_parsed(error: clap::Error) -> ExitCode {
     if error.use_stderr() {
         output::say_text(text.trim_end());
         if wants_objects() {
-            let first = text.lines().next().unwrap_or_default();
-            let why = first.strip_prefix("error: ").unwrap_or(first);
-            tell(&Failure::new(Exit::Usage, why));
+            // What is wrong stands before the first empty line; usage follows.
+            let said = text.lines().take_while(|line| !line.is_empty());
+            let said: Vec<&str> = said.map(str::trim).collect();
+            let why = said.join(" ");
+            tell(&Failure::new(
+                Exit::Usage,
+                why.trim_start_matches("error: "),
+            ));
         }
         return Exit::Usage.into();
     }

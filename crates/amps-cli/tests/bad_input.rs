@@ -42,24 +42,26 @@ fn a_missing_file_is_named_and_leaves_no_store_behind() {
 /// Such a command line had words for people only, unlike every other failure.
 #[test]
 fn a_command_line_that_makes_no_sense_is_an_object_too() {
-    for words in [
-        &["--json", "publish"][..],
-        &["store", "list", "--since", "yesterday", "s.store", "--json"],
-        &[
-            "--json",
-            "drain",
-            "--store",
-            "s.store",
+    for (words, names) in [
+        (&["--json", "publish"][..], "--topic"),
+        (
+            &["store", "list", "--since", "yesterday", "s.store", "--json"],
+            "--since",
+        ),
+        (
+            &["--json", "drain", "--store", "s", "--flush-timeout", "soon"],
             "--flush-timeout",
-            "soon",
-        ],
+        ),
     ] {
         let report = run(amps().args(words)).expect(2).report();
         assert_eq!(
             (&report["error"], &report["code"]),
             (&"usage".into(), &2.into())
         );
-        assert!(!report["message"].as_str().unwrap().is_empty());
+        assert!(
+            report["message"].as_str().unwrap().contains(names),
+            "{report}"
+        );
     }
     for words in [
         &["publish"][..],
