@@ -29,7 +29,9 @@ const FIELDS: [usize; 26] = [
 fn live(path: &Path) -> Store {
     let options = Options::new()
         .capacity(12 * SEGMENT as u64)
-        .segment_size(SEGMENT as u64);
+        .segment_size(SEGMENT as u64)
+        // How far it would grow depends on how fast the helper is.
+        .preallocate(true);
     let store = Store::open(path, options.client_name("orders")).unwrap();
     store.raise_grant(10_000).unwrap();
     for number in 0..400_u64 {
