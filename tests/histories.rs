@@ -1,5 +1,5 @@
 //! The histories that break publish stores, one test each. A number `hNN` at the start of a
-//! name is a row of the list of histories; the story is told in the test.
+//! name is a row of `docs/histories.md`; the story is told in the test.
 //!
 //! Unless a row demands a real file, the whole system is simulated: the real store on a
 //! simulated disk, the real delivery and session, a model server that follows the documented

@@ -35,7 +35,7 @@ def mix(z):
 
 
 def payload(seed, run, seq, low, high):
-    """The rule of the torture contract."""
+    """The rule in docs/torture.md."""
     length = low + mix(mix(seed ^ mix(seq)) ^ run) % (high - low + 1)
     base = mix(seed ^ mix(run) ^ mix(seq ^ 0xA5A5A5A5))
     words = [run, seq] + [(base + i * 0xD1342543DE82EF95) & MASK

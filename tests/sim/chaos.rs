@@ -366,7 +366,7 @@ impl Run {
                 self.world.publishers[id].disk.fail(fault);
             }
             // What was given up behind the back of a copy looks sent to it: a foreign figure
-            // within what may have been sent (charter §5.3).
+            // within what may have been sent (`docs/promises.md`, Numbers).
             795..810 if self.plan.servers == 1 && !self.plan.restores => self.give_up(id),
             810..815 => {
                 self.world.servers[server].device = Duration::from_millis(self.world.rng.below(300))

@@ -22,7 +22,7 @@ pub struct Manners {
     /// A refusal names its message by the command id alone.
     pub ids_only: bool,
     /// A refusal comes ahead of the successes before it, which the documents do not rule out
-    /// (`amps-publish-semantics.md` §17).
+    /// (`docs/protocol.md` §11).
     pub failure_first: bool,
     /// Refuses a logon now and then.
     pub refuses_logons: bool,

@@ -210,7 +210,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn precedence_is_that_of_the_charter() {
+    fn precedence_is_that_of_the_readme() {
         let mut all = [
             Exit::Ok,
             Exit::Other,

@@ -1,5 +1,5 @@
-//! `amps torture`: the store under a crash rig, which judges from outside by this contract
-//! alone. Every payload follows from (seed, run, sequence), so a rig needs no memory of what
+//! `amps torture`: the store under a crash rig, which judges from outside by the contract in
+//! `docs/torture.md` alone. Every payload follows from (seed, run, sequence), so a rig needs no memory of what
 //! was written.
 
 mod dump;

@@ -1,7 +1,7 @@
 //! SIGKILL at any moment of a writer's life: nothing that was appended is lost, nothing
 //! that was discarded comes back, and no number is given out twice.
 //!
-//! Judged from outside by the contract of `amps torture` alone. 400 kills by default,
+//! Judged from outside by `docs/torture.md` alone. 400 kills by default,
 //! `AMPS_ROUNDS=n` for another number; `AMPS_SEED` repeats a run's choices. Where a kill falls
 //! is the machine's affair: with `AMPS_FULL=1` it is asserted that they fell everywhere.
 

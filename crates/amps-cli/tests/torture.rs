@@ -1,4 +1,4 @@
-//! The torture contract, judged as a crash rig judges it: from outside, with a payload rule
+//! The contract of `docs/torture.md`, judged as a crash rig judges it: from outside, with a payload rule
 //! of its own. What a kill does to it is in `sigkill.rs`.
 
 #![allow(

@@ -103,7 +103,7 @@ impl Builder {
             ack_conflation: None,
             logon_options: None,
             logon_correlation: None,
-            // About what server transports take for one command (`amps-protocol.md` §1).
+            // About what server transports take for one command (`docs/protocol.md` §1).
             max_message: 200 << 20,
             max_frame: DEFAULT_MAX_FRAME,
             delivery: Config::default(),
@@ -116,7 +116,7 @@ impl Builder {
     ///
     /// Several servers are tried in turn, and the client stays with one as long as it is good.
     /// Each must have what the others have: fail-over to a server that is behind loses messages
-    /// (`amps-publish-semantics.md` §4.2), see [`GapPolicy`].
+    /// (`docs/protocol.md` §15), see [`GapPolicy`].
     #[must_use]
     pub fn server(mut self, uri: impl Into<String>) -> Self {
         self.servers.push((uri.into(), None));
@@ -309,7 +309,7 @@ impl Builder {
     }
 
     /// Asks the server to conflate acks over this interval, such as `100ms`
-    /// (server 5.2.3.0 and later, `amps-protocol.md` §4.2); its default is about a second.
+    /// (server 5.2.3.0 and later, `docs/protocol.md` §4.2); its default is about a second.
     #[must_use]
     pub fn ack_conflation(mut self, interval: impl Into<String>) -> Self {
         self.ack_conflation = Some(interval.into());

@@ -193,7 +193,7 @@ impl Direct {
     /// What the ack says of a message that waits for one, and that message's number. `None`: it
     /// is about none, or says nothing that settles one.
     pub(crate) fn judge(&self, ack: &UnhandledAck) -> Option<(u64, Outcome)> {
-        // With a subscription's name it is that one's progress (`amps-protocol.md` §7).
+        // With a subscription's name it is that one's progress (`docs/protocol.md` §7).
         if ack.command != "ack" || ack.subscription.is_some() {
             return None;
         }

@@ -101,7 +101,7 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
     };
     let mut durable = BTreeSet::new();
     while let Some(rejection) = shared.offers.next(watched.store.as_ref()).await {
-        // A power cut must not take back what a handler has acted on (charter S6).
+        // A power cut must not take back what a handler has acted on (`docs/promises.md` S6).
         let at_disk = watched.store.level() == Level::Disk;
         if at_disk && !durable.remove(&rejection.sequence) {
             durable.clear();

@@ -42,7 +42,7 @@ amps_store::debug_with_excerpt!(
 
 impl Message {
     /// Publishes `payload` to `topic`, a literal name (AMPS does not interpret regular
-    /// expressions in a publish, `amps-protocol.md` §2).
+    /// expressions in a publish, `docs/protocol.md` §2).
     pub fn publish(topic: impl Into<String>, payload: impl Into<Bytes>) -> Self {
         Message {
             topic: topic.into(),
@@ -70,7 +70,7 @@ impl Message {
     }
 
     /// Deletes the records of `topic` with these keys. They are the server's own SOW
-    /// keys, not values of a field (`amps-protocol.md` §4.3).
+    /// keys, not values of a field (`docs/protocol.md` §4.3).
     pub fn sow_delete_by_keys<K: AsRef<str>>(
         topic: impl Into<String>,
         keys: impl IntoIterator<Item = K>,
@@ -107,7 +107,7 @@ impl Message {
     }
 
     /// A correlation id, delivered to subscribers as it is. Base64 characters only
-    /// (`amps-protocol.md` §2).
+    /// (`docs/protocol.md` §2).
     #[must_use]
     pub fn correlation_id(mut self, id: impl Into<String>) -> Self {
         self.correlation_id = Some(id.into());
@@ -295,7 +295,7 @@ pub(crate) fn size(envelope: &Envelope<'_>, payload: &[u8]) -> usize {
 }
 
 /// Refuses topics no server takes: an empty one, and control characters, whose escapes a
-/// real server may not undo (`amps-protocol.md` §2).
+/// real server may not undo (`docs/protocol.md` §2).
 pub(crate) fn check_topic(topic: &str) -> Result<(), BadMessage> {
     if topic.is_empty() {
         return Err(BadMessage::NoTopic);

@@ -14,7 +14,7 @@ use tokio::sync::{oneshot, watch};
 use crate::delivery::Via;
 use crate::protocol::Reason;
 
-/// What became of a message, and on what evidence (charter §1).
+/// What became of a message, and on what evidence (`docs/promises.md`).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Outcome {

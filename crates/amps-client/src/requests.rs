@@ -41,7 +41,7 @@ pub const DEFAULT_BUFFER_BYTES: usize = 64 << 20;
 
 impl Subscribe {
     /// Everything published to `topic` from now on. The topic may be a regular expression
-    /// (`amps-protocol.md` §8).
+    /// (`docs/protocol.md` §8).
     pub fn topic(topic: impl Into<String>) -> Self {
         Subscribe::new(SubscribeKind::Subscribe, topic)
     }
@@ -98,7 +98,7 @@ impl Subscribe {
 
     /// Replays from a bookmark first: `0` is the beginning of the server's log, `0|1|` is
     /// now, and a bookmark of a delivered message continues behind it
-    /// (`amps-protocol.md` §8). After a reconnect the subscription continues behind the
+    /// (`docs/protocol.md` §8). After a reconnect the subscription continues behind the
     /// last message delivered.
     #[must_use]
     pub fn bookmark(mut self, bookmark: impl Into<String>) -> Self {

@@ -1,5 +1,5 @@
 //! Connection strings: `scheme://[user[:password]@]host:port/protocol[/message_type][?options]`
-//! (`amps-protocol.md` §3).
+//! (`docs/protocol.md` §3).
 
 #[cfg(test)]
 mod tests;
@@ -34,7 +34,7 @@ impl Scheme {
 /// Which addresses of a host are tried first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum IpPreference {
-    /// IPv4, the default (`amps-protocol.md` §3).
+    /// IPv4, the default (`docs/protocol.md` §3).
     #[default]
     Ipv4,
     /// IPv6.

@@ -47,7 +47,7 @@ impl Encoder {
     }
 
     /// Appends the frame of a stored message to `out`, copying its bytes once. `persisted`
-    /// is asked for on every stored command (`amps-publish-semantics.md` §3).
+    /// is asked for on every stored command (`docs/protocol.md` §14).
     #[inline]
     pub(crate) fn encode(
         &mut self,

@@ -1,4 +1,4 @@
-//! The bytes of every command, pinned to the frames printed in `amps-protocol.md`.
+//! The bytes of every command, pinned to the frames printed in `docs/protocol.md`.
 
 #![allow(
     clippy::unwrap_used,

@@ -7,7 +7,7 @@ use amps_store::MAX_REASON;
 /// The reason in an ack: the server's own words, and what they are known to mean.
 ///
 /// Servers may word reasons freely and set one on success as well, for instance
-/// `authentication disabled` (`amps-protocol.md` §5.2, §6); so making one never fails, and
+/// `authentication disabled` (`docs/protocol.md` §5.2, §6); so making one never fails, and
 /// its presence says nothing about the outcome. Of long words the first [`MAX_REASON`] bytes
 /// are kept, as in the store: a server must not fill this side's memory with them.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
@@ -16,7 +16,7 @@ pub struct Reason {
     text: String,
 }
 
-/// The reasons this crate knows by name (`amps-protocol.md` §6).
+/// The reasons this crate knows by name (`docs/protocol.md` §6).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ReasonKind {

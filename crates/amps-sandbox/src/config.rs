@@ -24,7 +24,7 @@ pub enum Dialect {
     /// As AMPS documents it.
     #[default]
     Documented,
-    /// As another implementation does (`amps-protocol.md` §10): no figure at logon, every
+    /// As another implementation does (`docs/protocol.md` §10): no figure at logon, every
     /// persisted ack at once with its command id, refusals as a `processed` failure with
     /// nothing but the command id, and no memory of duplicates beyond a link.
     PerMessage,

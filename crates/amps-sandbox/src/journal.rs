@@ -317,7 +317,7 @@ pub fn read_journal(directory: impl AsRef<Path>) -> Result<Vec<JournalEntry>, Jo
 impl Entry<'_> {
     /// The bookmark of the entry that ends at `position`: the publisher's id and its
     /// sequence, or, for a message without one, an id derived from it and the position
-    /// (`amps-publish-semantics.md` §2).
+    /// (`docs/protocol.md` §13).
     pub fn bookmark(&self, position: u64) -> String {
         match self.sequence {
             Some(sequence) => format!("{}|{sequence}|", publisher_id(self.client_name)),

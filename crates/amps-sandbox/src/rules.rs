@@ -1,8 +1,8 @@
 //! What a message does to sequences and acks: the rules a real server follows, as a state
 //! machine without sockets, disks or clocks.
 //!
-//! The rules come from `amps-publish-semantics.md` §1, §2, §4, §5 and `amps-protocol.md`
-//! §4.2, §5; where those leave a choice, the stricter one is taken:
+//! The rules are those of `docs/protocol.md` §4.2, §5, §9 and §12 to §16; where these leave a
+//! choice, the stricter one is taken:
 //!
 //! - One memory of sequences per client name. A sequence at or below the highest one seen is
 //!   a duplicate and is dropped without a word.
@@ -167,7 +167,7 @@ impl Rules {
     }
 
     /// Gives `name` to `link`. The same user's older link is evicted
-    /// (`amps-protocol.md` §5.4).
+    /// (`docs/protocol.md` §5.4).
     ///
     /// # Errors
     /// Another user's link holds the name.

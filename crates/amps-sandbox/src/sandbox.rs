@@ -23,7 +23,7 @@ use crate::server::Server;
 use crate::tls::TlsIdentity;
 use crate::{Candidate, Config, Dialect, Fault, Told};
 
-/// Frames above this are refused, as real transports do (`amps-protocol.md` §1).
+/// Frames above this are refused, as real transports do (`docs/protocol.md` §1).
 const MAX_FRAME: usize = 200 * 1024 * 1024;
 /// Links per listener.
 const MAX_LINKS: usize = 1024;

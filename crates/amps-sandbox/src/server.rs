@@ -625,7 +625,7 @@ type Answered = Result<(), FrameError>;
 
 impl Peer {
     /// When the next beat is due, and when the client's silence has been too long
-    /// (`amps-protocol.md` §4.5).
+    /// (`docs/protocol.md` §4.5).
     fn beats(&self) -> Option<(Duration, Duration)> {
         let interval = self.heartbeat.filter(|_| !self.gone)?;
         Some((self.told + interval, self.heard + interval * 2))

@@ -42,7 +42,7 @@ impl Topics {
     }
 }
 
-/// Where a subscription starts (`amps-protocol.md` §8).
+/// Where a subscription starts (`docs/protocol.md` §8).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Start {
     Epoch,

@@ -201,7 +201,7 @@ pub enum Rejected {
     Unknown,
 }
 
-/// Wire numbers differ from sequences from `from` on (charter §5.3).
+/// Wire numbers differ from sequences from `from` on (`docs/promises.md`, Numbers).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rebase {
     /// First sequence concerned; everything below is settled.
@@ -210,7 +210,7 @@ pub struct Rebase {
     pub delta: i64,
 }
 
-/// The durable numbers behind the rules of charter §5.3.
+/// The durable numbers behind the rules in `docs/promises.md`, Numbers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Numbers {
     /// Sequences up to this one may be handed to a transport.
@@ -256,7 +256,7 @@ pub enum Signal {
 /// the store's lock; it must not block. Whoever loses interest breaks, and is forgotten.
 pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 
-/// A durable, bounded, ordered send queue (charter §2, §4).
+/// A durable, bounded, ordered send queue (`docs/promises.md` S1 to S10).
 ///
 /// Every method is short and callable from any thread. Those marked *syncs* wait for the
 /// device and must stay off async workers; no other may. In [`Store`](crate::Store) there is one
@@ -377,7 +377,7 @@ pub trait PublishStore: Send + Sync + 'static {
     /// Refusals that wait, with sequence `from` or above, at most `limit` of them.
     fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection>;
 
-    /// The numbers of charter §5.3.
+    /// What has been granted, and which rebase is in force.
     fn numbers(&self) -> Numbers;
 
     /// Raises the send grant to at least `to`; durable when this returns. *Syncs.* It never

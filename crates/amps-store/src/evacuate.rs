@@ -1,4 +1,4 @@
-//! Leaving a store whose device failed (charter S8).
+//! Leaving a store whose device failed (`docs/promises.md` S8).
 
 use std::io;
 use std::path::{Path, PathBuf};

@@ -68,7 +68,7 @@ pub(crate) const ONE_SETTLEMENT: u64 = stride(RECORD_HEADER + 8);
 pub(crate) const MAX_REJECTION: u64 = stride(RECORD_HEADER + REJECTION_BODY + MAX_REASON);
 /// An acceptance record.
 pub(crate) const ACCEPTANCE: u64 = stride(RECORD_HEADER);
-/// What a publish is charged for its own future (charter §5.1).
+/// What a publish is charged for its own future (`store-format.md` §4).
 pub(crate) const CHARGE: u64 = ONE_SETTLEMENT + MAX_REJECTION + ACCEPTANCE;
 
 /// Bytes a record of this length takes in the log.

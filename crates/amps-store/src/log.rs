@@ -581,7 +581,7 @@ pub(crate) struct Original {
 }
 
 /// After a failed sync no room comes back: what no longer fits into the log still holds in
-/// memory, and is not durable (charter S8).
+/// memory, and is not durable (`docs/promises.md` S8).
 fn unless_failed<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match done {
         Ok(value) => Ok(Some(value)),

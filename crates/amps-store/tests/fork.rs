@@ -1,4 +1,4 @@
-//! H34: a process that forks while its store is open.
+//! `docs/histories.md` H34: a process that forks while its store is open.
 #![allow(unsafe_code, clippy::unwrap_used)]
 
 use std::io::Read;

@@ -1,5 +1,6 @@
 //! Files made to take long: recovery ends in a time that grows with their size and no faster
-//! (P33). Each of these took seconds to half a minute when it grew with the square of it.
+//! (`docs/properties.md` P33). Each of these took seconds to half a minute when it grew with the
+//! square of it.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;

@@ -137,7 +137,8 @@ impl Publisher {
                 figure.is_some_and(|figure| *figure <= reach) || read.acked_ids.contains(&sequence)
             }
             // Below the first number of a rebase a figure says nothing new, and everything
-            // below its first message was settled before (charter §5.3).
+            // below its first message was settled before (`docs/promises.md`,
+            // Numbers).
             Via::Logon => read.logon.is_some_and(|f| {
                 let before = |r: Rebase| sequence < r.from && f < book.wire(r.from);
                 wire <= f && f <= reach || book.rebase.is_some_and(before)

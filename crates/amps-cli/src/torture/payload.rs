@@ -1,4 +1,4 @@
-//! The payload rule of the contract: all arithmetic wraps on u64, words are little-endian.
+//! The payload rule of `docs/torture.md`: all arithmetic wraps on u64, words are little-endian.
 
 /// Payloads of one run.
 #[derive(Clone, Copy, Debug)]

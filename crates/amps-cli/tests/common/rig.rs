@@ -1,4 +1,4 @@
-//! A crash rig for `amps torture`, written from its contract and sharing nothing with it.
+//! A crash rig for `amps torture`, written from `docs/torture.md` and sharing nothing with it.
 
 use std::collections::BTreeMap;
 use std::path::Path;

@@ -1,4 +1,4 @@
-//! Ack kinds and the status an ack carries (`amps-protocol.md` §2.3, §6).
+//! Ack kinds and the status an ack carries (`docs/protocol.md` §2.3, §6).
 
 /// One kind of ack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

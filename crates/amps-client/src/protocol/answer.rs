@@ -1,4 +1,4 @@
-//! What a server sends (`amps-protocol.md` §4, §5.2, §8); for the sandbox and for tests.
+//! What a server sends (`docs/protocol.md` §4, §5.2, §8); for the sandbox and for tests.
 
 use super::ack::{AckKind, Status};
 use super::frame::{FrameError, append_frame};
@@ -101,7 +101,7 @@ impl<'a> Ack<'a> {
 }
 
 /// The answer to a logon that succeeded, in the order of the one genuine sample
-/// (`amps-protocol.md` §5.2).
+/// (`docs/protocol.md` §5.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LogonAck<'a> {
     /// `cid` of the logon.

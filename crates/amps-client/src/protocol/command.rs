@@ -1,4 +1,4 @@
-//! Commands a client sends (`amps-protocol.md` §4, §5, §8).
+//! Commands a client sends (`docs/protocol.md` §4, §5, §8).
 
 use std::fmt;
 
@@ -16,7 +16,7 @@ use super::writer;
 pub struct Publish<'a> {
     /// Merge into the record (`delta_publish`) instead of replacing it.
     pub delta: bool,
-    /// Say `publish` instead of `p`; servers take both (`amps-protocol.md` §2.2).
+    /// Say `publish` instead of `p`; servers take both (`docs/protocol.md` §2.2).
     pub long_name: bool,
     /// The command's id; vendor clients send none on a publish.
     pub command_id: Option<&'a str>,
@@ -189,7 +189,7 @@ impl<'a> Command<'a> {
     }
 
     /// `logon`, which must be the first command and asks for `processed`, without which
-    /// there is neither a sequence nor an error (`amps-protocol.md` §5.1).
+    /// there is neither a sequence nor an error (`docs/protocol.md` §5.1).
     pub fn logon(command_id: &'a str, client_name: &'a str) -> Self {
         Command {
             client_name: Some(client_name),
@@ -223,7 +223,7 @@ impl<'a> Command<'a> {
     }
 
     /// `flush`; `acks` says what to wait for: `processed`, `completed`, and with servers
-    /// from 5.3.3 on `persisted` (`amps-protocol.md` §4.4).
+    /// from 5.3.3 on `persisted` (`docs/protocol.md` §4.4).
     pub fn flush(command_id: &'a str, acks: AckKinds) -> Self {
         Command {
             acks,

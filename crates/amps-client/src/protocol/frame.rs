@@ -1,4 +1,4 @@
-//! Frames: a four-byte big-endian length, then that many bytes (`amps-protocol.md` §1).
+//! Frames: a four-byte big-endian length, then that many bytes (`docs/protocol.md` §1).
 
 use bytes::{Buf, Bytes, BytesMut};
 
@@ -6,7 +6,7 @@ use bytes::{Buf, Bytes, BytesMut};
 pub const LENGTH_BYTES: usize = 4;
 
 /// The largest inbound frame accepted unless told otherwise: 256 MiB, above the ~200 MB
-/// that server transports take for one command (`amps-protocol.md` §1).
+/// that server transports take for one command (`docs/protocol.md` §1).
 pub const DEFAULT_MAX_FRAME: usize = 256 * 1024 * 1024;
 
 const READ_CHUNK: usize = 64 * 1024;

@@ -1,4 +1,4 @@
-//! Headers: one flat JSON-like object at the start of a frame (`amps-protocol.md` §2).
+//! Headers: one flat JSON-like object at the start of a frame (`docs/protocol.md` §2).
 
 use std::borrow::Cow;
 
@@ -10,7 +10,7 @@ use super::reader::{HeaderError, HeaderErrorKind, Reader, Value};
 /// or list of keys anyone sends, far below what could hurt.
 pub const DEFAULT_MAX_HEADER: usize = 1024 * 1024;
 
-/// The command a frame carries (`amps-protocol.md` §2.2).
+/// The command a frame carries (`docs/protocol.md` §2.2).
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Verb<'a> {
@@ -98,7 +98,7 @@ impl<'a> Verb<'a> {
 }
 
 /// A header, read from the start of a frame. Fields are named by their long names, as in
-/// `amps-protocol.md` §2.1; strings borrow from the frame unless they held an escape.
+/// `docs/protocol.md` §2.1; strings borrow from the frame unless they held an escape.
 ///
 /// Both spellings of every key are read, unknown keys are ignored, and of a key that
 /// comes twice the last counts.
@@ -176,7 +176,7 @@ pub struct Header<'a> {
     pub records_returned: Option<u64>,
     /// `gseq`: number of the group in a SOW answer.
     pub group_sequence: Option<u64>,
-    /// `uri` of a redirect, which no documentation describes (`amps-protocol.md` §5.5).
+    /// `uri` of a redirect, which no documentation describes (`docs/protocol.md` §5.5).
     pub uri: Option<Cow<'a, str>>,
     /// The key of the last field that could not be read; only from [`Header::salvage`]. A
     /// number like that is absent, and a text is one that names nothing.
@@ -349,7 +349,7 @@ pub struct SowRecord<'a> {
 amps_store::debug_with_excerpt!(SowRecord: SowRecord<'_>, [header], body);
 
 /// The records of a `sow` frame: each a header that says in `l` how many bytes of body
-/// follow it (`amps-protocol.md` §1, §8). Ends behind the first error.
+/// follow it (`docs/protocol.md` §1, §8). Ends behind the first error.
 #[derive(Clone)]
 pub struct SowRecords<'a> {
     body: &'a [u8],

@@ -1,6 +1,6 @@
 //! The AMPS protocol, sans I/O: bytes to frames, frames to headers, commands to bytes.
 //!
-//! Facts come from `amps-protocol.md`, cited by section. Nothing here knows sockets,
+//! Facts come from `docs/protocol.md`, cited by section. Nothing here knows sockets,
 //! clocks or tasks, and no bytes from a peer can make it panic or allocate more than was
 //! received. The same codec serves the client and the sandbox server.
 //!

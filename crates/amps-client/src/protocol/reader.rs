@@ -1,11 +1,11 @@
 //! Flat JSON-like objects, as they stand in frames, and what can be wrong with them
-//! (`amps-protocol.md` §2).
+//! (`docs/protocol.md` §2).
 
 use std::borrow::Cow;
 
 /// A header that cannot be read. The frame's end is known from its length, but a peer that
 /// sends such a header cannot be followed; servers close the connection
-/// (`amps-protocol.md` §1).
+/// (`docs/protocol.md` §1).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("bad header at byte {at}: {kind}")]
 pub struct HeaderError {

@@ -32,7 +32,7 @@ pub struct SessionConfig {
 }
 
 /// What a server says of itself, and of this client's name, when it accepts a logon
-/// (`amps-protocol.md` §5.2).
+/// (`docs/protocol.md` §5.2).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct ServerInfo {

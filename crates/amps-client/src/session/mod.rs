@@ -1,5 +1,5 @@
 //! One AMPS session as a state machine: logon, heartbeats, commands that wait for an
-//! answer, subscriptions, and where each ack belongs (`amps-protocol.md` §4–§8). No
+//! answer, subscriptions, and where each ack belongs (`docs/protocol.md` §4–§8). No
 //! sockets, clocks or tasks: bytes to send are appended to a buffer, time is an argument.
 
 mod api;
@@ -26,7 +26,7 @@ pub use api::{Expired, Received, ServerInfo, SessionConfig};
 pub use silence::DEFAULT_HEARTBEAT;
 
 /// Challenges answered on one link before the logon counts as refused
-/// (`amps-protocol.md` §5.3).
+/// (`docs/protocol.md` §5.3).
 pub const MAX_CHALLENGES: u32 = 3;
 
 /// Commands that may wait for an answer at once.

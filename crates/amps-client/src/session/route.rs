@@ -1,4 +1,4 @@
-//! Where each frame belongs (`amps-protocol.md` §7).
+//! Where each frame belongs (`docs/protocol.md` §7).
 
 use std::borrow::Cow;
 use std::sync::Arc;
@@ -46,7 +46,8 @@ impl Session {
         let of_subscription = by_name.is_some() && !planted!(SubscriptionAckSettles);
         if of_subscription || by_command.is_some() {
             let subscription = by_name.and_then(own_sub).or(by_command);
-            // Progress of a bookmark subscription, never of the publish store (§7).
+            // Progress of a bookmark subscription, never of the publish store
+            // (`docs/protocol.md` §7).
             return self.subscription_ack(subscription, header, out, sink);
         }
         match self.publish_ack(named, header) {
@@ -73,7 +74,7 @@ impl Session {
         let reason = header.reason_text.as_deref().unwrap_or_default();
         let (sequence, verdict) = match (named, status) {
             // Of a command that nobody waits for any more: its number, if it has one, is another
-            // publisher's (`amps-publish-semantics.md` §2).
+            // publisher's (`docs/protocol.md` §13).
             (Named::Own(_), _) => return None,
             (Named::Stranger, Status::Failure) if is_of_a_publish(kind) => {
                 (None, Verdict::Stray(reason))
@@ -137,8 +138,8 @@ impl Session {
                 if let Phase::LoggingOn { challenges, .. } = &mut self.phase {
                     *challenges += 1;
                 }
-                // The reference puts the challenge into user_id and pw; one server was seen
-                // to put it into the reason (§5.3).
+                // A challenge is documented to be in user_id and pw; one server was seen to put
+                // it into the reason (`docs/protocol.md` §5.3).
                 let owned = |text: &Option<Cow<'_, str>>| text.as_deref().map(str::to_owned);
                 sink(Received::Challenge(Credentials {
                     user: owned(&header.user_id),

@@ -1,4 +1,5 @@
-//! What an ack settles or refuses, and what the application gives up (charter C2–C5).
+//! What an ack settles or refuses, and what the application gives up (`docs/promises.md` C2
+//! to C5).
 
 use amps_store::{PublishStore, Rejected, StoreError};
 

@@ -43,7 +43,7 @@ pub struct Config {
     /// Servers that are behind.
     pub gap: GapPolicy,
     /// The send grant is raised by this many sequences at a time. An unclean stop skips up
-    /// to that many numbers, which AMPS does not mind (`amps-publish-semantics.md` §2).
+    /// to that many numbers, which AMPS does not mind (`docs/protocol.md` §13).
     pub grant_step: u64,
     /// Lost links in a row with the same first unsettled message before it counts as
     /// stalled.
@@ -91,7 +91,7 @@ pub struct PublishAck<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict<'a> {
     /// Persisted: this message and, if the ack has a figure, everything before it
-    /// (`amps-publish-semantics.md` §4).
+    /// (`docs/protocol.md` §14).
     Persisted,
     /// Refused: this message alone.
     Refused(&'a str),
@@ -155,7 +155,7 @@ pub enum Input<'a> {
     StoreGone,
 }
 
-/// Evidence for a success (charter §1).
+/// Evidence for a success (`docs/promises.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Via {
     /// The server's ack covered it.

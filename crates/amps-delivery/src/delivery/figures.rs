@@ -1,4 +1,5 @@
-//! Sequences, wire numbers and the server's figures: charter §5.3 and nothing else.
+//! Sequences, wire numbers and the server's figures, as `docs/promises.md` has them under
+//! Numbers, and nothing else.
 
 use amps_store::{PublishStore, Rebase, StoredMessage};
 
@@ -12,7 +13,7 @@ pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
 /// The figure counts what the server has settled. What else it holds under the name, from a
 /// publisher that was just replaced, has higher numbers, and the figure says nothing of
 /// them: new messages right above it would be dropped as duplicates of those, and be
-/// covered by their acks. Gaps do no harm (`amps-publish-semantics.md` §2).
+/// covered by their acks. Gaps do no harm (`docs/protocol.md` §13).
 const HEADROOM: u64 = 1 << 32;
 
 /// What a rebase above a server's figure leaves free, at the end of the numbers less.

@@ -1,5 +1,5 @@
-//! What was sent, what is settled, and what goes out next: charter §2, §5.3 and C2–C5 as
-//! a state machine without sockets, clocks or tasks.
+//! What was sent, what is settled, and what goes out next: C2 to C5 of `docs/promises.md`, and
+//! what stands there under Numbers, as a state machine without sockets, clocks or tasks.
 //!
 //! A driver feeds [`Input`]s, carries out [`Output`]s and, whenever the link takes bytes,
 //! calls [`Delivery::hand_over`]. The store is borrowed for each call and time is an
@@ -103,7 +103,7 @@ struct Pending {
 }
 
 /// Single settlements handed to the store together; as many as one record of the log holds
-/// (charter §5.1).
+/// (`store-format.md` §3.5).
 const SINGLES: usize = 64;
 
 /// Time before a grant that could not be raised is tried again.
@@ -220,7 +220,7 @@ impl Delivery {
     ///
     /// Live sending, resending and replay are this one walk: a reconnect moves the cursor
     /// back to the first unsettled message and nothing else changes, so a higher number
-    /// can never overtake a lower one (charter §2). What `send` takes counts as handed over
+    /// can never overtake a lower one. What `send` takes counts as handed over
     /// when this returns, and no byte of it may go out before: the grant above it is durable.
     /// It must go out, in this order, before anything else is handed to
     /// [`handle`](Self::handle), or the link must end: what is settled meanwhile would go out
@@ -351,8 +351,8 @@ impl Delivery {
         self.links.is_suspect() || self.links.is_stalled()
     }
 
-    /// The highest sequence handed to a transport, in this run or before (M of charter
-    /// §5.3): what [`PublishStore::close`] wants to know.
+    /// The highest sequence handed to a transport, in this run or before (M in
+    /// `docs/promises.md`): what [`PublishStore::close`] wants to know.
     pub fn handed_over(&self) -> u64 {
         self.figures.reach()
     }

@@ -1,4 +1,5 @@
-//! A logon and what it says of numbers: the figure, the grant, the rebase (charter §5.3).
+//! A logon and what it says of numbers: the figure, the grant, the rebase (`docs/promises.md`,
+//! Numbers).
 
 use amps_store::{PublishStore, Rebase, StoreError};
 
@@ -21,7 +22,8 @@ impl Delivery {
         self.raise_again_at = None;
         let figure = figure.filter(|_| !planted!(FigureIgnored));
         let Some(figure) = figure else {
-            // Unknown is not zero: nothing is settled and no gap can be seen (C2).
+            // Unknown is not zero: nothing is settled and no gap can be seen (`docs/promises.md`
+            // C2).
             self.links.logged_on(now.at);
             return self.go_live(store);
         };
@@ -163,7 +165,7 @@ impl Delivery {
 
     /// Asks for a higher grant ahead of need, and only while logged on with the figure
     /// judged: a grant above a foreign figure would make it look like our own at the next
-    /// open (charter §5.3).
+    /// open (`docs/promises.md`, Numbers).
     pub(super) fn want_grant(&mut self, store: &dyn PublishStore, now: Now) {
         let ask = self.phase == Phase::Live
             && !self.raising

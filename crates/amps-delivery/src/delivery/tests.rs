@@ -1,4 +1,4 @@
-//! Each rule as a small history. Names carry the numbers of `histories.md`.
+//! Each rule as a small history. Names carry the numbers of `docs/histories.md`.
 
 mod edges;
 mod numbers;

@@ -57,7 +57,8 @@ pub struct Inspection {
     report: RecoveryReport,
 }
 
-/// What a store says about itself. Sequences are those of charter §5.3, sizes are bytes.
+/// What a store says about itself. Sequences are the store's own, not wire numbers; sizes are
+/// bytes.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct Info {

@@ -113,7 +113,7 @@ impl Device for MappedFile {
 /// Allocates and zero-fills `from..to` of a file. A failure cuts the file back to `from`.
 ///
 /// Filling by single blocks keeps the page cache in small folios, so that a later small
-/// record dirties 4 KiB and not a megabyte (`performance.md` §2).
+/// record dirties 4 KiB and not a megabyte (`docs/performance.md` §2).
 pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
     fill(file, from, to).inspect_err(|_| {
         // Best effort: what stays behind is above every length the store knows.

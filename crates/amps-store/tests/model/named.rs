@@ -5,7 +5,7 @@ use amps_store::{AppendError, Envelope, Options, PublishStore, Rejected, Store};
 
 use super::state::{State, observe};
 
-/// A ring as full as it gets of messages that are all refused (H24).
+/// A ring as full as it gets of messages that are all refused (`docs/histories.md` H24).
 pub(crate) fn every_message_is_refused() {
     refuse_everything(None);
 }
@@ -97,7 +97,7 @@ pub(crate) fn a_torn_head_meets_a_tail_by_chance() {
 
 /// Every record of the log takes as much room as a mark, so in every lap of the ring records
 /// stand at the same places, and behind each page that a power cut takes stands an intact
-/// record of the lap before (F7).
+/// record of the lap before (`docs/promises.md` F7).
 pub(crate) fn an_earlier_lap_stands_behind_the_tail(seed: u64) {
     const MARK: usize = 144;
     let disk = SimDisk::new();
