@@ -153,7 +153,7 @@ impl BlockingClient {
     /// As [`Client::publish`](crate::Client::publish).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn publish(
         &self,
         topic: &str,
@@ -165,7 +165,7 @@ impl BlockingClient {
     /// As [`Client::try_publish`](crate::Client::try_publish).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn try_publish(
         &self,
         topic: &str,
@@ -177,7 +177,7 @@ impl BlockingClient {
     /// As [`Client::delta_publish`](crate::Client::delta_publish).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn delta_publish(
         &self,
         topic: &str,
@@ -189,7 +189,7 @@ impl BlockingClient {
     /// As [`Client::sow_delete_by_filter`](crate::Client::sow_delete_by_filter).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn sow_delete_by_filter(
         &self,
         topic: &str,
@@ -201,7 +201,7 @@ impl BlockingClient {
     /// As [`Client::sow_delete_by_keys`](crate::Client::sow_delete_by_keys).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn sow_delete_by_keys<K: AsRef<str>>(
         &self,
         topic: &str,
@@ -213,7 +213,7 @@ impl BlockingClient {
     /// As [`Client::sow_delete_by_data`](crate::Client::sow_delete_by_data).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn sow_delete_by_data(
         &self,
         topic: &str,
@@ -226,7 +226,7 @@ impl BlockingClient {
     /// thread; only waiting for room involves the other one.
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn send(&self, message: Message) -> Result<BlockingReceipt, PublishError> {
         self.send_within(message, None)
     }
@@ -234,7 +234,7 @@ impl BlockingClient {
     /// As [`Client::send_deadline`](crate::Client::send_deadline).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn send_deadline(
         &self,
         message: Message,
@@ -267,7 +267,7 @@ impl BlockingClient {
     /// As [`Client::try_send`](crate::Client::try_send).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn try_send(&self, message: Message) -> Result<BlockingReceipt, PublishError> {
         let receipt = self.client.try_send(message)?;
         Ok(BlockingReceipt { receipt })
@@ -276,7 +276,7 @@ impl BlockingClient {
     /// As [`Client::wait_logged_on`](crate::Client::wait_logged_on).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
         let client = self.client.clone();
         let wait = async move { client.wait_logged_on(deadline).await };
@@ -286,7 +286,7 @@ impl BlockingClient {
     /// As [`Client::publish_flush`](crate::Client::publish_flush).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         let client = self.client.clone();
         let flush = async move { client.publish_flush(timeout).await };
@@ -297,7 +297,7 @@ impl BlockingClient {
     /// As [`Client::command`](crate::Client::command).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn command(&self, request: Request) -> Result<Answer, CommandError> {
         let client = self.client.clone();
         self.run(async move { client.command(request).await })
@@ -307,7 +307,7 @@ impl BlockingClient {
     /// As [`Client::subscribe`](crate::Client::subscribe).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn subscribe(&self, subscribe: Subscribe) -> Result<BlockingSubscription, CommandError> {
         let client = self.client.clone();
         let subscribed = self.run(async move { client.subscribe(subscribe).await });
@@ -343,7 +343,7 @@ impl BlockingClient {
     /// As [`Client::allow_rebase`](crate::Client::allow_rebase).
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn allow_rebase(&self) -> Result<(), CommandError> {
         let client = self.client.clone();
         self.run(async move { client.allow_rebase().await })
@@ -444,7 +444,7 @@ impl BlockingReceipt {
     /// As [`Receipt::durable`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of the asynchronous call.
     pub fn durable(&self) -> Result<(), amps_store::StoreError> {
         block_on(self.receipt.durable(), None).unwrap_or(Err(amps_store::StoreError::Closed))
     }

@@ -57,7 +57,7 @@ pub enum OpenError {
          (ulimit -u, pids.max)"
     )]
     NoThread {
-        /// What the system said.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// An option is out of range.

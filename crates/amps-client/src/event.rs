@@ -215,7 +215,7 @@ pub enum Event {
     StoreFailed {
         /// What could not be done, as in "settle messages".
         doing: &'static str,
-        /// The store's word.
+        /// What the store reported.
         error: String,
     },
     /// The store's file was moved, or is back in its place. With [`Place::Gone`] it was removed:
@@ -253,7 +253,7 @@ pub enum Event {
     Unreadable {
         /// The message.
         sequence: u64,
-        /// The store's word.
+        /// What the store reported.
         error: String,
     },
     /// The last-chance handler panicked, or is so slow that an ack was dropped.

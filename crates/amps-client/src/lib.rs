@@ -80,7 +80,7 @@
 //!   series is there from the moment the client is opened: install the recorder before that.
 //! - `testkit`: frames of stored messages and defects on demand, for simulations.
 
-// A library has no words of its own for the terminal of its application.
+// A library does not write to the terminal of the application that uses it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod amps;

@@ -19,7 +19,7 @@ pub(crate) struct Mailbox {
     pub(crate) asks: mpsc::Sender<Ask>,
     /// What must reach the driver however full its queue is.
     requests: Mutex<Requests>,
-    /// There are some.
+    /// Some requests wait: looked at without the lock above.
     pub(crate) requested: AtomicBool,
     /// The driver takes no more requests.
     pub(crate) finishing: AtomicBool,

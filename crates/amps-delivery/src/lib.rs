@@ -107,7 +107,7 @@
 //! # }
 //! ```
 
-// A library has no words of its own for the terminal of its application.
+// A library does not write to the terminal of the application that uses it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 /// Whether a test planted this defect.

@@ -87,7 +87,7 @@ pub enum JournalError {
         doing: &'static str,
         /// The file.
         path: PathBuf,
-        /// What the system said.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// Another process has it open.
@@ -204,7 +204,7 @@ impl Journal {
     /// Appends encoded entries. When it returns they survive the process.
     ///
     /// # Errors
-    /// What the system said; the log is then as it was, unless the same failure prevents
+    /// What the operating system reported; the log is then as it was, unless the same failure prevents
     /// even that, and the next open cuts the torn entry.
     pub fn append(&mut self, entries: &[u8]) -> io::Result<()> {
         match &mut self.medium {
@@ -237,7 +237,7 @@ impl Journal {
     /// or about `budget` bytes were read, at least one entry. Returns where to go on.
     ///
     /// # Errors
-    /// What the system said, or `InvalidData` when what was written does not read back.
+    /// What the operating system reported, or `InvalidData` when what was written does not read back.
     pub fn read(
         &self,
         from: u64,

@@ -49,7 +49,7 @@
 //! time an argument. A simulation can drive them without sockets. [`Sandbox`] puts sockets,
 //! timers and a file under them.
 
-// A library has no words of its own for the terminal of its application.
+// A library does not write to the terminal of the application that uses it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod config;

@@ -55,7 +55,7 @@ pub enum StartError {
     Listen {
         /// The address.
         uri: String,
-        /// What the system said.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// The scheme needs something the sandbox was not given.

@@ -1,4 +1,4 @@
-//! The publish store as its users see it: one trait, and the values that cross it.
+//! The publish store as its users see it: one trait, and the values that are passed through it.
 
 use std::fmt;
 use std::ops::ControlFlow;
@@ -22,11 +22,11 @@ pub const MAX_REASON: usize = 128;
 /// When a message is safe from a power cut. A process crash loses nothing at any level.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Level {
-    /// The operating system writes when it likes, which is within some 35 seconds on Linux: what a
-    /// power cut may lose is what was stored since, and since the last sync. Synced are only copies of
-    /// messages that outlive their segment, requeues and acceptances, before the space of what they
-    /// stand for is used again; the send grant, a rebase and close. The only level of a store in
-    /// memory.
+    /// The operating system writes when it likes; on Linux that is within some 35 seconds. A
+    /// power cut may take what was stored since then, unless a sync came later. The store syncs
+    /// by itself only what stands in for another record (copies of messages that outlive their
+    /// segment, requeues, acceptances), before the space of the original is used again, and the
+    /// send grant, a rebase and the close. The only level of a store in memory.
     #[default]
     Os,
     /// Synced at least this often while there is something to sync.
@@ -44,7 +44,7 @@ pub struct StoredMessage {
     pub(crate) bytes: Vec<u8>,
     pub(crate) len: usize,
     pub(crate) envelope_end: usize,
-    /// It does not move the resume point.
+    /// Does not move the resume point.
     pub(crate) quiet: bool,
 }
 
@@ -64,7 +64,8 @@ impl StoredMessage {
         Self::default()
     }
 
-    /// Puts a message into the buffer: what a store of one's own does when it is read.
+    /// Puts a message into the buffer. Your own implementation of a store calls this when it is
+    /// read.
     ///
     /// # Errors
     /// A user tag longer than [`MAX_TAG`]; the buffer is empty then.
@@ -150,7 +151,7 @@ pub struct Bounds {
     pub last: u64,
     /// The number the next message gets.
     pub next: u64,
-    /// Everything up to here is settled: persisted, or refused and logged.
+    /// Everything up to here is settled: persisted, or refused with the refusal logged.
     pub floor: u64,
     /// Count of unsettled messages.
     pub unsettled: u64,
@@ -187,8 +188,8 @@ pub enum Rejected {
         /// The message was already settled as a success; the rejection is marked late.
         late: bool,
     },
-    /// A sync failed before and the log takes no more: it waits for the application in
-    /// memory, and an evacuation takes it along. The next open has the message unsettled.
+    /// A sync failed before, and the log takes no more. The refusal waits for the application in
+    /// memory, and an evacuation takes it along; after the next open the message is unsettled.
     Held {
         /// As in [`Logged`](Self::Logged).
         late: bool,
@@ -226,149 +227,157 @@ pub struct Numbers {
 /// Something an owner of the store may wait for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Signal {
-    /// Room may have come, or never will again; an append that was turned away may be tried
-    /// again. After each that was, this follows at the next change that may have made room,
-    /// whoever else found room meanwhile. Listen before you try: it may come at once.
+    /// There may be room now, or there will never be any again; try an append that was turned
+    /// away once more. Every append that was turned away is followed by this signal at the next
+    /// change that may have made room, even if somebody else took that room meanwhile. It may
+    /// come at once, so register the observer before you try.
     Room,
     /// [`PublishStore::durable`] moved.
     Durable,
     /// A sync or a superblock write failed, or the store ended with something unsynced:
     /// `durable` will never move again.
     SyncFailed,
-    /// The store's file is somewhere else than it was, within a second of that and again before
-    /// the store is closed. With [`Place::Gone`] it takes nothing more, `durable` will never move
-    /// again, and sending goes on.
+    /// The store's file was moved or removed. This is noticed within a second, and looked for
+    /// once more before the store is closed. With [`Place::Gone`] the store takes nothing more
+    /// and `durable` will never move again; what it holds is still sent.
     Moved(Place),
     /// The backlog crossed a watermark of [`Options::watermarks`](crate::Options::watermarks).
-    /// Each is told once until the other one was, in order; two crossings that undo each
-    /// other while an observer is being called are not told.
+    /// Crossings alternate: each watermark is told once and then not again until the other one
+    /// was. Two crossings that undo each other while an observer is being called are not told.
     Watermark {
-        /// The high one from below; else the low one from above.
+        /// The high watermark was reached from below; otherwise the low one from above.
         high: bool,
-        /// As in [`Bounds`], a moment later.
+        /// As in [`Bounds`], read a moment later.
         live_bytes: u64,
         /// As in [`Bounds`].
         limit_bytes: u64,
     },
 }
 
-/// Receives [`Signal`]s. Called from the store's own thread or the caller's, never under
-/// the store's lock; it must not block. Whoever loses interest breaks, and is forgotten.
+/// Receives [`Signal`]s. Called from the store's own thread or the caller's, never under the
+/// store's lock; it must not block. An observer that returns [`ControlFlow::Break`] is not called
+/// again.
 pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 
 /// A durable, bounded, ordered send queue (`docs/promises.md` S1 to S10).
 ///
-/// Every method is short and callable from any thread. Those marked *syncs* wait for the
-/// device and must stay off async workers; no other may. In [`Store`](crate::Store) there is one
-/// exception: a settlement, refusal or acceptance that finds one free segment left, because the
-/// background is a whole segment behind, frees one itself, with at most one copy of each segment
-/// and its syncs, behind the sync that is under way. Nothing here knows a server: wire
+/// Every method is short and may be called from any thread. Those marked *syncs* wait for the
+/// device and must stay off async workers; the others do not, with one exception in
+/// [`Store`](crate::Store): if the background thread is a whole segment behind, a settlement,
+/// refusal or acceptance that finds only one free segment left frees one itself. That costs at
+/// most one copy of each segment with its syncs, after the sync that is under way. Nothing here
+/// knows a server: wire
 /// numbers, acknowledgements and the rules between them live in the client's `Delivery`.
 ///
-/// # A store of one's own
+/// # Implementing your own store
 ///
-/// A client sends what a store holds, in the store's order, under the store's numbers, and
-/// believes it about what is settled. So an implementation keeps these promises; the suite
-/// `amps_store::testkit::conformance` (feature `testkit`) tests them, and
+/// The client sends what the store holds, in the store's order and under the store's numbers, and
+/// believes what the store says is settled. So an implementation keeps the promises below. The
+/// suite `amps_store::testkit::conformance` (feature `testkit`) tests them, and
 /// `tests/own_store.rs` in the repository has a small store that passes it.
 ///
 /// - **One owner.** Nobody else changes what the store holds while it is open, and it belongs
 ///   to one client name for ever.
-/// - **Numbers.** Sequences start above 0, stay below 2⁶³ and rise by one within a run. One
-///   that was given out is never given to another message, whatever happened in between: at
-///   open the next one is above every sequence ever given out and above the grant, unless
-///   [`close`](Self::close) lowered the grant. Ordinals count records of any kind, and rise.
-/// - **Order.** Appends happen one after the other: who sees a message in the store sees all
-///   with lower sequences. [`read_unsettled`](Self::read_unsettled) goes by sequence.
+/// - **Numbers.** Sequences start above 0, stay below 2⁶³ and rise by one within a run. A number
+///   that was given out is never given to another message, whatever happened in between: at open
+///   the next one is above every sequence ever given out and above the grant, unless
+///   [`close`](Self::close) lowered the grant. Ordinals count records of every kind, and rise.
+/// - **Order.** Appends happen one after the other: whoever sees a message in the store also sees
+///   all messages with lower sequences. [`read_unsettled`](Self::read_unsettled) goes by
+///   sequence.
 /// - **Bytes.** Envelope and payload come back exactly as given, except that
 ///   [`requeue`](Self::requeue) sets origin and time.
-/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. What
-///   left the first state never comes back to it, but for a power cut at most. A refusal
-///   waits until it is accepted or its message requeued; no success overrides it. Until then
-///   [`get`](Self::get) finds its message.
-/// - **Crashes.** What a call that returned has changed is there after the process died. What
-///   [`durable`](Self::durable) covers is there after a power cut, and so are the grant and the
-///   rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase) returned. After
-///   a sync failed, nothing more may be called durable in this run, and what is settled or
-///   refused may be kept in memory only, since no segment is freed any more: the next open finds
-///   such a message unsettled. A store that keeps nothing
-///   beyond the process is one that always opens empty: the client is told of no more than
-///   the server's own figures then. It calls nothing durable, and answers
-///   [`StoreError::InMemory`] to who asks for it.
+/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. Once it
+///   is no longer unsettled it never becomes so again, except possibly after a power cut. A
+///   refusal waits until it is accepted or its message is requeued, and no success overrides it.
+///   Until then [`get`](Self::get) finds its message.
+/// - **Crashes.** Whatever a call changed is still there if the process dies after the call
+///   returned. What [`durable`](Self::durable) covers survives a power cut, and so do the grant
+///   and the rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase)
+///   returned. After a sync failed, nothing more may be called durable in this run. No segment is
+///   freed any more then, so what is settled or refused may be kept in memory only, and the next
+///   open finds such a message unsettled. A store that keeps nothing beyond the process always
+///   opens empty; the client then has only the server's own figures to go by. It calls nothing
+///   durable, and answers [`StoreError::InMemory`] to whoever asks for it.
 /// - **Room.** The store is bounded. Settling, refusing, accepting and raising the grant never
-///   fail for want of room: it is charged when a message is admitted.
-/// - **Signals.** Observers are called without any lock of the store held, because they may
-///   call back.
+///   fail for want of room, because room for them is charged when a message is admitted.
+/// - **Signals.** Observers are called without holding any lock of the store, because they may
+///   call back into it.
 ///
-/// After [`close`](Self::close) methods that change or read fail with
-/// [`StoreError::Closed`], and [`rejections`](Self::rejections) gives none; those that return
-/// plain numbers go on answering. In a forked child of the process that opened the store,
-/// methods that can fail do, with [`StoreError::Forked`], and the others answer with nothing.
+/// After [`close`](Self::close), methods that change or read anything fail with
+/// [`StoreError::Closed`], and [`rejections`](Self::rejections) returns none; methods that return
+/// plain numbers go on answering. In a forked child of the process that opened the store, methods
+/// that can fail do so, with [`StoreError::Forked`], and the others answer with nothing.
 pub trait PublishStore: Send + Sync + 'static {
-    /// Stores a message and gives it a sequence. When this returns, a process crash loses
-    /// nothing; a power cut is covered once [`durable`](Self::durable) reports the ordinal.
+    /// Stores a message and gives it a sequence. Once this has returned, a process crash loses
+    /// nothing; a power cut loses nothing once [`durable`](Self::durable) reports the ordinal.
     ///
     /// # Errors
     /// [`AppendError::Full`] when there is no room, [`AppendError::MakingRoom`] when there is
-    /// none yet (wait for [`Signal::Room`] in both cases),
-    /// [`AppendError::TooLarge`] when there never will be, [`AppendError::Envelope`] for a user
-    /// tag longer than [`MAX_TAG`], or a requeued message that accepts itself or a later one, and
-    /// [`StoreError::Gone`] once the store's file was found removed.
-    /// Nothing was stored, and no number was used.
+    /// none yet (wait for [`Signal::Room`] in both cases), [`AppendError::TooLarge`] when there
+    /// never will be, [`AppendError::Envelope`] for a user tag longer than [`MAX_TAG`] or for a
+    /// requeued message that accepts itself or a later one, and [`StoreError::Gone`] once the
+    /// store's file was found to be removed. In all these cases nothing was stored and no number
+    /// was used.
     fn append(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError>;
 
-    /// Reads the unsettled messages in `from..=through` from the lowest on, in order of
-    /// sequence and without a gap, as many as `into` takes; what was in it before is gone.
-    /// Nothing in it: there is none. What is settled later may still be in it.
+    /// Reads the unsettled messages in `from..=through` from the lowest on, in order of sequence
+    /// and without a gap, as many as `into` takes. What was in `into` before is dropped. If it is
+    /// empty afterwards there is no such message. A message that is settled meanwhile may still
+    /// be in it.
     ///
     /// # Errors
-    /// The checksum of the first record no longer fits: damage under a live store. A damaged
-    /// one behind it ends the batch, and is told when it is the first.
+    /// The checksum of the first record does not fit any more: the file was damaged under a live
+    /// store. A damaged record behind it ends the batch, and is reported when it is the first of
+    /// the next one.
     fn read_unsettled(&self, from: u64, through: u64, into: &mut Batch) -> Result<(), ReadError>;
 
     /// Reads one message, settled or not, while its bytes are still there.
     ///
     /// # Errors
-    /// The record's checksum no longer fits. A message that is gone is `Ok(false)`.
+    /// The record's checksum does not fit any more. For a message that is gone the result is
+    /// `Ok(false)`.
     fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError>;
 
-    /// The current numbers, all of one moment. Never waits for the device.
+    /// The current numbers, all taken at the same moment. Never waits for the device.
     fn bounds(&self) -> Bounds;
 
     /// Whether this message is unsettled.
     fn is_unsettled(&self, sequence: u64) -> bool;
 
-    /// Settles everything up to `sequence` as a success; refusals stay refusals. Returns
-    /// how many messages this settled. Sequences never given out are ignored: messages that
+    /// Settles everything up to `sequence` as a success; refusals stay refusals. Returns how many
+    /// messages this settled. Sequences that were not given out yet are ignored: messages that
     /// get them later are unsettled.
     ///
     /// # Errors
     /// The log cannot take the record; nothing was settled.
     fn settle_through(&self, sequence: u64) -> Result<u64, StoreError>;
 
-    /// Settles single messages as successes, in any order, each once. Returns how many were
+    /// Settles single messages as successes, in any order. Returns how many of them were
     /// unsettled; the others are left as they are. A long list may be recorded in pieces.
     ///
     /// # Errors
-    /// The log cannot take a record; what pieces before it settled stays settled.
+    /// The log cannot take a record; what earlier pieces settled stays settled.
     fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError>;
 
-    /// Logs a refusal; the record is the message's settlement. `late` rejections (of a
-    /// message settled before) are kept while room remains. After a failed sync it holds in
-    /// memory, as a settlement does, if the log cannot take the record.
+    /// Logs a refusal; its record is the message's settlement. A late refusal, of a message that
+    /// was settled before, is kept only while room remains. After a failed sync the refusal is
+    /// held in memory, as a settlement is, if the log cannot take the record.
     ///
     /// # Errors
     /// As [`settle_through`](Self::settle_through).
     fn reject(&self, sequence: u64, reason: &str, at: u64) -> Result<Rejected, StoreError>;
 
-    /// The application took over a refusal; it is gone afterwards. `false`: none waits.
+    /// The application has taken over a refusal, which is gone afterwards. `false`: no such
+    /// refusal waits.
     ///
     /// # Errors
     /// As [`settle_through`](Self::settle_through).
     fn accept(&self, sequence: u64) -> Result<bool, StoreError>;
 
-    /// Publishes a refused message again under a new sequence, accepting the refusal in
-    /// the same record. `None`: none waits, or its message is gone.
+    /// Publishes a refused message again under a new sequence and accepts the refusal, both in
+    /// the same record: a crash can leave neither two messages nor none. `None`: no such refusal
+    /// waits, or its message is gone.
     ///
     /// # Errors
     /// As [`append`](Self::append).

@@ -7,11 +7,11 @@ use crate::envelope::{Envelope, EnvelopeError};
 use crate::excerpt::Excerpt;
 use crate::format::RECORD_HEADER;
 
-/// Messages as they stand in the store, one behind the other in a buffer that can be reused:
-/// what [`PublishStore::read_unsettled`](crate::PublishStore::read_unsettled) reads into.
+/// Messages as they stand in the store, one after the other in a buffer that can be reused:
+/// [`PublishStore::read_unsettled`](crate::PublishStore::read_unsettled) reads into it.
 ///
-/// It takes a bounded number of messages and of bytes, but one message always, however large
-/// that is. After a large one the buffer shrinks again.
+/// It takes a bounded number of messages and bytes, but always one message, however large that
+/// is. After a large one the buffer shrinks again.
 #[derive(Clone)]
 pub struct Batch {
     bytes: Vec<u8>,
@@ -72,9 +72,9 @@ impl<'a> MessageRef<'a> {
         Envelope::decode(self.envelope)
     }
 
-    /// Bytes that stand for operation and topic, if that is all that the envelope says beside
-    /// when the message was published and its tag. Where two messages have the same ones, what
-    /// is made of those serves both.
+    /// Bytes that stand for operation and topic, if the envelope says nothing else besides when
+    /// the message was published and its tag. Whatever is derived from them can be reused for
+    /// another message with the same bytes.
     #[inline]
     pub fn subject(&self) -> Option<&'a [u8]> {
         Envelope::subject(self.envelope)
@@ -87,14 +87,14 @@ impl<'a> MessageRef<'a> {
 }
 
 impl Default for Batch {
-    /// Takes what one hold of a store's lock should: 64 messages, 16 KiB.
+    /// As much as should be read while a store's lock is held: 64 messages, 16 KiB.
     fn default() -> Self {
         Batch::new(64, 16 << 10)
     }
 }
 
 impl Batch {
-    /// An empty buffer that takes at most so many messages, and so many bytes of records.
+    /// An empty buffer that takes at most this many messages, and this many bytes of records.
     pub fn new(messages: usize, bytes: usize) -> Self {
         let most = Limits { messages, bytes };
         Batch {
@@ -105,7 +105,7 @@ impl Batch {
         }
     }
 
-    /// Takes no more than this from here on, nor more than it was made for.
+    /// Takes no more than this from now on, and no more than it was made for.
     pub fn narrow(&mut self, messages: usize, bytes: usize) {
         self.now = Limits {
             messages: messages.min(self.most.messages),
@@ -151,7 +151,7 @@ impl Batch {
         }
     }
 
-    /// Empties it: what a store does first when it is asked to read.
+    /// Empties it. A store does this first when it is asked to read.
     pub fn clear(&mut self) {
         self.places.clear();
         if self.bytes.len() > self.most.bytes.saturating_mul(2) {
@@ -159,13 +159,13 @@ impl Batch {
         }
     }
 
-    /// Keeps the first so many messages only.
+    /// Keeps only this many messages from the front.
     pub fn truncate(&mut self, messages: usize) {
         self.places.truncate(messages);
     }
 
-    /// Puts a message behind the others, as a store of one's own does that is read. `false`:
-    /// it is full, and the message is not in it.
+    /// Puts a message behind the others. Your own implementation of a store calls this when it is
+    /// read. `false`: the buffer is full, and the message is not in it.
     ///
     /// # Errors
     /// A user tag longer than [`MAX_TAG`](crate::MAX_TAG): the message is not in it.
@@ -212,8 +212,8 @@ impl Batch {
         Some(&mut self.bytes[start..end])
     }
 
-    /// The record at each place, to be judged; the first that is not good goes with all
-    /// behind it, and is told.
+    /// Checks each record with its place. The first one that is not good is dropped with all that
+    /// stand behind it, and its error returned.
     pub(crate) fn keep_good(
         &mut self,
         mut judge: impl FnMut(&mut Place, &[u8]) -> bool,

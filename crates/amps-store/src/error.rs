@@ -3,12 +3,12 @@
 use std::io;
 use std::path::PathBuf;
 
-/// A message could not be stored; nothing was.
+/// A message could not be stored. Nothing was stored instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AppendError {
-    /// The store is not full: the room for this message is being made, by growth of the file or
-    /// by freeing a segment. It comes in a moment, whatever the server does.
+    /// The store is not full: room for this message is being made, by growing the file or freeing
+    /// a segment. It will come in a moment, whatever the server does.
     #[error(
         "the store is making room: {live} of {limit} bytes are unsettled and this message needs {needed}; try again in a moment"
     )]
@@ -37,11 +37,11 @@ pub enum AppendError {
         "no space to grow the store: {error}; {live} of {limit} bytes are unsettled and this message needs {needed}; free some disk space or wait for acknowledgements"
     )]
     NoSpace {
-        /// The system's word.
+        /// What the operating system reported.
         error: String,
         /// Bytes unsettled, with their charges.
         live: u64,
-        /// The most they may become in the space there is.
+        /// The most they may become in the space that the file has.
         limit: u64,
         /// Bytes this message needs, with its charges.
         needed: u64,
@@ -93,7 +93,7 @@ pub enum StoreError {
     /// This process is a fork of the one that opened the store.
     #[error("the store belongs to the parent process; a forked child must open its own")]
     Forked,
-    /// The store is in memory: nothing in it can be made durable.
+    /// The store is in memory, where nothing can be made durable.
     #[error("the store is in memory and survives nothing; what must be durable needs a file")]
     InMemory,
     /// A sync failed, so nothing can be made durable any more. What was appended is safe
@@ -107,13 +107,13 @@ pub enum StoreError {
     NoSpace {
         /// What the space was for.
         what: &'static str,
-        /// The system's word.
+        /// What the operating system reported.
         error: String,
         /// Nothing more becomes durable in this run, even if space comes.
         for_good: bool,
     },
-    /// The file was removed while the store was open: it takes nothing more, and what it holds
-    /// ends with this process unless it is evacuated to a fresh file. Sending goes on.
+    /// The file was removed while the store was open. The store takes nothing more, and what it
+    /// holds is lost with this process unless it is evacuated to a fresh file. Sending goes on.
     #[error(
         "the file of this store was removed while it was open: it takes nothing more, nothing in it can be made durable, and what it holds ends with this process; save it in a fresh file (`Store::evacuate`, or `--evacuate-to` of publish and drain)"
     )]
@@ -131,10 +131,10 @@ pub enum StoreError {
     Io {
         /// What was tried.
         what: &'static str,
-        /// The system's word.
+        /// What the operating system reported.
         error: String,
     },
-    /// A number would leave its range.
+    /// A number would leave its range, so the server's figure that led to it cannot be right.
     #[error("number {0} is out of range; this server's figure cannot be right")]
     OutOfRange(u64),
     /// The log could not take one of its own records. This is a defect of the store.
@@ -143,7 +143,8 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// What happened, without what to do about it: for words that end with an advice of their own.
+    /// What happened, without what to do about it: for messages that end with advice of their
+    /// own.
     pub(crate) fn cause(&self) -> String {
         match self {
             StoreError::NoSpace { what, error, .. } => format!("no space to {what}: {error}"),
@@ -153,7 +154,7 @@ impl StoreError {
         }
     }
 
-    /// The same of a failure after which nothing becomes durable any more.
+    /// A system error after which nothing becomes durable any more.
     pub(crate) fn final_io(what: &'static str, error: &io::Error) -> Self {
         let mut failed = Self::io(what, error);
         if let StoreError::NoSpace { for_good, .. } = &mut failed {
@@ -162,7 +163,7 @@ impl StoreError {
         failed
     }
 
-    /// Names a system error, telling a lack of space apart.
+    /// Makes an error of a system error; a lack of space becomes an error of its own.
     pub(crate) fn io(what: &'static str, error: &io::Error) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         match error.kind() {
@@ -179,7 +180,7 @@ impl StoreError {
     }
 }
 
-/// A record that is there could not be read.
+/// A record that exists could not be read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ReadError {
@@ -209,12 +210,12 @@ pub struct DamagedRange {
     pub last_ordinal: Option<u64>,
     /// Sequences given out there that may be missing: the first and the last possible.
     pub sequences: Option<(u64, u64)>,
-    /// A copy or a refusal of an earlier message, and so that message, may be missing as well: it
-    /// is not known that nothing but the publishes of `sequences` stood there.
+    /// Not only the publishes of `sequences` may be missing: a copy or a refusal of an earlier
+    /// message, and so that message, may have stood there as well.
     pub earlier: bool,
 }
 
-/// A store could not be opened; nothing was changed.
+/// A store could not be opened. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum OpenError {
@@ -225,7 +226,7 @@ pub enum OpenError {
         path: PathBuf,
         /// What was tried.
         what: &'static str,
-        /// The system's word.
+        /// What the operating system reported.
         #[source]
         error: io::Error,
     },
@@ -247,7 +248,7 @@ pub enum OpenError {
         /// Who opened it last.
         owner: String,
     },
-    /// The owner reuses the file faster than it can be read.
+    /// The owner reuses the file's segments faster than they can be read.
     #[error("the store {path} changes faster than it can be looked at; try again")]
     Busy {
         /// The file.
@@ -265,7 +266,7 @@ pub enum OpenError {
         /// The name asked for.
         wanted: String,
     },
-    /// It was evacuated: another file goes on with its numbers.
+    /// The store was evacuated: another file goes on with its numbers.
     #[error(
         "the store {path} was evacuated to another file and must not send again; open that one"
     )]
@@ -278,11 +279,11 @@ pub enum OpenError {
     NotAStore {
         /// The file.
         path: PathBuf,
-        /// How one can tell.
+        /// How that was found.
         why: String,
     },
-    /// It is a store, and both copies of its superblock are damaged: geometry, name and numbers are
-    /// gone, and the log is still there.
+    /// It is a store, and both copies of its superblock are damaged: geometry, name and numbers
+    /// are lost, but the log is still there.
     #[error(
         "the store {path} is damaged: both copies of its superblock are unreadable ({why}), so nothing can be sent from it; `amps store repair FILE --to NEW` saves what is intact; nothing was changed"
     )]
@@ -292,8 +293,8 @@ pub enum OpenError {
         /// What is wrong with them.
         why: String,
     },
-    /// A store, by its superblock, that is damaged so that no open takes it, whatever it is told to do
-    /// about damage, or says what no store writes.
+    /// By its superblock this is a store, but it is damaged so badly that no open takes it, not
+    /// even with `Salvage`; or it says what no store ever writes.
     #[error("the store {path} is damaged so that it cannot be opened: {why}; nothing was changed")]
     Broken {
         /// The file.
@@ -301,14 +302,14 @@ pub enum OpenError {
         /// In which way.
         why: String,
     },
-    /// A newer program wrote it, and what it needs is not known here.
+    /// A newer program wrote the file, and uses features that this one does not know.
     #[error(
         "{path} is a store of a newer format: it needs features {features:#x}, which this program does not know; open it with the newer program"
     )]
     Features {
         /// The file.
         path: PathBuf,
-        /// Those that are not known.
+        /// The unknown features.
         features: u32,
     },
     /// A newer program wrote it.
@@ -341,7 +342,7 @@ pub enum OpenError {
         path: PathBuf,
         /// Bytes wanted.
         needed: u64,
-        /// The system's word.
+        /// What the operating system reported.
         error: String,
     },
     /// An option is out of range.
@@ -362,7 +363,8 @@ mod tests {
         assert!(last.contains("save it") && !last.contains("try again"));
     }
 
-    /// "no space to grow the store: no space to grow the store", and one advice behind another.
+    /// There was once "no space to grow the store: no space to grow the store", and one piece of
+    /// advice behind another.
     #[test]
     fn an_error_inside_another_says_what_happened_and_gives_no_second_advice() {
         use crate::{EvacuateError, inspect::RepairError};

@@ -28,7 +28,7 @@ pub enum EvacuateError {
     Create {
         /// The new file.
         path: PathBuf,
-        /// The system's word.
+        /// What the operating system reported.
         #[source]
         error: io::Error,
     },

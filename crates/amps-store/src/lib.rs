@@ -1,6 +1,6 @@
 //! The publish store: a bounded, memory-mapped ring log that is also the send queue.
 
-// A library has no words of its own for the terminal of its application.
+// A library does not write to the terminal of the application that uses it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod api;

@@ -9,14 +9,15 @@ use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_soun
 /// Segments of a new file that is not preallocated; none that grew is cut to fewer.
 pub(crate) const FIRST_SEGMENTS: u64 = 4;
 
-/// The largest segment that is made unless somebody asks for another size.
+/// The largest segment that a new store gets unless another size is asked for.
 const DEFAULT_SEGMENT: u64 = 4 << 20;
 
-/// What is left for a record's header and for all that travels with a payload, where a store is
-/// made for messages of a chosen size.
+/// Room for a record's header and for whatever travels with a payload, where a store is made for
+/// messages of a chosen size.
 const BESIDES_PAYLOAD: u64 = 1 << 10;
 
-/// The largest message that a store can be made for: what an index word takes.
+/// The largest message that a store can be made for: an entry of the index has no bits for a
+/// longer one.
 const MOST_MESSAGE: u64 = (32 << 20) - BESIDES_PAYLOAD;
 
 /// The least capacity of a new store, in bytes.
@@ -28,15 +29,16 @@ pub enum Recovery {
     /// Refuse to open, naming every damaged range.
     #[default]
     Strict,
-    /// Keep what is intact, note what is lost in the log, and go on. A store without
-    /// room to note it gets two segments more, and those for what has to be copied because its
-    /// copies are lost. At its capacity that is raised, for good, and
+    /// Keep what is intact, record in the log what is lost, and go on. Where the store has no
+    /// room to record it, it gets two segments more, and as many as it needs for messages that
+    /// have to be copied again because their copies are lost. If that exceeds the capacity, the
+    /// capacity is raised for good, and
     /// [`RecoveryReport::enlarged_to`](crate::RecoveryReport::enlarged_to) says so.
     Salvage,
 }
 
-/// Options of [`Store::open`](crate::Store::open). Those about the file's shape are used
-/// when it is created; later the file knows.
+/// Options of [`Store::open`](crate::Store::open). Those about the shape of the file are used
+/// when it is created; later the file itself knows them.
 #[derive(Clone, Debug)]
 #[must_use]
 pub struct Options {
@@ -86,31 +88,31 @@ impl Options {
         self
     }
 
-    /// Bytes of one segment: a multiple of 4096, at least 8192, at most a sixth of the
-    /// capacity and 128 MiB. The largest record is a quarter of it. Default: a sixteenth of the
-    /// capacity without the superblocks, at most 4 MiB. Four of them are there from the start. Used
-    /// at creation.
+    /// Bytes of one segment: a multiple of 4096, at least 8192, at most a sixth of the capacity
+    /// and 128 MiB. The largest record is a quarter of it. Default: a sixteenth of the capacity
+    /// (less the superblocks), at most 4 MiB. A new file has four segments. Used at creation.
     ///
-    /// Most applications say [`max_message`](Self::max_message) instead; one excludes the other.
+    /// Most applications use [`max_message`](Self::max_message) instead; only one of the two may
+    /// be given.
     pub fn segment_size(mut self, bytes: u64) -> Self {
         self.segment_size = Some(bytes);
         self
     }
 
-    /// The largest message the store shall take, in bytes of payload, with up to 900 bytes besides
-    /// for topic, keys, user tag and the like: 1 to 33,553,408 (32 MiB less 1 KiB). It decides the
-    /// size of the file: a segment is four times the message and 1 KiB, rounded up to 4 KiB and at
-    /// least 8 KiB; four of them are there from the start, since fewer do not go round where the disk
-    /// is full; and the capacity must have room for six. Used at creation.
+    /// The largest message that the store has to take, in bytes of payload, with up to 900 bytes
+    /// besides for topic, keys, user tag and the like: 1 to 33,553,408 (32 MiB less 1 KiB). It
+    /// decides the size of the file. A segment is four times the message plus 1 KiB, rounded up
+    /// to 4 KiB and at least 8 KiB. A new file has four of them, since with fewer the ring cannot
+    /// go round when the disk is full; the capacity must have room for six. Used at creation.
     ///
-    /// For 64 KiB the file begins with 1,052 KiB, for 1 MiB with some 16 MiB.
+    /// For 64 KiB a new file has 1,052 KiB, for 1 MiB some 16 MiB.
     pub fn max_message(mut self, bytes: u64) -> Self {
         self.max_message = Some(bytes);
         self
     }
 
-    /// The client this store belongs to, at most 512 bytes. Without one, a new store gets
-    /// a name of its own and an existing one keeps its name. A different name is refused.
+    /// The client that this store belongs to, at most 512 bytes. Without it, a new store makes up
+    /// a name and an existing one keeps its own. An existing store refuses a different name.
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.client_name = Some(name.into());
         self
@@ -128,59 +130,60 @@ impl Options {
         self
     }
 
-    /// Reserves the whole capacity at creation, so that a full disk can never matter
-    /// later. The file remembers it and gives nothing back. Without it the file grows with
-    /// the backlog, and where publishers are faster than the device frees segments; it is cut again
-    /// at a close, or when no message came for 30 seconds. Used at creation.
+    /// Reserves the whole capacity at creation, so that a full disk can never matter later. The
+    /// file remembers this and gives nothing back. Without it the file grows with the backlog,
+    /// and when publishers are faster than the device frees segments; it is shortened again at a
+    /// close, and after 30 seconds without a message. Used at creation.
     pub fn preallocate(mut self, yes: bool) -> Self {
         self.preallocate = yes;
         self
     }
 
-    /// Says when the backlog reaches `high` percent of the limit, and when it is back at `low`
-    /// percent ([`Signal::Watermark`](crate::Signal::Watermark)). `low` is below `high`, and
+    /// Reports when the backlog reaches `high` percent of the limit, and when it is back at `low`
+    /// percent ([`Signal::Watermark`](crate::Signal::Watermark)). `low` must be below `high`, and
     /// `high` at most 100.
     pub fn watermarks(mut self, low: u8, high: u8) -> Self {
         self.watermarks = Some((low, high));
         self
     }
 
-    /// Says nothing of the backlog.
+    /// Reports nothing about the size of the backlog.
     pub fn no_watermarks(mut self) -> Self {
         self.watermarks = None;
         self
     }
 
-    /// How long an open waits, blocking its thread, while another process has the store or a
-    /// repair reads it. Zero unless set: such a store is refused at once. For a store that this
-    /// very process has open it waits a quarter of a second in any case, since another thread may
-    /// just be dropping it.
+    /// How long an open waits, blocking its thread, while another process has the store open or a
+    /// repair reads it. Zero unless set: the open is refused at once. If this very process has
+    /// the store open, it waits a quarter of a second in any case, since another thread may just
+    /// be dropping it.
     pub fn lock_timeout(mut self, wait: Duration) -> Self {
         self.lock_timeout = wait;
         self
     }
 
-    /// Most bytes that an existing file may take from this open on, if that is more than it may take
-    /// now: for good, as the file remembers. It is in force, or not, as a whole, whenever the power
-    /// fails. A preallocated file gets all of its blocks at once. Segments keep their size, and so
-    /// does the largest record.
+    /// Most bytes that an existing file may take from this open on, if that is more than it may
+    /// take now. The file remembers it, so it is for good. A power cut leaves either the old or
+    /// the new capacity in force. A preallocated file gets all of its blocks at once. Segments
+    /// keep their size, and so does the largest record.
     ///
-    /// A file whose capacity is larger already keeps that, and so does one on a disk without the room:
-    /// neither fails the open, and [`RecoveryReport::growth`](crate::RecoveryReport::growth) says so.
+    /// A file with a larger capacity keeps it, and so does a file on a disk without room for
+    /// more. Neither makes the open fail;
+    /// [`RecoveryReport::growth`](crate::RecoveryReport::growth) says what happened.
     pub fn grow_to(mut self, bytes: u64) -> Self {
         self.grow_to = Some(bytes);
         self
     }
 
-    /// The mode of the file, in place of 0600: from 0600 to 0777, whatever the umask says. Used at
-    /// creation; an existing file keeps its own. It is that of an evacuation, too, as far as the
-    /// store's file is as open itself ([`NewFile`](crate::NewFile)).
+    /// The mode of the file, in place of 0600: from 0600 to 0777, whatever the umask says. Used
+    /// at creation; an existing file keeps its own. An evacuation uses it too, but makes its file
+    /// no more open than the store's own file is ([`NewFile`](crate::NewFile)).
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
     }
 
-    /// What of the options holds for any store.
+    /// Checks what does not depend on the store.
     pub(crate) fn check(&self) -> Result<(), String> {
         self.mode.map_or(Ok(()), check_mode)?;
         match self.watermarks {
@@ -209,7 +212,7 @@ impl Options {
             (Some(size), None) => size,
             (None, Some(message)) => segment_for(message, self.capacity)?,
             (None, None) => {
-                // The superblocks count towards the cap, and must not cost a segment.
+                // The superblocks count towards the capacity, and must not cost a segment.
                 let sixteenth = room / 16 / BLOCK * BLOCK;
                 sixteenth.clamp(2 * BLOCK, DEFAULT_SEGMENT)
             }
@@ -289,7 +292,8 @@ mod tests {
         assert_eq!(small.segment_size, 8 << 10);
     }
 
-    /// A new file had 64 MiB, so that a hundred publishers cost 6.4 GB before their first message.
+    /// New files once had 64 MiB, so that a hundred publishers took 6.4 GB before their first
+    /// message.
     #[test]
     fn a_new_file_costs_little_more_than_sixteen_of_its_largest_messages() {
         let file = |shape: Shape| SEGMENTS_AT + shape.segments * shape.segment_size;

@@ -342,7 +342,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     fn sort_out(&mut self, gaps: Vec<Gap>, floor: u64) -> Result<(), Refusal> {
         let mut refusals = Vec::new();
         // Refused before they were settled, so they were there; and now they are not.
-        let mut bereft = BTreeSet::new();
+        let mut without_original = BTreeSet::new();
         if gaps.iter().any(|gap| gap.publishes.is_some()) {
             for (&sequence, entry) in self.out.state.rejections() {
                 let offset = entry.offset();
@@ -353,7 +353,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                     let body = self.scanner.body(&Seen { offset, header })?;
                     let in_time = RejectionBody::decode(body).is_some_and(|body| !body.late);
                     if in_time && self.out.state.get(sequence).is_none() {
-                        bereft.insert(sequence);
+                        without_original.insert(sequence);
                     }
                 }
                 refusals.push((ordinal, sequence));
@@ -371,7 +371,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             let publishes = gap.publishes;
             let settled = publishes.filter(|(_, last)| *last <= floor && *last < lowest);
             let nobody_waits =
-                |(first, last): (u64, u64)| bereft.range(first..=last).next().is_none();
+                |(first, last): (u64, u64)| without_original.range(first..=last).next().is_none();
             match settled.is_some_and(nobody_waits) {
                 true => self.out.ignored.push(gap.range),
                 false => self.out.damaged.push(gap.range),

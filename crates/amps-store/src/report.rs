@@ -1,4 +1,4 @@
-//! What recovery found: the one line an operator needs, as a value.
+//! What recovery found, as a value, and as the one line that an operator needs.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,20 +13,19 @@ pub enum Stop {
     /// After the last record of a clean close.
     #[default]
     CleanClose,
-    /// After the last record of a process that died: nothing was written behind it.
+    /// After the last record of a process that died: nothing is written behind it.
     Unwritten,
-    /// A record that was being written, or was changed since, stands at the end.
+    /// At a record that was still being written, or that was changed since.
     Torn {
         /// Where.
         offset: u64,
     },
-    /// Bytes of an earlier lap stand at the end: a power cut took what was written over
-    /// them, or nothing was.
+    /// At bytes of an earlier lap: a power cut took what was written over them, or nothing was.
     Stale {
         /// Where.
         offset: u64,
     },
-    /// Records are missing above the durable mark, and intact ones stand behind the hole.
+    /// At a hole: records are missing above the durable mark, and intact ones stand behind it.
     Hole {
         /// Where the hole starts.
         offset: u64,
@@ -56,20 +55,20 @@ pub enum Growth {
         /// To this: what was asked for, in whole segments.
         to: u64,
     },
-    /// The capacity is larger already. A store keeps what it has.
+    /// The capacity was larger already, and stays.
     Larger {
         /// The capacity.
         capacity: u64,
         /// What was asked for.
         asked: u64,
     },
-    /// The capacity stays as it was: there is no room for more.
+    /// The capacity stays as it was: the disk has no room for more.
     Refused {
         /// The capacity.
         capacity: u64,
         /// What was asked for.
         asked: u64,
-        /// The system's word.
+        /// What the operating system reported.
         error: String,
     },
 }
@@ -123,7 +122,8 @@ pub struct RecoveryReport {
     pub generation: u64,
     /// Bytes of the record that stood unfinished where the log ends, 0 for none.
     pub torn_bytes: u64,
-    /// Intact records behind the hole: not delivered, their numbers never reused.
+    /// Intact records behind the hole. They are not delivered, and their numbers are never used
+    /// again.
     pub set_aside: u64,
     /// Sequences of the messages among them: lowest and highest.
     pub set_aside_sequences: Option<(u64, u64)>,
@@ -131,21 +131,22 @@ pub struct RecoveryReport {
     pub set_aside_rejections: Vec<u64>,
     /// Damage at or below the durable mark that `Salvage` went past.
     pub damaged: Vec<DamagedRange>,
-    /// Damage that concerned nothing needed.
+    /// Damage where nothing that is needed can have stood.
     pub ignored: Vec<DamagedRange>,
     /// Ranges given up by this open or an earlier one.
     pub lost: Vec<(u64, u64)>,
-    /// One superblock copy was damaged or behind; both are whole again.
+    /// One superblock copy was damaged or behind the other; both are whole again.
     pub superblock_repaired: bool,
-    /// The format version that the file had until this open, which made the newest of it: older
-    /// programs cannot open it any more.
+    /// The format version that the file had until this open, which converted it to the newest
+    /// one: older programs cannot open it any more.
     pub converted_from: Option<u32>,
-    /// The capacity in bytes, where a salvage raised it: too few segments were free to go on in.
+    /// The capacity in bytes, if a salvage raised it because too few segments were free to go on
+    /// in.
     pub enlarged_to: Option<u64>,
-    /// What became of a wish for more capacity, if there was one that the store did not have already.
+    /// What became of a wish for more capacity, if the store did not have it already.
     pub growth: Option<Growth>,
-    /// The file system the store is on, if it cannot keep all of its promises there. A warning is
-    /// logged.
+    /// The file system that the store is on, if the store cannot keep all of its promises there.
+    /// A warning is logged.
     pub volume: Option<Volume>,
     /// Bytes of log read.
     pub bytes: u64,
@@ -156,7 +157,7 @@ pub struct RecoveryReport {
 }
 
 impl RecoveryReport {
-    /// Whether anything is missing or was put aside.
+    /// Whether nothing is missing and nothing was set aside.
     pub fn is_clean(&self) -> bool {
         self.set_aside == 0 && self.damaged.is_empty()
     }

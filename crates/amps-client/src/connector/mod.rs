@@ -67,7 +67,7 @@ pub enum ConnectError {
     Resolve {
         /// The host.
         host: String,
-        /// What the system said.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// The host has no address of the family that `bind` asks for.
@@ -83,7 +83,7 @@ pub enum ConnectError {
     Io {
         /// The address, or the socket's file.
         target: String,
-        /// What the system said.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// The connector does not know this scheme, or was built without it.
@@ -101,7 +101,7 @@ pub enum ConnectError {
          them (ulimit -u, pids.max)"
     )]
     NoThread {
-        /// What the system said.
+        /// What the operating system reported.
         source: io::Error,
     },
     /// TLS cannot be set up.

@@ -84,7 +84,7 @@ pub enum TlsSetupError {
     File {
         /// Its name.
         file: PathBuf,
-        /// What the system said.
+        /// What the operating system reported.
         reason: String,
     },
     /// There is nobody to trust: no root certificate of the system, and none given.

@@ -352,14 +352,14 @@ impl Session {
         sink: &mut dyn FnMut(Received<'_>),
     ) -> Result<(), HeaderError> {
         let mut group_topic: Option<Arc<str>> = None;
-        let mut nobodys = false;
+        let mut told = false;
         for record in SowRecords::new(body) {
             let SowRecord { header, body } = record?;
             let id = group.query_id.as_deref().or(header.query_id.as_deref());
             let subscription = id.and_then(own_sub);
             let placed = subscription.and_then(|id| Some((id, self.subscriptions.get_mut(&id)?)));
             let Some((subscription, placed)) = placed else {
-                if !std::mem::replace(&mut nobodys, true) {
+                if !std::mem::replace(&mut told, true) {
                     sink(Received::Unhandled(group));
                 }
                 continue;

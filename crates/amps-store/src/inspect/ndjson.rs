@@ -81,7 +81,7 @@ pub enum ImportError {
     Read {
         /// Its number, from 1.
         line: u64,
-        /// The system's word.
+        /// What the operating system reported.
         #[source]
         error: io::Error,
     },

@@ -132,7 +132,7 @@ pub enum RepairError {
     NoLock {
         /// The old store.
         path: std::path::PathBuf,
-        /// The system's word.
+        /// What the operating system reported.
         #[source]
         error: io::Error,
     },

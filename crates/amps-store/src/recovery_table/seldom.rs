@@ -203,9 +203,9 @@ fn a_refusal_that_is_set_aside_is_saved_with_its_own_message() {
         let (old, new) = (file(dir.path(), &image), dir.path().join("new"));
         let report = repair_to(&old, &new).unwrap();
         assert_eq!((report.saved, report.rejections), (0, 1));
-        let is_bereft = |u: &Unsaved| matches!(u, Unsaved::Original { .. });
+        let without_original = |u: &Unsaved| matches!(u, Unsaved::Original { .. });
         assert!(
-            !report.unsaved.iter().any(is_bereft),
+            !report.unsaved.iter().any(without_original),
             "{:?}",
             report.unsaved
         );

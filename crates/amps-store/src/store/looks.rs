@@ -49,7 +49,7 @@ impl Store {
     /// As [`PublishStore::get`].
     ///
     /// # Errors
-    /// As there.
+    /// Those of the trait.
     pub fn get(&self, sequence: u64, into: &mut StoredMessage) -> Result<bool, ReadError> {
         PublishStore::get(self, sequence, into)
     }

@@ -269,7 +269,7 @@ where
     /// A prefix or single messages, each once, and no message that comes later.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn settling(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -313,7 +313,7 @@ where
     /// nothing.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn refusing(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -397,7 +397,7 @@ where
     /// same step.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn requeueing(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -435,7 +435,7 @@ where
     /// keep their range.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn granting_and_rebasing(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -483,7 +483,7 @@ where
     /// The resume point is the tag of the last publish, and nothing else moves it.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn resuming(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -509,7 +509,7 @@ where
     /// A full store refuses, changes nothing, still settles, and has room again afterwards.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn filling(&mut self) {
         let mut open = (self.fresh)();
         let store = open();
@@ -578,7 +578,7 @@ where
     /// A sync covers what was there, is told, and may be asked for without waiting.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn becoming_durable(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -631,7 +631,7 @@ where
     /// A closed store changes nothing any more, and says so.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn closing(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -670,7 +670,7 @@ where
     /// no number is skipped that nobody may have seen.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn reopening_after_a_close(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -716,7 +716,7 @@ where
     /// above whatever may have been sent.
     ///
     /// # Panics
-    /// Otherwise.
+    /// If the store breaks one of these promises.
     pub fn reopening_after_a_crash(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
