@@ -12,8 +12,8 @@ use crate::options::Options;
 use crate::rebuild::{Heritage, Rebuild};
 use crate::store::Store;
 
-/// An evacuation failed; the old store is as it was, and the new file is gone, unless it says
-/// otherwise.
+/// An evacuation failed. The old store is as it was and the new file is removed, unless the
+/// variant says otherwise.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum EvacuateError {
@@ -35,7 +35,7 @@ pub enum EvacuateError {
     /// The new store cannot be written.
     #[error("cannot write the new store: {}; free some space or choose another device", .0.cause())]
     Write(StoreError),
-    /// The new store cannot be begun.
+    /// The new store cannot be started.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// The new store is whole and durable and the old one is closed for good, but opening the
@@ -56,16 +56,16 @@ impl Store {
     /// Writes everything needed to a fresh store at `to`: unsettled messages and refusals
     /// that wait, under their old sequences; grant, rebase, next sequence, resume point and
     /// owner. The fresh store is synced, this one is closed for good, and the fresh one is
-    /// opened at `level`. Publishers wait meanwhile. The fresh store is not preallocated, whatever
-    /// this one is: it must fit where the whole cap may not. *Syncs.*
+    /// opened at `level`. Publishers wait meanwhile. The fresh store is never preallocated, even
+    /// if this one is: it must fit where the whole capacity may not. *Syncs.*
     ///
-    /// The old file is marked as evacuated as far as its device still takes writes; delete
-    /// it. If the mark could not be written (a warning is logged), opening the old file by
-    /// mistake would send the same messages under the same numbers again, which the server
-    /// drops, and new messages under numbers that the fresh store gives out too.
+    /// The old file is marked as evacuated if its device still takes writes; delete it. If the
+    /// mark could not be written, a warning is logged. Opening the old file by mistake would then
+    /// send the same messages under the same numbers again, which the server drops, but also new
+    /// messages under numbers that the fresh store gives out too.
     ///
     /// # Errors
-    /// See [`EvacuateError`]; this store goes on as before, but for [`EvacuateError::Reopen`].
+    /// See [`EvacuateError`]. Except for [`EvacuateError::Reopen`], this store goes on as before.
     pub fn evacuate(&self, to: impl AsRef<Path>, level: Level) -> Result<Store, EvacuateError> {
         let to = to.as_ref();
         self.evacuate_and(to, |to| {
@@ -152,7 +152,7 @@ fn write(log: &Log, to: &Path) -> Result<(), EvacuateError> {
     fresh.finish().map_err(EvacuateError::Write)
 }
 
-/// Closes the old store for good.
+/// Marks the old store as closed for good.
 fn retire(log: &mut Log) {
     log.closed = true;
     let mut superblock = log.superblock.clone();
@@ -172,7 +172,7 @@ mod tests {
     use super::*;
     use crate::{Envelope, PublishStore};
 
-    /// It said that the old store goes on, which was closed for good by then.
+    /// The error once said that the old store goes on, although that was closed for good by then.
     #[test]
     fn an_evacuation_whose_store_cannot_be_opened_says_where_everything_is() {
         let dir = tempfile::tempdir().unwrap();

@@ -12,17 +12,17 @@ use crate::options::{MIN_CAPACITY, Options};
 use crate::scan::Geometry;
 use crate::space::limit;
 
-/// What goes over besides messages and refusals.
+/// What is taken over besides messages and refusals.
 pub(crate) struct Heritage<'a> {
     /// Geometry, name, grant and rebase.
     pub(crate) superblock: &'a Superblock,
     /// Everything up to here is settled.
     pub(crate) floor: u64,
-    /// No lower number is given out again.
+    /// No number below this one is given out again.
     pub(crate) next: u64,
     /// The resume point.
     pub(crate) tag: Option<Vec<u8>>,
-    /// Bytes of all messages, with the charges for their future.
+    /// Bytes of all messages, with the room charged for their future.
     pub(crate) bytes: u64,
 }
 
@@ -32,22 +32,22 @@ pub(crate) struct Heritage<'a> {
 pub(crate) struct Rebuild {
     log: Log,
     grant: u64,
-    /// The cap, when it had to be larger than that of the old store.
+    /// The capacity, if it had to be larger than that of the old store.
     pub(crate) enlarged_to: Option<u64>,
 }
 
 impl Rebuild {
-    /// Creates the store at `to`, where nothing or an empty file is.
+    /// Creates the store at `to`, where there is no file, or an empty one.
     pub(crate) fn start(to: &Path, heritage: Heritage<'_>) -> Result<Self, OpenError> {
         let before = heritage.superblock;
         let size = before.segment_size;
         let geometry = Geometry::of(before);
         let mut cap_segments = before.cap_segments;
-        // One more than the sum of the records needs: segments are not filled to the end.
+        // One segment more than the records add up to, since segments are not filled to the end.
         while limit(&geometry, cap_segments - 1) < heritage.bytes {
             cap_segments += 1;
         }
-        // The least number of segments takes less than the least capacity.
+        // The fewest segments may need less than the least capacity.
         let capacity = (SEGMENTS_AT + cap_segments * size).max(MIN_CAPACITY);
         let options = Options::new()
             .capacity(capacity)
@@ -100,14 +100,14 @@ impl Rebuild {
         Ok(())
     }
 
-    /// Syncs and closes the store: from here on it is as good as the old one.
+    /// Syncs and closes the store. From here on it can take the old one's place.
     pub(crate) fn finish(mut self) -> Result<(), StoreError> {
         let device = self.log.medium.device();
         self.log.close(&device, self.grant)
     }
 }
 
-/// Numbers, floor and resume point, which the records to come do not show.
+/// Takes over numbers, floor and resume point, which the records to come do not show.
 fn inherit(log: &mut Log, heritage: &Heritage<'_>) -> Result<(), StoreError> {
     let before = heritage.superblock;
     let mut superblock = log.superblock.clone();

@@ -14,7 +14,7 @@ use crate::index::Entry;
 use crate::scan::Source;
 use crate::state::Standing;
 
-/// Looks at a store that reuses a record's place before it could be read.
+/// How often a message is looked up again when its place was reused before it could be read.
 const CHASES: u32 = 5;
 
 /// What became of a message.
@@ -75,7 +75,7 @@ debug_with_excerpt!(
     payload
 );
 
-/// Which messages to show. Empty: the unsettled ones.
+/// Which messages to show: the unsettled ones unless set.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct Filter {
@@ -190,7 +190,7 @@ impl Inspection {
 /// Iterator over [`Inspection::messages`].
 pub struct Messages<'a> {
     inspection: &'a Inspection,
-    /// A later look, when a record was gone from its place.
+    /// A later look, taken when a record was gone from its place.
     fresh: Option<Inspection>,
     filter: Filter,
     from: u64,
@@ -237,7 +237,7 @@ impl Messages<'_> {
             }
             let message = inspection.message_at(sequence, entry, standing)?;
             let Some(message) = message else {
-                // Reused since the look: the message was copied, or settled.
+                // The place was reused since the look: the message was copied, or settled.
                 if standing == MessageState::Settled {
                     self.from = sequence + 1;
                     continue;
@@ -324,8 +324,8 @@ impl Inspection {
 }
 
 impl Inspection {
-    /// Refusals that wait for the application, by sequence. One whose record was reused since
-    /// the look is left out: the application took it over, or it was copied and a later look
+    /// Refusals that wait for the application, by sequence. One whose record was overwritten
+    /// since the look is left out: the application accepted it, or it was copied and a later look
     /// shows it.
     ///
     /// # Errors
@@ -347,7 +347,7 @@ impl Inspection {
             return Ok(None);
         };
         let is_it = header.kind == Kind::Rejection && header.sequence == sequence;
-        // As the store's owner is told it: a reason that cannot be read hides no refusal.
+        // As the store's owner gets it: a reason that cannot be read must not hide the refusal.
         let rejection = match RejectionBody::decode(&bytes[RECORD_HEADER..]) {
             Some(body) => Rejection {
                 sequence,
@@ -375,7 +375,7 @@ impl Rejection {
     }
 }
 
-/// Copies a record out first and judges the copy, so that what is judged is what is shown.
+/// Copies a record out first and checks the copy, so that what was checked is what is shown.
 fn read_message(
     view: &View,
     sequence: u64,

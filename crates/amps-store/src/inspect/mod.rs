@@ -4,13 +4,13 @@
 //! works while a publisher runs. It recovers the log with the code that opens a store, so
 //! it shows what the next open would find.
 //!
-//! **Busy is not damaged.** A file that is written while it is read can look torn. A hole
-//! or damage is reported only when a second look, after a pause, finds the same with the
-//! same bytes at the same places; otherwise what is shown is a legal prefix of the log (a
-//! state it really had), and [`Inspection::is_moving`] says so. A file of up to 64 MiB is
-//! shown as it was at one moment. In a larger live one, a message whose bytes are reused
-//! between the look and the reading of its payload is looked up again, and is left out if
-//! it has been settled by then.
+//! **Busy is not damaged.** A file that is written while it is read can look torn. A hole or
+//! damage is reported only when a second look, after a pause, finds the same with the same bytes
+//! at the same places. Otherwise what is shown is a legal prefix of the log (a state that it
+//! really had), and [`Inspection::is_moving`] says so. A file of up to 64 MiB is shown as it was
+//! at one moment. In a larger one that is in use, the bytes of a message may be used again
+//! between the look and the reading of its payload; the message is looked up again then, and left
+//! out if it has been settled by then.
 //!
 //! Memory is bounded by the count of records and segments, plus one record (a quarter of a
 //! segment), plus at most 64 MiB.
@@ -72,12 +72,13 @@ pub struct Info {
     pub owner_pid: u32,
     /// On which host.
     pub owner_host: String,
-    /// Whether that process exists now; `None` when it ran on another host, or where process ids
-    /// may be those of a namespace. A hint: process ids are used again.
+    /// Whether that process exists now; `None` when it ran on another host, or when its process
+    /// id may belong to another namespace. A hint only: process ids are used again.
     pub owner_alive: Option<bool>,
-    /// Whether some process has the store open for writing, as `/proc/locks` tells; `None` where
-    /// nothing there says so and not every lock is shown: within a PID namespace, and on file
-    /// systems that name their devices otherwise. A hint: nothing was locked to find out.
+    /// Whether some process has the store open for writing, according to `/proc/locks`. `None`
+    /// where that shows no such lock and does not show every lock: within a PID namespace, and on
+    /// file systems that number their devices differently. A hint only: nothing was locked to
+    /// find out.
     pub locked: Option<bool>,
     /// The file system it is on, if a store cannot keep all of its promises there.
     pub volume: Option<Volume>,
@@ -103,15 +104,16 @@ pub struct Info {
     pub free_segments: u64,
     /// Largest record, header and padding included.
     pub max_record: u64,
-    /// Bytes of unsettled messages, of open refusals and their messages.
+    /// Bytes of unsettled messages, and of refusals that wait, with their messages.
     pub live_bytes: u64,
-    /// The same with the room charged for their future; what counts against the limit.
+    /// The same with the room charged for their future: this is what counts against the limit.
     pub charged_bytes: u64,
     /// The most `charged_bytes` may become.
     pub limit_bytes: u64,
     /// Sequences up to this one may have been handed to a transport.
     pub grant: u64,
-    /// The lowest number the superblock still allows, less one.
+    /// The next message's number is above this one, whatever the log shows: this is what the
+    /// superblock says.
     pub number_floor: u64,
     /// The rebase in force.
     pub rebase: Option<Rebase>,
@@ -145,17 +147,17 @@ pub struct Info {
     pub set_aside_rejections: Vec<u64>,
     /// Damage at or below the durable mark: a strict open refuses.
     pub damaged: Vec<DamagedRange>,
-    /// Damage that concerns nothing needed.
+    /// Damage where nothing that is needed can have stood.
     pub ignored: Vec<DamagedRange>,
     /// Sequences given up by an earlier salvage: first and last of each range.
     pub lost: Vec<(u64, u64)>,
     /// One superblock copy is damaged or behind the other.
     pub superblock_differs: bool,
-    /// The store changed while it was read: everything here is of a moment just past.
+    /// The store changed while it was read: everything here is of a moment ago.
     pub moving: bool,
 }
 
-/// What is known of a store from outside, in one word.
+/// What can be told about a store from outside, in one word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum StoreState {
@@ -167,7 +169,7 @@ pub enum StoreState {
     Crashed,
     /// Another file goes on with its numbers.
     Evacuated,
-    /// It was not closed, and whether its owner lives cannot be seen from here.
+    /// It was not closed, and it cannot be seen from here whether its owner is alive.
     Unknown,
 }
 
@@ -184,7 +186,7 @@ impl std::fmt::Display for StoreState {
 }
 
 impl Info {
-    /// Who has the store, as far as that can be told without its lock.
+    /// Who has the store, as far as that can be told without taking its lock.
     pub fn state(&self) -> StoreState {
         match (self.evacuated, self.locked, self.clean) {
             (true, ..) => StoreState::Evacuated,
@@ -195,10 +197,11 @@ impl Info {
         }
     }
 
-    /// The most messages given out in the damaged ranges that may be missing; earlier ones may be as
-    /// well, see [`DamagedRange::earlier`]. No more than records are missing, and no more than
-    /// sequences are. A range whose end no later record names counts as many as fit into its bytes,
-    /// one at least: of what a file lost that was cut, nothing tells how far the log went there.
+    /// The most messages that may be missing in the damaged ranges. Messages of earlier numbers
+    /// may be missing as well, see [`DamagedRange::earlier`]. A range counts no more messages
+    /// than records are missing in it, and no more than sequences are. If no later record says
+    /// where the range ends, it counts as many as fit into its bytes, and at least one: when a
+    /// file was cut, nothing tells how far the log went.
     pub fn dropped(&self) -> u64 {
         let span = |(first, last): (u64, u64)| last.saturating_sub(first) + 1;
         let messages = |range: &DamagedRange| {
@@ -213,13 +216,13 @@ impl Info {
 }
 
 impl Inspection {
-    /// Looks at the store at `path`. A damaged store opens: the damage is in the result.
+    /// Looks at the store at `path`. A damaged store is no error: the damage is in the result.
     ///
     /// # Errors
-    /// [`OpenError::Missing`], [`OpenError::NoSuperblock`] (both copies damaged: [`repair_with`] saves
-    /// what is intact), [`OpenError::NotAStore`] (nothing of a store in it, or not a regular file),
-    /// [`OpenError::Version`], [`OpenError::Io`]; [`OpenError::Busy`] when its
-    /// owner changes it faster than it can be read.
+    /// [`OpenError::Missing`], [`OpenError::NoSuperblock`] (both copies are damaged:
+    /// [`repair_with`] saves what is intact), [`OpenError::NotAStore`] (it has nothing of a store
+    /// in it, or is not a regular file), [`OpenError::Version`], [`OpenError::Io`];
+    /// [`OpenError::Busy`] when its owner changes it faster than it can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
         let path = path.as_ref();
         let file = regular_file(path)?;
@@ -263,8 +266,8 @@ impl Inspection {
         self.view.moving
     }
 
-    /// What the next open would find and report. Nothing was repaired: the flag for that is
-    /// never set, see [`Info::superblock_differs`].
+    /// What the next open would find and report. A look repairs nothing, so the flag that says so
+    /// is never set; see [`Info::superblock_differs`].
     pub fn report(&self) -> &RecoveryReport {
         &self.report
     }
@@ -330,7 +333,7 @@ impl Inspection {
         closed_at != 0 && closed_at == self.view.recovered.last_ordinal
     }
 
-    /// The numbers of the store, as its owner would tell them.
+    /// The numbers of the store, as its owner would report them.
     pub fn bounds(&self) -> Bounds {
         let (superblock, recovered) = (&self.view.header.superblock, &self.view.recovered);
         let state = &recovered.state;
@@ -346,7 +349,7 @@ impl Inspection {
         }
     }
 
-    /// Send grant and rebase. A look has no run of its own: `found_grant` is the grant, and
+    /// Send grant and rebase. A look is not a run of its own: `found_grant` is the grant, and
     /// `first_of_run` the next sequence.
     pub fn numbers(&self) -> Numbers {
         let superblock = &self.view.header.superblock;
@@ -374,7 +377,7 @@ impl Inspection {
 
 /// A file that can be looked at, opened for reading.
 fn regular_file(path: &Path) -> Result<File, OpenError> {
-    // It may be there for the one call and gone for the other.
+    // The file may be there for one call and gone for the next.
     let found = |what| {
         move |error: std::io::Error| match error.kind() {
             std::io::ErrorKind::NotFound => OpenError::Missing {
@@ -387,7 +390,7 @@ fn regular_file(path: &Path) -> Result<File, OpenError> {
             },
         }
     };
-    // A fifo would block the open, a device might be changed by it.
+    // Opening a fifo would block, and opening a device may change it.
     let metadata = std::fs::metadata(path).map_err(found("look at"))?;
     if !metadata.is_file() {
         return Err(file::not_regular(path));
@@ -406,14 +409,15 @@ fn owner_alive(pid: u32, host: &str) -> Option<bool> {
     })
 }
 
-/// Whether this process sees all others: the kernel gives the first namespace this number, and
-/// hides processes, and what they lock, from the others.
+/// Whether this process sees all others. The kernel gives the first PID namespace this number,
+/// and hides the processes of other namespaces, with their locks.
 fn is_first_pid_namespace() -> bool {
     std::fs::read_link("/proc/self/ns/pid").is_ok_and(|name| name.as_os_str() == "pid:[4026531836]")
 }
 
-/// `/proc/locks` names each lock by device and inode: `1: FLOCK ADVISORY WRITE 42 fd:01:7 0 EOF`.
-/// One for reading is that of a repair. That no lock is shown says something only where all are.
+/// Whether `/proc/locks` shows a writer's lock. It names each lock by device and inode: `1: FLOCK
+/// ADVISORY WRITE 42 fd:01:7 0 EOF`. A lock for reading is that of a repair. That no lock is
+/// shown proves something only where all of them are.
 fn is_locked(file: &File) -> Option<bool> {
     use std::os::unix::fs::MetadataExt;
     let metadata = file.metadata().ok()?;

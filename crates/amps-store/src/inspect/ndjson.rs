@@ -31,7 +31,7 @@ use crate::store::Store;
 
 /// Longest line taken: the largest record there can be, with every byte escaped.
 const LONGEST_LINE: u64 = 256 << 20;
-/// How long the store's own thread may take to give it another segment.
+/// How long the store's own thread may take to make another segment ready.
 const GROWS: Duration = Duration::from_secs(30);
 
 /// What an export wrote.
@@ -42,7 +42,7 @@ pub struct Exported {
     pub messages: u64,
     /// Refusals among them.
     pub rejections: u64,
-    /// Messages left out, because their envelope is not of a version this program knows.
+    /// Messages left out because this program does not know the version of their envelope.
     pub unreadable: u64,
 }
 
@@ -66,7 +66,7 @@ pub struct Imported {
     pub messages: u64,
     /// Refusals appended with them.
     pub rejections: u64,
-    /// Lines of messages that were settled: nothing to do.
+    /// Lines of messages that were settled. They are not imported.
     pub settled: u64,
     /// First and last sequence given out.
     pub sequences: Option<(u64, u64)>,
@@ -90,12 +90,12 @@ pub enum ImportError {
     Json {
         /// Its number, from 1.
         line: u64,
-        /// Where in it.
+        /// At which character of the line.
         column: u64,
         /// What is wrong.
         why: String,
     },
-    /// A field holds what it cannot hold.
+    /// A field has a value that it cannot have.
     #[error("line {line}: field {field:?}: {why}")]
     Field {
         /// Its number, from 1.
@@ -122,7 +122,8 @@ pub enum ImportError {
         #[source]
         error: AppendError,
     },
-    /// The message was appended, and the store did not take its refusal: it will be sent.
+    /// The message was appended, but the store did not take its refusal: the message will be
+    /// sent.
     #[error("line {line}: the refusal was not kept: {why}")]
     Reject {
         /// Its number, from 1.
@@ -209,8 +210,8 @@ const STATES: [MessageState; 4] = [
 /// [`Inspection::messages`].
 ///
 /// # Errors
-/// The store cannot be read, or the output not written; what was written is whole lines but
-/// perhaps the last.
+/// The store cannot be read, or the output cannot be written. What was written is whole lines,
+/// except perhaps for the last one.
 pub fn export(
     inspection: &Inspection,
     filter: Filter,
@@ -232,13 +233,13 @@ pub fn export(
     Ok(done)
 }
 
-/// Appends the messages of an export to a store, in order, under new sequences and as
-/// imported: they do not move the resume point. A refusal that waited is logged for the new
-/// sequence, so that it waits again. Empty lines are passed over.
+/// Appends the messages of an export to a store, in order, under new sequences, and marked as
+/// imported: they do not move the resume point. A refusal that waited is logged again for the new
+/// sequence, so that it waits there. Empty lines are skipped.
 ///
-/// Nothing is synced; do that, or close the store, before the export is thrown away. Memory
-/// is bounded by the longest line. While the store grows, an append may wait for it: not for
-/// async workers.
+/// Nothing is synced; sync or close the store before you delete the export. Memory is bounded by
+/// the longest line. An append may block while the store grows: do not call this on an async
+/// worker.
 ///
 /// # Errors
 /// See [`ImportError`]; every one names its line.
@@ -387,8 +388,8 @@ impl<'a> Line<'a> {
     }
 }
 
-/// Appends, waiting while the room is only being made: nobody settles anything meanwhile, so
-/// a store whose limit is reached stays full.
+/// Appends, and waits only while room is being made: nobody settles anything meanwhile, so a
+/// store at its limit stays full.
 fn append(store: &Store, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appended, AppendError> {
     match store.append(envelope, payload) {
         Err(AppendError::MakingRoom { .. }) => {
@@ -398,7 +399,7 @@ fn append(store: &Store, envelope: &Envelope<'_>, payload: &[u8]) -> Result<Appe
     }
 }
 
-/// Text when it is, else base64.
+/// As text if it is UTF-8, otherwise as base64.
 fn encoded(bytes: &[u8]) -> (Option<Cow<'_, str>>, Option<Cow<'_, str>>) {
     match std::str::from_utf8(bytes) {
         Ok(text) => (Some(Cow::Borrowed(text)), None),

@@ -15,7 +15,8 @@ use crate::state::Standing;
 
 use super::view::View;
 
-/// Bytes checksummed, per byte of a segment, for candidates that turn out to be no record.
+/// Bytes that are checksummed in vain, per byte of a segment, at places where a record might
+/// begin.
 const SEARCH_BUDGET: u64 = 4;
 
 /// Kinds of record; see `store-format.md`.
@@ -36,9 +37,9 @@ pub enum RecordKind {
     Mark,
     /// The first record of an open.
     Epoch,
-    /// A range given up by salvage.
+    /// A range that a salvage gave up.
     Lost,
-    /// A settled message appended again, so that the refusal that follows keeps it.
+    /// A settled message, appended again because a refusal of it follows and must not lose it.
     Original,
 }
 
@@ -74,7 +75,7 @@ impl std::fmt::Display for RecordKind {
     }
 }
 
-/// What a stretch of a segment is worth.
+/// What a stretch of a segment holds, and whether it still counts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum RecordVerdict {
@@ -86,13 +87,13 @@ pub enum RecordVerdict {
     Rejected,
     /// A later copy of the same message stands elsewhere.
     Superseded,
-    /// Intact, but of an earlier lap of the ring or given up by a later open.
+    /// Intact, but of an earlier lap of the ring, or given up by a later open.
     Stale,
     /// Intact, behind a hole: it will not be delivered, and `repair` saves it.
     SetAside,
-    /// The last record: it was being written, or a power cut took a part of it.
+    /// The last record: it was being written, or a power cut took part of it.
     Torn,
-    /// Bytes of the log that are no record and should be.
+    /// Bytes in the log where a record should be and none is.
     Damaged,
 }
 
@@ -133,7 +134,7 @@ pub struct Record {
     pub length: u32,
     /// The message does not move the resume point: it was requeued or imported.
     pub quiet: bool,
-    /// What it is worth.
+    /// Whether it still counts.
     pub verdict: RecordVerdict,
     /// What it says.
     pub body: Body,
@@ -195,8 +196,8 @@ pub enum Body {
         /// Last sequence.
         last_sequence: u64,
     },
-    /// The bytes behind the header do not say what this kind says, though their checksum
-    /// fits; or there are none to be relied on.
+    /// The checksum fits, but the bytes behind the header are not those of a record of this kind;
+    /// or they cannot be relied on.
     Unreadable(Vec<u8>),
 }
 
@@ -259,9 +260,9 @@ impl fmt::Debug for Body {
 }
 
 impl Inspection {
-    /// Every record of every segment in file order: the log, what an earlier lap left, what
-    /// is set aside, and stretches of damage. In a live store larger than 64 MiB, places
-    /// reused since the look show what stands there now, as stale.
+    /// Every record of every segment in file order: the log, what an earlier lap left, what is
+    /// set aside, and stretches of damage. In a live store larger than 64 MiB, a place that was
+    /// reused since the look shows what stands there now, as stale.
     pub fn records(&self) -> Records<'_> {
         Records {
             view: &self.view,
@@ -296,7 +297,7 @@ pub struct Records<'a> {
     view: &'a View,
     scanner: Scanner<'a, View>,
     segment: usize,
-    /// Zero: the segment was not begun.
+    /// Zero: the segment has not been entered yet.
     position: u64,
     budget: u64,
     set_aside: Vec<u64>,
@@ -345,7 +346,7 @@ impl Records<'_> {
             .find(|c| c.segment == self.segment)
             .map_or(0, |c| c.end);
         let from = self.position;
-        // What opens with a hole may be nothing else.
+        // What begins with a hole may be one to its end.
         let mut at = match from == self.view.recovered.geometry.records_at(self.segment) {
             true => self.scanner.behind_hole(from)?,
             false => from,
@@ -369,7 +370,7 @@ impl Records<'_> {
                     record.generation = header.generation;
                     record.length = header.len;
                     record.verdict = RecordVerdict::Torn;
-                    // What stands behind the place may be intact: look from there on.
+                    // What stands behind this place may be intact: search on from there.
                     record.bytes = 8;
                     return Ok(Some(record));
                 }

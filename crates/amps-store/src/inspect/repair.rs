@@ -21,7 +21,7 @@ use crate::recover::{StandIn, most_records};
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct RepairReport {
-    /// Unsettled messages written, set aside ones included.
+    /// Unsettled messages that were written, with those that had been set aside.
     pub saved: u64,
     /// How many of them had been set aside.
     pub saved_set_aside: u64,
@@ -31,7 +31,8 @@ pub struct RepairReport {
     pub sequences: Option<(u64, u64)>,
     /// The new store gives out no number up to this one.
     pub next: u64,
-    /// The new store is larger than the old one was allowed to be, to hold it all.
+    /// The new store is larger than the old one was allowed to become, because otherwise not
+    /// everything would fit.
     pub enlarged_to: Option<u64>,
     /// What could not be saved.
     pub unsaved: Vec<Unsaved>,
@@ -39,44 +40,48 @@ pub struct RepairReport {
     pub without_superblock: Option<WithoutSuperblock>,
 }
 
-/// How a store was repaired of which both superblock copies are damaged. What they alone know is
-/// gone: send grant, rebase, whether the store was closed, and whether it was evacuated. The new store
-/// begins as one that has sent nothing: at its first logon it goes on above what the server knows of
-/// its name, and sends everything that was saved, so that what had been sent before may arrive twice.
+/// How a store was repaired whose superblock copies are both damaged. What only they know is
+/// lost: the send grant, the rebase, whether the store was closed, and whether it was evacuated.
+/// The new store begins as one that has sent nothing. At its first logon it goes on above
+/// whatever the server knows of its name, and sends everything that was saved, so that what had
+/// been sent before may arrive twice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct WithoutSuperblock {
     /// The client name of the new store.
     pub client_name: String,
-    /// Where it is from.
+    /// Where the name comes from.
     pub name_from: NameFrom,
-    /// Whether what the store says of itself for good is intact: it tells the client name, the key of all
-    /// checksums and the size of a segment. A store that began in format version 1 has no such place.
+    /// Whether the store's identity is intact: a place that is written once and tells the client
+    /// name, the key of all checksums and the size of a segment. A store that began in format
+    /// version 1 has none.
     pub identity: bool,
-    /// Bytes of a segment; without an identity, as the headers of the segments tell.
+    /// Bytes of a segment. Without an identity it follows from the segment headers.
     pub segment_size: u64,
-    /// Segment headers that tell the key of all checksums.
+    /// Segment headers that agree on the key of all checksums.
     pub headers: u64,
-    /// Segment headers of another store, or damaged: nothing was saved by them.
+    /// Segment headers that belong to another store, or are damaged. Nothing was saved from those
+    /// segments.
     pub other_headers: u64,
     /// Messages that may have been sent before, and are sent again.
     pub possible_duplicates: u64,
-    /// A copy of the superblock says that the store was evacuated to another file, which then sends
-    /// the same messages. It is damaged, so that need not be so; and where none says it, it may be.
+    /// A damaged copy of the superblock says that the store was evacuated to another file, which
+    /// then sends the same messages. Since that copy is damaged it may be wrong; and where no
+    /// copy says so, the store may have been evacuated all the same.
     pub says_evacuated: bool,
 }
 
-/// Where a client name is from.
+/// Where a client name comes from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum NameFrom {
-    /// [`RepairOptions::client_name`].
+    /// It was given as [`RepairOptions::client_name`].
     Given,
-    /// The store says it for good, in a place of its own ([`WithoutSuperblock::identity`]).
+    /// The identity of the store has it ([`WithoutSuperblock::identity`]).
     Identity,
     /// Both damaged copies of the superblock show the same one.
     Copies,
-    /// Nothing shows one: it was made now.
+    /// Nothing shows a name, so one was made up.
     New,
 }
 
@@ -86,8 +91,8 @@ pub enum NameFrom {
 pub enum Unsaved {
     /// Records that were durable are damaged.
     Damaged(DamagedRange),
-    /// Records between the end of the log and those set aside: a power cut took them, or
-    /// they never were whole.
+    /// Records between the end of the log and those set aside: a power cut took them, or they
+    /// were never complete.
     Hole {
         /// Where the hole starts.
         offset: u64,
@@ -105,18 +110,18 @@ pub enum Unsaved {
         /// The last.
         last: u64,
     },
-    /// The original of a refused message; its refusal is saved.
+    /// The original of a refused message. Its refusal is saved.
     Original {
         /// The refused message.
         sequence: u64,
     },
 }
 
-/// A store could not be repaired; the old one is as it was.
+/// A store could not be repaired. The old one is as it was.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RepairError {
-    /// The old store cannot be looked at, or the new one not created.
+    /// The old store cannot be looked at, or the new one cannot be created.
     #[error(transparent)]
     Open(#[from] OpenError),
     /// There is something at the place of the new store.
@@ -125,7 +130,8 @@ pub enum RepairError {
     /// The old store is being written.
     #[error("the store {0} is in use; stop its owner first")]
     InUse(std::path::PathBuf),
-    /// The old store is on a file system without locks: who writes it cannot be told.
+    /// The old store is on a file system without locks: it cannot be told whether somebody writes
+    /// it.
     #[error(
         "the store {path} cannot be locked ({error}), so nothing tells whether it is in use; make sure that nobody has it open, and say so with --unlocked"
     )]
@@ -146,7 +152,8 @@ pub enum RepairError {
         "nothing of the store {0} is left but its superblocks: no record of it is intact; nothing was written"
     )]
     NothingLeft(std::path::PathBuf),
-    /// The new store would begin with numbers that no store gets to.
+    /// The new store would have to begin with numbers above the highest that a store may give
+    /// out.
     #[error(
         "the new store would give out no number up to {0}, and no store gets so far: choose a lower --number-floor"
     )]
@@ -162,7 +169,7 @@ pub enum RepairError {
     Create(#[source] io::Error),
 }
 
-/// What a repair does only, or otherwise, when it is told to.
+/// What a repair does only when told to, or differently then.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct RepairOptions {
@@ -174,38 +181,40 @@ pub struct RepairOptions {
 }
 
 impl RepairOptions {
-    /// Nothing of it.
+    /// The defaults.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// The new file's mode, in place of 0600, as far as the old one is as open ([`NewFile`]).
+    /// The new file's mode, in place of 0600. It is never made more open than the old file
+    /// ([`NewFile`]).
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
     }
 
-    /// Also where the file system has no locks: the caller knows that nobody writes the store.
+    /// Also repair where the file system has no locks: the caller knows that nobody writes the
+    /// store.
     pub fn unlocked(mut self, yes: bool) -> Self {
         self.unlocked = yes;
         self
     }
 
-    /// Also a store that was evacuated: the caller knows that nobody sends from the file that it
-    /// was evacuated to.
+    /// Also repair a store that was evacuated: the caller knows that nobody sends from the file
+    /// that it was evacuated to.
     pub fn evacuated(mut self, yes: bool) -> Self {
         self.evacuated = yes;
         self
     }
 
-    /// The client name of a store of which both superblock copies are damaged. Any other one keeps
-    /// its name.
+    /// The client name, for a store whose superblock copies are both damaged. Any other store
+    /// keeps its name.
     pub fn client_name(mut self, name: impl Into<String>) -> Self {
         self.client_name = Some(name.into());
         self
     }
 
-    /// A number up to which none is given out again, of a store of which both superblock copies are
+    /// A number up to which none is given out again, for a store whose superblock copies are both
     /// damaged: the highest that is known to have been used. Any other store knows it.
     pub fn number_floor(mut self, sequence: u64) -> Self {
         self.number_floor = sequence;
@@ -213,20 +222,20 @@ impl RepairOptions {
     }
 }
 
-/// Writes everything intact and needed in the store at `from` to a new store at `to`: the
-/// same client name, sequences, order, grant, rebase and resume tag; refusals that wait with
-/// their messages; records set aside. The old file is only read. What a record set aside
-/// settled counts as settled; the resume tag does not move over a hole, so lines in it are
-/// published again.
+/// Writes everything that is intact and needed in the store at `from` to a new store at `to`: the
+/// same client name, sequences, order, grant, rebase and resume tag; refusals that wait, with
+/// their messages; and records that were set aside. The old file is only read. What a record that
+/// was set aside settles counts as settled. The resume tag does not move across a hole, so lines
+/// of input that were lost in it are published again.
 ///
 /// The old store is locked for reading meanwhile: the copy sends the same messages under the same
 /// numbers, so nobody may have the old one open.
 ///
-/// Of a store that has no intact superblock what is intact is saved as well, and
-/// [`RepairReport::without_superblock`] says so: see [`WithoutSuperblock`]. The first number that the
-/// copy gives out is above all that are seen in the old one, above
-/// [`RepairOptions::number_floor`], and above these by as many as records fit into the file: one for
-/// each 40 bytes.
+/// A store without an intact superblock is saved as far as it is intact, too, and
+/// [`RepairReport::without_superblock`] says so: see [`WithoutSuperblock`]. The first number that
+/// the copy gives out is above all that are seen in the old store and above
+/// [`RepairOptions::number_floor`], and beyond that by as many records as the file has room for,
+/// one for every 40 bytes.
 ///
 /// The new store is closed cleanly. After an error it is removed.
 ///
@@ -239,7 +248,7 @@ pub fn repair_to(
     repair_with(from, to, &RepairOptions::new())
 }
 
-/// As [`repair_to`], and what it does only when told to.
+/// As [`repair_to`], with what it does only when told to.
 ///
 /// # Errors
 /// See [`RepairError`].
@@ -361,8 +370,8 @@ impl Plan {
         Ok(plan)
     }
 
-    /// A copy without any record of a log that had some would be a fresh store that says of itself
-    /// that all is well, and of which nobody can know what it lacks.
+    /// A copy without any record, of a log that had some, would be a fresh store that looks as if
+    /// all were well, although nobody can know what it lacks.
     fn is_worth_it(&self, old: &Inspection) -> Result<(), RepairError> {
         let recovered = &old.view.recovered;
         let nothing = recovered.chain.is_empty() && recovered.set_aside.is_empty();
@@ -372,8 +381,8 @@ impl Plan {
         }
     }
 
-    /// Settles nothing that no mark settles, gives out no number that may have been used, and finds a
-    /// name.
+    /// For a store without superblock: settles nothing that no mark settles, skips every number
+    /// that may have been used, and finds a name.
     fn do_without_superblock(
         &mut self,
         old: &Inspection,
@@ -420,16 +429,17 @@ impl Plan {
         self.messages.values().map(message).sum()
     }
 
-    /// Takes the records behind the hole in order, as if they followed.
+    /// Takes the records behind the hole in order, as if they followed the log.
     fn add_set_aside(&mut self, old: &Inspection) -> io::Result<()> {
         let mut original = None;
-        // Their numbers count in what the log gives out next, as everything does that recovery met.
+        // Their numbers count towards the next one that is given out, like all that recovery saw.
         for record in old.set_aside() {
             let record = record?;
             match (record.kind, record.body) {
-                // Also one whose envelope this program does not know: its bytes are what counts.
+                // This includes messages with an envelope that this program does not know: their
+                // bytes are copied.
                 (Some(RecordKind::Publish | RecordKind::Copy), body) => {
-                    // As in the log, a copy accepts nothing.
+                    // As in the log, a copy accepts no refusal.
                     if let Body::Message { envelope, .. } = body
                         && record.kind == Some(RecordKind::Publish)
                         && record.quiet
@@ -456,7 +466,7 @@ impl Plan {
                 (Some(RecordKind::Rejection), body) => {
                     let rejection = match body {
                         Body::Rejection(rejection) => rejection,
-                        // A reason that cannot be read hides no refusal.
+                        // A reason that cannot be read must not hide the refusal.
                         _ => Rejection::without_reason(record.sequence),
                     };
                     let refused = self.messages.entry(record.sequence).or_default();

@@ -1,4 +1,4 @@
-//! Reading everything once, and saying what that covered.
+//! Reads everything once, and says what that covered.
 
 use std::io;
 
@@ -25,7 +25,7 @@ pub struct Problem {
     pub severity: Severity,
     /// Where it starts in the file.
     pub offset: u64,
-    /// How far it reaches, 0 when it concerns a place only.
+    /// How many bytes it concerns, 0 when it concerns only a place.
     pub bytes: u64,
     /// What it is, for people.
     pub text: String,
@@ -35,7 +35,7 @@ pub struct Problem {
 #[derive(Debug, Default)]
 #[non_exhaustive]
 pub struct Verification {
-    /// Bytes of the file that were judged: superblocks and every segment, with the holes, which
+    /// Bytes of the file that were checked: superblocks and every segment, including holes, which
     /// need not be read.
     pub bytes: u64,
     /// Superblock copies whose checksum fits.
@@ -54,15 +54,16 @@ pub struct Verification {
     pub messages: u64,
     /// Every finding, by offset.
     pub problems: Vec<Problem>,
-    /// Why every open refuses the file, though nothing of it need be damaged: it was evacuated, or
-    /// says what no store writes.
+    /// Why every open refuses the file although nothing in it need be damaged: it was evacuated,
+    /// or says what no store ever writes.
     pub refused: Option<OpenError>,
-    /// The store changed while it was read; no finding is about the place that moved.
+    /// The store changed while it was read. No finding is about the place that was being written.
     pub moving: bool,
 }
 
 impl Verification {
-    /// Whether nothing is missing or wrong, so that a strict open takes it. Notices are no damage.
+    /// Whether nothing is missing or wrong, so that a strict open takes it. Notices do not count
+    /// as damage.
     pub fn is_sound(&self) -> bool {
         self.refused.is_none() && !self.problems.iter().any(|p| p.severity == Severity::Damage)
     }
@@ -194,7 +195,7 @@ impl Inspection {
         for record in self.records() {
             let record = record?;
             match record.verdict {
-                // Judged by the recovery.
+                // The recovery judges these.
                 RecordVerdict::Damaged | RecordVerdict::Torn => continue,
                 RecordVerdict::Stale => {
                     out.other_records += 1;
@@ -228,7 +229,7 @@ impl Inspection {
     }
 }
 
-/// What an open makes of a record whose body does not say what its kind says.
+/// What an open does with a record whose body does not fit its kind.
 fn unreadable(record: &Record) -> (Severity, String) {
     use RecordKind::{Copy, Lost, Original, Publish, Rejection};
     match record.kind {

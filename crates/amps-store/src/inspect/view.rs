@@ -1,25 +1,25 @@
 //! A look at a file that may be written meanwhile: telling *busy* from *damaged*.
 //!
 //! A publisher appends, frees the oldest segment and reuses it while this side reads with
-//! `pread`. What is read can then be of two moments, and two moments can look like a hole
-//! or like damage. So:
+//! `pread`. What is read can then be of two different moments, and that can look like a hole or
+//! like damage. So:
 //!
-//! 1. The superblocks and all segment headers are read first and held fast; the scan works
-//!    on those. A segment whose stamp said "free" had its survivors copied before, so what
-//!    is read later contains them. The superblock must be the same after the scan, but for
-//!    grants, the count of segments and where the log begins: a segment is used again only when
-//!    both copies name a start behind it. So where something looks wrong and the start has moved,
-//!    what was read is looked at once more, from the later start on.
-//! 2. A scan that found nothing wrong is a state the log really had.
-//! 3. A scan that found a hole or damage is believed only when a second one, after a pause,
-//!    finds the same with the same bytes at the same places.
-//! 4. When the second one finds something else, the file is being written, and the segments of
-//!    that scan are walked again up to their first hole only: what stands before it is whole,
-//!    and is a legal prefix of the log. That the hole is the place being written shows when
-//!    the missing record stands there. A file at rest never comes to this.
+//! 1. The superblocks and all segment headers are read first and kept; the scan works on those. A
+//! segment whose header said "free" had its survivors copied before, so what is read later
+//! contains them. The superblock must be the same after the scan, except for grants, the count of
+//! segments and where the log begins. A segment is used again only when both copies name a start
+//! behind it, so if something looks wrong and the start has moved, what was read is judged once
+//! more, from the later start on.
+//! 2. A scan that found nothing wrong shows a state that the log really had.
+//! 3. A scan that found a hole or damage is believed only when a second one, after a pause, finds
+//! the same with the same bytes at the same places.
+//! 4. When the second one finds something else, the file is being written. The segments of that
+//! scan are walked again, only up to their first hole: what stands before it is complete, and is
+//! a legal prefix of the log. That the hole is just the place being written is confirmed when the
+//! missing record appears there. A file at rest never gets this far.
 //!
-//! Everything is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
-//! [`LONGEST_PAUSE`]; a store that gives no answer by then is busy, and not damaged.
+//! All of this is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
+//! [`LONGEST_PAUSE`]. A store that gives no answer by then is busy, not damaged.
 
 use std::fs::File;
 use std::io;
@@ -38,7 +38,7 @@ use crate::recover::{
 use crate::report::Stop;
 use crate::scan::{Geometry, Scanner, Source, Verdict};
 
-/// Scans before a store counts as too busy for a final word.
+/// Scans before a store counts as too busy to be judged.
 const ATTEMPTS: u32 = 14;
 /// Both superblocks.
 const HEAD: u64 = 2 * BLOCK;
@@ -54,12 +54,12 @@ const PLACE: usize = 512;
 pub(super) struct View {
     pub(super) file: Arc<File>,
     image: Option<Vec<u8>>,
-    /// Of the file, with its holes.
+    /// Length of the file, holes included.
     pub(super) file_len: u64,
-    /// How far it [goes](reach).
-    /// Where it ends, or the holes begin that take the last of its segments whole.
+    /// How much of it [is there](reach): to its end, or to where holes begin that take the last
+    /// of its segments whole.
     pub(super) end: u64,
-    /// As far as it is read: to the end of the segment that it was cut in.
+    /// How much of it is read: to the end of the segment that the file is cut in.
     pub(super) len: u64,
     pub(super) superblocks: [SuperblockVerdict; 2],
     pub(super) header: Header,
@@ -92,7 +92,8 @@ fn fetch(file: &File, image: Option<&[u8]>, offset: u64, into: &mut [u8]) -> io:
     Ok(())
 }
 
-/// What is in memory may have been a hole by then, or be one by now: there it is all data.
+/// What is in memory may have been a hole when it was read, or be one by now: in memory it is all
+/// data.
 fn next_data(file: &File, image: Option<&[u8]>, offset: u64) -> io::Result<u64> {
     match image {
         Some(_) => Ok(offset),
@@ -116,8 +117,8 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
             Err(
                 refusal @ (Refusal::NotCreated | Refusal::NotAStore(_) | Refusal::NoSuperblock(_)),
             ) => {
-                // A store that is being created looks like none for a moment, and when it is
-                // there at last, like one whose superblocks are gone.
+                // A store that is being created looks like none for a moment, and then, when its
+                // file appears, like one whose superblocks are gone.
                 if refused.as_ref() == Some(&head) && read_head(file)? == head {
                     return Err(refusal);
                 }
@@ -144,7 +145,7 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
                 return Ok(Some(view));
             }
             let Some(suspicion) = suspicion else {
-                // What was held fast at first has been used up since.
+                // Segments that were kept at first have been used again since.
                 if attempt >= ATTEMPTS {
                     return Ok(None);
                 }
@@ -159,8 +160,8 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
                     return Ok(Some(prefix));
                 }
             }
-            // Its first hole was there all the time; what looks wrong behind it may only be
-            // moving.
+            // The first hole has been there all the time. What looks wrong behind it may only be
+            // what is being written.
             if attempt >= ATTEMPTS && suspected.is_some_and(|s| s.begins_as(&suspicion)) {
                 view.moving = true;
                 return Ok(Some(view));
@@ -174,8 +175,9 @@ pub(super) fn look(file: &Arc<File>) -> Result<Option<View>, Refusal> {
 }
 
 impl View {
-    /// The same bytes, looked at from the start on that the superblock named behind them; `None`: it
-    /// is the same, or what was read is not in memory and may have been used again since.
+    /// The same bytes, judged from the start that the superblock named after the scan. `None`:
+    /// the start is the same, or what was read is not in memory and may have been overwritten
+    /// since.
     fn looked_at_later(&self, after: &[u8]) -> Result<Option<View>, Refusal> {
         let Some(now) = self.header_in(after)? else {
             return Ok(None);
@@ -218,11 +220,11 @@ impl View {
         }))
     }
 
-    /// Whether what is shown is at least what was there when the headers were read. Only the oldest
-    /// segments are freed: as long as the newest one of what was walked has not been, nothing behind
-    /// it had been overwritten when it was read, and the log ended there or was still to be written.
-    /// Of a log whose segments are all free by now it may be a beginning, with messages open that
-    /// had been settled.
+    /// Whether what is shown is no older than the moment when the headers were read. Only the
+    /// oldest segments are freed. As long as the newest segment of those walked has not been
+    /// freed, nothing behind it had been overwritten when it was read, and the log ended there or
+    /// went on later. If all segments of the walked log are free by now, it may be an early part
+    /// of the log, in which messages look open that had been settled.
     fn is_no_older(&self) -> Result<bool, Refusal> {
         let Some(last) = self.recovered.chain.last() else {
             return Ok(true);
@@ -235,7 +237,7 @@ impl View {
         Ok(now.is_some_and(|now| now.superblock.start <= last.first_ordinal))
     }
 
-    /// What these superblocks say; `None`: both were read while they were written.
+    /// What these superblocks say; `None`: both were being written while they were read.
     fn header_in(&self, head: &[u8]) -> Result<Option<Header>, Refusal> {
         let behind = Head {
             head,
@@ -248,8 +250,8 @@ impl View {
         }
     }
 
-    /// The same with the superblocks as they were read behind the scan, if nothing but grants, the
-    /// start, or the length of the file, changed meanwhile. `None`: the store was opened, closed or
+    /// The same with the superblocks as they were read after the scan, if only grants, the start,
+    /// or the length of the file changed meanwhile. `None`: the store was opened, closed or
     /// rebased.
     fn at_once_with(mut self, head: &[u8], after: Vec<u8>) -> Result<Option<View>, Refusal> {
         if head == after {
@@ -297,7 +299,7 @@ fn read_head(file: &File) -> io::Result<Vec<u8>> {
     Ok(head)
 }
 
-/// A file of which both superblock copies are damaged, as what stands in for them shows it. Nobody
+/// A file whose superblock copies are both damaged, seen through what stands in for them. Nobody
 /// writes it meanwhile. `None`: nothing shows that it is a store.
 pub(super) fn look_without_superblock(
     file: &Arc<File>,
@@ -317,7 +319,7 @@ pub(super) fn look_without_superblock(
     Ok(Some((view, stand_in)))
 }
 
-/// One scan. With `kept`, of the same segments up to the first hole.
+/// One scan. With `kept`, of the same segments, up to the first hole.
 fn scan(file: &Arc<File>, head: &[u8], kept: Option<&View>) -> Result<View, Refusal> {
     let file_len = file.metadata()?.len();
     let header = read_header(&Head { head, file }, file_len)?;
@@ -385,7 +387,7 @@ fn read_stamps(
     while stamps.len() < there {
         let at = superblock.len_of(stamps.len() as u64);
         let data = FileSource(file).next_data(at)?;
-        // Holes from end to end have no header.
+        // A segment that is a hole from end to end has no header.
         let behind = superblock.whole_segments(data);
         stamps.resize(behind.min(there as u64) as usize, None);
         if stamps.len() < there {
@@ -425,7 +427,7 @@ impl Source for Head<'_> {
     }
 }
 
-/// A file with the segment headers held fast.
+/// A file with the segment headers that were read first.
 struct Held<'a> {
     file: &'a File,
     image: Option<&'a [u8]>,
@@ -458,7 +460,7 @@ impl Source for Held<'_> {
     }
 }
 
-/// What looked wrong, in a form that a second look can be compared with.
+/// What looked wrong, in a form that can be compared with what a second look finds.
 #[derive(PartialEq)]
 struct Suspicion {
     stop: Stop,
@@ -532,9 +534,9 @@ impl Suspicion {
     }
 }
 
-/// When the suspicious place was only being written: the log up to the place that is written
-/// now. It is walked in the order in which it was written, so what stands before that place is
-/// all there was at some moment, provided that no segment of it was reused meanwhile.
+/// The log up to the place that is being written, when that was all that looked wrong. It is
+/// walked in the order in which it was written, so what stands before that place is all that
+/// there was at some moment, provided that no segment of it was reused meanwhile.
 fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     let Some((_, missing)) = first_hole(&view.recovered) else {
         return Ok(None);
@@ -547,7 +549,7 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
     let now = read_stamps(&view.file, view.len, superblock)?;
     let is_left = |segment: usize| {
         let now = now.get(segment).copied().flatten();
-        // One that was freed keeps its bytes until it is opened again.
+        // A segment that was freed keeps its bytes until it is opened again.
         now == Some(SegmentHeader::Free) || now == view.stamps.get(segment).copied().flatten()
     };
     let whole = recovered.damaged.is_empty() && recovered.ignored.is_empty();
@@ -555,8 +557,8 @@ fn prefix(view: &View, head: &[u8]) -> Result<Option<View>, Refusal> {
         return Ok(None);
     }
     let next = recovered.last_ordinal + 1;
-    // Beyond the hole, and beyond all that was seen before: or what follows stands there now,
-    // behind the last record or at the beginning of a segment.
+    // The log went on beyond the hole, and beyond all that was seen before: the record that
+    // follows stands there now, behind the last one or at the beginning of a segment.
     let opens = SegmentHeader::Used {
         first_ordinal: next,
     };

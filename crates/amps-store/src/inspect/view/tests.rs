@@ -8,15 +8,15 @@ use crate::report::Stop;
 use crate::testkit::Rng;
 use crate::{Envelope, Options, PublishStore, Store};
 
-/// What message `sequence` says, of at most about so many bytes.
+/// A payload that names its message, of at most about this many bytes.
 fn payload(sequence: u64, most: usize) -> String {
     let word = format!("{sequence} ");
     let times = sequence as usize * 7 % (most / word.len());
     word.repeat(times)
 }
 
-/// A publisher that writes in the middle of a look, at any read of it: the same thread, so that a
-/// seed says where.
+/// A publisher that writes in the middle of a look, at any of its reads. It runs on the same
+/// thread, so that a seed decides when.
 struct Writer {
     store: Store,
     random: Rng,
@@ -46,7 +46,7 @@ impl Writer {
         }
     }
 
-    /// Appends so many, keeping only the last few unsettled.
+    /// Appends this many, keeping only the last few unsettled.
     fn burst(&mut self, messages: u64) {
         for _ in 0..messages {
             let last = self.append();
@@ -55,7 +55,8 @@ impl Writer {
         }
     }
 
-    /// Appends so many, and settles the oldest ones but number 1, whose copy moves on with every lap.
+    /// Appends this many, and settles the oldest ones except number 1, whose copy moves on with
+    /// every lap.
     fn burst_behind_the_first(&mut self, messages: u64) {
         for _ in 0..messages {
             let last = self.append();
@@ -65,14 +66,14 @@ impl Writer {
         }
     }
 
-    /// Half of the cap is taken, and the file grows.
+    /// Takes half of the capacity, so that the file grows.
     fn backlog(&mut self) {
         while self.store.bounds().live_bytes < self.store.bounds().limit_bytes / 2 {
             self.append();
         }
     }
 
-    /// Only the newest of the backlog stays, and the file is cut.
+    /// Keeps only the newest of the backlog, so that the file is cut.
     fn drain(&mut self) {
         let last = self.store.bounds().last;
         self.store.settle_through(last - 1).unwrap();
@@ -81,7 +82,7 @@ impl Writer {
     }
 }
 
-/// Does something before each read of this thread, which is told how many there were before.
+/// Does something before each read of this thread; it is told how many reads came before.
 fn at_each_read(mut work: impl FnMut(u64) + 'static) {
     let mut reads = 0;
     watch_calls(Some(Box::new(move |call| {
@@ -102,7 +103,8 @@ fn reads_of_a_look(path: &Path) -> u64 {
     reads.load(Ordering::Relaxed)
 }
 
-/// Read where it stands, without an image: places are reused under the reader's eyes.
+/// A large file is read in place, without a copy in memory: places are reused while they are
+/// read.
 #[test]
 fn a_large_busy_store_gives_whole_messages_in_order() {
     let options = Options::new().capacity(512 << 10).segment_size(64 << 10);
@@ -118,7 +120,7 @@ fn a_large_busy_store_gives_whole_messages_in_order() {
         assert_eq!((seen.info().damaged, seen.info().set_aside), (vec![], 0));
         assert_eq!(seen.info().unsettled, 101);
         let last = seen.bounds().last;
-        // Over a lap is two thousand of them.
+        // A lap takes some two thousand of them.
         let (first, messages) = (writer.random.below(90), 200 << writer.random.below(6));
         at_each_read(move |reads| {
             if reads == first || reads == first + 40 {
@@ -138,7 +140,8 @@ fn a_large_busy_store_gives_whole_messages_in_order() {
             shown += 1;
         }
         watch_calls(None);
-        // What was reused before it was read, a later look shows, as far as it is unsettled still.
+        // A message whose place was reused before it was read is found by a later look, as long
+        // as it is unsettled.
         renewed += u64::from(before > last);
     }
     println!("{shown} shown, {renewed} looks renewed");
@@ -148,9 +151,9 @@ fn a_large_busy_store_gives_whole_messages_in_order() {
     );
 }
 
-/// A publisher that is logged on raises its grant again and again, each time with a write
-/// of the superblock: the look of a large store never had the same one before and after,
-/// and gave up.
+/// A publisher that is logged on raises its grant again and again, with a write of the superblock
+/// each time. So the look at a large store never saw the same superblock before and after its
+/// scan, and gave up.
 #[test]
 fn a_large_store_whose_grant_rises_all_the_time_can_be_looked_at() {
     let options = Options::new().capacity(1 << 20).segment_size(64 << 10);
@@ -186,8 +189,8 @@ fn a_large_store_whose_grant_rises_all_the_time_can_be_looked_at() {
     }
 }
 
-/// Damage under a publisher that never pauses is told all the same, and is not taken for
-/// what the publisher is just writing.
+/// Damage under a publisher that never pauses is reported all the same, and is not taken for what
+/// the publisher is just writing.
 #[test]
 fn damage_in_a_large_busy_store_is_told() {
     use std::os::unix::fs::FileExt;
@@ -216,7 +219,7 @@ fn damage_in_a_large_busy_store_is_told() {
     assert!(store.numbers().grant > 5, "it rose at every read");
 }
 
-/// A backlog comes and goes: the file grows and is cut under the reader's eyes.
+/// A backlog comes and goes: the file grows and is cut while it is read.
 #[test]
 fn a_store_whose_file_is_cut_is_never_called_damaged() {
     let options = Options::new().capacity(512 << 10).segment_size(8 << 10);
@@ -262,7 +265,7 @@ fn a_store_whose_file_is_cut_is_never_called_damaged() {
     assert!(grown > 5 && cut > 5, "{grown} grown, {cut} cut");
 }
 
-/// The log as it was when the look began, or later, whenever the publisher writes.
+/// A look shows the log as it was when the look began, or later, whenever the publisher writes.
 #[test]
 fn a_look_shows_nothing_older_than_its_beginning() {
     let seeds = std::env::var("AMPS_SEEDS").map_or(60, |n| n.parse().unwrap());
@@ -270,7 +273,7 @@ fn a_look_shows_nothing_older_than_its_beginning() {
     let (mut shown, mut moved) = (0, 0);
     for seed in first..first + seeds {
         let mut random = Rng::new(seed);
-        // The larger ones are read where they stand, without an image.
+        // Larger files are read in place, without a copy in memory.
         let large = random.below(2) > 0;
         let options = match large {
             false => Options::new().capacity(64 << 10),
@@ -286,7 +289,7 @@ fn a_look_shows_nothing_older_than_its_beginning() {
         writer.burst(lap);
         let before = writer.store.bounds();
         let store = writer.store.clone();
-        // When it writes, by reads of the look, and how much.
+        // After how many reads of the look it writes, and how much.
         let mut plan: Vec<(u64, u64)> = (0..1 + random.below(6))
             .map(|_| (random.below(40), [1, 20, 60, 120][random.below(4) as usize]))
             .collect();
@@ -298,7 +301,7 @@ fn a_look_shows_nothing_older_than_its_beginning() {
         });
         let seen = Inspection::open(&path);
         watch_calls(None);
-        // A store may be too busy for a look; it is at rest by the end of this one.
+        // A store may be too busy for a look, but this one is at rest by the end.
         let seen = seen.unwrap_or_else(|error| panic!("seed {seed}: {error}"));
         let (bounds, info) = (seen.bounds(), seen.info());
         assert_eq!((info.damaged, info.set_aside), (vec![], 0), "seed {seed}");
@@ -328,9 +331,9 @@ fn a_look_shows_nothing_older_than_its_beginning() {
     assert!(moved * 2 > shown, "{moved} of {shown} looks met a writer");
 }
 
-/// A publisher that never pauses frees segments, and uses them again, while they are read: what was read
-/// begins with a start that is over, and looks like a log with a hole. Looked at from the later start
-/// on, it has none.
+/// A publisher that never pauses frees segments and uses them again while they are read. What was
+/// read then begins with a start that is no longer in force, and looks like a log with a hole.
+/// Judged from the later start on it has none.
 #[test]
 fn a_store_that_goes_round_all_the_time_can_be_looked_at() {
     let mut moved = 0;
@@ -363,9 +366,9 @@ fn a_store_that_goes_round_all_the_time_can_be_looked_at() {
     assert!(moved > 10, "{moved} looks met a log that went on");
 }
 
-/// A hole at which a record was just being written; then the log went on for more than a lap. What
-/// stood before it, in segments that are free by now, was taken for the log as it is, with messages
-/// open that had been settled.
+/// A hole where a record was just being written; then the log went on for more than a lap. What
+/// stood before the hole, in segments that are free by now, was once shown as the present log,
+/// with messages open that had been settled.
 #[test]
 fn a_prefix_whose_segments_are_free_by_now_is_not_shown() {
     use std::os::unix::fs::FileExt;
@@ -396,7 +399,7 @@ fn a_prefix_whose_segments_are_free_by_now_is_not_shown() {
         seen.recovered.stop
     );
     file.write_all_at(&whole, end - 8).unwrap();
-    // It is whole by now, and a prefix is a state that the log had.
+    // The view is whole by now, and a prefix is a state that the log had.
     let prefix = super::prefix(&seen, &head).unwrap().unwrap();
     assert_eq!(prefix.recovered.state.unsettled(), 10);
     let start = || {
