@@ -1,5 +1,5 @@
-//! The system calls made on a store's file, each of which a test can make fail. Without the
-//! feature `testkit` the question is a constant, and nothing of this is in the program.
+//! The system calls that are made on a store's file, each of which a test can make fail. Without
+//! the feature `testkit` the question is a constant, and none of this is compiled in.
 
 use rustix::io::Errno;
 
@@ -56,19 +56,19 @@ thread_local! {
     static WATCHING: std::cell::Cell<Option<Watcher>> = const { std::cell::Cell::new(None) };
 }
 
-/// Told of each call before it is made.
+/// Called before each call is made.
 #[cfg(feature = "testkit")]
 type Watcher = Box<dyn FnMut(Call)>;
 
-/// Has a function called before each call of this thread, so that something can happen between
-/// two of them; not for the calls which that function makes itself. `None`: no longer.
+/// Calls a function before each call of this thread, so that something can happen between two of
+/// them, but not before calls that the function makes itself. `None`: no longer.
 #[cfg(feature = "testkit")]
 pub fn watch_calls(watcher: Option<Box<dyn FnMut(Call)>>) {
     WATCHING.set(watcher);
 }
 
-/// Makes calls of this thread fail before they reach the system; `None`: no longer. Returns
-/// how many failed since the last time.
+/// Makes calls of this thread fail before they reach the operating system; `None`: no longer.
+/// Returns how many have failed since the last time.
 #[cfg(feature = "testkit")]
 pub fn fail_calls(failing: Option<FailingCalls>) -> u64 {
     FAILING.set(failing);
@@ -114,7 +114,7 @@ pub fn bytes_read() -> u64 {
     BYTES_READ.load(std::sync::atomic::Ordering::Relaxed)
 }
 
-/// Told of what was read.
+/// Counts what was read.
 #[inline]
 pub(crate) fn count_read(_bytes: usize) {
     #[cfg(feature = "testkit")]

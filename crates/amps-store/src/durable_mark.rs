@@ -22,7 +22,8 @@ impl DurableMark {
         }
     }
 
-    /// Whoever sees the ordinal sees the sequence that goes with it, or a later one.
+    /// Raises the mark. Whoever sees the ordinal also sees the sequence that goes with it, or a
+    /// later one.
     pub(crate) fn raise(&self, durable: Durable) {
         self.sequence.fetch_max(durable.sequence, Ordering::Release);
         self.ordinal.fetch_max(durable.ordinal, Ordering::Release);
@@ -35,8 +36,8 @@ impl DurableMark {
     }
 }
 
-/// `RUSTFLAGS="--cfg amps_loom" cargo test --release -p amps-store --lib durable_mark`: every
-/// order that the memory model allows.
+/// Run with `RUSTFLAGS="--cfg amps_loom" cargo test --release -p amps-store --lib durable_mark`:
+/// tries every order that the memory model allows.
 #[cfg(all(amps_loom, test))]
 mod tests {
     use loom::sync::Arc;
@@ -52,7 +53,7 @@ mod tests {
     fn who_sees_an_ordinal_sees_its_sequence_and_nothing_falls() {
         loom::model(|| {
             let mark = Arc::new(DurableMark::new(durable(1, 10)));
-            // The store raises it under its lock: one at a time.
+            // The store raises it under its lock, so never twice at once.
             let raised = mark.clone();
             let writer = thread::spawn(move || {
                 raised.raise(durable(2, 20));

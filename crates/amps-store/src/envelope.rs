@@ -228,8 +228,8 @@ impl<'a> Envelope<'a> {
         }
     }
 
-    /// What most envelopes are, as [`encode_plain`](Self::encode_plain) writes them; `None`:
-    /// another one, or none.
+    /// Decodes an envelope as [`encode_plain`](Self::encode_plain) writes it, which most are;
+    /// `None`: it is another one, or damaged.
     fn decode_plain(bytes: &'a [u8]) -> Option<Self> {
         let (&[operation, len], rest) = bytes.split_first_chunk()?;
         let operation = match operation {
@@ -259,9 +259,9 @@ impl<'a> Envelope<'a> {
         })
     }
 
-    /// The bytes of operation and topic, if nothing else is in the envelope but when it was
-    /// published, a tag, and the usual origin. Where they are the same, so are the envelopes
-    /// but for those; whether they can be read is not said.
+    /// The bytes of operation and topic, if the envelope holds nothing else besides the time of
+    /// its publish, a tag, and the usual origin. Envelopes with equal bytes differ in no more
+    /// than those. The bytes are not checked.
     #[inline]
     pub(crate) fn subject(bytes: &'a [u8]) -> Option<&'a [u8]> {
         let len = *bytes.get(1)?;
@@ -314,14 +314,14 @@ impl<'a> Envelope<'a> {
     }
 }
 
-/// A number below this one is one byte.
+/// A number below this one takes one byte.
 const ONE_BYTE: u8 = 251;
-/// Stands before a number of eight bytes.
+/// Precedes a number of eight bytes.
 const EIGHT_BYTES: u8 = 253;
 
-// bincode's bytes, written by hand: each function gives the place behind them. Through
-// bincode's own `Writer` an envelope takes 31 ns instead of 13, a quarter of a small append;
-// its functions are not inlined, and each hands a large result back through memory.
+// bincode's bytes, written by hand: each function returns the place behind what it wrote. Through
+// bincode's own `Writer` an envelope takes 31 ns instead of 13, which is a quarter of a small
+// append; its functions are not inlined, and each hands a large result back through memory.
 
 #[inline(always)]
 fn put(room: &mut [u8], at: usize, bytes: &[u8]) -> usize {
@@ -344,7 +344,7 @@ fn put_number(room: &mut [u8], at: usize, number: u64) -> usize {
     }
 }
 
-/// A tag, and the shortest of two, four and eight bytes.
+/// Writes a marker, and the number in the shortest of two, four and eight bytes.
 fn put_long_number(room: &mut [u8], at: usize, number: u64) -> usize {
     if let Ok(short) = u16::try_from(number) {
         let at = put_byte(room, at, 251);
@@ -406,11 +406,11 @@ where
         decoder.reader().consume(1);
         return Ok(byte.into());
     }
-    // A longer form than needed is read too, in every field.
+    // A longer form than necessary is accepted too, in every field.
     N::try_from(u64::decode(decoder)?).map_err(|_| DecodeError::Other("a number is too large"))
 }
 
-/// A reference to what is there: no length is believed before the bytes are seen.
+/// A reference into the bytes: no length is believed before the bytes are seen to be there.
 #[inline(always)]
 fn bytes<'de, D: BorrowDecoder<'de>>(decoder: &mut D) -> Result<&'de [u8], DecodeError> {
     let len: u64 = number(decoder)?;
@@ -515,7 +515,7 @@ mod tests {
             let mut room = vec![0; 512];
             let len = envelope.encode_into(&mut room).expect("there is room");
             let bytes = &mut room[..len];
-            // Not all are plain: the topic may be long.
+            // Not all of them are plain, since the topic may be long.
             let plain = Envelope::decode_plain(bytes);
             prop_assert!(plain.is_none_or(|plain| plain == envelope));
             prop_assert_eq!(Envelope::decode_any(bytes).unwrap(), envelope);
@@ -570,7 +570,7 @@ mod tests {
                 Origin::Requeue { accepts } => (1, Some(accepts)),
                 Origin::Import => (2, None),
             };
-            // What bincode makes of the same fields without us.
+            // What bincode makes of the same fields on its own.
             let mut theirs = bincode::encode_to_vec((head, tail, end.0), standard()).unwrap();
             if let Some(accepts) = end.1 {
                 theirs.extend(bincode::encode_to_vec(accepts, standard()).unwrap());

@@ -48,7 +48,7 @@ pub(crate) fn open(
 ) -> Result<(Log, RecoveryReport), OpenError> {
     options.check().map_err(OpenError::Options)?;
     if missing == Missing::Create && !path.exists() {
-        // Before there is a file: one that nothing can be made of must not stay.
+        // Before there is a file: options that cannot make a store must not leave one.
         options.shape().map_err(OpenError::Options)?;
     }
     let file = open_locked(path, missing, options.lock_timeout)?;
@@ -66,7 +66,7 @@ pub(crate) fn open(
     let len = stat(|| file.metadata()).map_err(io("look at"))?.len();
     let header = match read_header(&FileSource(&file), len) {
         Ok(header) => header,
-        // Whoever wants what is in a store is not told that an empty file is one.
+        // A call that wants what is in a store is not told that an empty file is one.
         Err(Refusal::NotCreated) if missing == Missing::Create => {
             let shape = options.shape().map_err(OpenError::Options)?;
             let superblock = create(path, &file, &shape, options)?;
@@ -89,7 +89,7 @@ pub(crate) fn open(
     Ok((log, report))
 }
 
-/// Opens the log on a medium that is ours alone already.
+/// Opens the log on a medium that nobody else uses.
 pub(crate) fn open_medium(
     path: &Path,
     mut medium: Box<dyn Medium>,
@@ -145,7 +145,7 @@ pub(crate) fn refused(path: &Path, refusal: Refusal) -> OpenError {
 
 fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Result<(), OpenError> {
     if superblock.is_given_up() {
-        // Before the name: nobody opens it under any.
+        // Before the client's name is compared: nobody may open it under any name.
         return Err(OpenError::Retired {
             path: path.to_owned(),
         });
@@ -160,10 +160,10 @@ fn check_owner(path: &Path, superblock: &Superblock, options: &Options) -> Resul
     }
 }
 
-/// How long an open waits for a lock that this very process holds: another thread is just
-/// letting go of the store.
+/// How long an open waits for a lock that this very process holds: another thread may just be
+/// dropping the store.
 const MOMENT: Duration = Duration::from_millis(250);
-/// Between two attempts to get a lock.
+/// Pause between two attempts to get a lock.
 const PAUSE: Duration = Duration::from_millis(5);
 
 /// Opens the file and locks it. The descriptor is close-on-exec.
@@ -241,7 +241,7 @@ pub(crate) fn not_regular(path: &Path) -> OpenError {
     }
 }
 
-/// Whether this process is the one that opened it last.
+/// Whether this process opened the store last.
 fn is_ours(superblock: &Superblock) -> bool {
     superblock.owner_pid == std::process::id() && superblock.owner_host == host()
 }
@@ -257,9 +257,9 @@ pub(crate) fn owner(superblock: &Superblock) -> String {
     )
 }
 
-/// Gives a new file its blocks, then a name that survives a power cut as well as the bytes,
-/// and last its superblocks: before those it is "not created". So whoever finds a store need
-/// not ask whether the run that made it came to its end.
+/// Gives a new file its blocks, then a name that survives a power cut as surely as the bytes do,
+/// and its superblocks last: without them it counts as "not created". So whoever finds a store
+/// need not ask whether its creation was finished.
 fn create(
     path: &Path,
     file: &Arc<LockedFile>,
@@ -268,7 +268,7 @@ fn create(
 ) -> Result<Superblock, OpenError> {
     let len = SEGMENTS_AT + shape.segments * shape.segment_size;
     let failed = |error| no_space(path, "create", len, error);
-    // Before a byte is in it.
+    // Before any byte is in it.
     if let Some(mode) = options.mode {
         NewFile::new().mode(mode).apply(file).map_err(failed)?;
     }
@@ -281,7 +281,7 @@ fn create(
     create_on(path, &mut medium, shape, options)
 }
 
-/// A full disk tells how much room is needed.
+/// The error for a full disk says how much room is needed.
 fn no_space(path: &Path, what: &'static str, needed: u64, error: io::Error) -> OpenError {
     let path = path.to_owned();
     match StoreError::io(what, &error) {
@@ -294,7 +294,7 @@ fn no_space(path: &Path, what: &'static str, needed: u64, error: io::Error) -> O
     }
 }
 
-/// Syncs the directory that the file's entry is in: where `path` is a link, that of its target.
+/// Syncs the directory that holds the file's entry; if `path` is a link, that of its target.
 fn sync_directory_of(path: &Path) -> io::Result<()> {
     let path = std::fs::canonicalize(path)?;
     let directory = File::open(path.parent().unwrap_or(Path::new("/")))?;
@@ -356,7 +356,7 @@ fn create_on(
     for at in SUPERBLOCKS {
         device.write_around(at, &superblock.encode()).map_err(io)?;
     }
-    // Behind the superblocks, which say all of it as well: an open that finds none writes it.
+    // After the superblocks, which have all of it as well: an open that finds none writes it.
     if let Some(identity) = superblock.identity() {
         let bytes = identity.encode();
         device.write_around(IDENTITY_AT, &bytes).map_err(io)?;
@@ -384,8 +384,8 @@ fn start(
     let cap_segments = plan.as_ref().map_or(0, |plan| plan.cap_segments);
     let cap_segments = superblock.cap_segments.max(cap_segments);
     let cap = superblock.len_of(cap_segments + added);
-    // Before it is mapped: reading it costs less than a page fault for each piece, and where
-    // the device cannot read, there is an error and no signal.
+    // Before it is mapped: reading it costs less than a page fault for each piece, and if the
+    // device cannot read, that is an error instead of a signal.
     let mut found = Found::by(path, &FileSource(&file), len, superblock)?;
     found.plan = plan;
     let whole = superblock.whole_segments(found.reach);
@@ -399,20 +399,20 @@ fn start(
     take_over(path, Box::new(medium), len, header, found, options, created)
 }
 
-/// The first place from `offset` on that is no hole of the file; [`u64::MAX`]: there is none.
+/// The first place from `offset` on that is not a hole of the file; [`u64::MAX`]: there is none.
 pub(crate) fn next_data(file: &File, offset: u64) -> io::Result<u64> {
     use std::os::unix::fs::MetadataExt;
-    // Where all blocks are there nobody is asked: a store has no holes, and what a file system
-    // says of blocks that are just being written need not be relied on.
+    // If all blocks are there the file system is not asked: the store has no holes then, and what
+    // a file system says of blocks that are just being written cannot always be relied on.
     let metadata = stat(|| file.metadata())?;
     if metadata.blocks().saturating_mul(512) >= metadata.len() {
         return Ok(offset);
     }
-    // It moves the file's position, which nobody uses.
+    // This moves the file's position, which nobody uses.
     match rustix::fs::seek(file, rustix::fs::SeekFrom::Data(offset)) {
         Ok(at) => Ok(at.max(offset)),
         Err(rustix::io::Errno::NXIO) => Ok(u64::MAX),
-        // Not every file system can tell: then all of it is read.
+        // Not every file system can tell; then all of it is read.
         Err(_) => Ok(offset),
     }
 }
@@ -460,12 +460,12 @@ pub(crate) fn host() -> String {
         .into_owned()
 }
 
-/// A client name that nobody has yet.
+/// A client name that nobody else has.
 pub(crate) fn fresh_name() -> String {
     format!("amps-{:016x}", random())
 }
 
-/// Fresh bits from the process's own source of them; not for secrets.
+/// Random bits from the process's own source; not for secrets.
 fn random() -> u64 {
     use std::hash::{BuildHasher, Hasher};
     std::collections::hash_map::RandomState::new()

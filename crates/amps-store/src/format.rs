@@ -25,7 +25,7 @@ pub(crate) use self::superblock::{
 
 /// Version written by this program.
 pub(crate) const VERSION: u32 = 2;
-/// Versions that it reads; the first open that writes makes the newest of the file.
+/// Versions that it reads. The first open that writes converts the file to the newest.
 pub(crate) const READ_VERSIONS: std::ops::RangeInclusive<u32> = 1..=VERSION;
 /// First bytes of a superblock.
 pub(crate) const MAGIC: [u8; 8] = *b"\x89AMPSTO\n";
@@ -33,11 +33,11 @@ pub(crate) const MAGIC: [u8; 8] = *b"\x89AMPSTO\n";
 pub(crate) const BLOCK: u64 = 4096;
 /// Where the two superblock copies stand.
 pub(crate) const SUPERBLOCKS: [u64; 2] = [0, BLOCK];
-/// Where a new store says for good what it is.
+/// Where a store's identity stands: what never changes about it.
 pub(crate) const IDENTITY_AT: u64 = 2 * BLOCK;
 /// Where the first segment of a new store starts.
 pub(crate) const SEGMENTS_AT: u64 = 3 * BLOCK;
-/// Where that of a store of version 1 starts, which has no identity of its own.
+/// Where the first segment of a store of version 1 starts, which has no identity.
 pub(crate) const OLD_SEGMENTS_AT: u64 = 2 * BLOCK;
 /// Header of a segment; its first record follows.
 pub(crate) const SEGMENT_HEADER: u64 = 64;
@@ -52,26 +52,26 @@ pub(crate) const MAX_NAME: usize = 512;
 
 /// Sequences, ordinals and generations stay below this, so adding one never overflows.
 const NUMBERS_END: u64 = 1 << 63;
-/// A store is opened with numbers below this one only: no run gets from here to the end.
+/// No store is opened with numbers at or above this one, so that no run can reach the end.
 pub(crate) const NUMBERS_LAST: u64 = NUMBERS_END - (1 << 48);
-/// No grant and no wire number of a rebase begins above this: more numbers than a run gives out
-/// are left to the ones that no open takes.
+/// No grant and no wire number of a rebase may begin above this. That leaves more numbers than
+/// any run gives out before those with which no store is opened.
 pub(crate) const GRANT_LAST: u64 = NUMBERS_LAST - (1 << 47);
 
 pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
 
-/// Largest mark or epoch record, which opens every segment.
+/// Largest mark or epoch record. Every segment begins with one.
 pub(crate) const MAX_OPENING: u64 = stride(RECORD_HEADER + EPOCH_EXTRA + MARK_BODY);
-/// Settlement of one message.
+/// Size of the settlement of one message.
 pub(crate) const ONE_SETTLEMENT: u64 = stride(RECORD_HEADER + 8);
 /// Largest rejection record.
 pub(crate) const MAX_REJECTION: u64 = stride(RECORD_HEADER + REJECTION_BODY + MAX_REASON);
-/// An acceptance record.
+/// Size of an acceptance record.
 pub(crate) const ACCEPTANCE: u64 = stride(RECORD_HEADER);
 /// What a publish is charged for its own future (`store-format.md` §4).
 pub(crate) const CHARGE: u64 = ONE_SETTLEMENT + MAX_REJECTION + ACCEPTANCE;
 
-/// Bytes a record of this length takes in the log.
+/// Bytes that a record of this length takes in the log.
 #[inline]
 pub(crate) const fn stride(len: usize) -> u64 {
     (len as u64 + 7) & !7
@@ -108,21 +108,21 @@ fn cut(text: &str, max: usize) -> &str {
 
 /// The initial CRC register for bytes that stand at `offset`.
 ///
-/// A CRC is a bijection of its initial register, so the same bytes never verify at a place
-/// whose register differs; within 32 GiB no two places share one.
+/// A CRC maps its initial register one to one, so the same bytes never verify at a place with a
+/// different register. Within 32 GiB no two places share one.
 pub(crate) fn seed(key: u32, offset: u64) -> u32 {
     let place = offset / 8;
     key ^ (place as u32) ^ ((place >> 32) as u32).wrapping_mul(0x9E37_79B1)
 }
 
-/// The initial register with which a CRC of these bytes is `crc`: there is exactly one.
+/// The initial register with which the CRC of these bytes is `crc`. There is exactly one.
 fn unwound(crc: u32, bytes: &[u8]) -> u32 {
     const POLYNOMIAL: u32 = 0xEDB8_8320;
     let mut register = !crc;
     for byte in bytes.iter().rev() {
         for _ in 0..8 {
-            // The polynomial has the highest bit, which a shift has just emptied: it shows whether
-            // it was added.
+            // The polynomial has its highest bit set, which a shift has just cleared; so that bit
+            // shows whether the polynomial was added.
             register = match register >> 31 {
                 0 => register << 1,
                 _ => (register ^ POLYNOMIAL) << 1 | 1,
@@ -133,8 +133,8 @@ fn unwound(crc: u32, bytes: &[u8]) -> u32 {
     !register
 }
 
-/// Largest record a segment of this size takes: a quarter of it, as long as its length fits
-/// into an index word.
+/// Largest record that a segment of this size takes: a quarter of it, if that length fits into an
+/// index word.
 pub(crate) fn max_record(segment_size: u64) -> u64 {
     (segment_size / 4).min((1 << 25) - 8)
 }
@@ -169,8 +169,8 @@ impl SegmentHeader {
         b[4..8] == SEGMENT_MAGIC && b[8..SEGMENT_HEADER as usize].iter().all(|b| *b == 0)
     }
 
-    /// The key with which its checksum fits at this place; `None`: it has not the form of a header.
-    /// One that is damaged tells any.
+    /// The key with which the checksum fits at this place; `None`: it does not have the form of a
+    /// header. A damaged header gives an arbitrary key.
     pub(crate) fn key_told(b: &[u8], offset: u64) -> Option<u32> {
         let has_form = b[4..8] == SEGMENT_MAGIC && b[24] <= 1;
         has_form.then(|| unwound(u32_at(b, 0), &b[4..SEGMENT_HEADER as usize]) ^ seed(0, offset))

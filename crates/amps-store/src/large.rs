@@ -1,4 +1,4 @@
-//! A file of more than 8 GiB, sparse but for what a store wrote into it: every offset of its
+//! A file of more than 8 GiB, sparse except for what a store wrote into it: every offset of its
 //! log is beyond 4 GiB.
 
 use std::fs::File;
@@ -14,7 +14,7 @@ use crate::{Batch, Envelope, Options, PublishStore, Store};
 const KEY: u32 = 0x5EED_0008;
 const SIZE: u64 = 1 << 27;
 const SEGMENTS: u64 = 66;
-/// The one that holds the log: from 6 GiB on.
+/// The segment that holds the log: it begins at 6 GiB.
 const USED: u64 = 48;
 
 /// An empty log behind a clean close, far into the file.

@@ -1,7 +1,7 @@
-//! Bugs that tests plant to see that the suite catches them. Without the feature
-//! `testkit` the question is a constant, and nothing of this is in the program.
+//! Bugs that tests plant to see that the suite catches them. Without the feature `testkit` the
+//! question is a constant, and none of this is compiled in.
 
-/// Declares the bugs, and the list of them all, which no new one can be missing from.
+/// Declares the bugs, and a list of them all that no new one can be missing from.
 macro_rules! bugs {
     ($($(#[doc = $doc:literal])+ $name:ident,)+) => {
         /// A way to break the store.
@@ -39,38 +39,41 @@ bugs! {
     NoChecksum,
     /// The checksum leaves out the header.
     ChecksumSkipsHeader,
-    /// A record of any ordinal follows.
+    /// A record of any ordinal counts as the next one.
     NoLapCheck,
-    /// Appending goes on at the cut as if nothing stood behind it, and what stands there is
-    /// not told by its generation either.
+    /// Appending goes on at a cut as if nothing stood behind it, and what stands there is not
+    /// recognised by its generation either.
     NoEpoch,
     /// A segment is reused before any superblock names a start behind it.
     EarlyReuse,
     /// A segment is reused when one superblock copy names a start behind it.
     OneCopy,
-    /// The start passes what unsynced copies stand for.
+    /// The start passes messages whose copies are not synced.
     CopiesUncovered,
     /// The start passes a refused message whose requeue is not durable.
     RequeueUncovered,
     /// The start passes a refused message whose acceptance is not durable.
     AcceptanceUncovered,
-    /// With the start the superblock names the floor of now, and not that before the start.
+    /// With the start the superblock names the present floor instead of that before the start.
     LatestFloor,
-    /// With the start the superblock names the resume tag of now, and not that before the start.
+    /// With the start the superblock names the present resume tag instead of that before the
+    /// start.
     LatestTag,
-    /// Whoever needs a segment does not wait for the superblock that is being written to free some.
+    /// Whoever needs a segment does not wait for the superblock write that is about to free some.
     NoTurn,
-    /// A late refusal does not bring its message along while a start behind it is being named.
+    /// A late refusal does not bring its message along while a start behind that message is being
+    /// named.
     OriginalsLeftBehind,
     /// A recovery takes records below the start.
     NoStart,
     /// A recovery does not believe the durable mark of the superblock.
     NoNamedDurable,
-    /// An open moves the start, and what speaks for the rest, before it told what is missing.
+    /// An open moves the start, and the opening that stands in for what came before, before it
+    /// has reported what is missing.
     StartBeforeTold,
-    /// What a segment still holds is not copied.
+    /// What a segment still holds that is needed is not copied.
     NoCopies,
-    /// Numbers go on behind the last record, whatever was granted.
+    /// Numbers continue right after the last record, whatever was granted.
     SequenceReset,
     /// The grant is raised in memory only.
     GrantNotSynced,
@@ -84,11 +87,11 @@ bugs! {
     NoRewrite,
     /// An open does not sync the stamps of segments that are no part of the log.
     StampsUnsynced,
-    /// A close calls durable what it did not sync, also where the log does not begin behind it.
+    /// A close calls durable what it did not sync, even where the log does not begin behind it.
     CloseLeavesOut,
     /// The head of a torn record stays.
     NoWipe,
-    /// A superblock is written half.
+    /// Only half of a superblock is written.
     SplitHeader,
     /// A refusal's room is not charged in advance.
     NoCharge,

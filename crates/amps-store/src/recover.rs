@@ -1,9 +1,9 @@
-//! From bytes to what they mean: pure, bounded, total (`store-format.md`, "Recovery").
+//! From bytes to what they mean: pure, bounded, and defined for any bytes (`store-format.md` §5).
 //!
 //! The log is walked record by record from its oldest segment. Where it does not go on,
-//! everything intact behind the hole is gathered, and each gap is judged: bridged by an
-//! epoch record, named by a lost record, damage (at or below the durable mark), or what a
-//! power cut may do.
+//! everything intact behind the hole is gathered, and each gap is judged: it is bridged by an
+//! epoch record, named by a lost record, damage (at or below the durable mark), or something that
+//! a power cut may do.
 
 mod apply;
 mod header;
@@ -30,12 +30,12 @@ pub(crate) use self::told_start::told_start;
 /// Why a file cannot be recovered at all.
 #[derive(Debug)]
 pub(crate) enum Refusal {
-    /// A creation that never finished, or never began.
+    /// A creation that was not finished, or not begun.
     NotCreated,
     NotAStore(String),
-    /// A store, by its segment headers, of which both superblock copies are damaged.
+    /// A store, as its segment headers show, whose superblock copies are both damaged.
     NoSuperblock(String),
-    /// A store that no open takes, whatever it is told to do about damage.
+    /// A store that no open takes, not even with `Salvage`.
     Broken(String),
     Version(u32),
     Features(u32),
@@ -54,7 +54,7 @@ pub(crate) struct ChainSegment {
     pub(crate) segment: usize,
     pub(crate) first_ordinal: u64,
     pub(crate) last_ordinal: u64,
-    /// Behind its last record.
+    /// The place behind its last record.
     pub(crate) end: u64,
 }
 
@@ -62,7 +62,7 @@ pub(crate) struct ChainSegment {
 #[derive(Clone, Debug)]
 struct Gap {
     range: DamagedRange,
-    /// Every missing record is a publish: its sequences, by the neighbours' count.
+    /// If every missing record must be a publish: their sequences, counted from the neighbours'.
     publishes: Option<(u64, u64)>,
 }
 
@@ -73,39 +73,40 @@ pub(crate) struct Recovered {
     /// Segments that hold the log, oldest first.
     pub(crate) chain: Vec<ChainSegment>,
     pub(crate) last_ordinal: u64,
-    /// Highest ordinal of any intact record, set aside ones included, and of a clean close.
+    /// Highest ordinal of any intact record, including those set aside, and of a clean close.
     pub(crate) max_ordinal: u64,
     pub(crate) max_generation: u64,
     /// Highest sequence of any intact record or mark.
     pub(crate) max_sequence: u64,
     pub(crate) durable: u64,
-    /// By the superblock and the marks of the log: the ordinal it must start with, or a lower one.
+    /// From the superblock and the marks of the log: it must start with this ordinal, or a lower
+    /// one.
     pub(crate) oldest_needed: u64,
     pub(crate) next: u64,
-    /// What marks say is settled, and nothing that follows from what is left.
+    /// What marks say is settled. Nothing that merely follows from which records are left.
     pub(crate) marked_floor: u64,
     pub(crate) tag: Option<Vec<u8>>,
     pub(crate) stop: Stop,
     pub(crate) set_aside: Vec<Seen>,
-    /// What stands behind the walk and is of an earlier lap of its segment.
+    /// Records behind the walk that belong to an earlier lap of their segment.
     pub(crate) earlier_laps: Vec<Seen>,
-    /// Where something is damaged: records below `oldest_needed` that are needed all the same, in
-    /// order. The copies in their place are lost.
+    /// If something is damaged: records below `oldest_needed` that are needed all the same, in
+    /// order, because the copies that were made of them are lost.
     pub(crate) stranded: Vec<Seen>,
     /// Damage that concerns records at or below the durable mark.
     pub(crate) damaged: Vec<DamagedRange>,
-    /// Damage proved to concern nothing needed.
+    /// Damage where it is proved that nothing needed stood.
     pub(crate) ignored: Vec<DamagedRange>,
     /// Ranges named by lost records.
     pub(crate) lost: Vec<LostBody>,
-    /// An intact record that says nothing of its kind, or an epoch that is not the first record of
-    /// its run, which no store writes.
+    /// An intact record whose body does not fit its kind, or an epoch that is not the first
+    /// record of its run. No store writes either.
     pub(crate) meaningless: Option<Seen>,
-    /// Two records of one ordinal and one run, which no store writes.
+    /// Two records with the same ordinal and the same run, which no store writes.
     pub(crate) twice: Option<(Seen, Seen)>,
-    /// Bytes of the record that stands unfinished at the end.
+    /// Bytes of the unfinished record at the end.
     pub(crate) torn_bytes: u64,
-    /// Records are missing at the end, and no later one is known.
+    /// Records are missing at the end, and no later record is known.
     pub(crate) tail_damaged: bool,
     pub(crate) bytes: u64,
 }
@@ -128,8 +129,8 @@ pub(crate) fn recover<S: Source + ?Sized>(
     Recovery::new(source, len, superblock).run(true)
 }
 
-/// Recovers the log up to its first hole, and looks at nothing behind it: over a store that
-/// its owner is appending to, what stands there may be younger than the hole.
+/// Recovers the log up to its first hole and looks at nothing behind it. While its owner is
+/// appending, what stands there may be younger than the hole.
 pub(crate) fn recover_prefix<S: Source + ?Sized>(
     source: &S,
     len: u64,
@@ -152,25 +153,25 @@ struct Recovery<'a, S: Source + ?Sized> {
     closed_at: u64,
     /// No record below it exists.
     start: u64,
-    /// What is true of all that was below.
+    /// What holds for everything before the first record.
     opening: Opening,
-    /// That of the last record: along the log it never falls.
+    /// Generation of the last record. Along the log it never falls.
     generation: u64,
-    /// Generation of the last record, and the sequence that comes next in it; `None` where
-    /// no record behind the last gap says so.
+    /// Generation of the last record, and the sequence that comes next in it; `None` if no record
+    /// behind the last gap tells it.
     counting: Option<(u64, u64)>,
     /// Epochs of the walk that skip ordinals, each with the last ordinal before it.
     jumps: Vec<(u64, Seen)>,
     /// Where each segment stands in the chain.
     in_chain: Vec<Option<usize>>,
-    /// Epochs that open a segment, by the ordinal they follow; oldest segment first. Looked for
-    /// when the first one is needed.
+    /// Epochs at the beginning of a segment, by the ordinal that they follow; oldest segment
+    /// first. Collected when the first one is needed.
     bridges: Option<HashMap<u64, Vec<(usize, Seen)>>>,
     /// Segments whose header says that they hold nothing.
     free: Vec<usize>,
-    /// What each segment opens with, where nothing contradicts its header.
+    /// The first ordinal of each segment, where nothing contradicts its header.
     opened_with: Vec<u64>,
-    /// Which of them really do, where somebody looked.
+    /// Which free segments really hold nothing, if that was checked.
     bare: Option<Bare>,
 }
 
@@ -180,7 +181,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let before = superblock.start.saturating_sub(1);
         let there = superblock.whole_segments(len);
         let segments = there.min(superblock.segments) as usize;
-        // A segment is announced only after it was filled and synced.
+        // The superblock names a segment only after it was filled and synced.
         let cut = superblock.len_of(there).min(source.end());
         let whole = superblock.len_of(superblock.segments);
         let missing = (cut < whole).then(|| DamagedRange {
@@ -219,7 +220,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 state: State::new(geometry, segments),
                 chain: Vec::new(),
                 last_ordinal: before,
-                // The records may be damaged; a salvage goes on above them.
+                // These records may be damaged; a salvage then goes on above them.
                 max_ordinal: before.max(superblock.closed_at).max(superblock.durable),
                 max_generation: superblock.generation,
                 max_sequence: superblock.number_floor.max(superblock.grant),
@@ -251,17 +252,17 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.begin_with_opening();
         let hole = match beyond && self.closed_at == 0 {
             true => self.walk_and_look(&used)?,
-            // Nothing will be searched, but for damage.
+            // Only damage would be searched for.
             false => self.walk(&used)?,
         };
         let mut gaps = Vec::new();
         let start = used.first().map_or(1, |u| u.0);
         let headless = start > self.out.oldest_needed.max(1);
         if !headless && self.out.stop == Stop::CleanClose {
-            // The log is whole: a segment whose header is damaged holds none of it.
+            // The log is complete, so a segment whose header is damaged holds none of it.
             self.out.ignored.append(&mut self.out.damaged);
         }
-        // A clean close says where the log ends; nothing can stand behind it.
+        // A clean close says where the log ends, so nothing can stand behind it.
         if beyond && (headless || self.out.stop != Stop::CleanClose) {
             self.look_at_openings(&used)?;
             // The log must start with the oldest record that is needed. A power cut may have
@@ -277,8 +278,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             let rest = self.search(self.out.last_ordinal)?;
             self.judge(rest, hole, &mut gaps)?;
             if headless && self.out.chain.is_empty() {
-                // The mark that said so is set aside itself: the log starts where the superblock
-                // says.
+                // The mark that said so is itself set aside, so the log starts where the
+                // superblock says.
                 self.out.oldest_needed = self.start;
                 self.out.set_aside.clear();
                 self.start_over(self.start.max(1));
@@ -286,8 +287,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
                 self.judge(rest, hole, &mut gaps)?;
             }
         }
-        // Only what a mark says is settled: the floor that follows from what is left would
-        // take a missing first message for a settled one.
+        // Only what a mark says counts as settled here. The floor that merely follows from which
+        // records are left would take a missing first message for a settled one.
         let floor = self.out.state.floor();
         self.out.marked_floor = floor;
         self.out.state.replayed();
@@ -321,13 +322,13 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         Ok(())
     }
 
-    /// That of the newest publish that has one: a message without a tag does not move it.
+    /// The tag of the newest publish that has one: a message without a tag does not move it.
     fn resume_tag(&mut self) -> Result<Option<Vec<u8>>, Refusal> {
         for offset in std::mem::take(&mut self.tagged).into_iter().rev() {
             let mut head = [0; RECORD_HEADER];
             self.source.fetch(offset, &mut head)?;
             let Some(header) = RecordHeader::decode(&head, self.geometry.max_record) else {
-                // Over a live file: it was reused since.
+                // The file is in use, and this place was overwritten since.
                 continue;
             };
             let tag = self.envelope(&Seen { offset, header })?.map(|e| e.user_tag);
@@ -338,10 +339,12 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         Ok(self.tag.take())
     }
 
-    /// Tells gaps in which nothing but settled publishes is missing, oldest first, from damage.
+    /// Separates gaps in which nothing but settled publishes can be missing from damage, oldest
+    /// first.
     fn sort_out(&mut self, gaps: Vec<Gap>, floor: u64) -> Result<(), Refusal> {
         let mut refusals = Vec::new();
-        // Refused before they were settled, so they were there; and now they are not.
+        // These were refused before they were settled, so their messages were there then, and are
+        // missing now.
         let mut without_original = BTreeSet::new();
         if gaps.iter().any(|gap| gap.publishes.is_some()) {
             for (&sequence, entry) in self.out.state.rejections() {
@@ -364,7 +367,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         let mut lowest = u64::MAX;
         for gap in gaps {
             // A missing publish may have been a requeue, which accepts a refusal that was logged
-            // before it; one that was logged later waits in any case.
+            // before it. A refusal that was logged later still waits.
             while let Some((_, sequence)) = refusals.next_if(|r| r.0 < gap.range.first_ordinal) {
                 lowest = lowest.min(sequence);
             }
@@ -380,7 +383,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         Ok(())
     }
 
-    /// Forgets what was walked, to begin with another record.
+    /// Forgets what was walked, to begin again at another record.
     fn start_over(&mut self, first_ordinal: u64) {
         self.out.next = self.out.next.max(self.out.state.last() + 1);
         self.out.state = State::new(self.geometry, self.segments);
@@ -398,7 +401,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         self.begin_with_opening();
     }
 
-    /// The superblock speaks for all that was before the first record.
+    /// The superblock stands in for everything before the first record.
     fn begin_with_opening(&mut self) {
         let Opening { floor, next, tag } = self.opening;
         if floor > 0 {
@@ -409,7 +412,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
     }
 }
 
-/// Along the log generations never fall: a record with a lower one than the record before it
+/// Along the log generations never fall, so a record with a lower one than the record before it
 /// was left behind by an earlier run.
 fn is_of_earlier_run(seen: &Seen, generation: u64) -> bool {
     seen.header.generation < generation && !planted::is(Bug::NoEpoch)

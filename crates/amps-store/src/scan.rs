@@ -13,17 +13,18 @@ pub(crate) trait Source {
     /// Copies bytes out; what lies beyond the end reads as zeros.
     fn fetch(&self, offset: u64, into: &mut [u8]) -> io::Result<()>;
 
-    /// The first place from `offset` on that somebody may have written; what lies before it reads
-    /// as zeros. [`u64::MAX`]: nothing is there any more. A file may claim to be longer than a
-    /// lifetime of reading, and hold next to nothing.
+    /// The first place from `offset` on that may hold something other than zeros; what lies
+    /// before it reads as zeros. [`u64::MAX`]: there is nothing more. A file may claim to be
+    /// longer than anybody can read in a lifetime, and hold next to nothing.
     ///
     /// # Errors
-    /// It cannot be told.
+    /// It cannot be determined.
     fn next_data(&self, offset: u64) -> io::Result<u64> {
         Ok(offset)
     }
 
-    /// Where what is there ends, if that is before the length it is read as: behind it are zeros.
+    /// Where the data ends, if that is before the length that readers see: behind it they see
+    /// zeros.
     fn end(&self) -> u64 {
         u64::MAX
     }
@@ -104,7 +105,7 @@ impl Geometry {
     }
 }
 
-/// What stays in a processor's own cache, from being copied to being checked.
+/// Small enough to stay in a processor's own cache from being copied to being checked.
 const WINDOW: usize = 64 << 10;
 
 /// Reads records through a window, so that checksums run over ordinary memory.
@@ -113,7 +114,7 @@ pub(crate) struct Scanner<'a, S: Source + ?Sized> {
     geometry: Geometry,
     window: Vec<u8>,
     at: u64,
-    /// A record that does not lie in the window.
+    /// A record that does not fit into the window.
     one: Vec<u8>,
 }
 
@@ -144,7 +145,7 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         Ok(&self.window[from..from + len])
     }
 
-    /// Judges the place `offset` in a segment that ends at `end`.
+    /// Says what stands at `offset`, in a segment that ends at `end`.
     pub(crate) fn look(&mut self, offset: u64, end: u64) -> io::Result<Verdict> {
         if offset.saturating_add(RECORD_HEADER as u64) > end {
             return Ok(Verdict::SegmentEnd);
@@ -176,24 +177,24 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
             let from = (seen.offset - self.at) as usize;
             return Ok(&self.window[from + RECORD_HEADER..from + len]);
         }
-        // Records that are looked at in another order than they stand in must not cost a
-        // window each.
+        // Records that are looked at in an order other than that of the file must not cost a
+        // whole window each.
         self.one.resize(len, 0);
         self.source.fetch(seen.offset, &mut self.one)?;
         Ok(&self.one[RECORD_HEADER..])
     }
 
-    /// The first place from `at` on where the window shows what could be a header, or its
-    /// last place, or one behind the hole that follows: most of a file is no header, and saying so
-    /// shall cost no more than reading what is there. `at` is at most 8 bytes behind the place that
-    /// was looked at last.
+    /// The first place from `at` on where the window shows something that could be a header;
+    /// otherwise its last place, or one behind the hole that follows. Most of a file is no
+    /// header, and saying so must cost no more than reading it. `at` is at most 8 bytes behind
+    /// the place that was looked at last.
     pub(crate) fn next_possible(&self, at: u64, end: u64) -> io::Result<u64> {
         let shown = (self.at + self.window.len() as u64).min(end);
         let from = (at - self.at) as usize;
         let window = self.window.get(from..).unwrap_or(&[]);
         let mut place = 0;
         while let Some(words) = window.get(place..place + 16) {
-            // What was never written is zeros, and most of what is searched.
+            // What was never written is zeros, and that is most of what is searched.
             if window.get(place..place + BLANK).is_some_and(is_blank) {
                 place += BLANK;
             } else if could_be_header(&words[..8], &words[8..]) {
@@ -210,13 +211,13 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         }
     }
 
-    /// Where a record may begin, from `at` on, that a hole does not hold.
+    /// The first place from `at` on, outside holes, where a record may begin.
     pub(crate) fn behind_hole(&self, at: u64) -> io::Result<u64> {
         Ok((self.source.next_data(at)? / 8 * 8).max(at))
     }
 
-    /// Whether nothing in a range could begin a record: a [`search`](Self::search) goes to the same
-    /// places, and leaves each at once.
+    /// Whether nothing in a range could begin a record: a [`search`](Self::search) visits the
+    /// same places, and would reject each of them at once.
     pub(crate) fn is_bare(&mut self, range: Range<u64>) -> io::Result<bool> {
         let mut at = self.behind_hole(range.start)?;
         while at.saturating_add(RECORD_HEADER as u64) <= range.end {
@@ -228,9 +229,9 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
         Ok(true)
     }
 
-    /// Every intact record with an ordinal greater than `above` between two places, trying each
-    /// 8-byte step. `budget` bounds the bytes checksummed for candidates that turn out to be none;
-    /// false: it ran out.
+    /// Finds every intact record with an ordinal greater than `above` between two places, trying
+    /// every 8th byte. `budget` bounds the bytes checksummed in vain; the result is false if it
+    /// ran out.
     pub(crate) fn search(
         &mut self,
         from: u64,
@@ -268,12 +269,12 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
     }
 }
 
-/// Looked at together when they are zeros.
+/// So many bytes are looked at together when they are zeros.
 const BLANK: usize = 256;
 
 #[inline]
 fn is_blank(bytes: &[u8]) -> bool {
-    // The first word decides it for all that is written.
+    // For anything that was written, the first word decides.
     bytes[..8] == [0; 8] && bytes.iter().fold(0, |all, byte| all | byte) == 0
 }
 

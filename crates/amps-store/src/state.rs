@@ -11,25 +11,26 @@ use crate::scan::Geometry;
 pub(crate) struct State {
     geometry: Geometry,
     index: Index,
-    /// Refusals that wait, and where their records stand; nowhere, after a failed sync.
+    /// Refusals that wait, and where their records stand; after a failed sync that may be
+    /// nowhere.
     rejections: BTreeMap<u64, Entry>,
     floor: u64,
     last: u64,
     unsettled: u64,
     live: u64,
     charges: u64,
-    /// Needed bytes in each segment.
+    /// Bytes in each segment that are still needed.
     segment_live: Vec<u64>,
-    /// Records are being read back: a message may still follow whose number lies below
-    /// others that are settled, so only a mark moves the floor.
+    /// Records are being read back. A message may still follow whose number is below others that
+    /// are settled, so only a mark may move the floor.
     replaying: bool,
 }
 
-/// The entries of this many messages stay in a processor's own cache.
+/// The entries of this many messages fit into a processor's own cache.
 const CACHED: u64 = 32 << 10;
 
-/// Entries that give up their room. They come in runs within a segment: it is looked at once
-/// per run.
+/// Entries whose room is given up. They come in runs within a segment, so the segment is looked
+/// up once per run.
 #[derive(Default)]
 struct Run {
     start: u64,
@@ -51,7 +52,7 @@ impl Run {
         self.bytes += entry.stride();
     }
 
-    /// What all entries together took.
+    /// How much room all entries had together.
     fn end(&mut self, geometry: &Geometry, segment_live: &mut [u64]) -> u64 {
         if self.bytes > 0 {
             segment_live[geometry.segment_of(self.start)] -= self.bytes;
@@ -61,15 +62,15 @@ impl Run {
     }
 }
 
-/// What a refusal did.
+/// What a refusal changed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Standing {
     Unsettled,
-    /// Settled as a success before.
+    /// The message had been settled as a success.
     Settled,
-    /// A refusal of it waits.
+    /// A refusal of it waits already.
     Rejected,
-    /// It was refused, and the application took the refusal over.
+    /// It was refused, and the application accepted the refusal.
     Accepted,
     /// No record of it is left.
     Gone,
@@ -91,7 +92,7 @@ impl State {
         }
     }
 
-    /// All records are in.
+    /// All records have been read back.
     pub(crate) fn replayed(&mut self) {
         self.replaying = false;
         self.index.place_strays();
@@ -116,12 +117,12 @@ impl State {
         self.unsettled
     }
 
-    /// Needed bytes with the room charged for their future.
+    /// Bytes that are needed, with the room charged for their future.
     pub(crate) fn charged(&self) -> u64 {
         self.live + self.charges
     }
 
-    /// Needed bytes.
+    /// Bytes that are needed.
     pub(crate) fn live(&self) -> u64 {
         self.live
     }
@@ -130,7 +131,7 @@ impl State {
         self.segment_live[segment]
     }
 
-    /// Spare chunks for the index are running out, and this many should be added.
+    /// Spare chunks for the index are running out; this many should be added.
     #[inline]
     pub(crate) fn spares_wanted(&self) -> usize {
         self.index.spares_wanted()
@@ -156,7 +157,8 @@ impl State {
         self.index.next_unsettled(from.max(self.floor + 1), through)
     }
 
-    /// Shows what is unsettled in `from..=through`, rising, until that is enough.
+    /// Calls back with what is unsettled in `from..=through`, in rising order, until told to
+    /// stop.
     #[inline]
     pub(crate) fn each_unsettled(
         &self,
@@ -222,7 +224,7 @@ impl State {
                 self.release(old);
                 self.hold(entry);
             }
-            // The marks stay, the place and (in a hostile file) the length are new.
+            // The marks stay; the place is new, and in a hostile file the length may be too.
             self.index.update(sequence, entry.marked_as(old));
         } else if self.rejections.contains_key(&sequence) {
             self.index.put(sequence, entry.rejected());

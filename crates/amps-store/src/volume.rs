@@ -10,18 +10,20 @@ use std::path::Path;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Volume {
-    /// One of this name behind a network, or behind a program (FUSE): neither the lock of a store nor
-    /// what it syncs can be relied on.
+    /// A file system of this name behind a network, or behind a program (FUSE): neither locks nor
+    /// syncs can be relied on.
     Network(&'static str),
-    /// One of this name in memory: a store survives its process there, and no power cut or restart.
+    /// A file system of this name in memory: a store survives its process there, but no power cut
+    /// and no restart.
     Memory(&'static str),
-    /// One of this name that lays a writable layer over others, as that of a container: what is in
-    /// the layer ends with the container.
+    /// A file system of this name that lays a writable layer over others, like that of a
+    /// container: what is in the layer is lost with the container.
     Layered(&'static str),
 }
 
 impl Volume {
-    /// That of the file at `path`; `None`: it can keep them all, as far as is known.
+    /// The file system of the file at `path`; `None`: it can keep all promises, as far as is
+    /// known.
     ///
     /// # Errors
     /// The file cannot be opened.
@@ -56,8 +58,8 @@ impl fmt::Display for Volume {
     }
 }
 
-/// `f_type` of statfs(2), by the numbers of Linux's `magic.h`. FUSE is among them because what
-/// is behind it cannot be known; sshfs and most cloud drives are.
+/// `f_type` of statfs(2), by the numbers of Linux's `magic.h`. FUSE is among them because it
+/// cannot be known what is behind it; sshfs and most cloud drives use it.
 const KNOWN: [(u32, Volume); 18] = [
     (0x6969, Volume::Network("NFS")),
     (0x517B, Volume::Network("SMB")),
@@ -81,12 +83,13 @@ const KNOWN: [(u32, Volume); 18] = [
 
 /// The file system that a file is on, if it is one of those.
 pub(crate) fn volume(file: &File) -> Option<Volume> {
-    // A file system that cannot be asked is none that is known to be wrong.
+    // A file system that cannot be asked is not known to be wrong.
     named(rustix::fs::fstatfs(file).ok()?.f_type)
 }
 
-/// ext2 to ext4, xfs, f2fs and tmpfs: on these `stat` names a file's device as `/proc/locks` does.
-/// btrfs makes numbers up for its subvolumes, and an overlay may show those of what lies below.
+/// ext2 to ext4, xfs, f2fs and tmpfs. On these, `stat` names a file's device as `/proc/locks`
+/// does; btrfs makes numbers up for its subvolumes, and an overlay may show those of what lies
+/// below.
 const TRUE_DEVICES: [u32; 4] = [0xEF53, 0x5846_5342, 0xF2F5_2010, 0x0102_1994];
 
 /// Whether a file's device and inode are the ones by which the kernel names its locks.
@@ -95,7 +98,7 @@ pub(crate) fn has_true_devices(file: &File) -> bool {
 }
 
 fn named(magic: impl TryInto<i64>) -> Option<Volume> {
-    // The kernel's word is signed on some machines: a number above 2^31 may come negative.
+    // On some machines the kernel's number is signed, so that one above 2^31 may be negative.
     let magic = magic.try_into().ok()? as u32;
     let known = KNOWN.iter().find(|(number, _)| *number == magic);
     known.map(|(_, volume)| *volume)

@@ -1,9 +1,9 @@
-//! Whether the store fills up: a high and a low watermark, so that a backlog at a border is
-//! told once.
+//! Whether the store is filling up: a high and a low watermark, so that a backlog that hovers at
+//! one of them is reported once.
 
 /// Where the backlog stands between its two watermarks.
 pub(crate) struct Watermark {
-    /// Low and high, in percent of the limit; `None`: nothing is ever told.
+    /// Low and high, in percent of the limit; `None`: nothing is ever reported.
     percent: Option<(u8, u8)>,
     above: bool,
     /// Crossed by this many bytes or more.
@@ -24,7 +24,7 @@ impl Watermark {
         watermark
     }
 
-    /// The limit is this many bytes now.
+    /// Sets the limit in bytes.
     pub(crate) fn limit(&mut self, limit: u64) {
         let bytes = |percent: u8| (u128::from(limit) * u128::from(percent) / 100) as u64;
         (self.rise_at, self.fall_below) = match self.percent {
@@ -34,13 +34,13 @@ impl Watermark {
         };
     }
 
-    /// Whether so many bytes are on the other side.
+    /// Whether this many bytes are on the other side.
     #[inline]
     pub(crate) fn is_crossed(&self, live: u64) -> bool {
         live >= self.rise_at || live < self.fall_below
     }
 
-    /// Goes to the other side, if so many bytes are there; whether it did.
+    /// Crosses to the other side if this many bytes are there; returns whether it did.
     pub(crate) fn cross(&mut self, live: u64, limit: u64) -> bool {
         let crossed = self.is_crossed(live);
         if crossed {

@@ -1,5 +1,5 @@
-//! A larger capacity for a store that exists: decided before it is mapped, and in force with the
-//! superblock that begins the run.
+//! A larger capacity for a store that exists. It is decided before the store is mapped, and takes
+//! effect with the superblock that begins the run.
 
 use std::io;
 
@@ -9,16 +9,17 @@ use crate::medium::Medium;
 use crate::options::Options;
 use crate::report::Growth;
 
-/// What an open is to do about the capacity.
+/// What an open should do about the capacity.
 pub(super) struct Plan {
     /// In segments: the most that may be mapped.
     pub(super) cap_segments: u64,
-    /// What is to be told; `None`: nothing was asked for that is not there already.
+    /// What is to be reported; `None`: nothing was asked for that the store does not have
+    /// already.
     pub(super) growth: Option<Growth>,
 }
 
 impl Plan {
-    /// `has_room`: whether the device takes a file of that length.
+    /// `has_room` says whether the device takes a file of that length.
     pub(super) fn of(
         superblock: &Superblock,
         options: &Options,
@@ -64,8 +65,9 @@ impl Plan {
         }
     }
 
-    /// Carries it out, up to the superblock: how many segments there are now. A preallocated store has
-    /// all of them from the beginning, or keeps what it has. `reach`: how far the file goes.
+    /// Carries it out, except for the superblock, and returns how many segments there are then. A
+    /// preallocated store gets all of them at once, or keeps what it has. `reach`: how far the
+    /// file goes.
     pub(super) fn carry_out(
         &mut self,
         superblock: &mut Superblock,

@@ -1,4 +1,4 @@
-//! The file of a store with its lock, which goes when its owner says so and not later.
+//! The file of a store and its lock, which ends when its owner says so and not later.
 
 use std::fs::{File, TryLockError};
 use std::io;
@@ -11,23 +11,24 @@ use super::stat;
 use crate::calls::{self, Call};
 use crate::medium::ForkGuard;
 
-/// A file that may be locked by this process.
+/// A file that this process may have locked.
 ///
-/// A lock of `flock` belongs to what the descriptor stands for, and every descriptor made of it
-/// by a fork holds it: a program that another thread is just starting has them all until its
-/// `exec`. So the lock is given back by a call, and does not wait for the last descriptor. For
-/// the same reason a forked child never gives it back: it would take it from its parent.
+/// A lock of `flock` belongs to the open file description, and every descriptor that a fork makes
+/// of it holds the lock too: a program that another thread is just starting holds all of them
+/// until its `exec`. So the lock is given back by a call instead of by closing the descriptor.
+/// For the same reason a forked child never gives it back: it would take the lock from its
+/// parent.
 pub(crate) struct LockedFile {
     file: File,
     guard: ForkGuard,
 }
 
-/// For whom a file is locked.
+/// What a file is locked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum For {
     /// An owner, who writes.
     Writing,
-    /// Somebody who makes a copy that may be sent from: no owner meanwhile.
+    /// By somebody who makes a copy that may be sent from: there must be no owner meanwhile.
     Copying,
 }
 
@@ -51,7 +52,7 @@ impl LockedFile {
         if !self.is_child()
             && let Err(error) = self.file.unlock()
         {
-            // The kernel does it as well, once the last descriptor is gone.
+            // The kernel does the same once the last descriptor is closed.
             tracing::warn!(%error, "cannot unlock a store");
         }
     }
@@ -62,12 +63,12 @@ impl LockedFile {
         self.guard.is_child()
     }
 
-    /// Whether it is what stands at `path`: somebody may have put another file there.
+    /// Whether this file is the one at `path`: somebody may have put another one there.
     pub(crate) fn is_at(&self, path: &Path) -> io::Result<bool> {
         self.place(path).map(|place| place == Place::There)
     }
 
-    /// Where it is, when it was opened at `path`.
+    /// Where the file is now, if it was opened at `path`.
     pub(crate) fn place(&self, path: &Path) -> io::Result<Place> {
         let seen = |call: &dyn Fn() -> io::Result<std::fs::Metadata>| {
             stat(call).map(|metadata| Seen::of(&metadata))

@@ -1,4 +1,5 @@
-//! How files that hold messages are created: for their owner's eyes, unless told otherwise.
+//! How files that hold messages are created: readable by their owner alone, unless told
+//! otherwise.
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io;
@@ -7,11 +8,11 @@ use std::path::Path;
 
 use rustix::io::Errno;
 
-/// What applications publish is read by nobody else.
+/// Nobody else may read what an application publishes.
 pub(crate) const PRIVATE: u32 = 0o600;
 
-/// A file to be created: with mode 0600, unless told otherwise, and never more open to others than
-/// what it is a copy of. One that exists keeps its own.
+/// How a file is created: with mode 0600 unless told otherwise, and never more open to others
+/// than the file that it is a copy of. A file that exists keeps its own mode.
 #[derive(Clone, Debug, Default)]
 #[must_use]
 pub struct NewFile {
@@ -19,7 +20,7 @@ pub struct NewFile {
     source: Option<Source>,
 }
 
-/// What a copy takes from what it is a copy of.
+/// What a copy takes over from its source.
 #[derive(Clone, Copy, Debug)]
 struct Source {
     mode: u32,
@@ -28,20 +29,20 @@ struct Source {
 }
 
 impl NewFile {
-    /// For its owner alone, whoever creates it.
+    /// Readable by its owner alone, whoever creates it.
     pub fn new() -> Self {
         Self::default()
     }
 
-    /// Gives it this mode, whatever the umask says. For a [`copy_of`](Self::copy_of) something, it
-    /// is what that allows of this.
+    /// Gives it this mode, whatever the umask says. For a [`copy_of`](Self::copy_of) something it
+    /// is reduced to what the source allows.
     pub fn mode(mut self, mode: u32) -> Self {
         self.mode = Some(mode);
         self
     }
 
-    /// Who reads a copy could read this file before. Created by root, it gets the same owner and
-    /// group.
+    /// Nobody may read the copy who could not read this file. Created by root, it gets the same
+    /// owner and group.
     pub fn copy_of(mut self, source: &Metadata) -> Self {
         self.source = Some(Source {
             mode: source.mode(),
@@ -51,11 +52,11 @@ impl NewFile {
         self
     }
 
-    /// Creates the file, to be read and written, where nothing is.
+    /// Creates the file for reading and writing, at a place where nothing is.
     ///
     /// # Errors
-    /// There is something already, or the system refused. A file that could be created and not
-    /// be given its mode is removed again.
+    /// Something is there already, or the operating system refused. A file that could be created
+    /// but not be given its mode is removed again.
     pub fn create(&self, path: &Path) -> io::Result<File> {
         let mut options = OpenOptions::new();
         options
@@ -65,7 +66,7 @@ impl NewFile {
             .mode(PRIVATE);
         let file = options.open(path)?;
         if let Err(error) = self.apply(&file) {
-            // It is empty; what stays behind of it is told.
+            // It is empty. If it cannot be removed, a warning says so.
             if let Err(left) = std::fs::remove_file(path) {
                 tracing::warn!(path = %path.display(), error = %left, "a new file could not be removed");
             }
@@ -74,7 +75,7 @@ impl NewFile {
         Ok(file)
     }
 
-    /// Gives a file that was just created, for its owner alone, what it should have.
+    /// Gives the intended mode and owner to a file that was just created for its owner alone.
     pub(crate) fn apply(&self, file: &File) -> io::Result<()> {
         if let Some(source) = self.source
             && rustix::process::geteuid().is_root()
@@ -103,8 +104,8 @@ fn take_owner(file: &File, source: Source) -> io::Result<()> {
         return Ok(());
     }
     match fchown(file, Some(source.user), Some(source.group)) {
-        // Not every file system has owners, and not every root may give files away. It stays
-        // root's then, and is open to nobody else by that.
+        // Not every file system has owners, and not every root may change them. The copy stays
+        // root's then, and nobody else can read it because of that.
         Err(error) if is_refusal(&error) => {
             tracing::warn!(%error, "a copy cannot be given the owner of its source");
             Ok(())
@@ -119,8 +120,9 @@ fn is_refusal(error: &io::Error) -> bool {
         .any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
 }
 
-/// What a source allows of the mode of its copy: its owner everything, its group and all others
-/// what they may do with the source. To the source another group's members are others.
+/// What a source allows of the mode of its copy: everything to its owner, and to its group and
+/// all others what they may do with the source. If the copy has another group, the members of
+/// that group count as others.
 fn allowed(mode: u32, source: u32, same_group: bool) -> u32 {
     let others = source & 0o007;
     let group = match same_group {
@@ -152,7 +154,7 @@ mod tests {
             (0o644, 0o640, true, 0o640),
             (0o664, 0o644, true, 0o644),
             (0o660, 0o660, true, 0o660),
-            // What another group could do with the source, others could.
+            // What another group could do with the source, everybody could.
             (0o660, 0o660, false, 0o600),
             (0o664, 0o664, false, 0o644),
             // Its owner must be able to use it.

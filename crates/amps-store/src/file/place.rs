@@ -1,11 +1,11 @@
-//! Where an open store's file is: whoever works with files may move it, or take it away.
+//! Where an open store's file is: people may move it, or remove it.
 
 use std::fs::Metadata;
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-/// Where the file of an open store is. The file is the store, whatever its name: a store that was
-/// renamed goes on.
+/// Where the file of an open store is. The file is the store, whatever its name is: a store that
+/// was renamed goes on.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Place {
@@ -16,12 +16,13 @@ pub enum Place {
     Renamed,
     /// Somewhere else, and another file is at that path.
     Replaced,
-    /// Nowhere: its last name was removed, or another file was moved over it. What it holds ends
-    /// with this process, unless [`Store::evacuate`](crate::Store::evacuate) saves it.
+    /// It has no name any more: the last one was removed, or another file was moved over it. What
+    /// it holds is lost with this process, unless [`Store::evacuate`](crate::Store::evacuate)
+    /// saves it.
     Gone,
 }
 
-/// What stat(2) says of a file, as far as it counts here.
+/// What stat(2) says about a file, as far as it matters here.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Seen {
     device: u64,
@@ -39,13 +40,13 @@ impl Seen {
     }
 }
 
-/// Where a file is, by what was seen of it and of its path.
+/// Where a file is, judged by its own metadata and by those of its path.
 ///
 /// # Errors
 /// The path cannot be looked at.
 pub(super) fn judge(ours: io::Result<Seen>, path: io::Result<Seen>) -> io::Result<Place> {
     let ours = match ours {
-        // A server of files that forgot it.
+        // A file server that forgot the file.
         Err(error) if error.kind() == io::ErrorKind::StaleNetworkFileHandle => {
             return Ok(Place::Gone);
         }
@@ -57,7 +58,7 @@ pub(super) fn judge(ours: io::Result<Seen>, path: io::Result<Seen>) -> io::Resul
         Err(error) => return Err(error),
     };
     Ok(match at_path {
-        // Whatever the count of links says: not every file system keeps one.
+        // Whatever the link count says: not every file system keeps one.
         Some(seen) if seen == (ours.device, ours.inode) => Place::There,
         _ if ours.links == 0 => Place::Gone,
         Some(_) => Place::Replaced,
@@ -68,7 +69,7 @@ pub(super) fn judge(ours: io::Result<Seen>, path: io::Result<Seen>) -> io::Resul
 /// Whether an error says that nothing is at a path.
 fn is_absence(error: &io::Error) -> bool {
     use io::ErrorKind::{NotADirectory, NotFound};
-    // A link that leads to itself has no kind of its own.
+    // The error for a link that leads to itself has no `ErrorKind`.
     matches!(error.kind(), NotFound | NotADirectory)
         || error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error())
 }
@@ -89,7 +90,7 @@ mod tests {
         for (ours, path, place) in [
             (file(1, 1), Ok(file(1, 1)), Place::There),
             (file(1, 2), Ok(file(1, 2)), Place::There),
-            // A file system that counts no links.
+            // A file system that does not count links.
             (file(1, 0), Ok(file(1, 0)), Place::There),
             (file(1, 1), Err(Errno::NOENT), Place::Renamed),
             (file(1, 1), Err(Errno::NOTDIR), Place::Renamed),
@@ -112,7 +113,7 @@ mod tests {
             judge(Ok(file(1, 1)), Ok(elsewhere)).unwrap(),
             Place::Replaced
         );
-        // What cannot be told is not called anything.
+        // What cannot be determined is an error, not a guess.
         assert!(judge(Ok(file(1, 1)), Err(errno(Errno::ACCESS))).is_err());
         assert!(judge(Err(errno(Errno::IO)), Ok(file(1, 1))).is_err());
         let stale = judge(Err(errno(Errno::STALE)), Err(errno(Errno::STALE)));

@@ -1,4 +1,4 @@
-//! From what recovery found to a log that goes on: checks, mends, and begins a run.
+//! From what recovery found to a log that can go on: checks it, mends it, and begins a run.
 
 use std::io;
 use std::path::Path;
@@ -20,8 +20,8 @@ use crate::report::{RecoveryReport, Stop};
 use crate::scan::{Scanner, Source, Verdict};
 use crate::unsynced::Extent;
 
-/// Segments that an open needs beside those of the log: one for its own records, one for the first
-/// collection.
+/// Segments that an open needs besides those of the log: one for its own records and one for the
+/// first copies.
 pub(super) const SEGMENTS_TO_GO_ON: u64 = 2;
 
 /// What recovery found, and how long that took.
@@ -53,10 +53,10 @@ impl Found {
     }
 }
 
-/// How many segments there must be. A file that was cut short has them put back. A salvage has
-/// losses to name and stranded records to copy: where too few segments are free and the last one is
-/// too full for that it adds them, above the capacity if it must be, as a repair does. Refused for
-/// want of room it would keep all that is intact from its owner.
+/// How many segments there must be. A file that was cut short gets them back. A salvage has
+/// losses to name and stranded records to copy. If too few segments are free for that, and the
+/// last one is too full, it adds some, if necessary above the capacity, as a repair does:
+/// refusing for want of room would keep from the owner everything that is intact.
 fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64) -> u64 {
     let chain = recovered.chain.len() as u64;
     let salvages = !recovered.damaged.is_empty();
@@ -71,7 +71,7 @@ fn segments_to_go_on(superblock: &Superblock, recovered: &Recovered, usable: u64
 
 const SAVE: &str = "`amps store repair --to FILE` saves what is intact";
 
-/// Why every open refuses a file, whatever it is told to do about damage.
+/// Why every open refuses a file, even with `Salvage`.
 pub(crate) fn unopenable(
     path: &Path,
     len: u64,
@@ -82,7 +82,7 @@ pub(crate) fn unopenable(
     if superblock.is_given_up() {
         return Some(OpenError::Retired { path });
     }
-    // Before the damage: no salvage makes a store of such a file.
+    // Before damage is considered: no salvage can make a store of such a file.
     let why = impossible(superblock, recovered).or_else(|| {
         let there = superblock.whole_segments(len);
         (there == 0).then(|| format!("it was cut off before its first segment ends; {SAVE}"))
@@ -90,7 +90,7 @@ pub(crate) fn unopenable(
     Some(OpenError::Broken { path, why })
 }
 
-/// What no store writes: going on with it would not come to the same at every open.
+/// States that no store writes. Going on with one would not give the same result at every open.
 fn impossible(superblock: &Superblock, recovered: &Recovered) -> Option<String> {
     let numbers = [
         superblock.generation,
@@ -166,8 +166,8 @@ pub(super) fn take_over(
     let there = superblock.whole_segments(medium.len());
     let begun = Instant::now();
     let usable = there.min(superblock.segments);
-    // A copy that left out the zeros is a whole store; a store into its holes would kill who makes
-    // it, where the disk is full.
+    // A copy in which the zeros were left out is a complete store; but with a full disk, storing
+    // into its holes would kill the process.
     if !created {
         let end = superblock.len_of(usable);
         let filled = medium.device().fill_holes(superblock.segments_at, end);
@@ -196,7 +196,7 @@ pub(super) fn take_over(
     report.superblock_repaired = header.repair;
     report.growth = growth;
 
-    // What a growth or a return left unfinished is cut off; what a truncation took is given up.
+    // What growth or a return left unfinished is cut off. What a truncation took is given up.
     superblock.segments = segments;
     recovered.state.resize(superblock.segments as usize);
     let len = superblock.len_of(superblock.segments);
@@ -213,8 +213,8 @@ pub(super) fn take_over(
     let device = medium.device();
     let mut written = Vec::new();
     if recovered.stop != Stop::CleanClose && !created {
-        // The page cache may show bytes that a failed write-back has lost: they are
-        // written again before the sync below.
+        // The page cache may show bytes that a failed write-back has lost, so they are written
+        // again before the sync below.
         if !planted::is(Bug::NoRewrite) {
             write_again(&mut *medium, &recovered, &mut written);
         }
@@ -227,7 +227,8 @@ pub(super) fn take_over(
     mend_headers(&mut *medium, &superblock, &recovered, &mut written);
     stamp_free(&mut *medium, &superblock, &recovered, &mut written);
     written.push((superblock.len_of(usable), len));
-    // A clean close excuses a damaged header, and is forgotten with the superblock below.
+    // After a clean close a damaged header does no harm; but the superblock below ends that
+    // state.
     Extent::of(written).sync(&*device).map_err(io("sync"))?;
     if superblock.version != VERSION {
         tracing::info!(
@@ -248,7 +249,7 @@ pub(super) fn take_over(
         let written = device.write_around(IDENTITY_AT, &identity.encode());
         written.map_err(io("write the identity of"))?;
     }
-    // Not before both copies say so: one that is damaged later leaves the word to the other.
+    // Only once both copies say so: if one is damaged later, the other one counts.
     if file_len > len {
         device.truncate(len).map_err(io("cut"))?;
     }
@@ -260,7 +261,7 @@ pub(super) fn take_over(
         error: io::Error::other(error),
     })?;
     if gave_up {
-        // The lost records are what keeps this damage from refusing again.
+        // The lost records keep this damage from making the next open refuse.
         log.sync_beginning().map_err(io("sync"))?;
     }
     log.watch(options.watermarks);
@@ -269,9 +270,9 @@ pub(super) fn take_over(
     Ok((log, report))
 }
 
-/// Gives segments their bytes, from `end` to `to`, in a file that goes to `reach`. What was there behind
-/// the end, of a segment that was cut or of a length that no superblock names, is given up, and must
-/// not speak at the next open.
+/// Makes the file longer, from `end` to `to`, where it goes to `reach`. What was behind the end,
+/// from a segment that was cut or from a length that no superblock names, is given up and must
+/// not count at the next open.
 pub(super) fn lengthen(medium: &mut dyn Medium, end: u64, reach: u64, to: u64) -> io::Result<()> {
     if to > reach {
         medium.device().reserve(reach, to)?;
@@ -287,11 +288,11 @@ pub(super) fn lengthen(medium: &mut dyn Medium, end: u64, reach: u64, to: u64) -
     Ok(())
 }
 
-/// Everything recovered is durable by now, and the superblock may speak for it. Where something is
-/// lost, and not named in the log yet, it says nothing new: an open that dies before it has told
-/// of the loss must leave all that proves it to the next.
+/// Everything recovered is durable by now, so the superblock may stand in for it. But if
+/// something is lost that is not named in the log yet, it must not: an open that dies before it
+/// has reported the loss must leave everything that proves it to the next.
 fn move_start(superblock: &mut Superblock, recovered: &Recovered) {
-    // Also above the end of the log, where that is damaged.
+    // This includes ordinals above the end of the log, if that end is damaged.
     superblock.durable = superblock
         .durable
         .max(recovered.durable)
@@ -314,8 +315,8 @@ fn move_start(superblock: &mut Superblock, recovered: &Recovered) {
 /// A stretch of the file that was written: offset and end.
 type Stretch = (u64, u64);
 
-/// Writes the header of a segment of the log again where it cannot be read: its damage is
-/// told by this open, and is over.
+/// Writes the header of a segment of the log again if it cannot be read: this open reports the
+/// damage, and then it is mended.
 fn mend_headers(
     medium: &mut dyn Medium,
     superblock: &Superblock,
@@ -329,7 +330,7 @@ fn mend_headers(
                 recovered.geometry.records_at(link.segment),
                 recovered.geometry.end_of(link.segment),
             );
-            // What the segment opens with need not be of the log; the next open must take the
+            // The first record in the segment need not be of the log. The next open must take the
             // segment for what this one took it for.
             let first_ordinal = match Scanner::new(medium, recovered.geometry).look(first, end) {
                 Ok(Verdict::Intact(record)) => record.ordinal,
@@ -345,8 +346,8 @@ fn mend_headers(
     }
 }
 
-/// Stamps each segment that the next open could take for one of the log, and that is none. What was
-/// used from below the start is free as it is.
+/// Stamps each segment as free that the next open could take for part of the log although it is
+/// not. A segment that was used from below the start is free as it is.
 fn stamp_free(
     medium: &mut dyn Medium,
     superblock: &Superblock,
@@ -398,10 +399,10 @@ fn write_again(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec
     }
 }
 
-/// The head of a torn record must be gone for good before anything is written over it: its
-/// lost tail might come to stand behind it again by chance, under the same ordinal.
+/// The head of a torn record must be gone for good before anything is written over it. Otherwise
+/// its lost tail might by chance stand behind it again, under the same ordinal.
 fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec<Stretch>) {
-    // Where no segment is free, the epoch is written at the cut as well.
+    // If no segment is free, the epoch is written at the cut as well.
     let geometry = &recovered.geometry;
     let segments = (medium.len() - geometry.segments_at) / geometry.segment_size;
     let here = recovered.resumes_in_place() || recovered.chain.len() as u64 == segments;
@@ -414,8 +415,8 @@ fn wipe_torn(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec<S
     }
 }
 
-/// What a salvage names as lost must stay so: what an earlier lap left under the same ordinals is
-/// known by what stands before it in its segment, and that may be gone at the next open.
+/// What a salvage names as lost must stay lost. What an earlier lap left under the same ordinals
+/// is recognised by what stands before it in its segment, and that may be gone at the next open.
 fn wipe_earlier_laps(medium: &mut dyn Medium, recovered: &Recovered, written: &mut Vec<Stretch>) {
     if !recovered.damaged.is_empty() {
         for seen in &recovered.earlier_laps {

@@ -1,4 +1,4 @@
-//! What stands behind the header of a record that is no message.
+//! Bodies of records that are not messages.
 
 use std::fmt;
 
@@ -85,15 +85,16 @@ impl Mark {
         out.extend_from_slice(&flags.to_le_bytes());
         let tag = self.tag.as_ref().map_or(&[][..], UserTag::as_bytes);
         out.extend_from_slice(&(tag.len() as u32).to_le_bytes());
-        // Always the same size: what one segment holds fits into another (`space.rs`).
+        // The size is always the same, so that what fits into one segment also fits into another
+        // (`space.rs`).
         let mut field = [0; MAX_TAG];
         field[..tag.len()].copy_from_slice(tag);
         out.extend_from_slice(&field);
     }
 
-    /// What the body of the record with this ordinal says. A mark speaks of what was before it. One
-    /// that does not is no mark: believing it would make every later open skip what is written from
-    /// now on.
+    /// Decodes the body of the record with this ordinal. A mark speaks of what came before it,
+    /// and a mark that speaks of later ordinals is not accepted: believing it would make every
+    /// later open skip what is written from now on.
     pub(crate) fn decode(b: &[u8], ordinal: u64) -> Option<Self> {
         if b.len() != MARK_BODY {
             return None;
@@ -123,7 +124,7 @@ impl Mark {
 /// The first record of an open.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Epoch {
-    /// Ordinal of the record this one follows, however far its own lies above.
+    /// Ordinal of the record that this one follows, however far its own is above that.
     pub(crate) follows: u64,
     /// Highest sequence before this open.
     pub(crate) last_before: u64,
@@ -140,7 +141,7 @@ impl Epoch {
         self.mark.encode(out);
     }
 
-    /// As [`Mark::decode`]: what it follows was before it as well.
+    /// As [`Mark::decode`]; the record that it follows must come before it as well.
     pub(crate) fn decode(b: &[u8], ordinal: u64) -> Option<Self> {
         if b.len() < EPOCH_EXTRA || (0..3).any(|i| u64_at(b, i * 8) >= NUMBERS_END) {
             return None;
@@ -168,7 +169,7 @@ pub(crate) struct RejectionBody {
 }
 
 impl RejectionBody {
-    /// Cuts the reason where it must.
+    /// Cuts the reason to the length that is kept.
     pub(crate) fn new(reason: &str, at: u64, late: bool) -> Self {
         let kept = cut(reason, MAX_REASON);
         RejectionBody {
@@ -205,7 +206,7 @@ impl RejectionBody {
     }
 }
 
-/// A range given up: ordinals and sequences that an intact neighbour no longer proves.
+/// A range that was given up: ordinals and sequences that no intact neighbour accounts for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LostBody {
     pub(crate) first_ordinal: u64,

@@ -1,5 +1,5 @@
-//! Block 2 of a store: what it is, written once and for good. With both superblocks gone, this
-//! tells whose the segments are and how to read them.
+//! Block 2 of a store: its identity, written once. If both superblocks are lost, this tells whose
+//! the segments are and how to read them.
 
 use super::{BLOCK, MAX_NAME, SEGMENTS_AT, geometry_is_sound, put, u16_at, u32_at, u64_at};
 
@@ -32,7 +32,7 @@ impl Identity {
         b
     }
 
-    /// `None`: none is there, or it is damaged.
+    /// `None`: there is none, or it is damaged.
     pub(crate) fn decode(b: &[u8]) -> Option<Self> {
         let end = BLOCK as usize - 4;
         if b.len() != BLOCK as usize

@@ -5,7 +5,7 @@ use std::fmt;
 use super::{NUMBERS_END, RECORD_HEADER, put, seed, stride, u32_at, u64_at};
 use crate::planted::{self, Bug};
 
-/// Kinds of record. Zero is none of them: unwritten space never parses.
+/// Kinds of record. None is zero, so that unwritten space never parses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u8)]
 pub(crate) enum Kind {
@@ -15,17 +15,18 @@ pub(crate) enum Kind {
     Settlement = 2,
     /// A refusal.
     Rejection = 3,
-    /// A refusal the application took over.
+    /// A refusal that the application accepted.
     Acceptance = 4,
-    /// A message appended again so that its segment can be freed.
+    /// A message that was appended again so that its segment can be freed.
     Copy = 5,
     /// Floor, durable mark, next sequence, oldest needed ordinal, resume tag.
     Mark = 6,
     /// The first record of an open.
     Epoch = 7,
-    /// A range given up by salvage.
+    /// A range that a salvage gave up.
     Lost = 8,
-    /// A settled message appended again so that the refusal that follows keeps it.
+    /// A settled message that was appended again because a refusal of it follows, which must not
+    /// lose it.
     Original = 9,
 }
 
@@ -39,7 +40,7 @@ impl Kind {
         .find(|k| *k as u8 == byte)
     }
 
-    /// Whether it concerns a message, whose sequence stands in its header.
+    /// Whether it concerns a message, whose sequence is in its header.
     pub(crate) fn has_sequence(self) -> bool {
         self.is_message() || matches!(self, Kind::Rejection | Kind::Acceptance)
     }
@@ -66,13 +67,13 @@ impl fmt::Display for Kind {
     }
 }
 
-/// The fixed part of a record, less its checksum.
+/// The fixed part of a record, without its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct RecordHeader {
     /// Header, envelope and payload, without padding.
     pub(crate) len: u32,
     pub(crate) kind: Kind,
-    /// The message does not move the resume point: requeued or imported.
+    /// The message does not move the resume point: it was requeued or imported.
     pub(crate) quiet: bool,
     pub(crate) envelope_len: u32,
     pub(crate) sequence: u64,
@@ -81,9 +82,9 @@ pub(crate) struct RecordHeader {
 }
 
 impl RecordHeader {
-    /// Writes the header to the beginning of `b`, but for its checksum, and with the seed in
-    /// its length. A CRC adds its register to the first four bytes anyway; for the commit
-    /// word, which comes last, the length is written once more.
+    /// Writes the header to the beginning of `b`, without its checksum and with the seed added to
+    /// its length. A CRC adds its register to the first four bytes anyway, so this saves a step;
+    /// the commit word, which is written last, overwrites the length.
     #[inline]
     pub(crate) fn encode_into(&self, b: &mut [u8], seed: u32) {
         let b = &mut b[..RECORD_HEADER];
@@ -107,9 +108,8 @@ impl RecordHeader {
         b
     }
 
-    /// A header that could be one: lengths within `max`, known kind, unused bytes zero, a
-    /// sequence where there is a message.
-    /// The checksum is not looked at.
+    /// A header that could be one: length within `max`, a known kind, unused bytes zero, a
+    /// sequence where the kind has one. The checksum is not checked.
     pub(crate) fn decode(b: &[u8], max: u64) -> Option<Self> {
         let len = u32_at(b, 4);
         let envelope_len = u32_at(b, 12);
@@ -140,8 +140,8 @@ impl RecordHeader {
     }
 }
 
-/// The checksum of a record: seeded by key and place, over everything but itself.
-/// `bytes` are the record's from offset 4 on, padding included.
+/// The checksum of a record: seeded by key and place, over everything except itself. `bytes` are
+/// those of the record from offset 4 on, padding included.
 #[inline]
 pub(crate) fn record_crc(key: u32, offset: u64, mut bytes: &[u8]) -> u32 {
     let mut seed = seed(key, offset);
@@ -153,8 +153,8 @@ pub(crate) fn record_crc(key: u32, offset: u64, mut bytes: &[u8]) -> u32 {
     crc.finalize()
 }
 
-/// Makes the checksums of records that are written, and asks only once what this processor
-/// can do.
+/// Computes the checksums of records that are written. It asks only once what this processor can
+/// do.
 pub(crate) struct Checksum(crc32fast::Hasher);
 
 impl Checksum {
@@ -162,8 +162,8 @@ impl Checksum {
         Checksum(crc32fast::Hasher::new())
     }
 
-    /// As [`record_crc`], of the parts one after the other, the first of which begins with a
-    /// length that has the seed in it ([`RecordHeader::encode_into`]).
+    /// As [`record_crc`], over both parts in turn. The first part begins with a length that has
+    /// the seed added to it ([`RecordHeader::encode_into`]).
     #[inline(always)]
     pub(crate) fn of(&mut self, parts: [&[u8]; 3]) -> u32 {
         self.0.reset();
@@ -184,7 +184,7 @@ pub(crate) fn commit_word(crc: u32, len: u32) -> u64 {
     u64::from(crc) | u64::from(len) << 32
 }
 
-/// The length a commit word announces; 0 where nothing was written.
+/// The length that a commit word announces; 0 where nothing was written.
 pub(crate) fn committed_len(b: &[u8]) -> u32 {
     u32_at(b, 4)
 }

@@ -1,16 +1,16 @@
-//! Blocks 0 and 1: what the store is, whose, and which numbers it may not give out again.
+//! Blocks 0 and 1: what the store is, whose it is, and which numbers it may not give out again.
 
 use super::{
     BLOCK, Identity, MAGIC, MAX_NAME, MIN_SEGMENTS, Mark, NUMBERS_END, OLD_SEGMENTS_AT,
     READ_VERSIONS, SEGMENTS_AT, UserTag, VERSION, cut, put, u16_at, u32_at, u64_at,
 };
 
-/// Where the superblock says that the store was evacuated.
+/// Where it says that the store was evacuated.
 const RETIRED: usize = 888;
 const PREALLOCATED: usize = 889;
-/// Another store, which was made of this one, goes on in its place.
+/// Where it says that a store made of this one goes on in its place.
 const SUPERSEDED: usize = 890;
-/// Kind of transport, and what stands behind the opening.
+/// Kind of transport, which stands behind the opening.
 const TRANSPORT: usize = 891;
 /// In blocks, where the first segment starts.
 const SEGMENTS_FROM: usize = 892;
@@ -23,7 +23,7 @@ const NAMES: usize = 116;
 /// Longest host name kept in bytes.
 const MAX_HOST: usize = 255;
 
-/// What is true of everything before the first record of the log.
+/// What holds for everything before the first record of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Opening {
     /// Every sequence up to here is settled.
@@ -56,8 +56,8 @@ impl Opening {
     }
 }
 
-/// What later programs keep here: the identity that a store has in common with those it was made
-/// of, and the transport and stream that it is bound to. Kept as it was found.
+/// Reserved for later programs: an identity that a store shares with those it was made of, and
+/// the transport and stream that it is bound to. Kept as it was found.
 #[derive(Clone, PartialEq, Eq)]
 pub(crate) struct Reserved {
     transport: u8,
@@ -65,7 +65,7 @@ pub(crate) struct Reserved {
 }
 
 impl Reserved {
-    /// An identity of 16 bytes, and 256 for what names a stream.
+    /// 16 bytes of identity, and 256 for the name of a stream.
     const SIZE: usize = 16 + 256;
 }
 
@@ -85,21 +85,21 @@ impl std::fmt::Debug for Reserved {
     }
 }
 
-/// What the file remembers outside the log: always both copies.
+/// What the file remembers outside the log, always in both copies.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Superblock {
-    /// Of the format, as found; whatever is written is [`VERSION`].
+    /// Version of the format, as found; whatever is written has [`VERSION`].
     pub(crate) version: u32,
-    /// Where the first segment starts: stores of version 1 have none of their identity before it.
+    /// Where the first segment starts. In stores of version 1 there is no identity before it.
     pub(crate) segments_at: u64,
-    /// Rises with every write; the higher intact copy is in force.
+    /// Rises with every write; the intact copy with the higher counter is in force.
     pub(crate) counter: u64,
     pub(crate) store_id: u64,
     pub(crate) key: u32,
     pub(crate) segment_size: u64,
-    /// Segments that are in the file, filled and stamped.
+    /// Segments in the file, filled and stamped.
     pub(crate) segments: u64,
-    /// Segments the cap allows.
+    /// Segments that the capacity allows.
     pub(crate) cap_segments: u64,
     pub(crate) grant: u64,
     /// No sequence at or below this one is given out again.
@@ -108,23 +108,24 @@ pub(crate) struct Superblock {
     pub(crate) rebase_from: u64,
     pub(crate) rebase_delta: i64,
     pub(crate) generation: u64,
-    /// Ordinal of the closing mark after a clean close, 0 while open: nothing follows it.
+    /// Ordinal of the closing mark after a clean close, 0 while the store is open. Nothing
+    /// follows that mark.
     pub(crate) closed_at: u64,
-    /// Evacuated to another file: nobody opens this one any more.
+    /// The store was evacuated to another file, and nobody may open this one any more.
     pub(crate) retired: bool,
     /// The file has had all its segments from the start, and keeps them.
     pub(crate) preallocated: bool,
     pub(crate) owner_pid: u32,
     pub(crate) owner_host: String,
     pub(crate) client_name: String,
-    /// Ordinal of the first record of the log: no record below it exists, wherever it stands. 0 in
-    /// a store of version 1.
+    /// Ordinal of the first record of the log: no record with a lower one exists, wherever its
+    /// bytes stand. 0 in a store of version 1.
     pub(crate) start: u64,
     /// Every ordinal from the start up to here was on the device.
     pub(crate) durable: u64,
-    /// Speaks as if it were the record before `start`.
+    /// Read as if it were the record before `start`.
     pub(crate) opening: Opening,
-    /// A repaired copy goes on in its place: nobody opens this one any more.
+    /// A repaired copy goes on in its place, and nobody may open this one any more.
     pub(crate) superseded: bool,
     pub(crate) reserved: Reserved,
 }
@@ -135,9 +136,9 @@ pub(crate) enum SuperblockVerdict {
     Intact(Box<Superblock>),
     /// All zero: never written.
     Blank,
-    /// Another version's, whole by its own checksum.
+    /// A copy of another version, whose checksum fits.
     Version(u32),
-    /// Features this version does not know, whole by its own checksum.
+    /// A copy with features that this version does not know, whose checksum fits.
     Features(u32),
     Damaged(&'static str),
 }
@@ -183,8 +184,8 @@ impl Superblock {
         b
     }
 
-    /// Judges one copy. Magic, then checksum, then version: a copy of a later version is
-    /// never called damage.
+    /// Judges one copy by magic, then checksum, then version: a copy of a later version is never
+    /// called damaged.
     pub(crate) fn decode(b: &[u8]) -> SuperblockVerdict {
         use SuperblockVerdict::{Blank, Damaged, Features, Intact, Version};
         if b.iter().all(|&x| x == 0) {
@@ -273,12 +274,13 @@ impl Superblock {
         self.segments_at + segments * self.segment_size
     }
 
-    /// How many whole segments, of those it may name, a file of this length has.
+    /// How many whole segments a file of this length has, of those that the superblock may name.
     pub(crate) fn whole_segments(&self, len: u64) -> u64 {
         len.saturating_sub(self.segments_at) / self.segment_size
     }
 
-    /// The end of the last segment, of those it names, that a file of this length has a part of.
+    /// The end of the last segment of which a file of this length has a part, of those that the
+    /// superblock names.
     pub(crate) fn end_of_begun(&self, len: u64) -> u64 {
         let begun = len
             .saturating_sub(self.segments_at)
@@ -286,8 +288,7 @@ impl Superblock {
         self.len_of(begun.min(self.segments)).max(len)
     }
 
-    /// What a new store says of itself for good; `None`: it is of version 1, and has no place for
-    /// it.
+    /// The identity of a new store; `None`: the store is of version 1 and has no place for it.
     pub(crate) fn identity(&self) -> Option<Identity> {
         (self.segments_at == SEGMENTS_AT).then(|| Identity {
             store_id: self.store_id,
@@ -322,7 +323,7 @@ impl Default for Behind {
 }
 
 impl Behind {
-    /// `None`: no store writes that.
+    /// `None`: no store writes this.
     fn decode(b: &[u8]) -> Option<Self> {
         let segments_at = u64::from(u32_at(b, SEGMENTS_FROM)) * BLOCK;
         let (start, durable) = (u64_at(b, START), u64_at(b, DURABLE));
@@ -330,7 +331,7 @@ impl Behind {
         if !numbers || ![OLD_SEGMENTS_AT, SEGMENTS_AT].contains(&segments_at) {
             return None;
         }
-        // It speaks of what was before, and says nothing of the rest.
+        // The opening is a mark of what came before the log, and says nothing about the log.
         let opening = Mark::decode(&b[OPENING..RESERVED], 0)?;
         let mut bytes = [0; Reserved::SIZE];
         bytes.copy_from_slice(&b[RESERVED..RESERVED + Reserved::SIZE]);
@@ -348,16 +349,16 @@ impl Behind {
     }
 }
 
-/// What a damaged copy still shows, for what that is worth.
+/// What a damaged copy still shows. It may be wrong.
 pub(crate) struct SuperblockRemains {
     pub(crate) cap_segments: u64,
     pub(crate) retired: bool,
-    /// Where it has the form of one.
+    /// If it has the form of a client name.
     pub(crate) client_name: Option<String>,
 }
 
 impl SuperblockRemains {
-    /// Of a whole block.
+    /// Reads it from a whole block.
     pub(crate) fn of(b: &[u8]) -> Self {
         let room = &b[NAMES + MAX_HOST..][..MAX_NAME];
         let (name, padding) = room.split_at((u16_at(b, 114) as usize).min(MAX_NAME));
@@ -373,7 +374,7 @@ impl SuperblockRemains {
     }
 }
 
-/// Limits of the index word bound a segment to 128 MiB and a file to 8 TiB.
+/// The width of an index word limits a segment to 128 MiB and a file to 8 TiB.
 pub(crate) fn geometry_is_sound(segment_size: u64, segments: u64, cap_segments: u64) -> bool {
     (2 * BLOCK..=128 << 20).contains(&segment_size)
         && segment_size.is_multiple_of(BLOCK)

@@ -17,15 +17,15 @@ use crate::file::LockedFile;
 use crate::format::BLOCK;
 use crate::planted::{self, Bug};
 
-/// A stretch from this length on leaves the page tables before it is synced: whoever reads it then
-/// takes a page fault for each 64 KiB.
+/// A stretch of at least this length is taken out of the page tables before it is synced. Whoever
+/// accesses it next takes a page fault for every 64 KiB.
 const UNMAPPED: u64 = 64 << 10;
 
 pub(super) struct MappedFile {
     pub(super) file: Arc<LockedFile>,
-    /// Of the file from here on.
+    /// The mapping begins here in the file.
     pub(super) base: u64,
-    /// Unmapped by whoever mapped it, and not by its forked children.
+    /// Unmapped by the process that mapped it, and not by its forked children.
     pub(super) map: ManuallyDrop<MmapRaw>,
 }
 
@@ -35,9 +35,9 @@ impl Device for MappedFile {
     }
 
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()> {
-        // A page that is mapped for stores is write-protected before it is written back, and each
-        // time all processors that run this program are interrupted, who appends among them: 15 µs.
-        // Out of the page tables are thousands at a time.
+        // Before a page that is mapped for stores is written back it is write-protected, and each
+        // time this interrupts all processors that run this program, including whoever appends,
+        // for some 15 µs. Out of the page tables, thousands of pages are write-protected at once.
         let (from, to) = (
             offset.next_multiple_of(BLOCK),
             (offset + len) / BLOCK * BLOCK,
@@ -102,7 +102,7 @@ impl Device for MappedFile {
     }
 
     fn prefault(&self, offset: u64, len: u64) {
-        // Kernels before 5.14 refuse; then the first store to each page takes the fault.
+        // Kernels before 5.14 refuse this; then the first store to each page takes the fault.
         let from = (offset - self.base) as usize;
         let _ = self
             .map
@@ -110,13 +110,14 @@ impl Device for MappedFile {
     }
 }
 
-/// Allocates and zero-fills `from..to` of a file. A failure cuts the file back to `from`.
+/// Allocates `from..to` of a file and fills it with zeros. If that fails, the file is cut back to
+/// `from`.
 ///
 /// Filling by single blocks keeps the page cache in small folios, so that a later small
 /// record dirties 4 KiB and not a megabyte (`docs/performance.md` §2).
 pub(crate) fn reserve(file: &File, from: u64, to: u64) -> io::Result<()> {
     fill(file, from, to).inspect_err(|_| {
-        // Best effort: what stays behind is above every length the store knows.
+        // Best effort: what remains is above every length that the store knows.
         let _ = file.set_len(from);
     })
 }
@@ -126,7 +127,7 @@ fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
     if planted::is(Bug::SparseFile) {
         return file.set_len(to);
     }
-    // Where nothing can be allocated ahead, writing allocates as well.
+    // Where nothing can be allocated ahead, writing the zeros allocates as well.
     allocate(file, from, to)?;
     let zeros = [0; BLOCK as usize];
     let mut at = from;
@@ -138,7 +139,7 @@ fn fill(file: &File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// Allocates a range; false: this file system cannot.
+/// Allocates a range; false: this file system cannot do it.
 fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     let mut can = true;
     uninterrupted(|| {
@@ -156,7 +157,8 @@ fn allocate(file: &File, from: u64, to: u64) -> io::Result<bool> {
     Ok(can)
 }
 
-/// Whether a file of `len` bytes can be made `to` bytes long, as far as can be told ahead.
+/// Checks whether a file of `len` bytes can be made `to` bytes long, as far as that can be told
+/// in advance.
 ///
 /// # Errors
 /// No space, or the file size limit.
@@ -165,7 +167,7 @@ pub(crate) fn has_room(file: &File, len: u64, to: u64) -> io::Result<()> {
     is_left(file, to.saturating_sub(len))
 }
 
-/// Whether so many bytes are left where a file is.
+/// Checks that this many bytes are free on the file's file system.
 fn is_left(file: &File, bytes: u64) -> io::Result<()> {
     let volume = rustix::fs::fstatvfs(file)?;
     let left = volume.f_bavail.saturating_mul(volume.f_frsize);
@@ -175,15 +177,15 @@ fn is_left(file: &File, bytes: u64) -> io::Result<()> {
     }
 }
 
-/// Gives blocks to the holes of a range. Nothing is written that was not read: should a file system
-/// call something a hole that is none, it is there as before.
+/// Gives blocks to the holes of a range. Only zeros that were read as zeros are written: if a
+/// file system calls something a hole that is none, its contents stay as they were.
 fn fill_holes(file: &File, from: u64, to: u64) -> io::Result<()> {
     let holes = holes(file, from, to)?;
     if holes.is_empty() {
         return Ok(());
     }
-    // A file that claims terabytes must not take all that is left before it is refused. What was
-    // allocated and not written since counts as a hole, and has its room.
+    // A file that claims terabytes must not use up the disk before it is refused. What was
+    // allocated and not written since counts as a hole, but already has its blocks.
     let metadata = file.metadata()?;
     let missing = metadata.len().saturating_sub(metadata.blocks() * 512);
     let bytes: u64 = holes.iter().map(|hole| hole.end - hole.start).sum();
@@ -205,7 +207,7 @@ fn fill_holes(file: &File, from: u64, to: u64) -> io::Result<()> {
     Ok(())
 }
 
-/// The holes of a range, none where the file system cannot tell.
+/// The holes of a range; none if the file system cannot tell.
 fn holes(file: &File, from: u64, to: u64) -> io::Result<Vec<Range<u64>>> {
     let mut holes = Vec::new();
     let mut at = from;
@@ -224,7 +226,7 @@ fn holes(file: &File, from: u64, to: u64) -> io::Result<Vec<Range<u64>>> {
     Ok(holes)
 }
 
-/// `None`: there is nothing of it up to the end of the file, or this file system cannot tell.
+/// `None`: there is none up to the end of the file, or this file system cannot tell.
 fn found(sought: Result<u64, Errno>) -> io::Result<Option<u64>> {
     match sought {
         Ok(at) => Ok(Some(at)),
@@ -233,8 +235,8 @@ fn found(sought: Result<u64, Errno>) -> io::Result<Option<u64>> {
     }
 }
 
-/// A signal may end a call before it did anything: that says nothing about the device, so the
-/// call is made again.
+/// Repeats a call that a signal interrupted before it did anything, since that says nothing about
+/// the device.
 fn uninterrupted(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     loop {
         match call() {
@@ -244,7 +246,8 @@ fn uninterrupted(mut call: impl FnMut() -> io::Result<()>) -> io::Result<()> {
     }
 }
 
-/// Beyond RLIMIT_FSIZE a write raises SIGXFSZ, which kills; so the limit is asked first.
+/// A write beyond RLIMIT_FSIZE raises SIGXFSZ, which kills the process; so the limit is checked
+/// first.
 fn within_file_size_limit(len: u64) -> io::Result<()> {
     let limit = rustix::process::getrlimit(rustix::process::Resource::Fsize).current;
     match limit {
@@ -262,8 +265,8 @@ mod tests {
     use crate::calls::{FailingCalls, fail_calls};
     use crate::medium::{Mapped, Medium};
 
-    /// An interrupted `fallocate` counted as a full disk, an interrupted `msync` as a sync that
-    /// failed, for good.
+    /// An interrupted `fallocate` once counted as a full disk, and an interrupted `msync` as a
+    /// failed sync, for good.
     #[test]
     fn a_call_that_a_signal_interrupted_is_made_again() {
         let file = tempfile::tempfile().unwrap();
@@ -284,9 +287,9 @@ mod tests {
         assert_eq!(fail_calls(None), 1);
     }
 
-    /// A stretch that leaves the page tables for its sync loses no byte of it, stored before or
-    /// behind, and takes stores as ever. Nor does it where the mapping begins within a page, as
-    /// it does on a machine whose pages are larger than the superblocks.
+    /// A stretch that is taken out of the page tables for its sync loses no byte, whether stored
+    /// before or after, and can be stored to as before. This must also hold where the mapping
+    /// begins within a page, as it does on a machine whose pages are larger than the superblocks.
     #[test]
     fn what_was_unmapped_for_a_sync_is_there() {
         let len = 4 * UNMAPPED;
@@ -315,7 +318,7 @@ mod tests {
         }
     }
 
-    /// What is written around the mapping must have no second place in memory.
+    /// What is written around the mapping must not also be in the mapping.
     #[test]
     #[should_panic(expected = "outside of 8192 to 16384")]
     fn what_is_written_around_the_mapping_is_not_in_it() {

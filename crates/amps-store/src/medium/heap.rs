@@ -1,4 +1,4 @@
-//! A medium in memory: the memory store. It survives nothing and says so.
+//! A medium in memory, for stores that survive nothing and say so.
 
 use std::io;
 use std::sync::Arc;
@@ -9,7 +9,7 @@ pub(crate) struct Heap {
     bytes: Vec<u8>,
 }
 
-// The superblock of a memory store is never read back, so nothing is written around.
+// The superblock of a memory store is never read back, so `write_around` does nothing.
 
 impl Heap {
     pub(crate) fn new() -> Self {
@@ -57,8 +57,8 @@ impl Medium for Heap {
     }
 }
 
-/// What it calls done is not durable, and the handle never says so (`Store::memory`); the
-/// log needs its word to reuse space.
+/// Every sync succeeds, since the log reuses space only behind one. Nothing is durable all the
+/// same, and the handle never says that it is (`Store::memory`).
 struct NoDevice;
 
 impl Device for NoDevice {

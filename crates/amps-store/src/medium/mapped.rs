@@ -1,13 +1,14 @@
 //! The mapped file: the only file of the workspace with `unsafe` in it.
 //!
-//! Contract. The file is mapped once, shared, from behind the superblocks over the whole
-//! length its cap allows; the mapping never moves and is never resized. Only bytes from its
-//! base to `len` are touched, and `len` covers only blocks that were allocated and written, so
-//! a store cannot meet a hole (no SIGBUS from a full disk). A file that is cut is cut behind
-//! `len`, which fell before. No reference into the mapping exists: bytes are copied in and out
-//! through raw pointers, so another process that scribbles over the file can spoil data, which
-//! the checksums notice, but never a Rust reference. What remains is a file cut short by
-//! somebody else while mapped: the kernel ends the process then.
+//! Contract. The file is mapped once, shared, from behind the superblocks over the whole length
+//! that its capacity allows; the mapping never moves and is never resized. Only bytes from its
+//! base to `len` are touched, and `len` covers only blocks that were allocated and written, so a
+//! store cannot run into a hole (a full disk raises no SIGBUS). The file is only ever cut behind
+//! `len`, which is lowered first. There is no Rust reference into the mapping: bytes are copied
+//! in and out through raw pointers, so another process that scribbles over the file can spoil
+//! data, which the checksums notice, but cannot break what the compiler assumes of references.
+//! What remains is a file that somebody else cuts short while it is mapped: the kernel ends the
+//! process then.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -35,7 +36,7 @@ impl Mapped {
         let size = usize::try_from(cap.saturating_sub(base)).map_err(io::Error::other)?;
         calls::check::<io::Error>(Call::Map)?;
         let map = MmapOptions::new().offset(base).len(size).map_raw(&**file)?;
-        // A child of fork() shall not inherit pages it must never write.
+        // A child of fork() must not inherit pages that it must never write.
         map.advise(Advice::DontFork)?;
         Ok(Mapped {
             len,
@@ -50,7 +51,8 @@ impl Mapped {
     /// A pointer to `len` bytes at `offset`.
     ///
     /// # Panics
-    /// The range leaves what exists: a defect of the log, stopped before it does harm.
+    /// The range is outside what exists. That is a defect of the log, stopped before it does
+    /// harm.
     #[inline]
     fn at(&self, offset: u64, len: usize) -> *mut u8 {
         let base = self.shared.base;
@@ -91,10 +93,10 @@ impl Medium for Mapped {
     fn commit(&mut self, offset: u64, word: u64) {
         assert!(offset.is_multiple_of(8), "unaligned commit at {offset}");
         let to = self.at(offset, 8).cast::<u64>();
-        // SAFETY: eight bytes within the mapping by `at`; aligned, since a byte stands in its
-        // page of memory where it stands in its page of the file, and `offset` is a multiple
-        // of eight. All accesses to the mapping are serialised by `&mut self`; the atomic only
-        // keeps the compiler and the processor from moving earlier stores behind this one.
+        // SAFETY: eight bytes within the mapping by `at`. They are aligned: a byte has the same
+        // place in its page of memory as in its page of the file, and `offset` is a multiple of
+        // eight. All accesses to the mapping are serialised by `&mut self`; the atomic only keeps
+        // the compiler and the processor from moving earlier stores behind this one.
         unsafe { AtomicU64::from_ptr(to).store(word.to_le(), Ordering::Release) }
     }
 
@@ -128,25 +130,25 @@ impl Medium for Mapped {
 
 impl MappedFile {
     /// Takes whole pages out of the page tables. The next access brings each back from the page
-    /// cache, where what was stored in it is.
+    /// cache, with everything that was stored in it.
     pub(super) fn unmap(&self, offset: u64, len: u64) {
         let (from, len) = ((offset - self.base) as usize, len as usize);
         assert!(from + len <= self.map.len(), "beyond the mapping");
-        // SAFETY: the range lies in the mapping, and that is shared, of a file: the advice drops
-        // page table entries and no byte of it.
+        // SAFETY: the range lies in the mapping, which is shared and backed by a file: the advice
+        // drops page table entries and no data.
         let advised = unsafe {
             self.map
                 .unchecked_advise_range(UncheckedAdvice::DontNeed, from, len)
         };
-        // Where it is refused (locked memory), a sync is dearer and nothing else.
+        // If this is refused (locked memory), a sync is slower, and that is all.
         drop(advised);
     }
 }
 
 impl Drop for MappedFile {
     fn drop(&mut self) {
-        // A child of fork() did not get the mapping. What lies there now, if anything, is memory
-        // of its own, which unmapping would take away from it.
+        // A child of fork() did not get the mapping. Whatever is at that address now is memory of
+        // its own, which unmapping would take away from it.
         if !self.file.is_child() {
             // SAFETY: it is dropped once, here, and not used again.
             unsafe { ManuallyDrop::drop(&mut self.map) }
@@ -154,12 +156,12 @@ impl Drop for MappedFile {
     }
 }
 
-/// Tells a forked child from the process that opened the store, without a system call where the
-/// kernel wipes a page in children; else by the process id.
+/// Tells a forked child from the process that opened the store: without a system call where the
+/// kernel wipes a page in children, otherwise by the process id.
 pub(crate) struct ForkGuard {
     page: Option<MmapMut>,
-    /// A child that begins a PID namespace of its own may have the number of its parent: what the
-    /// page is for.
+    /// In a PID namespace of its own a child may have the same number as its parent. The page is
+    /// for that case.
     pid: u32,
 }
 

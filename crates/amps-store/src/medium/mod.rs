@@ -1,7 +1,7 @@
 //! What lies under the log: bytes that can be read, written, committed and synced.
 //!
-//! The log never knows which medium it stands on, so the code that runs on a mapped file
-//! is the code that runs on the simulated disk.
+//! The log does not know which medium it stands on, so the code that runs on a mapped file is the
+//! code that runs on the simulated disk.
 
 mod file;
 mod heap;
@@ -34,7 +34,7 @@ pub(crate) trait Medium: Send {
     /// thread or a process crash can tell.
     fn commit(&mut self, offset: u64, word: u64);
 
-    /// Copies a record in: what is behind its first word, then that word as by
+    /// Copies a record in: first everything behind its first word, then that word as by
     /// [`commit`](Self::commit).
     #[inline]
     fn write_committed(&mut self, offset: u64, record: &[u8]) {
@@ -47,7 +47,7 @@ pub(crate) trait Medium: Send {
     /// Makes bytes up to `len` part of the medium, after [`Device::reserve`] made them.
     fn adopt(&mut self, len: u64);
 
-    /// Leaves everything from `len` on: nothing touches it any more, so that
+    /// Gives up everything from `len` on: nothing touches it any more, so that
     /// [`Device::truncate`] may cut it off.
     fn leave(&mut self, len: u64);
 
@@ -64,22 +64,24 @@ pub(crate) trait Device: Send + Sync {
     /// ever be called durable again.
     fn sync(&self) -> io::Result<()>;
 
-    /// A sync begins now, and is made later through what this returns: a simulated disk tells what
-    /// is written meanwhile from what the sync vouches for. `None`: through the device itself.
+    /// Begins a sync now that is carried out later through what this returns. A simulated disk
+    /// uses it to tell what is written meanwhile from what the sync vouches for. `None`: sync
+    /// through the device itself.
     #[cfg(feature = "testkit")]
     fn begin_sync(&self) -> Option<Arc<dyn Device>> {
         None
     }
 
-    /// The file under it; `None`: it is none.
+    /// The file under it, if there is one.
     fn file(&self) -> Option<&LockedFile> {
         None
     }
 
-    /// Whether there is room for a medium of `to` bytes that has `len` now, as far as can be told.
+    /// Checks whether a medium of `len` bytes can become one of `to` bytes, as far as that can be
+    /// told.
     ///
     /// # Errors
-    /// There is none: as [`reserve`](Self::reserve).
+    /// There is no room: as [`reserve`](Self::reserve).
     fn has_room(&self, _len: u64, _to: u64) -> io::Result<()> {
         Ok(())
     }
@@ -90,7 +92,7 @@ pub(crate) trait Device: Send + Sync {
     /// As [`sync`](Self::sync).
     fn sync_range(&self, offset: u64, len: u64) -> io::Result<()>;
 
-    /// Writes bytes that are on the device when this returns, around any mapping.
+    /// Writes bytes around any mapping. When this returns they are on the device.
     ///
     /// # Errors
     /// The device refused; old or new bytes may be there, in units of sectors.
@@ -103,26 +105,27 @@ pub(crate) trait Device: Send + Sync {
     /// No space, quota, or file size limit: the length is unchanged.
     fn reserve(&self, from: u64, to: u64) -> io::Result<()>;
 
-    /// Gives blocks to every hole of a range, which goes on reading as zeros, so that no later store
-    /// can fail there. Only a file has holes: where somebody copied it and left out the zeros.
+    /// Gives blocks to every hole of a range, which still reads as zeros afterwards, so that no
+    /// later store can fail there. Only a file can have holes: somebody copied it and left out
+    /// the zeros.
     ///
     /// # Errors
-    /// As [`reserve`](Self::reserve): the holes are holes again.
+    /// As [`reserve`](Self::reserve): the holes are left as they were.
     fn fill_holes(&self, _from: u64, _to: u64) -> io::Result<()> {
         Ok(())
     }
 
-    /// Cuts the medium to `len`, after everything behind was [left](Medium::leave): a mapped
-    /// page behind the end of its file kills whoever touches it. Not durable by itself.
+    /// Cuts the medium to `len`, after everything behind was [given up](Medium::leave): touching
+    /// a mapped page behind the end of its file kills the process. Not durable by itself.
     ///
     /// # Errors
     /// The length is unchanged.
     fn truncate(&self, len: u64) -> io::Result<()>;
 
-    /// Gives up what only the owner may hold: the lock.
+    /// Gives up what only the owner may have: the lock.
     fn release(&self);
 
-    /// Makes the pages of a range ready for stores, so that the append path takes no
-    /// fault. Best effort: without it appends are slower, nothing else.
+    /// Makes the pages of a range ready for stores, so that appending takes no page fault. Best
+    /// effort: without it appends are only slower.
     fn prefault(&self, offset: u64, len: u64);
 }

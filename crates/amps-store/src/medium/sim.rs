@@ -1,4 +1,4 @@
-//! A disk that forgets: what was written is seen at once, what was synced survives.
+//! A disk that forgets: what was written can be read at once, but only what was synced survives.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::io;
@@ -12,7 +12,7 @@ const SECTOR: usize = 512;
 /// The kernel writes back whole pages.
 const PAGE: usize = 4096;
 
-/// A source of choices: one seed or one tape, one run.
+/// A source of choices: one seed, or one tape, determines one run.
 #[derive(Clone, Debug)]
 pub struct Rng {
     state: u64,
@@ -20,7 +20,7 @@ pub struct Rng {
 }
 
 impl Rng {
-    /// The choices of this seed.
+    /// The choices that follow from this seed.
     pub fn new(seed: u64) -> Self {
         Rng {
             state: seed,
@@ -28,8 +28,8 @@ impl Rng {
         }
     }
 
-    /// Choices read from these bytes, as few per choice as it needs, so that a fuzzer that
-    /// changes one byte changes one choice. Behind their end, those of seed 0.
+    /// Choices read from these bytes, each taking as few as it needs, so that a fuzzer that
+    /// changes one byte changes one choice. Behind their end the choices are those of seed 0.
     pub fn from_tape(bytes: &[u8]) -> Self {
         Rng {
             state: 0,
@@ -80,10 +80,10 @@ impl Rng {
 /// A failure to come.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The n-th sync from now (0: the next) fails once; an arbitrary part of what it
-    /// should have written is lost, and the system thinks it clean. Of this the system tells
-    /// once, and whoever asks first: another sync or write around the mapping that begins and
-    /// ends while this one is under way may be told in its place.
+    /// The n-th sync from now (0: the next) fails once. An arbitrary part of what it should have
+    /// written is lost, and the simulated kernel takes it for clean. The kernel tells of this
+    /// once, to whoever asks first: another sync or write around the mapping that begins and ends
+    /// while this one is under way may be told instead.
     Sync(u64),
     /// The n-th write around the mapping fails.
     WriteAround(u64),
@@ -93,26 +93,26 @@ pub enum Fault {
     Truncate(u64),
 }
 
-/// What a power cut leaves of pages that were written and not synced.
+/// What a power cut leaves of pages that were written but not synced.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Cut {
-    /// Nothing unsynced was written back.
+    /// Nothing that was not synced.
     None,
-    /// Everything was.
+    /// Everything.
     All,
     /// Any subset of pages.
     Pages,
-    /// Any subset of sectors, in any version they ever had since the last sync.
+    /// Any subset of sectors, in any version that they have had since the last sync.
     Sectors,
 }
 
 /// A sector that was written and not synced.
 #[derive(Clone, Default)]
 struct Dirty {
-    /// The first write that made it so, and the last one.
+    /// Numbers of the first write that made it dirty, and of the last one.
     first: u64,
     last: u64,
-    /// What it was before later writes, each with the number of that write.
+    /// What it held before later writes, each with the number of that write.
     versions: Vec<(u64, [u8; SECTOR])>,
 }
 
@@ -124,7 +124,7 @@ struct Image {
     dirty: BTreeMap<usize, Dirty>,
     /// Counts the writes.
     writes: u64,
-    /// A write-back failed, and nobody was told of it yet.
+    /// A write-back failed, and nobody has been told of it yet.
     untold: bool,
     faults: Vec<Fault>,
     syncs: u64,
@@ -133,7 +133,7 @@ struct Image {
     truncates: u64,
     written_back: u64,
     room: Option<u64>,
-    /// What the disk was before each call, if that is wanted.
+    /// The disk before each call, if that is wanted.
     before_calls: Option<Vec<SimDisk>>,
 }
 
@@ -153,7 +153,7 @@ impl SimDisk {
         self.image.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// A disk of its own with the same contents, what is not durable yet included.
+    /// An independent disk with the same contents, including what is not durable yet.
     pub fn fork(&self) -> SimDisk {
         let mut image = self.image().clone();
         image.before_calls = None;
@@ -162,24 +162,24 @@ impl SimDisk {
         }
     }
 
-    /// Becomes what another disk is.
+    /// Takes over the contents of another disk.
     pub fn become_like(&self, other: &SimDisk) {
         let image = other.image().clone();
         *self.image() = image;
     }
 
-    /// From now on, keeps a [`fork`](Self::fork) of what it was before each call that syncs,
-    /// writes around the mapping, or changes the length.
+    /// From now on, keeps a [`fork`](Self::fork) of the disk as it was before each call that
+    /// syncs, writes around the mapping, or changes the length.
     pub fn keep_moments(&self) {
         self.image().before_calls = Some(Vec::new());
     }
 
-    /// The forks kept, oldest first; none is kept any more.
+    /// The forks that were kept, oldest first. From then on none is kept any more.
     pub fn take_moments(&self) -> Vec<SimDisk> {
         self.image().before_calls.take().unwrap_or_default()
     }
 
-    /// A call comes.
+    /// Called before each such call.
     fn moment(&self) {
         if self.image().before_calls.is_some() {
             let fork = self.fork();
@@ -209,7 +209,7 @@ impl SimDisk {
         self.image().faults.len()
     }
 
-    /// Bounds the bytes the file may have; `None`: no bound.
+    /// Limits the bytes that the file may have; `None`: no limit.
     pub fn limit(&self, bytes: Option<u64>) {
         self.image().room = bytes;
     }
@@ -224,8 +224,8 @@ impl SimDisk {
         self.image().written_back
     }
 
-    /// Cuts the power: what was synced is left, and of the sectors written since those for
-    /// which `keep` says so, by their offset.
+    /// Cuts the power: what was synced is left, and of the sectors written since, those for whose
+    /// offset `keep` says so.
     pub fn cut_sectors(&self, keep: impl Fn(u64) -> bool) {
         let mut image = self.image();
         let image = &mut *image;
@@ -240,13 +240,13 @@ impl SimDisk {
         image.faults.clear();
     }
 
-    /// Cuts the power: what was synced is left, and of the rest what `cut` says. Every
+    /// Cuts the power: what was synced is left, and of the rest as much as `cut` says. Every
     /// store on this disk must be dropped first.
     pub fn power_cut(&self, cut: Cut, rng: &mut Rng) {
         let mut image = self.image();
         let image = &mut *image;
-        // The length is metadata of the journal: that of now, or of the last sync. Behind a
-        // cut that was not synced stands what stood there before.
+        // The length belongs to the journal of the file system, so it is the present one or that
+        // of the last sync. Behind a cut that was not synced stands what stood there before.
         let as_seen = match cut {
             Cut::None => false,
             Cut::All => true,
@@ -290,14 +290,14 @@ impl SimDisk {
         self.image().seen.clone()
     }
 
-    /// Looks at the bytes as a reader sees them now, and at those that a power cut leaves if
-    /// nothing more is written back.
+    /// Looks at the bytes as a reader sees them now, and at those that a power cut would leave if
+    /// nothing more were written back.
     pub(crate) fn look<T>(&self, at: impl FnOnce(&[u8], &[u8]) -> T) -> T {
         let image = self.image();
         at(&image.seen, &image.durable)
     }
 
-    /// Changes bytes behind everybody's back, durably.
+    /// Changes bytes behind the store's back, durably.
     pub fn scribble(&self, offset: u64, change: impl FnOnce(&mut [u8])) {
         let mut image = self.image();
         let image = &mut *image;
@@ -306,7 +306,7 @@ impl SimDisk {
         image.dirty.clear();
     }
 
-    /// Puts other bytes in place of the file: a restored copy.
+    /// Replaces the contents of the file, as restoring an old copy does.
     pub fn restore(&self, bytes: Vec<u8>) {
         let mut image = self.image();
         image.seen = bytes.clone();
@@ -314,8 +314,8 @@ impl SimDisk {
         image.dirty.clear();
     }
 
-    /// Makes what was written into whole pages durable: by now, or, in a sync that was begun
-    /// before, by then.
+    /// Makes what was written into whole pages durable: as it is now or, for a sync that was
+    /// begun earlier, as it was then.
     fn sync_pages(&self, from: usize, to: usize, begun: Option<&Begun>) -> io::Result<()> {
         self.moment();
         let mut image = self.image();
@@ -328,14 +328,15 @@ impl SimDisk {
         let mut rng = Rng::new(number);
         let told = image.is_told(begun.is_some(), &mut rng);
         let failed = image.hit(Fault::Sync(number));
-        // Growth is needed to read what was synced; a cut becomes durable with everything.
+        // Growth is needed to read what was synced. A shorter length becomes durable with a sync
+        // of everything.
         if image.durable.len() < image.seen.len() || (to == usize::MAX && !failed) {
             image.durable.resize(image.seen.len(), 0);
         }
         let sectors = from / SECTOR..to.div_ceil(SECTOR);
         let mut synced: Vec<usize> = image.dirty.range(sectors).map(|(s, _)| *s).collect();
         if let Some(begun) = begun {
-            // What was clean then, or was cleaned since, is none of its business.
+            // What was clean when the sync began, or was cleaned since, does not concern it.
             synced.retain(|s| image.dirty[s].first <= begun.writes);
         }
         if planted::is(Bug::ShortSync) {
@@ -351,7 +352,7 @@ impl SimDisk {
         }
     }
 
-    /// A sync begins: what it vouches for.
+    /// Begins a sync: records what it vouches for.
     fn begin(&self) -> Begun {
         let mut image = self.image();
         let image = &mut *image;
@@ -365,7 +366,8 @@ impl SimDisk {
                 .filter_map(|sector| Some((*sector, image.sector(*sector)?)))
                 .collect(),
         };
-        // It is written back while others go on: who of them asks first is told that it failed.
+        // It is written back while others go on, and whoever of them asks first is told of the
+        // failure.
         if image.hit(Fault::Sync(number)) {
             image.syncs += 1;
             image.untold = true;
@@ -381,7 +383,7 @@ impl SimDisk {
     }
 
     pub(crate) fn medium(&self) -> Box<dyn Medium> {
-        // Who opens the file hears nothing of what failed before.
+        // Whoever opens the file now hears nothing of earlier failures.
         self.image().untold = false;
         Box::new(SimMedium {
             disk: self.clone(),
@@ -418,14 +420,14 @@ impl Image {
     }
 
     /// Writes a dirty sector back, as it is or as it was when a sync began; or fails to, and
-    /// thinks it clean all the same.
+    /// takes it for clean all the same.
     fn write_back(&mut self, sector: usize, begun: Option<&Begun>, failed: bool, rng: &mut Rng) {
         let Some(mut dirty) = self.dirty.remove(&sector) else {
             return;
         };
         self.written_back += SECTOR as u64;
         let is_new = begun.is_some_and(|begun| dirty.last > begun.writes);
-        // While the sync runs, either may be caught.
+        // While the sync runs, either version may be written.
         let then = begun.filter(|_| is_new && rng.one_in(2));
         let bytes = match then {
             Some(begun) => begun.seen.get(&sector).copied(),
@@ -442,8 +444,8 @@ impl Image {
         }
     }
 
-    /// Whether this call is told of a write-back that failed. One that began after it, and ends
-    /// before the sync whose write-back it was, may ask first.
+    /// Whether this call is told of a write-back that failed. A call that began after that sync
+    /// and ends before it may ask first.
     fn is_told(&mut self, is_own: bool, rng: &mut Rng) -> bool {
         let told = self.untold && (is_own || rng.one_in(2));
         self.untold &= !told;
@@ -462,12 +464,12 @@ impl Image {
     }
 }
 
-/// A sync that was begun: what it vouches for is what was written by then.
+/// A sync that was begun: it vouches for what had been written by then.
 struct Begun {
     disk: SimDisk,
-    /// Writes up to then.
+    /// The number of writes up to then.
     writes: u64,
-    /// The sectors that were dirty, as they were.
+    /// The sectors that were dirty then, with their contents.
     seen: BTreeMap<usize, [u8; SECTOR]>,
 }
 
@@ -508,7 +510,7 @@ impl Device for Begun {
     fn prefault(&self, _offset: u64, _len: u64) {}
 }
 
-/// The whole pages that hold these bytes.
+/// The whole pages that these bytes lie in.
 fn pages(offset: u64, len: u64) -> (usize, usize) {
     let (from, to) = (offset as usize, (offset + len) as usize);
     (from / PAGE * PAGE, to.next_multiple_of(PAGE))
@@ -583,7 +585,7 @@ impl Device for SimDisk {
         };
         let told = image.is_told(false, &mut Rng::new(number));
         if image.hit(Fault::WriteAround(number)) {
-            // Some sectors may have made it.
+            // Some sectors may have been written.
             let half = bytes.len() / 2 / SECTOR * SECTOR;
             image.seen[offset as usize..][..half].copy_from_slice(&bytes[..half]);
             image.durable[offset as usize..][..half].copy_from_slice(&bytes[..half]);

@@ -7,7 +7,7 @@ use crate::index::Entry;
 use crate::scan::{Seen, Source};
 
 impl<S: Source + ?Sized> Recovery<'_, S> {
-    /// Takes a record of the log into account; whether it is that of a clean close.
+    /// Takes a record of the log into account. Returns whether it is the mark of a clean close.
     pub(super) fn apply(&mut self, seen: &Seen) -> Result<bool, Refusal> {
         let header = seen.header;
         let entry = Entry::new(seen.offset, header.stride());
@@ -16,14 +16,15 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         match header.kind {
             Kind::Publish | Kind::Copy => {
                 self.out.state.message(header.sequence, entry);
-                // A copy accepts nothing: what its original accepted came before that one and is
-                // gone with it, and what came between the two still waits.
+                // A copy accepts no refusal. What its original accepted was logged before the
+                // original and is gone with it, and what was logged between the two still waits.
                 if header.kind == Kind::Publish && !header.quiet {
                     self.tagged.push(seen.offset);
                 } else if header.kind == Kind::Publish
                     && let Some(Origin::Requeue { accepts }) =
                         self.envelope(seen)?.map(|e| e.origin)
-                    // It cannot have been refused before itself, and would settle itself.
+                    // A message cannot have been refused before it was stored, and would settle
+                    // itself.
                     && accepts < header.sequence
                 {
                     self.accept(accepts);
@@ -68,8 +69,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(false)
     }
 
-    /// Keeps the numbers that an intact record tells, of the log or not: none of them may be
-    /// given out again.
+    /// Remembers the numbers in an intact record, whether or not it is part of the log: none of
+    /// them may be given out again.
     pub(super) fn meet(&mut self, seen: &Seen) -> Result<(), Refusal> {
         self.out.max_ordinal = self.out.max_ordinal.max(seen.ordinal());
         self.out.max_generation = self.out.max_generation.max(seen.header.generation);
@@ -84,7 +85,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(())
     }
 
-    /// Keeps the sequence that comes next in this generation.
+    /// Remembers the sequence that comes next in this generation.
     fn count(&mut self, seen: &Seen) -> Result<(), Refusal> {
         let generation = seen.header.generation;
         let follows = seen.ordinal() == self.out.last_ordinal + 1;
@@ -100,8 +101,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(())
     }
 
-    /// An acceptance settles its message even where the refusal is not in the log any more:
-    /// a collection copied the message while the refusal waited, and freed the refusal after
+    /// An acceptance settles its message even if the refusal is no longer in the log: the message
+    /// may have been copied ahead while the refusal waited, and the refusal's segment freed after
     /// it was accepted.
     fn accept(&mut self, sequence: u64) {
         if !self.out.state.accept(sequence) {
@@ -140,8 +141,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             Kind::Lost => LostBody::decode(self.scanner.body(seen)?),
             _ => None,
         };
-        // What is lost was written before. One that names its own ordinal, or what is still to come,
-        // names no gap; what it gave up is told all the same.
+        // What is lost was written before the record that names it. A lost record that names its
+        // own ordinal, or later ones, names no gap; it is reported all the same.
         Ok(lost.map(|lost| match lost.last_ordinal < seen.ordinal() {
             true => lost,
             false => LostBody {

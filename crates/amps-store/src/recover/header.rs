@@ -12,16 +12,15 @@ use crate::scan::Source;
 /// The superblock in force.
 pub(crate) struct Header {
     pub(crate) superblock: Superblock,
-    /// The other copy is damaged or behind.
+    /// The other copy is damaged, or behind.
     pub(crate) repair: bool,
-    /// Where to write the next one: never first over the only copy that counts.
+    /// In which order to write the copies next: never first over the only one that counts.
     pub(crate) order: [u64; 2],
-    /// The place where a store says for good what it is does not say so: its creation did not
-    /// come to its end, or it is damaged.
+    /// The store's identity is not intact: its creation was not finished, or it is damaged.
     pub(crate) lacks_identity: bool,
 }
 
-/// What a store says of itself for good; `None`: nothing intact is there.
+/// The store's identity; `None`: there is no intact one.
 pub(super) fn read_identity<S: Source + ?Sized>(
     source: &S,
     len: u64,
@@ -44,8 +43,8 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         }
         verdicts.push(Superblock::decode(&bytes));
     }
-    // Whole by its own checksum: whatever the other copy says, a newer program was here, and
-    // what it wrote must not be written over.
+    // The checksum fits, so a newer program wrote this copy. Whatever the other copy says, it
+    // must not be overwritten.
     for verdict in &verdicts {
         match verdict {
             SuperblockVerdict::Version(v) => return Err(Refusal::Version(*v)),
@@ -96,18 +95,18 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
     }
 }
 
-/// How many segments without anything in them are looked at because of each that has something,
-/// and how many besides: recovery keeps some 100 bytes for each.
+/// How many empty segments are looked at for each one that holds something, and how many besides.
+/// Recovery keeps some 100 bytes for each, and a file can claim any number.
 const EMPTY_PER_SEGMENT: u64 = 8;
 const EMPTY_SEGMENTS: u64 = 1 << 16;
 
-/// How far a file of `len` bytes goes: where a hole takes the last of its segments whole, to the
-/// end of the last one before, as if it had been cut there. A store's segments are filled, and each
+/// How far a file of `len` bytes goes. If holes take the last of its segments whole, the file
+/// ends where the last one before ends, as if it had been cut there: a store's segments are
+/// filled, and each has a header.
 /// has a header.
 ///
-/// # Errors
-/// What is there lies so far apart that keeping account of the holes between would take more
-/// memory than the file takes room.
+/// The data lies so far apart that keeping account of the holes between would take more memory
+/// than the file takes room.
 pub(crate) fn reach<S: Source + ?Sized>(
     source: &S,
     len: u64,
@@ -133,9 +132,9 @@ pub(crate) fn reach<S: Source + ?Sized>(
     Ok(len)
 }
 
-/// Whether this is what a creation leaves that did not reach its end: the first superblock
-/// perhaps in part, and behind the superblocks zeros and headers of free segments. Before
-/// the superblocks are whole no record is written, so nothing can be lost with such a file.
+/// Whether this is what an unfinished creation leaves: the first superblock, perhaps in part, and
+/// behind the superblocks zeros and headers of free segments. No record is written before the
+/// superblocks are complete, so nothing can be lost with such a file.
 fn is_unfinished<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
     let mut block = vec![0; BLOCK as usize];
     let mut at = 0;
@@ -144,7 +143,7 @@ fn is_unfinished<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<bool> {
         let block = &mut block[..n as usize];
         source.fetch(at, block)?;
         let rest = if at == SUPERBLOCKS[0] && n == BLOCK && block.starts_with(&MAGIC) {
-            // Its checksum, or the lack of a later sector, has told that it is not whole.
+            // Its checksum, or a missing later sector, has shown that it is not complete.
             &[]
         } else if at >= OLD_SEGMENTS_AT && n == BLOCK && SegmentHeader::may_be_free(block) {
             &block[SEGMENT_HEADER as usize..]

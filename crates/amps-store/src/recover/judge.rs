@@ -11,9 +11,9 @@ use crate::state::State;
 
 /// How the log goes on behind the walk.
 struct Course {
-    /// Its records, each with the missing ordinals before it that nothing names.
+    /// Its records, each with the missing ordinals before it that no lost record names.
     accepted: Vec<(Option<(u64, u64)>, Seen)>,
-    /// Where what was gathered is behind a cut.
+    /// Where a cut is, if there is one, in what was gathered.
     cut: Option<usize>,
     oldest_needed: u64,
 }
@@ -28,7 +28,7 @@ impl Course {
 }
 
 impl<S: Source + ?Sized> Recovery<'_, S> {
-    /// Gathers what is intact behind the end of the walk and judges each gap.
+    /// Gathers what is intact behind the end of the walk, and judges each gap.
     pub(super) fn judge(
         &mut self,
         mut beyond: Vec<Seen>,
@@ -55,7 +55,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         for seen in &beyond {
             believed.extend(self.lost(seen)?.map(|lost| (*seen, lost)));
         }
-        // What is no part of the log names nothing: the salvage that wrote it never came to its end.
+        // A lost record that is no part of the log names nothing: the salvage that wrote it was
+        // not finished.
         let mut all = true;
         let course = loop {
             let mut named = self.out.lost.clone();
@@ -68,7 +69,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 break course;
             }
             if !all {
-                // Only a file made for it holds more that is no part of what is left.
+                // Only a file made on purpose holds more lost records that are no part of what is
+                // left.
                 believed.clear();
             }
             all = false;
@@ -87,11 +89,13 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             self.out.set_aside = behind.collect();
         }
         if self.out.last_ordinal < oldest_needed {
-            // The log starts behind everything walked: what settled that may be missing.
+            // The log starts behind everything that was walked, since what settled that may be
+            // missing.
             self.out.next = self.out.next.max(self.out.state.last() + 1);
             self.out.state = State::new(self.geometry, self.segments);
             self.begin_with_opening();
-            // Nor is any segment of it part of the log: one in the middle might be freed first.
+            // No segment that was walked is part of the log either: one in the middle might be
+            // freed first.
             self.out.chain.clear();
             self.in_chain.fill(None);
         }
@@ -105,7 +109,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     gaps.push(gap);
                 }
             }
-            // Below that, what is found may be left from an earlier lap.
+            // Below that, what is found may be a remainder of an earlier lap.
             if seen.ordinal() >= oldest_needed {
                 self.apply(&seen)?;
                 self.extend_chain(&seen);
@@ -125,7 +129,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             self.out.stop = Stop::Hole { offset: end };
             return Ok(());
         }
-        // No lost record names what comes after itself, so none names this.
+        // No lost record names what comes after itself, so none can name this.
         if self.out.last_ordinal < durable {
             let first = self.out.last_ordinal + 1;
             let gap = self.gap(end, first, Some(durable), None)?;
@@ -135,8 +139,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(())
     }
 
-    /// What goes on behind the walk, with the ordinals missing before it, up to a hole that a power
-    /// cut may leave.
+    /// The records that continue the log behind the walk, each with the ordinals missing before
+    /// it, up to a hole that a power cut may leave.
     fn course(
         &mut self,
         beyond: &[Seen],
@@ -153,11 +157,11 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             oldest_needed: self.out.oldest_needed,
         };
         for (i, seen) in beyond.iter().enumerate() {
-            // Neither of an earlier lap nor of an earlier run.
+            // Not a record of an earlier lap or an earlier run.
             if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
                 continue;
             }
-            // The last missing ordinal: an epoch says itself what it follows.
+            // The last missing ordinal: an epoch itself says which one it follows.
             let through = match self.epoch(seen)? {
                 Some(epoch) => epoch.follows.max(last),
                 None => seen.ordinal() - 1,
@@ -183,13 +187,14 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(course)
     }
 
-    /// Every intact record with an ordinal above `above`: in the segments that were not walked, and
-    /// behind what was walked of the others.
+    /// Every intact record with an ordinal above `above`, in the segments that were not walked
+    /// and in the rest of those that were.
     pub(super) fn search(&mut self, above: u64) -> Result<Vec<Seen>, Refusal> {
         let total = self.segments as u64 * self.geometry.segment_size;
         let mut budget = total.saturating_mul(4).saturating_add(1 << 20);
         let mut beyond = Vec::new();
-        // What an epoch of the walk declared dead tells whether that was the first of its run.
+        // Whether an epoch was the first record of its run shows only with what other epochs
+        // declared dead.
         let dead = self.jumps.iter().map(|(last, _)| *last);
         let lowest = dead.fold(above, u64::min);
         for segment in 0..self.segments {
@@ -204,7 +209,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 .scanner
                 .search(from, end, lowest, &mut budget, &mut beyond)?;
             if !whole {
-                // Only a file made for it holds so many near-records: say so, of every segment
+                // Only a file made on purpose holds so many near-records. Say so of every segment
                 // in which one is met from here on.
                 self.out.damaged.push(DamagedRange {
                     offset: from,
@@ -229,8 +234,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(beyond)
     }
 
-    /// The header of a segment is believed unless an intact record contradicts it: the first one
-    /// may be damaged, or a power cut may have taken it.
+    /// The header of a segment is believed unless an intact record contradicts it: its first
+    /// record may be damaged, or a power cut may have taken it.
     pub(super) fn look_at_openings(&mut self, used: &[(u64, usize)]) -> Result<(), Refusal> {
         for &(first, segment) in used {
             let at = self.geometry.records_at(segment);
@@ -242,10 +247,10 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(())
     }
 
-    /// A segment is written from its beginning on: behind a record, or the header of one, stands
-    /// nothing older but what was left there when the segment was opened again. It had been freed
-    /// before, so nothing in it was needed. The epoch that declared it dead may be damaged by now.
-    /// `beyond` goes by ordinal.
+    /// Drops records of earlier laps. A segment is written from its beginning on, so anything
+    /// older than the record or header before it was left there when the segment was opened
+    /// again. The segment had been freed before that, so nothing in it was needed. The epoch that
+    /// declared it dead may be damaged by now. `beyond` is in order of ordinals.
     fn without_earlier_laps(&mut self, mut beyond: Vec<Seen>) -> Vec<Seen> {
         let mut highest = self.opened_with.clone();
         beyond.sort_unstable_by_key(|seen| seen.offset);
@@ -260,8 +265,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         beyond
     }
 
-    /// An epoch is the first record of its run, or it says nothing: believing it, a salvage would
-    /// give up what the next open finds.
+    /// An epoch that is not the first record of its run is not believed. Otherwise a salvage
+    /// would give up what the next open finds.
     fn find_late_epoch(&mut self, beyond: &[Seen]) {
         let walked = self.jumps.iter().map(|(_, epoch)| epoch);
         let epochs = beyond.iter().filter(|seen| seen.kind() == Kind::Epoch);
@@ -274,7 +279,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         self.out.meaningless = self.out.meaningless.or(late);
     }
 
-    /// Where the segment ends in which, or at whose end, this is.
+    /// The end of the segment that this place is in, or at whose end it is.
     fn end_around(&self, offset: u64) -> u64 {
         let inside = self.geometry.segments_at.max(offset - 1);
         self.geometry.end_of(self.geometry.segment_of(inside))
@@ -301,7 +306,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         };
         let next_sequence = match next {
             Some(seen) if seen.kind() == Kind::Publish => Some(seen.header.sequence),
-            // It may skip numbers itself.
+            // An epoch may itself skip numbers.
             Some(seen) if seen.kind() == Kind::Epoch => {
                 let epoch = self.epoch(seen)?;
                 epoch.map(|e| e.last_before.saturating_add(1))
@@ -311,8 +316,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         };
         let known_next = self.out.next.max(self.out.state.last() + 1);
         let missing = last.map(|l| l - first + 1);
-        // An epoch skips numbers: only within one generation does the count say that every
-        // missing record took one.
+        // An epoch skips numbers, so only within one generation does the count prove that every
+        // missing record was a publish.
         let counted = next.zip(next_sequence).zip(self.counting);
         let publishes = counted.and_then(|((seen, next), (generation, known))| {
             let counts = seen.header.generation == generation
@@ -339,7 +344,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     fn extend_chain(&mut self, seen: &Seen) {
         let segment = self.geometry.segment_of(seen.offset);
         let end = seen.offset + seen.header.stride();
-        // Only a file made for it returns to a segment; it holds its place in the ring once.
+        // Only a file made on purpose returns to a segment; the segment then keeps its one place
+        // in the ring.
         if let Some(link) = self.in_chain[segment].and_then(|at| self.out.chain.get_mut(at)) {
             link.last_ordinal = seen.ordinal();
             link.end = link.end.max(end);
@@ -355,15 +361,15 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     }
 }
 
-/// By ordinal; of one ordinal the highest generation first, and then by place: the next open must
-/// take the same.
+/// By ordinal; for equal ordinals the highest generation first, and then by place, so that the
+/// next open takes the same record.
 fn in_order(seen: &Seen) -> (u64, u64, u64) {
     let newest_first = u64::MAX - seen.header.generation;
     (seen.ordinal(), newest_first, seen.offset)
 }
 
-/// An epoch that skips ordinals declared those between it and the one it follows dead when it
-/// was written. `beyond` goes by ordinal.
+/// An epoch that skips ordinals declared the skipped ones dead when it was written. `beyond` is
+/// in order of ordinals.
 fn drop_between(beyond: &mut Vec<Seen>, mut dead: Vec<(u64, u64)>) {
     dead.sort_unstable();
     let mut to_come = dead.into_iter().peekable();

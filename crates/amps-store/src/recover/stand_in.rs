@@ -1,10 +1,11 @@
 //! What stands in for a superblock when both copies are damaged.
 //!
-//! A store that was made since format version 2 says for good what it is, behind the superblocks. Of
-//! another one, or where that is damaged too, every segment header tells the key of the checksums: a CRC runs backwards, so what stands behind
-//! the checksum and the checksum itself leave one register that it can have begun with, and that is
-//! the key and the place. The one that most headers tell and that fits a record is the store's. The
-//! distances between segments tell their size.
+//! A store made since format version 2 has an identity behind the superblocks. For an older one,
+//! or if the identity is damaged too, the key of all checksums follows from any segment header: a
+//! CRC can be run backwards, so the bytes behind a checksum and the checksum itself leave only
+//! one value that the register can have begun with, which is made of the key and the place. The
+//! key that most headers agree on, and that fits a record, is the store's. The distances between
+//! segment headers tell the size of a segment.
 
 use std::io;
 
@@ -17,45 +18,45 @@ use crate::format::{
 };
 use crate::scan::{Geometry, Scanner, Seen, Source};
 
-/// The largest segment, and what an index word takes of a record.
+/// The largest segment; a record in a larger one would not fit into an index word.
 const LARGEST_SEGMENT: u64 = 128 << 20;
 const LARGEST_RECORD: u64 = (1 << 25) - 8;
 
-/// Where a store without any header up to here is given up: two of its segments lie before it,
-/// whatever their size.
+/// A store without any header up to here is given up: two of its segments lie before it, whatever
+/// their size.
 const FIRST_HEADERS: u64 = SEGMENTS_AT + 2 * LARGEST_SEGMENT;
 
-/// What the cap of a store is taken for where nothing tells it, unless the file is longer.
+/// The capacity that is assumed where nothing tells it, unless the file is longer.
 const USUAL_CAPACITY: u64 = 256 << 20;
 
 /// What stands in for a superblock.
 pub(crate) struct StandIn {
-    /// Key and geometry; no grant, no rebase, never closed, opened by nobody.
+    /// Key and geometry. No grant, no rebase, never closed, and no owner.
     pub(crate) superblock: Superblock,
-    /// Segment headers that tell the key.
+    /// Segment headers that agree on the key.
     pub(crate) headers: u64,
-    /// Segment headers that tell another one.
+    /// Segment headers that belong to another one.
     pub(crate) foreign: u64,
-    /// The client name, as the store says for good, or where both copies still show the same.
+    /// The client name, from the identity, or where both copies still show the same one.
     pub(crate) client_name: Option<String>,
-    /// The store says for good what it is: key, geometry and client name are from there.
+    /// The identity is intact: key, geometry and client name come from there.
     pub(crate) by_identity: bool,
-    /// A copy says that the store was evacuated: for what the word of a damaged copy is worth.
+    /// A copy says that the store was evacuated; it is damaged, so that may be wrong.
     pub(crate) says_evacuated: bool,
 }
 
-/// A segment header, and the key that it tells.
+/// A segment header, and the key that follows from it.
 #[derive(Clone, Copy)]
 struct Told {
     key: u32,
     at: u64,
 }
 
-/// What can be known of a store of which both superblock copies are damaged; `None`: nothing shows
-/// that it is one.
+/// What can be known about a store whose superblock copies are both damaged; `None`: nothing
+/// shows that it is a store.
 ///
 /// # Errors
-/// As [`reach`], or it cannot be read.
+/// As [`reach`], or the file cannot be read.
 pub(crate) fn stand_in<S: Source + ?Sized>(
     source: &S,
     len: u64,
@@ -72,7 +73,7 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
     };
     let ours: Vec<u64> = told.iter().filter(|t| t.key == key).map(|t| t.at).collect();
     let is_old = identity.is_none() && ours.first() == Some(&OLD_SEGMENTS_AT);
-    // Where the first header is damaged the distances of the others tell it.
+    // If the first header is damaged, the distances between the others tell it.
     let places = match is_old {
         true => [OLD_SEGMENTS_AT, SEGMENTS_AT],
         false => [SEGMENTS_AT, OLD_SEGMENTS_AT],
@@ -131,7 +132,7 @@ pub(crate) fn stand_in<S: Source + ?Sized>(
         superseded: false,
         reserved: Reserved::default(),
     };
-    // Nothing names segments that are not there.
+    // No segments are named that are not there.
     superblock.segments = segments(reach(source, len, &superblock)?).min(superblock.segments);
     let is_alike = copies[0].cap_segments == copies[1].cap_segments;
     if !is_alike || !geometry_is_sound(segment_size, superblock.segments, superblock.cap_segments) {
@@ -164,9 +165,10 @@ fn segment_headers<S: Source + ?Sized>(source: &S, len: u64) -> io::Result<Vec<T
     }
 }
 
-/// The key that headers tell, and by which the record behind one of them fits: of several the one told
-/// by most, of two with as many the one told first. Where no record fits, the one that most tell, if
-/// that is more than one: headers that are damaged alike agree on a wrong one.
+/// The key that headers agree on and that fits the record behind one of them. If there are
+/// several, the one that most headers have, and of equally many the first. If no record fits, the
+/// one that most headers have, provided that it is more than one: headers that are damaged alike
+/// agree on a wrong key.
 fn key_of<S: Source + ?Sized>(source: &S, len: u64, told: &[Told]) -> io::Result<Option<u32>> {
     let mut by_key = told.to_vec();
     by_key.sort_unstable_by_key(|t| (t.key, t.at));
@@ -184,8 +186,8 @@ fn key_of<S: Source + ?Sized>(source: &S, len: u64, told: &[Told]) -> io::Result
     Ok(most.map(|group| group[0].key))
 }
 
-/// Whether an intact record stands behind a header, by the key that this tells; `None`: the budget
-/// ran out.
+/// Whether an intact record stands behind a header, with the key that this header gives; `None`:
+/// the budget ran out.
 fn fits_behind<S: Source + ?Sized>(
     source: &S,
     len: u64,
@@ -208,14 +210,15 @@ fn fits_behind<S: Source + ?Sized>(
     Ok(Some(record_is_intact(&bytes, header.key, first)))
 }
 
-/// As in a recovery (`store-format.md`, G8): bytes checksummed in vain.
+/// As in a recovery (`store-format.md` G8): bytes that may be checksummed in vain.
 fn search_budget(len: u64) -> u64 {
     (1 << 20) + 4 * len
 }
 
-/// The size of the segments: what divides all distances between their headers. Where one is missing
-/// at a place that this names, more of them may be, and the records tell: a segment begins where one
-/// stands behind a header's room in which no record lies.
+/// The size of the segments: the largest that divides all distances between headers. If a header
+/// is missing at a place where this size expects one, the size may be wrong, and the records
+/// decide: a segment begins where a record stands right behind room for a header that no record
+/// reaches into.
 fn segment_size<S: Source + ?Sized>(
     source: &S,
     len: u64,
@@ -237,7 +240,7 @@ fn segment_size<S: Source + ?Sized>(
     let known = [by_records, by_headers]
         .into_iter()
         .find(|size| is_size(*size));
-    // Nothing but the first segment tells anything, so whatever there is lies in that one.
+    // Only the first segment shows anything, so whatever there is lies in that one.
     let whole = || (room / BLOCK * BLOCK).min(LARGEST_SEGMENT);
     let one = (by_records == 0).then(whole);
     Ok(known.or(one).filter(|size| is_size(*size) && *size <= room))
@@ -260,7 +263,7 @@ fn common_divisor(a: u64, b: u64) -> u64 {
     }
 }
 
-/// Where a segment seems to begin: a record stands behind what would be its header, and no other one
+/// Where a segment seems to begin: a record stands behind what would be its header, and no record
 /// lies in that.
 fn segments_begun<S: Source + ?Sized>(
     source: &S,
@@ -277,7 +280,7 @@ fn segments_begun<S: Source + ?Sized>(
     };
     let mut scanner = Scanner::new(source, geometry);
     let mut budget = search_budget(len);
-    // What it found before the budget ran out is what there is to go by.
+    // What was found before the budget ran out has to do.
     scanner.search(first, len, 0, &mut budget, &mut found)?;
     let mut begun = Vec::new();
     let mut end = 0;
@@ -292,7 +295,7 @@ fn segments_begun<S: Source + ?Sized>(
     Ok(begun)
 }
 
-/// No file of this length holds more records than this.
+/// No file of this length holds more records.
 pub(crate) fn most_records(len: u64) -> u64 {
     len / RECORD_HEADER as u64
 }

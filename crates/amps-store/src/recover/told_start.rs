@@ -1,4 +1,4 @@
-//! Where the log begins, of a store without a superblock: as its marks tell.
+//! Where the log begins in a store without a superblock, according to its marks.
 
 use std::collections::HashMap;
 use std::io;
@@ -6,14 +6,14 @@ use std::io;
 use crate::format::{Epoch, Kind, Mark, Superblock};
 use crate::scan::{Geometry, Scanner, Source};
 
-/// The ordinal below which nothing is needed: the highest that a mark names of which every record up to
-/// the mark is there. Segments that were freed are not stamped, so what stands in them looks like the
-/// beginning of the log, and what was written over it like a hole. Of a mark behind a hole it cannot
-/// be said whether what it passed over was copied: the copies may be what is missing. 0: no mark
-/// tells.
+/// The ordinal below which nothing is needed: the highest that a mark names, if every record up
+/// to that mark is there. Segments that were freed are not stamped, so what stands in them looks
+/// like the beginning of the log, and what was written over it looks like a hole. For a mark
+/// behind a hole it cannot be said whether what it passed over was copied: the copies may be what
+/// is missing. 0: no mark tells.
 ///
 /// # Errors
-/// It cannot be read.
+/// The file cannot be read.
 pub(crate) fn told_start<S: Source + ?Sized>(
     source: &S,
     superblock: &Superblock,
@@ -50,14 +50,14 @@ pub(crate) fn told_start<S: Source + ?Sized>(
     let mut ordinals: Vec<u64> = found.iter().map(|seen| seen.ordinal()).collect();
     ordinals.sort_unstable();
     ordinals.dedup();
-    // How far back from each record none is missing.
+    // For each record, how far back none is missing.
     let mut back_to: Vec<u64> = Vec::with_capacity(ordinals.len());
     for (at, &ordinal) in ordinals.iter().enumerate() {
         let before = follows.get(&ordinal).copied().unwrap_or(ordinal - 1);
         let place = ordinals[..at].binary_search(&before);
         back_to.push(place.map_or(ordinal, |place| back_to[place]));
     }
-    // What an epoch declares dead tells nothing.
+    // A mark that an epoch declares dead counts for nothing.
     let is_dead = |ordinal: u64| {
         follows
             .iter()

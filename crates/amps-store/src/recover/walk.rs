@@ -1,4 +1,4 @@
-//! Along the log as far as it goes: from record to record, from segment to segment.
+//! Follows the log as far as it goes, from record to record and from segment to segment.
 
 use std::collections::HashMap;
 
@@ -10,7 +10,7 @@ use crate::planted::{self, Bug};
 use crate::report::Stop;
 use crate::scan::{Scanner, Seen, Source, Verdict};
 
-/// Records may have been there, of which nothing is known.
+/// Damage where records may have been of which nothing is known.
 fn without_header(offset: u64, bytes: u64) -> DamagedRange {
     DamagedRange {
         offset,
@@ -23,8 +23,8 @@ fn without_header(offset: u64, bytes: u64) -> DamagedRange {
 }
 
 impl<S: Source + ?Sized> Recovery<'_, S> {
-    /// Segments that hold records, by their first ordinal. A header that cannot be read is
-    /// replaced by the first record, which every segment opens with.
+    /// Segments that hold records, by their first ordinal. If a header cannot be read, the first
+    /// record stands in for it, since every segment begins with one.
     pub(super) fn used_segments(&mut self) -> Result<Vec<(u64, usize)>, Refusal> {
         let mut used = Vec::new();
         let mut segment = 0;
@@ -41,7 +41,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             self.source.fetch(at, &mut bytes)?;
             match SegmentHeader::decode(&bytes, self.geometry.key, at) {
                 Some(SegmentHeader::Free) => self.free.push(segment),
-                // Freed: it was not stamped, since the superblock says so.
+                // Freed. It was not stamped, because the superblock says so.
                 Some(SegmentHeader::Used { first_ordinal }) if first_ordinal < self.start => {
                     self.free.push(segment);
                 }
@@ -77,7 +77,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(behind.min(self.segments as u64) as usize - segment)
     }
 
-    /// Walks, while another thread finds out which free segments are bare.
+    /// Walks, while another thread finds out which free segments hold nothing.
     pub(super) fn walk_and_look(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
         let bare = Bare::new(&self.geometry, self.segments, &self.free);
         let (source, geometry) = (self.source, self.geometry);
@@ -99,7 +99,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         hole
     }
 
-    /// Follows the log as far as it goes, and returns where that is.
+    /// Follows the log as far as it goes, and returns that place.
     pub(super) fn walk(&mut self, used: &[(u64, usize)]) -> Result<u64, Refusal> {
         let Some(&(first, _)) = used.first() else {
             return Ok(self.geometry.segments_at);
@@ -209,7 +209,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             return Ok(false);
         }
         if seen.kind() == Kind::Epoch && seen.ordinal() > last {
-            // No record was taken: each has a generation.
+            // No record has been taken yet: every record has a generation above 0.
             let first_of_log = self.generation == 0 && seen.ordinal() == last + 1;
             let follows = first_of_log || self.epoch(seen)?.is_some_and(|e| e.follows == last);
             if follows && seen.ordinal() > last + 1 {
@@ -220,7 +220,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         Ok(seen.ordinal() == last + 1)
     }
 
-    /// What stands at `offset`, behind the last record, says why the log ends there.
+    /// Why the log ends here, by what stands at `offset`, behind the last record.
     pub(super) fn ends(&mut self, verdict: Verdict, offset: u64, clean: bool) {
         self.out.stop = match verdict {
             _ if clean => Stop::CleanClose,
