@@ -1,8 +1,9 @@
-//! Free segments in which nothing could be a record, looked for beside the walk.
+//! Finds free segments that hold nothing that could be a record, while the log is walked.
 //!
-//! A power cut may leave records in any segment, so all that was not walked is searched, and most
-//! of it was never written. Saying so takes as long as reading it, which two threads do in half
-//! the time. Whatever is not surely bare is searched as if nobody had looked.
+//! A power cut may leave records in any segment, so everything that was not walked is searched,
+//! and most of it was never written. Finding that out takes as long as reading it, which two
+//! threads do in half the time. A segment that was not proved to be bare is searched as if nobody
+//! had looked.
 
 use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -10,22 +11,22 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::format::RECORD_HEADER;
 use crate::scan::{Geometry, Scanner, Source};
 
-/// Looked through at once by one thread.
+/// What one thread looks through at a time.
 const PIECE: u64 = 4 << 20;
 
-/// A thread is started for more than this; tests have one for anything.
+/// A thread is started for more than this; in tests always.
 const MANY: u64 = if cfg!(test) { 0 } else { 4 * PIECE };
 
 pub(crate) struct Bare {
     pieces: Vec<(usize, Range<u64>)>,
-    /// The next piece that nobody took.
+    /// The next piece that no thread has taken.
     next: AtomicUsize,
-    /// By segment, whether all of its pieces were bare so far.
+    /// For each segment, whether all of its pieces have been bare so far.
     bare: Vec<AtomicBool>,
 }
 
 impl Bare {
-    /// To look through these segments of all `count`.
+    /// For looking through these segments, out of `count`.
     pub(crate) fn new(geometry: &Geometry, count: usize, segments: &[usize]) -> Self {
         let mut pieces = Vec::new();
         for &segment in segments {
@@ -50,7 +51,7 @@ impl Bare {
         }
     }
 
-    /// Whether it takes long enough for a second thread.
+    /// Whether there is enough to look at to start a second thread.
     pub(crate) fn is_much(&self) -> bool {
         let bytes: u64 = self.pieces.iter().map(|(_, p)| p.end - p.start).sum();
         bytes > MANY
@@ -62,19 +63,19 @@ impl Bare {
             self.pieces.get(self.next.fetch_add(1, Ordering::Relaxed))
         {
             let bare = &self.bare[*segment];
-            // What cannot be read is searched, and that tells of it.
+            // What cannot be read is searched later, and the error is found there.
             if bare.load(Ordering::Relaxed) && !scanner.is_bare(piece.clone()).unwrap_or(false) {
                 bare.store(false, Ordering::Relaxed);
             }
         }
     }
 
-    /// Nobody needs to know any more.
+    /// Tells the threads that nobody needs the result any more.
     pub(crate) fn stop(&self) {
         self.next.store(self.pieces.len(), Ordering::Relaxed);
     }
 
-    /// Whether the segment is bare; known when all threads that looked have ended.
+    /// Whether the segment is bare; final once all threads that looked have ended.
     pub(crate) fn is_bare(&self, segment: usize) -> bool {
         self.bare
             .get(segment)
@@ -104,7 +105,7 @@ mod tests {
         }
     }
 
-    /// Wherever a search meets a record, its segment is not bare, at the seam of two pieces too.
+    /// Wherever a search finds a record, its segment is not bare, even across two pieces.
     #[test]
     fn a_segment_with_a_head_anywhere_is_not_bare() {
         let geometry = Geometry {
@@ -124,7 +125,7 @@ mod tests {
         };
         let mut head = [0; RECORD_HEADER];
         header.encode_into(&mut head, 0);
-        // Not `encode_into`'s business: the commit word, here with a wrong checksum.
+        // `encode_into` does not write the commit word; here it has a wrong checksum.
         head[..8].copy_from_slice(&crate::format::commit_word(7, header.len).to_le_bytes());
         let first = geometry.records_at(1);
         let seam = first + PIECE;

@@ -1,18 +1,18 @@
-//! A record before it stands in the log: laid out, checksummed, and written with its commit
-//! word last.
+//! A record before it is in the log: laid out, checksummed, and written with its commit word
+//! last.
 
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::format::{Checksum, RECORD_HEADER, RecordHeader, commit_word, seed, stride};
 use crate::medium::Medium;
 
-/// A record up to this length is put together as a whole: one checksum call and one copy
-/// beat three of each, until the payload is large.
+/// A record up to this length is put together as a whole: until the payload is large, one
+/// checksum call and one copy are faster than three of each.
 const SMALL: usize = 640;
 
-/// Padding, and the commit word of the next place.
+/// Padding, and the next place's commit word.
 const TAIL: usize = 16;
 
-/// What is kept for the next record after a large envelope.
+/// Capacity that is kept for the next record after a large envelope.
 const KEEP: usize = 64 << 10;
 
 pub(crate) struct Draft {
@@ -29,7 +29,7 @@ impl Draft {
         }
     }
 
-    /// Lays an envelope out behind the header, and tells its length.
+    /// Lays an envelope out behind the header, and returns its length.
     ///
     /// # Errors
     /// The envelope cannot be stored.
@@ -56,9 +56,10 @@ impl Draft {
         &self.bytes[RECORD_HEADER..RECORD_HEADER + len]
     }
 
-    /// Writes a record at `offset`: `header`, the envelope laid out before unless it is part
-    /// of `rest`, and `rest`. Before the commit word, which comes last, the place still reads as the
-    /// end of the log; behind it `next` bytes, a commit word or none, are cleared.
+    /// Writes a record at `offset`: `header`, the envelope that was laid out (unless it is part
+    /// of `rest`), and `rest`. The commit word is written last, and until then the place still
+    /// reads as the end of the log. `next` bytes behind the record, a commit word or none, are
+    /// cleared.
     #[inline(always)]
     pub(crate) fn write(
         &mut self,
@@ -71,7 +72,7 @@ impl Draft {
         let len = header.len as usize;
         let stride = stride(len) as usize;
         let head = len - rest.len();
-        // A copy brings its envelope along in `rest`.
+        // A copy has its envelope in `rest`.
         let laid_out = [0, header.envelope_len as usize];
         debug_assert!(laid_out.contains(&(head - RECORD_HEADER)));
         header.encode_into(&mut self.bytes, seed(key, offset));

@@ -35,7 +35,7 @@ pub enum Origin {
     /// The application published it.
     #[default]
     Publish,
-    /// It was refused before under `accepts`; appending this message accepted that refusal.
+    /// It was refused under the sequence `accepts`; appending this message accepted that refusal.
     Requeue {
         /// Sequence of the refused message.
         accepts: u64,
@@ -66,14 +66,14 @@ pub struct Envelope<'a> {
     pub options: Option<Cow<'a, str>>,
     /// When the application published it: microseconds since the Unix epoch.
     pub published_at: u64,
-    /// Opaque mark of the application, at most [`MAX_TAG`] bytes; the newest one is the
-    /// resume point.
+    /// Opaque mark of the application, at most [`MAX_TAG`] bytes. The newest one is the resume
+    /// point.
     pub user_tag: Cow<'a, [u8]>,
     /// How the message came into the store.
     pub origin: Origin,
 }
 
-/// An envelope could not be read: the bytes are not one, or not one of this version. Or it
+/// An envelope could not be read, since the bytes are not one or not of this version; or it
 /// cannot be stored.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("the envelope cannot be used: {0}")]

@@ -1,25 +1,25 @@
-//! Sequence → where its newest record stands, and whether it is settled.
+//! Maps a sequence to where its newest record stands, and whether it is settled.
 //!
-//! One word per sequence in chunks of a thousand: nothing doubles, nothing is bigger than
-//! the records that are in the file, and a jump in the numbers costs a new chunk and no
-//! more. The words of settled messages stay until their segment is reused.
+//! One word per sequence, in chunks of a thousand. Nothing is ever doubled, the index is never
+//! larger than the records in the file justify, and a jump in the numbers costs one new chunk.
+//! The words of settled messages stay until their segment is reused.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::ops::{ControlFlow, Range};
 
 const CHUNK: usize = 1024;
-/// Spare chunks that the helper keeps ready: a fresh one costs the kernel two page faults,
-/// which publishers shall not wait for.
+/// Spare chunks that the helper keeps ready: a fresh one costs two page faults, for which
+/// publishers should not have to wait.
 const SPARES: usize = 16;
-/// Below this many it makes more.
+/// With fewer than this many it makes more.
 const FEW_SPARES: usize = 8;
-/// Chunks that were forgotten serve again, but no more than these wait for it.
+/// Chunks that were forgotten are used again, but no more than this many are kept.
 const MOST_SPARES: usize = 64;
-/// A jump of more numbers than this starts a new chunk instead of filling with zeros.
+/// A jump by more numbers than this begins a new chunk instead of filling up with zeros.
 const GAP: u64 = 16;
 
-/// Where a record stands: offset and stride in units of 8 bytes, and two marks. Both together
-/// say that a refusal waits, the second one alone that it was accepted.
+/// Where a record stands: offset and stride in units of 8 bytes, and two flags. Both flags
+/// together mean that a refusal waits, the second alone that it was accepted.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(crate) struct Entry(u64);
 
@@ -29,7 +29,7 @@ const LEN_BITS: u32 = 22;
 const OFFSET_MASK: u64 = (1 << 40) - 1;
 
 impl Entry {
-    /// Stands nowhere and takes no room.
+    /// The record is nowhere and takes no room.
     pub(crate) const NOWHERE: Entry = Entry(0);
 
     pub(crate) fn new(offset: u64, stride: u64) -> Self {
@@ -55,12 +55,12 @@ impl Entry {
         self.0 & (SETTLED | REJECTED) == SETTLED | REJECTED
     }
 
-    /// Refused, and the application took the refusal over.
+    /// Refused, and the application accepted the refusal.
     pub(crate) fn is_accepted(self) -> bool {
         self.0 & (SETTLED | REJECTED) == REJECTED
     }
 
-    /// Must survive the reuse of its segment.
+    /// Must be copied before its segment is reused.
     pub(crate) fn is_needed(self) -> bool {
         !self.is_settled() || self.is_rejected()
     }
@@ -77,7 +77,7 @@ impl Entry {
         Entry((self.0 | REJECTED) & !SETTLED)
     }
 
-    /// This place, with the marks of another one.
+    /// This place, with the flags of another entry.
     pub(crate) fn marked_as(self, other: Entry) -> Self {
         Entry(self.0 | (other.0 & (SETTLED | REJECTED)))
     }
@@ -101,7 +101,7 @@ impl Chunk {
     }
 }
 
-/// The chunk of a sequence, if all are full and none was jumped over behind `first`.
+/// The chunk of a sequence, if all chunks are full and no number was jumped over from `first` on.
 #[inline]
 fn guess(first: u64, sequence: u64) -> usize {
     (sequence.wrapping_sub(first) / CHUNK as u64) as usize
@@ -110,14 +110,14 @@ fn guess(first: u64, sequence: u64) -> usize {
 #[derive(Default)]
 pub(crate) struct Index {
     chunks: VecDeque<Chunk>,
-    /// Empty, with room for a whole chunk, and their pages are there.
+    /// Empty chunks with all of their room, and the pages for it, ready.
     spares: Vec<Vec<u64>>,
-    /// Words of sequences that came below others, and in no chunk: those of copies, while
-    /// records are read back. They get their chunks when all are there.
+    /// Words of sequences below others that have no chunk: those of copies, while records are
+    /// read back. They get chunks once all of them are known.
     strays: BTreeMap<u64, u64>,
 }
 
-/// Makes what an index may want for the next messages; touches its memory.
+/// Makes chunks that an index may need for the next messages, and touches their memory.
 pub(crate) fn make_spares(count: usize) -> Vec<Vec<u64>> {
     let spare = || {
         let mut words = Vec::with_capacity(CHUNK);
@@ -135,7 +135,7 @@ impl Index {
         let guess = guess(self.first(), sequence);
         match self.chunks.get(guess) {
             Some(chunk) if chunk.holds(sequence) => guess,
-            // Recovery asks for each message whether it is known, and most are new.
+            // Recovery asks for every message whether it is known, and most are new.
             _ if self.chunks.back().is_none_or(|back| back.end() <= sequence) => self.chunks.len(),
             _ => self.search(sequence),
         }
@@ -160,7 +160,7 @@ impl Index {
         (word != 0).then_some(Entry(word))
     }
 
-    /// How many spare chunks to add; none, while there are some.
+    /// How many spare chunks to add; 0 while enough are left.
     #[inline]
     pub(crate) fn spares_wanted(&self) -> usize {
         match self.spares.len() {
@@ -173,7 +173,7 @@ impl Index {
         self.spares.extend(spares);
     }
 
-    /// Enters the next sequence, or one that lies above every other.
+    /// Enters the next sequence, or one above every other.
     #[inline]
     pub(crate) fn append(&mut self, sequence: u64, entry: Entry) {
         match self.chunks.back_mut() {
@@ -185,7 +185,7 @@ impl Index {
         }
     }
 
-    /// Enters or replaces. New sequences mostly rise; lower ones come from recovery only.
+    /// Enters or replaces a word. New sequences mostly rise; lower ones come from recovery only.
     pub(crate) fn put(&mut self, sequence: u64, entry: Entry) {
         match self.chunks.back_mut() {
             Some(back) if sequence >= back.end() => {
@@ -204,7 +204,7 @@ impl Index {
     }
 
     fn push_chunk(&mut self, sequence: u64, entry: Entry) {
-        // Behind a full chunk another one fills up: no need to grow it step by step.
+        // Behind a full chunk the next one will be filled too, so it need not grow step by step.
         let full = |back: &Chunk| back.words.len() == CHUNK;
         let mut words = match self.chunks.back().is_some_and(full) {
             true => match self.spares.pop() {
@@ -233,8 +233,8 @@ impl Index {
         }
     }
 
-    /// Puts strays where they belong, all in one pass: until then only [`get`](Self::get),
-    /// entering and settling see them.
+    /// Moves strays into chunks, all in one pass. Until then only [`get`](Self::get), entering
+    /// and settling see them.
     pub(crate) fn place_strays(&mut self) {
         if self.strays.is_empty() {
             return;
@@ -250,8 +250,8 @@ impl Index {
         self.chunks.extend(chunks);
     }
 
-    /// Forgets, in one chunk, what stands in `place` and is not needed: the first chunk
-    /// that holds `from` or a higher sequence. Gives where to go on.
+    /// Forgets, in one chunk, what stands in `place` and is not needed: in the first chunk that
+    /// holds `from` or a higher sequence. Returns where to continue.
     pub(crate) fn remove_within(&mut self, from: u64, place: &Range<u64>) -> Option<u64> {
         let at = self.chunk_at(from);
         let chunk = self.chunks.get_mut(at)?;
@@ -275,7 +275,8 @@ impl Index {
         Some(next)
     }
 
-    /// Shows what is unsettled in `from..=through`, rising, until that is enough.
+    /// Calls back with what is unsettled in `from..=through`, in rising order, until told to
+    /// stop.
     #[inline]
     pub(crate) fn each_unsettled(
         &self,
@@ -352,7 +353,7 @@ impl Index {
         })
     }
 
-    /// Looks at entries that are needed soon, so that the cache misses overlap.
+    /// Touches entries that are needed soon, so that their cache misses overlap.
     pub(crate) fn fetch(&self, sequences: &[u64]) {
         let (first, mut all) = (self.first(), 0);
         for &sequence in sequences {
@@ -364,7 +365,7 @@ impl Index {
         std::hint::black_box(all);
     }
 
-    /// Marks single sequences settled and shows each that was not.
+    /// Marks single sequences as settled and calls back with each that was not.
     #[inline]
     pub(crate) fn settle(&mut self, sequences: &[u64], mut each: impl FnMut(u64, Entry)) {
         let first = self.first();
@@ -396,7 +397,7 @@ impl Index {
         }
     }
 
-    /// Marks everything in `from..=through` settled and shows each that was not.
+    /// Marks everything in `from..=through` as settled and calls back with each that was not.
     pub(crate) fn settle_range(&mut self, from: u64, through: u64, mut each: impl FnMut(Entry)) {
         if from <= through && !self.strays.is_empty() {
             for (_, word) in self.strays.range_mut(from..=through) {
@@ -452,8 +453,8 @@ mod tests {
         assert_eq!(entry.marked_as(accepted), accepted);
     }
 
-    /// A file made for it may hold its sequences in any order; each that came below another
-    /// moved all the chunks above it.
+    /// A file made on purpose may hold its sequences in any order. Each one below another once
+    /// moved all chunks above it.
     #[test]
     fn agrees_with_a_map_in_any_order_of_arrival() {
         let mut index = Index::default();
@@ -464,7 +465,7 @@ mod tests {
             x = x
                 .wrapping_mul(6364136223846793005)
                 .wrapping_add(1442695040888963407);
-            // Some close together, some far apart, some twice.
+            // Some are close together, some far apart, some come twice.
             let sequence = match x >> 62 {
                 0 => x >> 33 & 0xFFFF_FFFF,
                 1 => 70_000 + (x >> 33 & 0xFFF),

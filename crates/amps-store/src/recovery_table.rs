@@ -1,5 +1,5 @@
-//! Walks the recovery table of `store-format.md`: every row is made of bytes here, and its
-//! verdict checked.
+//! Walks the recovery table of `store-format.md`: a file is made for every row, and what recovery
+//! makes of it is checked.
 
 mod files;
 mod gaps;
@@ -35,9 +35,9 @@ fn rows() -> impl Iterator<Item = &'static Row> {
     tables.into_iter().flatten()
 }
 
-/// Every segment holds some of the log, so the epoch behind a cut is written over the torn
-/// record. Its head must be gone for good before: the tail that a power cut lost could come to
-/// stand behind it again.
+/// Every segment holds part of the log, so the epoch behind a cut is written over the torn
+/// record. The head of that record must be gone for good first: otherwise the tail that a power
+/// cut lost could come to stand behind it again.
 #[cfg(feature = "testkit")]
 #[test]
 fn a_torn_head_is_wiped_where_the_epoch_is_written_over_it() {
@@ -65,9 +65,9 @@ fn a_torn_head_is_wiped_where_the_epoch_is_written_over_it() {
     assert_eq!(disk.bytes()[at as usize..][..8], [0; 8]);
 }
 
-/// Copies are damaged, and what they were made of stands where marks say that nothing is needed. A
-/// salvage copies it once more before it names the damage, though every segment is in use: from
-/// then on nothing depends on those segments.
+/// Copies are damaged, and what they were made of stands where marks say that nothing is needed.
+/// A salvage copies it once more before it names the damage, even if every segment is in use:
+/// only then does nothing depend on those segments any more.
 #[cfg(feature = "testkit")]
 #[test]
 fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
@@ -125,8 +125,9 @@ fn what_is_stranded_below_the_marks_finds_room_in_a_full_ring() {
     assert_eq!(store.bounds().unsettled, unsettled);
 }
 
-/// The copies of a refused message and of its refusal are damaged, and what they were made of stands
-/// below the marks. A salvage copies both once more: the refusal was forgotten with its segment.
+/// The copies of a refused message and of its refusal are damaged, and what they were made of
+/// stands below the marks. A salvage must copy both once more: the refusal was once forgotten
+/// with its segment.
 #[cfg(feature = "testkit")]
 #[test]
 fn a_refusal_stranded_below_the_marks_outlives_its_segment() {
@@ -172,10 +173,10 @@ fn a_refusal_stranded_below_the_marks_outlives_its_segment() {
     assert!(store.get(1, &mut StoredMessage::new()).unwrap());
 }
 
-/// A power cut took the stamp of a freed segment, so that it is part of the log again, and a late
-/// refusal finds its message there. The next epoch said that this segment is needed, though an
-/// earlier mark, which counts, said that it is not; another late refusal was then taken to have its
-/// message there, and lost it with the first flipped bit.
+/// A power cut took the stamp of a freed segment, so that the segment is part of the log again,
+/// and a late refusal finds its message there. The next epoch said that this segment is needed,
+/// although an earlier mark, which counts, said that it is not. So another late refusal was once
+/// believed to have its message there, and lost it with the first flipped bit.
 #[cfg(feature = "testkit")]
 #[test]
 fn what_a_mark_says_is_needed_never_falls() {
@@ -236,8 +237,8 @@ fn every_row_of_the_page_is_walked() {
     assert_eq!(written, walked);
 }
 
-/// Only a file made for it holds two records with one ordinal. Which of them counted was left
-/// to a sort that keeps no order, so that the next open could take the other one.
+/// Only a file made on purpose holds two records with one ordinal. Which of them counted was once
+/// left to an unstable sort, so that the next open could take the other one.
 #[test]
 fn of_two_records_with_one_ordinal_the_first_in_the_file_counts() {
     let mut image = Image::new();
@@ -260,9 +261,9 @@ fn of_two_records_with_one_ordinal_the_first_in_the_file_counts() {
     }
 }
 
-/// An epoch may skip any number of ordinals. The search behind a hole took one far ahead for
-/// nothing, and the next open, which saw more of the log, for an epoch that declares what had
-/// been written meanwhile dead.
+/// An epoch may skip any number of ordinals. The search behind a hole once ignored one far ahead.
+/// The next open saw more of the log, and took it for an epoch that declares dead what had been
+/// written in between.
 #[test]
 fn an_epoch_far_ahead_behind_a_hole_is_seen_by_the_first_open() {
     let mut image = Image::new();
@@ -276,10 +277,11 @@ fn an_epoch_far_ahead_behind_a_hole_is_seen_by_the_first_open() {
     assert_eq!(recovered.set_aside.len(), 1);
 }
 
-/// The epoch that declared what a run had left behind dead was damaged, one bit of it, when the
-/// segment that those records stood in was in use again. They came back, in the middle of the
-/// log, and the store was refused as one that no store writes in place of as damaged; a salvage was
-/// refused as well. Where the first record of that segment was damaged too, it still was.
+/// One flipped bit damaged the epoch that had declared the remains of a run dead, when the
+/// segment that they stood in was in use again. They came back in the middle of the log, and the
+/// store was refused as one that no store writes, instead of as damaged; a salvage was refused as
+/// well. When the first record of that segment was damaged too, this still happened after the
+/// first fix.
 #[test]
 fn what_an_earlier_lap_left_in_a_segment_stays_dead_without_its_epoch() {
     let mut image = Image::new();
@@ -328,8 +330,8 @@ fn what_an_earlier_lap_left_in_a_segment_stays_dead_without_its_epoch() {
 }
 
 /// A salvage gave up a range in which an earlier lap had left records, and freed the segment that
-/// they stood in. What it had opened with was no witness any more: the next open found them in the
-/// range that was given up, and took them for the log.
+/// they stood in. What that segment had begun with was then no longer there to recognise them by:
+/// the next open found them in the range that was given up, and took them for the log.
 #[cfg(feature = "testkit")]
 #[test]
 fn a_salvage_ends_what_an_earlier_lap_left_where_it_gives_up() {
@@ -339,7 +341,8 @@ fn a_salvage_ends_what_an_earlier_lap_left_where_it_gives_up() {
     image.publish(records_at(0), 1, 1);
     image.used(1, 9);
     let at = image.mark(records_at(1), 9, &durable(8));
-    // Far behind: what the salvage writes at the end of the log must not cover it by chance.
+    // Far behind, so that what the salvage writes at the end of the log cannot happen to cover
+    // it.
     let at = image.publish(at + 4096, 3, 4);
     image.publish(at, 4, 5);
     let disk = SimDisk::new();
@@ -361,8 +364,9 @@ fn a_salvage_ends_what_an_earlier_lap_left_where_it_gives_up() {
     assert_eq!(left_behind(), 0);
 }
 
-/// Behind damage the log was said to end at what was written, whatever stood there: a torn record
-/// was told to nobody. Each range of damage, and a hole, named the place of the first.
+/// Behind damage the log was once said to end at a place never written, whatever stood there, so
+/// that a torn record was reported to nobody. And every range of damage, and a hole, named the
+/// place of the first one.
 #[test]
 fn behind_damage_every_place_is_told_as_it_is() {
     let mut image = Image::new();
@@ -395,8 +399,8 @@ fn behind_damage_every_place_is_told_as_it_is() {
     assert_eq!(with(&[seventh]), (damaged, hole, eighth - seventh));
 }
 
-/// A refusal was damaged together with the publish behind it. The report named the message of that
-/// publish as the only one that may be missing, and the refused one counted as settled.
+/// A refusal was damaged together with the publish behind it. The report once named the message
+/// of that publish as the only one that may be missing, and the refused one counted as settled.
 #[test]
 fn a_refusal_that_may_be_missing_is_told_beside_a_message() {
     let damage = |first: u64| {
@@ -423,8 +427,9 @@ fn a_refusal_that_may_be_missing_is_told_beside_a_message() {
     assert_eq!(damage(3), (Some((2, 2)), false, Rejected));
 }
 
-/// A refusal was damaged, and the epoch behind it skipped numbers. The report named those, which
-/// nobody ever gave out, as what may be missing: so that of the refused message was not among them.
+/// A refusal was damaged, and the epoch behind it skipped numbers. The report once named those
+/// numbers, which were never given out, as what may be missing, and not that of the refused
+/// message.
 #[test]
 fn numbers_that_an_epoch_skips_are_not_missing_before_it() {
     let mut image = Image::new();
@@ -453,9 +458,9 @@ fn numbers_that_an_epoch_skips_are_not_missing_before_it() {
     );
 }
 
-/// The end of a log that was closed was damaged, its closing mark with it. A salvage went on with the
-/// ordinals right behind what was left, and so the lost record named ordinals that the new run gave
-/// out as well: damage to those passed for known at every later open.
+/// The end of a closed log was damaged, with its closing mark. A salvage once went on with the
+/// ordinals right behind what was left, so that the lost record named ordinals that the new run
+/// gave out as well, and damage to those passed for known at every later open.
 #[cfg(feature = "testkit")]
 #[test]
 fn a_salvage_goes_on_above_the_closing_mark_that_it_did_not_find() {
@@ -471,7 +476,7 @@ fn a_salvage_goes_on_above_the_closing_mark_that_it_did_not_find() {
     (0..9).for_each(|_| publish(&store, b"first run"));
     store.close(0).unwrap();
     drop(store);
-    // All but the first records.
+    // Everything except the first records.
     let first = Image(disk.bytes()).recover().chain[0];
     assert!(first.last_ordinal >= 10);
     disk.scribble(records_at(0) + 400, |bytes| {
@@ -491,7 +496,7 @@ fn a_salvage_goes_on_above_the_closing_mark_that_it_did_not_find() {
         (lost.first_ordinal, lost.last_ordinal),
         (gap.first_ordinal, first.last_ordinal)
     );
-    // Whatever of the second run is damaged is told.
+    // Any damage in the second run must be reported.
     let (mut at, mut tried) = (records_at(second.segment as u64), 0);
     let epoch = RecordHeader::decode(&disk.bytes()[at as usize..], SIZE).unwrap();
     assert_eq!(epoch.ordinal, first.last_ordinal + 1);
@@ -529,7 +534,7 @@ fn what_an_earlier_run_left_behind_a_cut_has_no_say() {
     assert_eq!(recovered.max_ordinal, 50);
 }
 
-/// The record that is the oldest one needed is missing: that is no gap below what is needed. And of
+/// If the oldest record that is needed is missing, that is no gap below what is needed. And of
 /// two marks the one that says more counts, wherever it stands.
 #[test]
 fn the_oldest_record_needed_is_needed() {
@@ -568,7 +573,8 @@ fn the_oldest_record_needed_is_needed() {
     assert_eq!(image.recover().oldest_needed, 1);
 }
 
-/// What a mark does not say of the resume tag it has not seen: what stood before it does not count.
+/// A mark without a resume tag means that there is none: what stood before the mark does not
+/// count.
 #[test]
 fn a_mark_without_a_tag_ends_that_of_the_publish_before_it() {
     let mut image = Image::new();

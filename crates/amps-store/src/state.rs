@@ -230,7 +230,7 @@ impl State {
             self.index.put(sequence, entry.rejected());
             self.hold(entry);
         } else if sequence <= self.floor {
-            // A copy of a refused message whose refusal follows, or nothing.
+            // A copy of a refused message whose refusal follows; or there is no such refusal.
             self.index.put(sequence, entry.settled());
         } else {
             self.index.put(sequence, entry);
@@ -278,7 +278,7 @@ impl State {
         before - self.unsettled
     }
 
-    /// Settles single messages, and shows those that were unsettled, numbered from 0.
+    /// Settles single messages, and calls back with those that were unsettled, numbered from 0.
     #[inline]
     pub(crate) fn settle(&mut self, sequences: &[u64], mut each: impl FnMut(usize, u64)) -> usize {
         if self.unsettled > CACHED {
@@ -300,13 +300,14 @@ impl State {
         count
     }
 
-    /// Moves the floor over what is settled already. Amortised O(1): it never looks twice.
+    /// Moves the floor over what is settled already. Amortised O(1): no message is looked at
+    /// twice.
     fn raise_floor(&mut self) {
         if self.replaying {
             return;
         }
         self.floor = match self.first_unsettled() {
-            // A number that was skipped is no message: the floor stands on a real one.
+            // A number that was skipped is no message, and the floor is always that of a message.
             Some(first) => self.floor.max(self.index.last_below(first).unwrap_or(0)),
             None => self.floor.max(self.last),
         };
@@ -334,7 +335,7 @@ impl State {
         }
     }
 
-    /// The application took a refusal over; whether one waited.
+    /// The application accepted a refusal; returns whether one waited.
     pub(crate) fn accept(&mut self, sequence: u64) -> bool {
         let Some(record) = self.rejections.remove(&sequence) else {
             return false;
@@ -348,7 +349,7 @@ impl State {
         true
     }
 
-    /// The application took over a refusal whose record is not in the log any more.
+    /// The application accepted a refusal whose record is no longer in the log.
     pub(crate) fn accepted_before(&mut self, sequence: u64) {
         self.settle(&[sequence], |_, _| {});
         if let Some(entry) = self.index.get(sequence) {
@@ -356,7 +357,7 @@ impl State {
         }
     }
 
-    /// Whether the record at `offset` is the one that a message or a refusal still needs.
+    /// Whether a message or a refusal still needs the record at `offset`.
     pub(crate) fn needs(&self, header: &RecordHeader, offset: u64) -> bool {
         let newest = match header.kind {
             Kind::Rejection => self.rejection(header.sequence),
@@ -366,7 +367,8 @@ impl State {
         newest.is_some_and(|e| e.offset() == offset)
     }
 
-    /// The first needed record in `place`. Looks at every message: for what went wrong.
+    /// The first needed record in `place`. This looks at every message, so it is only for when
+    /// something went wrong.
     pub(crate) fn needed_within(&self, place: &Range<u64>) -> Option<Entry> {
         let mut from = 0;
         let messages = std::iter::from_fn(|| {
@@ -381,8 +383,8 @@ impl State {
             .min_by_key(|e| e.offset())
     }
 
-    /// The bytes in `place` are about to be reused: forgets the messages whose newest
-    /// record stands there. A bounded piece, from sequence `from` on; gives where to go on.
+    /// The bytes in `place` are about to be reused: forgets the messages whose newest record
+    /// stands there. Does a bounded part, from sequence `from` on, and returns where to continue.
     pub(crate) fn forget(&mut self, from: u64, place: &Range<u64>) -> Option<u64> {
         self.index.remove_within(from, place)
     }

@@ -1,5 +1,5 @@
-//! For tests, of this store and of programs that use it: a simulated disk under the real
-//! log, the bytes of a store by hand, and the bare mapping for benchmarks.
+//! For tests of this store and of programs that use it: a simulated disk under the real log,
+//! access to the bytes of a store, and the bare mapping for benchmarks.
 
 mod bytes;
 pub mod conformance;
@@ -18,8 +18,8 @@ use crate::{OpenError, Options, Store, StoreError};
 pub use bytes::{Intact, encode_envelope, intact_messages, record_places, resign};
 
 impl SimDisk {
-    /// Opens the store on this disk, creating it if the disk is empty. Its chores are not
-    /// done by a thread: [`step`] does one, and calls that need one do it themselves.
+    /// Opens the store on this disk, and creates it if the disk is empty. No thread does its
+    /// chores: [`step`] does one, and calls that depend on one do it themselves.
     ///
     /// # Errors
     /// As [`Store::open`].
@@ -28,8 +28,8 @@ impl SimDisk {
     }
 }
 
-/// Opens the store at `path`, creating it if there is none, as [`Store::open`] does, and
-/// without a thread for its chores: see [`SimDisk::open`].
+/// Opens the store at `path` as [`Store::open`] does, creating it if there is none, but without a
+/// thread for its chores: see [`SimDisk::open`].
 ///
 /// # Errors
 /// As [`Store::open`].
@@ -37,8 +37,8 @@ pub fn open_by_steps(path: &Path, options: Options) -> Result<Store, OpenError> 
     Store::open_by_steps(path, &options)
 }
 
-/// Does one chore of a store without a thread for them, or ends the one that is under way; false:
-/// there is none.
+/// Does one chore of a store that has no thread for them, or ends the one that is under way.
+/// False: there is none to do.
 ///
 /// # Errors
 /// The device failed.
@@ -46,11 +46,12 @@ pub fn step(store: &Store) -> Result<bool, StoreError> {
     store.step()
 }
 
-/// Begins one chore of a store without a thread for them, the sync that was asked for included
-/// (which is there at once until this is called for the first time), and leaves it under way if the device
-/// has to do something for it, a sync for instance: what is done until [`end_step`] is done while
-/// the device works. Beside one that is under way, does another that can be done meanwhile. Calls
-/// that have to wait for the device end it. False: there is nothing to do.
+/// Begins one chore of a store that has no thread for them. If the device has to do something for
+/// it, such as a sync, the chore is left under way: whatever happens until [`end_step`] happens
+/// while the device works. If one is under way already, does another that can be done meanwhile.
+/// Calls that have to wait for the device end it. A sync that was asked for is such a chore too,
+/// although until this function is called for the first time it happens at once. False: there is
+/// nothing to do.
 ///
 /// # Errors
 /// The device failed.
@@ -58,7 +59,7 @@ pub fn begin_step(store: &Store) -> Result<bool, StoreError> {
     store.begin_step()
 }
 
-/// Ends the chore that is under way; false: none is.
+/// Ends the chore that is under way. False: there is none.
 ///
 /// # Errors
 /// The device failed.
@@ -66,8 +67,8 @@ pub fn end_step(store: &Store) -> Result<bool, StoreError> {
     store.end_step()
 }
 
-/// Lets the time go by, without a publish, after which a store gives back what its file does not
-/// need. The next publish ends that.
+/// Pretends that time has gone by without a publish, after which a store gives back what its file
+/// does not need. The next publish ends that.
 pub fn idle(store: &Store) {
     store.idle();
 }
@@ -87,12 +88,12 @@ pub fn has_failed(store: &Store) -> bool {
     store.has_failed()
 }
 
-/// A file mapped as the store maps its own, with no log in it: what the floors of a
-/// benchmark stand on.
+/// A file mapped in the same way as that of a store, but with no log in it. The floors of
+/// benchmarks are built on it.
 pub struct Mapping(Mapped);
 
 impl Mapping {
-    /// Creates a file of `len` bytes, filled and populated as the store does it.
+    /// Creates a file of `len` bytes, filled and made ready as the store does it.
     ///
     /// # Errors
     /// Those of the file system.
@@ -124,7 +125,7 @@ impl Mapping {
     /// Copies bytes out.
     ///
     /// # Panics
-    /// The range leaves the file.
+    /// The range is not within the file.
     #[inline]
     pub fn read(&self, offset: u64, into: &mut [u8]) {
         self.0.read(offset, into);
@@ -133,7 +134,7 @@ impl Mapping {
     /// Copies bytes in.
     ///
     /// # Panics
-    /// The range leaves the file.
+    /// The range is not within the file.
     #[inline]
     pub fn write(&mut self, offset: u64, bytes: &[u8]) {
         self.0.write(offset, bytes);

@@ -5,18 +5,18 @@
 //! like damage. So:
 //!
 //! 1. The superblocks and all segment headers are read first and kept; the scan works on those. A
-//! segment whose header said "free" had its survivors copied before, so what is read later
-//! contains them. The superblock must be the same after the scan, except for grants, the count of
-//! segments and where the log begins. A segment is used again only when both copies name a start
-//! behind it, so if something looks wrong and the start has moved, what was read is judged once
-//! more, from the later start on.
+//!    segment whose header said "free" had its survivors copied before, so what is read later
+//!    contains them. The superblock must be the same after the scan, except for grants, the count of
+//!    segments and where the log begins. A segment is used again only when both copies name a start
+//!    behind it, so if something looks wrong and the start has moved, what was read is judged once
+//!    more, from the later start on.
 //! 2. A scan that found nothing wrong shows a state that the log really had.
 //! 3. A scan that found a hole or damage is believed only when a second one, after a pause, finds
-//! the same with the same bytes at the same places.
+//!    the same with the same bytes at the same places.
 //! 4. When the second one finds something else, the file is being written. The segments of that
-//! scan are walked again, only up to their first hole: what stands before it is complete, and is
-//! a legal prefix of the log. That the hole is just the place being written is confirmed when the
-//! missing record appears there. A file at rest never gets this far.
+//!    scan are walked again, only up to their first hole: what stands before it is complete, and is
+//!    a legal prefix of the log. That the hole is just the place being written is confirmed when the
+//!    missing record appears there. A file at rest never gets this far.
 //!
 //! All of this is bounded: [`ATTEMPTS`] scans, each followed by a pause of at most
 //! [`LONGEST_PAUSE`]. A store that gives no answer by then is busy, not damaged.

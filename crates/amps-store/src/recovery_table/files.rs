@@ -9,7 +9,7 @@ pub(super) const FILES: [Row; 12] = [
             Image(vec![0; 99_999]).header(),
             Err(Refusal::NotCreated)
         ));
-        // The first superblock in part, free stamps, and zeros.
+        // The first superblock in part, stamps of free segments, and zeros.
         let mut image = Image::new();
         image.stamp(0, SegmentHeader::Free);
         for segment in 0..SEGMENTS {
@@ -22,7 +22,8 @@ pub(super) const FILES: [Row; 12] = [
             image.put(kept as u64, &vec![0; BLOCK as usize - kept]);
             assert!(matches!(image.header(), Err(Refusal::NotCreated)), "{kept}");
         }
-        // Nothing else is, however short: it is somebody's, and stays as it is.
+        // Nothing else counts as that, however short it is: it belongs to somebody, and stays as
+        // it is.
         let is_kept = |bytes: &[u8]| {
             let header = Image(bytes.to_vec()).header();
             matches!(
@@ -37,7 +38,7 @@ pub(super) const FILES: [Row; 12] = [
             bytes[at as usize] = 1;
             assert!(is_kept(&bytes), "a byte at {at}");
         }
-        // A stamp that tells of an ordinal or a run was made after the superblocks.
+        // A stamp with an ordinal or a generation was made after the superblocks.
         for used in [
             SegmentHeader::Free,
             SegmentHeader::Used { first_ordinal: 1 },
@@ -68,7 +69,7 @@ pub(super) const FILES: [Row; 12] = [
         image.superblocks(&newer, &superblock());
         assert_eq!(image.header().unwrap(), (newer, true));
         assert_eq!(Image::new().header().unwrap(), (superblock(), false));
-        // No store writes two of one counter; the second copy counts.
+        // No store writes two copies with one counter; the second copy counts.
         let other = Superblock {
             grant: 9,
             ..superblock()
@@ -82,7 +83,8 @@ pub(super) const FILES: [Row; 12] = [
             bytes[at..at + 4].copy_from_slice(&value.to_le_bytes());
             let crc = crc32fast::hash(&bytes[..4092]);
             bytes[4092..].copy_from_slice(&crc.to_le_bytes());
-            // In one copy or in both: the other one must not be taken and written over.
+            // In one copy or in both: the other one must not be used, and nothing written over
+            // this one.
             [&[0][..], &[BLOCK], &[0, BLOCK]].map(|copies| {
                 let mut image = Image::new();
                 copies.iter().for_each(|copy| image.put(*copy, &bytes));
@@ -109,7 +111,7 @@ pub(super) const FILES: [Row; 12] = [
         assert!(matches!(image.header(), Err(Refusal::NotAStore(_))));
         image.put(0, &[0; 2 * BLOCK as usize]);
         assert!(matches!(image.header(), Err(Refusal::NotAStore(why)) if why.contains("blank")));
-        // One header alone that no record fits to.
+        // A single header that no record fits.
         image.stamp(3, SegmentHeader::Free);
         assert!(matches!(image.header(), Err(Refusal::NotAStore(_))));
     }),
@@ -208,13 +210,13 @@ pub(super) const FILES: [Row; 12] = [
             (found.superblock.segments, found.headers),
             (SEGMENTS, SEGMENTS)
         );
-        // Damaged alike, the others agree on another key, and no record fits it.
+        // The others are damaged in the same way and agree on another key, but no record fits it.
         for segment in (0..SEGMENTS).filter(|s| *s != 2) {
             image.flip(SEGMENTS_AT + segment * SIZE + 30);
         }
         let found = stand_in(&image, image.0.len() as u64).unwrap().unwrap();
         assert_eq!((found.superblock.key, found.foreign), (KEY, SEGMENTS - 1));
-        // A copy of another version has the word all the same (F4).
+        // A copy of another version counts all the same (F4).
         let mut newer = superblock().encode();
         newer[8] = 3;
         let crc = crc32fast::hash(&newer[..4092]);
@@ -286,7 +288,7 @@ pub(super) const HEADERS: [Row; 5] = [
         image.stamp(0, SegmentHeader::Free);
         let recovered = image.recover();
         assert_eq!((recovered.last_ordinal, recovered.chain.len()), (0, 0));
-        // The ordinal of a free one means nothing.
+        // The ordinal of a free segment means nothing.
         let mut image = Image::new();
         image.publish(records_at(0), 1, 1);
         let mut stamp = SegmentHeader::Used { first_ordinal: 5 }.encode(KEY, SEGMENTS_AT, 1);
@@ -352,7 +354,7 @@ pub(super) const HEADERS: [Row; 5] = [
         image.flip(at + 50);
         let recovered = image.recover();
         assert_eq!(recovered.damaged[0].offset, SEGMENTS_AT);
-        // The closing mark stands where it should: the log is whole without that segment.
+        // The closing mark is where it should be, so the log is complete without that segment.
         let closed = Superblock {
             closed_at: 2,
             ..superblock()

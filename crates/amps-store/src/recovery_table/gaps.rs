@@ -9,7 +9,7 @@ pub(super) const GAPS: [Row; 8] = [
         image.mark(at, 2, &durable(1));
         let recovered = image.recover();
         assert_eq!((recovered.damaged, recovered.set_aside.len()), (vec![], 0));
-        // Whatever stands at the end, as long as nothing above is whole.
+        // Whatever stands at the end, as long as nothing intact stands above.
         let ends = |change: &dyn Fn(&mut Image, u64)| {
             let mut image = Image::new();
             let at = image.publish(records_at(0), 1, 1);
@@ -48,14 +48,15 @@ pub(super) const GAPS: [Row; 8] = [
         let recovered = image.recover();
         assert_eq!((recovered.damaged, recovered.last_ordinal), (vec![], 5));
         assert_eq!(recovered.lost, [lost]);
-        // The power failed within the salvage, and took what it wrote before.
+        // The power failed during the salvage, and took what it had written before this.
         let behind = image.publish(at, 4, 5);
         image.flip(at + 50);
         image.plain(behind, Kind::Lost, 0, 6, &body);
         let recovered = image.recover();
         assert_eq!((recovered.damaged.len(), recovered.lost.len()), (1, 0));
         assert_eq!((recovered.last_ordinal, recovered.set_aside.len()), (4, 1));
-        // One lost record names all of a gap, or it is not named; and only what was before it.
+        // One lost record must name all of a gap, or the gap is not named; and it names only what
+        // came before it.
         let gap_of_two = |named: &[(u64, u64)]| {
             let mut image = Image::new();
             let mut at = records_at(0);
@@ -96,8 +97,8 @@ pub(super) const GAPS: [Row; 8] = [
         assert!(matches!(recovered.stop, Stop::Hole { .. }));
         assert!(recovered.max_sequence >= 4 && recovered.max_ordinal == 4);
         assert!(!recovered.resumes_in_place());
-        // Nor is any number given out again that a mark or an epoch behind the cut tells, or one
-        // that stands there for nothing: each names more than the publishes do.
+        // No number is given out again either that a mark or an epoch behind the cut names, or
+        // one that stands there unused: each of them names more than the publishes do.
         let behind = |write: &dyn Fn(&mut Image, u64)| {
             let mut image = with_gap(3, None);
             let at = image.recover().set_aside[0].offset + stride(RECORD_HEADER + 12 + 7);
@@ -159,7 +160,8 @@ pub(super) const GAPS: [Row; 8] = [
         let recovered = with_gap(3, Some(settled.clone())).recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
         assert_eq!(standings(&recovered), [Settled, Gone, Unsettled]);
-        // A refusal that came later: the first open took the gap, the next one refused.
+        // A refusal that came later. The first open once accepted the gap, and the next one
+        // refused.
         let mut image = with_gap(3, Some(settled.clone()));
         let end = image.recover().chain[0].end;
         let mut refusal = Vec::new();
@@ -168,8 +170,8 @@ pub(super) const GAPS: [Row; 8] = [
         let recovered = image.recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (0, 1));
         assert_eq!(standings(&recovered), [Rejected, Gone, Unsettled]);
-        // A refusal, an epoch that skips two numbers, and a publish are damaged: as many
-        // records as numbers are missing, and yet they were no publishes.
+        // A refusal, an epoch that skips two numbers, and a publish are damaged: as many records
+        // as numbers are missing, and yet they were not all publishes.
         let mut image = Image::new();
         let mut at = records_at(0);
         for i in 1..=9 {
@@ -192,7 +194,7 @@ pub(super) const GAPS: [Row; 8] = [
         image.of_generation(mark, 2);
         let recovered = image.recover();
         assert_eq!((recovered.damaged.len(), recovered.ignored.len()), (1, 0));
-        // A publish was given up, and the refusal behind it is damaged: that one number is
+        // A publish was given up, and the refusal behind it is damaged. That this one number is
         // missing says nothing about the refusal.
         let mut image = Image::new();
         let at = image.publish(records_at(0), 1, 1);
@@ -305,7 +307,7 @@ pub(super) const GAPS: [Row; 8] = [
                 );
             }
         }
-        // The budget is gone in the first one, and none of the others is passed over in silence.
+        // The first segment uses up the budget, and each of the others must be reported.
         let recovered = large.recover();
         assert_eq!(recovered.damaged.len() as u64, SEGMENTS);
         assert!(recovered.damaged.iter().all(|r| r.first_ordinal == 1));

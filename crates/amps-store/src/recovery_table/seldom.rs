@@ -1,4 +1,4 @@
-//! What few files show: slips in recovery that every other test let pass.
+//! Cases that few files show: small changes to recovery that every other test let pass.
 #![cfg(feature = "testkit")]
 
 use std::path::{Path, PathBuf};
@@ -14,8 +14,8 @@ fn file(dir: &Path, image: &Image) -> PathBuf {
     path
 }
 
-/// What the next open must take the segment for is what its first record says, though that one is of
-/// no use any more: not the first one that is.
+/// The next open must know the segment by its first record, even if that one is of no use any
+/// more, and not by the first one that is.
 #[test]
 fn a_mended_header_names_the_first_record_of_its_segment() {
     let mut image = Image::new();
@@ -43,7 +43,8 @@ fn a_mended_header_names_the_first_record_of_its_segment() {
     assert_eq!(mended, Some(SegmentHeader::Used { first_ordinal: 3 }));
 }
 
-/// A write that fails may leave nothing whole behind: the copy that counts is not the first to get one.
+/// A write that fails may leave nothing intact behind, so the copy that counts must not be
+/// written first.
 #[test]
 fn an_open_writes_last_over_the_superblock_that_counts() {
     let newer = Superblock {
@@ -78,7 +79,7 @@ fn an_open_writes_last_over_the_superblock_that_counts() {
     }
 }
 
-/// A number floor is there because nothing else may tell those numbers.
+/// A number floor is given because nothing else may show those numbers.
 #[test]
 fn the_number_floor_counts_where_nothing_else_is_as_high() {
     for (number_floor, grant) in [(50, 7), (7, 50)] {
@@ -97,8 +98,8 @@ fn the_number_floor_counts_where_nothing_else_is_as_high() {
     }
 }
 
-/// What stands below the oldest needed ordinal and is taken tells no sequence to count from, nor does
-/// what was told before it: a refusal in the gap passed for one more settled publish.
+/// What is below the oldest needed ordinal gives no sequence to count from, and neither does what
+/// came before it. A refusal in the gap once passed for one more settled publish.
 #[test]
 fn nothing_is_counted_from_before_what_is_not_used() {
     let mut image = Image::new();

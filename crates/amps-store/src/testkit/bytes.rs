@@ -1,5 +1,5 @@
-//! The bytes of a store, for tests that change them: which records stand where, and
-//! checksums that fit again, so that what a test changed is judged by its meaning.
+//! The bytes of a store, for tests that change them: which records stand where, and checksums
+//! that fit again, so that what a test changed is judged by what it says.
 
 use std::io;
 
@@ -13,7 +13,7 @@ use crate::medium::sim::SimDisk;
 use crate::recover::read_header;
 use crate::scan::{Geometry, Source};
 
-/// A whole message somewhere in the bytes of a store, of the log or not.
+/// An intact message somewhere in the bytes of a store, whether or not it is part of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Intact {
     /// Where its record starts.
@@ -24,8 +24,8 @@ pub struct Intact {
     pub payload: Vec<u8>,
 }
 
-/// Makes checksums fit: both superblocks, every segment header and every record that can
-/// be told by its header. Bytes that are no store stay as they are.
+/// Makes checksums fit: those of both superblocks, of every segment header, and of every record
+/// whose header can be recognised. Bytes that are no store stay as they are.
 pub fn resign(bytes: &mut [u8]) {
     for at in SUPERBLOCKS {
         let copy = bytes.get_mut(at as usize..(at + BLOCK) as usize);
@@ -55,9 +55,9 @@ pub fn resign(bytes: &mut [u8]) {
 }
 
 impl SimDisk {
-    /// The place of a segment that was taken into use again while the disk has it in its former use,
-    /// and not in both superblocks a start of the log that says that this is over. Those are
-    /// written before anything is written into it again; so there is none.
+    /// A segment that is in use again although, on the disk, it is still in its former use and
+    /// not both superblocks name a start of the log that ends that use. They must be written
+    /// before anything is written into the segment again, so there should be none.
     pub fn reused_before_its_stamp(&self) -> Option<u64> {
         self.look(|seen, durable| {
             let (geometry, segments) = geometry(seen)?;
@@ -68,7 +68,7 @@ impl SimDisk {
                     SegmentHeader::Free => None,
                 }
             };
-            // A write that failed half-way leaves one of them.
+            // A write that fails half-way leaves one of them.
             let copies = SUPERBLOCKS.into_iter().filter_map(|at| {
                 let copy = durable.get(at as usize..(at + BLOCK) as usize)?;
                 match Superblock::decode(copy) {
@@ -87,8 +87,8 @@ impl SimDisk {
     }
 }
 
-/// Offset and length, padding included, of everything that has the header of a record,
-/// segment by segment. Checksums are not looked at.
+/// Offset and length, padding included, of everything that has the header of a record, segment by
+/// segment. Checksums are not checked.
 pub fn record_places(bytes: &[u8]) -> Vec<(u64, u64)> {
     let mut places = Vec::new();
     each_header(bytes, |offset, header| {
@@ -98,7 +98,7 @@ pub fn record_places(bytes: &[u8]) -> Vec<(u64, u64)> {
     places
 }
 
-/// Every whole message, at whatever place it stands: an open finds no other.
+/// Every intact message, wherever it stands: an open can find no others.
 pub fn intact_messages(bytes: &[u8]) -> Vec<Intact> {
     let Some((geometry, _)) = geometry(bytes) else {
         return Vec::new();
@@ -122,14 +122,14 @@ pub fn intact_messages(bytes: &[u8]) -> Vec<Intact> {
 /// The bytes of an envelope, as a record holds them.
 ///
 /// # Errors
-/// As an append of it.
+/// As for appending it.
 pub fn encode_envelope(envelope: &Envelope<'_>) -> Result<Vec<u8>, EnvelopeError> {
     let mut draft = Draft::new();
     let len = draft.envelope(envelope)?;
     Ok(draft.encoded(len).to_vec())
 }
 
-/// Shows every possible header to `each`, which says how many bytes to go on.
+/// Calls back with every possible header; `each` returns how many bytes to advance.
 fn each_header(bytes: &[u8], mut each: impl FnMut(u64, RecordHeader) -> u64) {
     let Some((geometry, segments)) = geometry(bytes) else {
         return;
@@ -222,7 +222,8 @@ mod tests {
         bytes[at] ^= 0xFF;
         disk.restore(bytes.clone());
         match disk.open(options.clone().recovery(Recovery::Strict)) {
-            // What was never synced may be lost, and is, with what settled 1 to 3.
+            // What was never synced may be lost. It is lost here, together with what settled 1 to
+            // 3.
             Ok(store) => assert_eq!(store.bounds().unsettled, 3),
             Err(error) => assert!(matches!(error, OpenError::Damaged { .. }), "{error}"),
         }

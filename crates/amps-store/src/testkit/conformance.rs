@@ -1,8 +1,9 @@
-//! What every [`PublishStore`] has to keep, as a suite of tests for stores of one's own.
+//! What every [`PublishStore`] has to promise, as a suite of tests for your own store.
 //!
-//! The promises stand at the trait; here each is tried from outside. The repository runs
-//! the suite against the file, the memory, the simulated disk and a store written for the
-//! purpose. It cannot pull the plug: what a power cut leaves is for the store's own tests.
+//! The promises are written at the trait; here each is tested from outside. The repository runs
+//! the suite against the file, the memory store, the simulated disk and a store written for the
+//! purpose. The suite cannot cut the power: what a power cut leaves must be tested by the store's
+//! own tests.
 //!
 //! ```
 //! use amps_store::testkit::conformance::Suite;
@@ -16,7 +17,7 @@
 //! })
 //! .check();
 //!
-//! // One whose contents end with it.
+//! A store whose contents are gone when it is dropped.
 //! let options = Options::new().capacity(256 << 10).client_name("suite");
 //! Suite::volatile(|| Store::memory(options.clone()).unwrap()).check();
 //! ```
@@ -40,11 +41,11 @@ use crate::{
 /// How long to wait for something that should come at once.
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// The suite, for stores of one kind. Each method is a section and panics when the store
-/// breaks a promise; [`check`](Suite::check) runs all that apply.
+/// The suite, for stores of one kind. Each method is one section, and panics if the store breaks
+/// a promise; [`check`](Suite::check) runs all sections that apply.
 ///
-/// A store under test is empty and nobody's but the suite's when it is opened first. It has
-/// room for a hundred messages of a hundred bytes, and no more than 64 MiB.
+/// A store under test is empty when it is opened first, and only the suite uses it. It must have
+/// room for a hundred messages of a hundred bytes, but for no more than 64 MiB.
 pub struct Suite<F, S> {
     fresh: F,
     survives: bool,
@@ -57,9 +58,9 @@ where
     P: FnMut() -> S,
     S: PublishStore,
 {
-    /// For stores whose contents are there at the next open. `fresh` makes a place where no
-    /// store is; what it returns opens the store there, and is called again once the one
-    /// before was closed or dropped.
+    /// For stores whose contents are there at the next open. `fresh` makes a place without a
+    /// store; the function that it returns opens the store there, and is called again once the
+    /// previous one was closed or dropped.
     pub fn persistent(fresh: F) -> Self {
         Suite {
             fresh,
@@ -68,7 +69,8 @@ where
         }
     }
 
-    /// Called while the suite waits for something, for stores that do nothing by themselves.
+    /// Sets a function that is called while the suite waits, for stores that do nothing by
+    /// themselves.
     #[must_use]
     pub fn upkeep(mut self, upkeep: fn(&S)) -> Self {
         self.upkeep = upkeep;
@@ -78,7 +80,7 @@ where
     /// Runs every section that applies.
     ///
     /// # Panics
-    /// The store breaks a promise.
+    /// If the store breaks a promise.
     pub fn check(mut self) {
         self.numbering();
         self.reading();
@@ -96,11 +98,11 @@ where
         }
     }
 
-    /// Sequences and ordinals rise, are told beforehand by the bounds, and are in order
-    /// whoever appends.
+    /// Sequences and ordinals rise, are known in advance from the bounds, and are in order
+    /// whichever thread appends.
     ///
     /// # Panics
-    /// They are not.
+    /// If the store breaks one of these promises.
     pub fn numbering(&mut self) {
         let upkeep = self.upkeep;
         let mut open = (self.fresh)();
@@ -169,7 +171,7 @@ where
     /// Messages come back byte for byte, in order, and only those that are asked for.
     ///
     /// # Panics
-    /// They do not.
+    /// If the store breaks one of these promises.
     pub fn reading(&mut self) {
         let mut open = (self.fresh)();
         let store = open();
@@ -206,7 +208,7 @@ where
         }
         let (first, last) = (given[0].0, given[19].0);
         let mut buffer = StoredMessage::new();
-        // The same buffer, large before small and back.
+        // With the same buffer, a large message before a small one and the other way round.
         for (sequence, envelope, payload) in given.iter().chain(given.iter().rev()) {
             assert!(store.get(*sequence, &mut buffer).expect("reads"));
             assert_eq!(buffer.sequence, *sequence);
@@ -221,7 +223,7 @@ where
         }
         let mut walked = Vec::new();
         let mut from = 0;
-        // One after the other, several at once, and no more bytes than one of them has: the
+        // One at a time, several at once, and with room for fewer bytes than one of them has: the
         // first is always taken.
         for (messages, bytes) in [(1, usize::MAX), (7, usize::MAX), (usize::MAX, 1)] {
             let mut batch = Batch::new(messages, bytes);
@@ -266,7 +268,8 @@ where
         assert!(read(first + 3, first + 4).is_empty());
     }
 
-    /// A prefix or single messages, each once, and no message that comes later.
+    /// A prefix or single messages are settled, each counted once, and no message that comes
+    /// later.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -309,8 +312,7 @@ where
         assert_eq!(store.bounds().first_unsettled, Some(late));
     }
 
-    /// A refusal settles one message, waits for the application, and is overridden by
-    /// nothing.
+    /// A refusal settles one message, waits for the application, and nothing overrides it.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -393,8 +395,8 @@ where
         assert_eq!(store.bounds().floor, first + 5);
     }
 
-    /// A refused message goes out again under a new number, and its refusal is gone in the
-    /// same step.
+    /// A refused message goes out again under a new number, and its refusal is gone in the same
+    /// step.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -431,8 +433,8 @@ where
         assert_eq!(store.resume_tag(), tag, "only publishes move it");
     }
 
-    /// The grant rises only, a rebase starts at the first unsettled message, and numbers
-    /// keep their range.
+    /// The grant only rises, a rebase starts at the first unsettled message, and numbers stay in
+    /// their range.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -521,7 +523,7 @@ where
         assert_eq!(store.bounds().last, 0);
         let signals = hear(&store);
         let payload = [7; 1000];
-        // A store that grows may need a moment; one that settles nothing ends.
+        // A store that grows may need a moment; one that settles nothing is full in the end.
         let fill = |store: &S| {
             let mut idle = 0;
             let mut count = 0;
@@ -543,16 +545,16 @@ where
         };
         let mut count = fill(&store);
         assert!(count > 0 && count * 1000 <= limit, "{count} messages");
-        // One is turned away, and has heard of nothing since.
+        // One append is turned away, and hears of nothing afterwards.
         while signals.try_recv().is_ok() || store.append(&Envelope::publish("t"), &payload).is_ok()
         {
             count = store.bounds().unsettled;
         }
-        // Who finds room meanwhile must not take its wake-up.
+        // Another caller that finds room meanwhile must not consume its wake-up.
         count += u64::from(store.append(&Envelope::publish("t"), b"").is_ok());
         let bounds = store.bounds();
         assert_eq!((bounds.unsettled, bounds.last), (count, bounds.next - 1));
-        // Full as it is, what was charged for is there.
+        // Although the store is full, what was charged in advance finds its room.
         let first = bounds.first_unsettled.expect("some");
         let refused = store.reject(first, "no", 1).expect("room was charged");
         assert!(matches!(refused, Rejected::Logged { .. }), "{refused:?}");
@@ -560,8 +562,8 @@ where
         store.raise_grant(bounds.last).expect("takes no room");
         assert_eq!(store.settle_through(u64::MAX).expect("settles"), count - 1);
         (self.upkeep)(&store);
-        // Settling gave the room back: who waits for it tries again whenever it is told, and
-        // need not try otherwise.
+        // Settling gave the room back. Whoever waits for it tries again whenever it is signalled,
+        // and need not try at other times.
         for refused in 0.. {
             let mut told = std::iter::from_fn(|| signals.recv_timeout(PATIENCE).ok());
             let room = told.any(|signal| signal == Signal::Room);
@@ -575,7 +577,7 @@ where
         }
     }
 
-    /// A sync covers what was there, is told, and may be asked for without waiting.
+    /// A sync covers what was there, is signalled, and may be requested without waiting.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -666,8 +668,8 @@ where
         assert_eq!(store.bounds(), bounds);
     }
 
-    /// After a close the next open goes on where this one ended: nothing settled comes back,
-    /// no number is skipped that nobody may have seen.
+    /// After a close the next open goes on where this run ended: nothing settled comes back, and
+    /// no number is skipped.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -712,8 +714,8 @@ where
         assert_eq!(append(upkeep, &store, 11).sequence, first + 10);
     }
 
-    /// After the process died everything that returned is there, and the next number is
-    /// above whatever may have been sent.
+    /// After the process died, every change that a call returned from is there, and the next
+    /// number is above whatever may have been sent.
     ///
     /// # Panics
     /// If the store breaks one of these promises.
@@ -755,7 +757,7 @@ where
 }
 
 impl<S: PublishStore> Suite<(), S> {
-    /// For stores whose contents end with them; `fresh` makes an empty one.
+    /// For stores whose contents are gone when they are dropped; `fresh` makes an empty one.
     pub fn volatile(
         mut fresh: impl FnMut() -> S,
     ) -> Suite<impl FnMut() -> Box<dyn FnMut() -> S>, S> {
@@ -802,7 +804,7 @@ fn append<S: PublishStore>(upkeep: fn(&S), store: &S, n: u64) -> Appended {
     }
 }
 
-/// Appends so many messages; the sequence of the first.
+/// Appends this many messages; returns the sequence of the first.
 fn appended<S: PublishStore>(upkeep: fn(&S), store: &S, count: u64) -> u64 {
     let first = append(upkeep, store, 1).sequence;
     for n in 2..=count {
@@ -828,7 +830,7 @@ fn unsettled(store: &impl PublishStore) -> Vec<u64> {
 fn hear(store: &impl PublishStore) -> Receiver<Signal> {
     let (tell, told) = channel();
     store.observe(Arc::new(move |signal| {
-        // Who listens no longer needs no more.
+        // A receiver that is gone needs no more signals.
         match tell.send(signal) {
             Ok(()) => ControlFlow::Continue(()),
             Err(_) => ControlFlow::Break(()),
