@@ -1,4 +1,4 @@
-//! AMPS as what carries messages: sessions over streams that a connector opens.
+//! AMPS as the way to carry messages: sessions over streams that a connector opens.
 
 mod desk;
 mod link;
@@ -34,7 +34,7 @@ pub(crate) struct AmpsTransport {
 }
 
 impl AmpsTransport {
-    /// `direct`: without a store, what stands in for it, and who waits for room in it.
+    /// `direct`: without a store, the messages that wait, and who waits for room among them.
     pub(crate) fn new(
         connector: Arc<dyn Connector>,
         config: SessionConfig,
@@ -55,17 +55,17 @@ impl AmpsTransport {
         }
     }
 
-    /// Where handles leave what they want.
+    /// Where handles leave what they ask for.
     pub(crate) fn desk(&self) -> Arc<Desk> {
         self.desk.clone()
     }
 
-    /// What outlives links, while there is none.
+    /// Where the sitting is kept while there is no link.
     pub(crate) fn slot(&self) -> Arc<Slot> {
         self.slot.clone()
     }
 
-    /// Opens a stream to the server; the logon is the link's.
+    /// Opens a stream to the server. The link logs on.
     ///
     /// Cancel safe: nothing is left behind.
     pub(crate) async fn connect(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {

@@ -1,10 +1,10 @@
 //! The client for programs without async: the same calls, blocking.
 //!
-//! It owns two threads, each with a runtime of its own: one for the connection, one for
-//! handlers and the last-chance handler. It never enters a runtime of the caller's, so it
-//! can be used, and dropped, anywhere, inside an async task too (where its calls block the
-//! worker), and inside its own handlers, async or blocking: the connection goes on
-//! meanwhile. Handlers and the last-chance handler wait for each other.
+//! It has two threads, each with a runtime of its own: one for the connection, and one for
+//! handlers and the last-chance handler. It never enters a runtime of the caller's. So it can be
+//! used and dropped anywhere: inside an async task (where its calls block the worker) and inside
+//! its own handlers, whether async or blocking, since the connection goes on meanwhile. Handlers
+//! and the last-chance handler run one at a time.
 
 use std::fmt;
 use std::future::Future;
@@ -39,7 +39,7 @@ use crate::subscription::SubscriptionEnd;
 pub struct BlockingClient {
     client: crate::Client,
     runtime: Handle,
-    /// Dropped with this value, which ends the threads.
+    /// Dropping it ends the threads.
     _stop: watch::Sender<()>,
 }
 
@@ -59,7 +59,7 @@ impl Builder {
     pub fn open_blocking(self) -> Result<BlockingClient, OpenError> {
         let (io, handlers) = (Own::new()?, Own::new()?);
         let handle = io.handle.clone();
-        // Dropped behind everything else, when the client is in the caller's hands.
+        // Dropped last, when the caller has the client.
         let (client, mut release) = self
             .runtime(handle.clone())
             .handlers_on(handlers.handle.clone())
@@ -69,7 +69,7 @@ impl Builder {
             let mut stopped = stop.subscribe();
             let events = client.shared.events.subscribe();
             let until = async move {
-                // An error is the sender's end, which is all there is to wait for.
+                // An error means that the sender is gone, and that is all there is to wait for.
                 let _ = stopped.changed().await;
                 drain(events).await;
             };
@@ -84,8 +84,8 @@ impl Builder {
     }
 }
 
-/// A runtime of the client's own. Dropped inside another runtime, a plain one panics; this
-/// one does not wait for anything.
+/// A runtime of the client's own. Dropping a plain one inside another runtime panics; this one
+/// does not wait for anything when it is dropped.
 struct Own {
     handle: Handle,
     runtime: Option<Runtime>,
@@ -103,7 +103,7 @@ impl Own {
         })
     }
 
-    /// Runs it on a thread until `until` is over.
+    /// Runs it on a thread until `until` completes.
     fn run(
         self,
         name: String,
@@ -113,7 +113,7 @@ impl Own {
             if let Some(runtime) = &self.runtime {
                 runtime.block_on(until);
             }
-            // Dropped here: a handler that never ends must not keep the thread.
+            // Dropped here, so that a handler that never ends does not keep the thread.
         };
         let started = thread::Builder::new().name(name).spawn(run);
         started.map(drop).map_err(no_thread)
@@ -132,7 +132,7 @@ fn no_thread(source: io::Error) -> OpenError {
     OpenError::NoThread { source }
 }
 
-/// Waits until the client is shut down, so that its store is closed cleanly.
+/// Waits until the client has shut down, so that its store is closed cleanly.
 async fn drain(mut events: broadcast::Receiver<Event>) {
     let all = async {
         while !matches!(
@@ -222,8 +222,8 @@ impl BlockingClient {
         self.send(Message::sow_delete_by_data(topic.to_owned(), data))
     }
 
-    /// As [`Client::send`](crate::Client::send). The message is stored on the caller's
-    /// thread; only waiting for room involves the other one.
+    /// As [`Client::send`](crate::Client::send). The message is stored on the caller's thread;
+    /// the client's thread is involved only when it waits for room.
     ///
     /// # Errors
     /// Those of the asynchronous call.
@@ -327,7 +327,7 @@ impl BlockingClient {
         }
     }
 
-    /// As [`Client::failed`](crate::Client::failed); for giving up on a message there is
+    /// As [`Client::failed`](crate::Client::failed); to give up on a message, call
     /// [`give_up`](Self::give_up) here.
     pub fn failed(&self) -> crate::Failed<'_> {
         self.client.failed()
@@ -365,24 +365,25 @@ impl BlockingClient {
     }
 }
 
-/// Runs a future on the client's thread and waits for it, without entering any runtime on
-/// the caller's. `None`: the thread is gone.
+/// Runs a future on the client's thread and waits for it, without entering any runtime on the
+/// caller's thread. `None`: the client's thread is gone.
 fn run<T: Send + 'static>(
     runtime: &Handle,
     future: impl Future<Output = T> + Send + 'static,
 ) -> Option<T> {
     let (done, result): (SyncSender<T>, _) = sync_channel(1);
     runtime.spawn(as_the_caller(async move {
-        // The caller waits until it is sent.
+        // The caller is waiting for it.
         let _ = done.send(future.await);
     }));
     result.recv().ok()
 }
 
-/// Waits for a future on the calling thread, until `deadline` at the latest. What it waits for
-/// needs no runtime to come, and so outlives the client and its threads.
+/// Waits for a future on the calling thread, until `deadline` at the latest. No runtime is needed
+/// to complete it, so it may outlive the client and its threads.
 fn block_on<F: Future>(future: F, deadline: Option<Instant>) -> Option<F::Output> {
-    // A task of the caller's, whose share of its worker is used up, would get no answer.
+    // Inside a task of the caller's that has used up its budget, the future would never become
+    // ready.
     let mut future = pin!(unconstrained(future));
     let waker = Waker::from(Arc::new(Unpark(thread::current())));
     let mut context = Context::from_waker(&waker);
@@ -408,8 +409,8 @@ impl Wake for Unpark {
     }
 }
 
-/// What became of a message, for callers that block. It outlives the client: what was known of
-/// the message when the client ended, it still tells.
+/// What became of a message, for callers that block. It outlives the client, and still tells what
+/// was known of the message when the client ended.
 #[derive(Debug)]
 pub struct BlockingReceipt {
     receipt: Receipt,
@@ -431,12 +432,12 @@ impl BlockingReceipt {
         block_on(self.receipt, None).unwrap_or(Outcome::Unknown)
     }
 
-    /// Waits for the outcome at most this long; the receipt comes back if there is none.
+    /// Waits for the outcome at most this long; without one the receipt comes back.
     ///
     /// # Errors
-    /// The receipt, to ask again.
+    /// There is no outcome yet: the receipt, to ask again.
     pub fn outcome_within(mut self, timeout: Duration) -> Result<Outcome, BlockingReceipt> {
-        // A time that overflows is no limit.
+        // A timeout that overflows counts as no limit.
         let deadline = Instant::now().checked_add(timeout);
         block_on(&mut self.receipt, deadline).ok_or(self)
     }
@@ -451,7 +452,7 @@ impl BlockingReceipt {
 }
 
 /// A stream of [`Event`]s for callers that block. It ends with the client, once everything that
-/// was told before is read.
+/// came before is read.
 #[derive(Debug)]
 pub struct BlockingEvents {
     events: Events,

@@ -56,7 +56,7 @@ pub struct Builder {
     last_chance: Option<LastChance>,
     connector: Option<Arc<dyn Connector>>,
     runtime: Option<Handle>,
-    /// Where handlers run, if not where everything does.
+    /// Where handlers run, if not on the client's own runtime.
     handlers_on: Option<Handle>,
     backoff: Option<Box<dyn DelayStrategy>>,
     give_up_after: Option<Duration>,
@@ -114,9 +114,9 @@ impl Builder {
     /// TLS, or `unix://localhost:0/amps/json?path=/run/amps.sock`; see [`Uri`] for the options.
     /// The last part is the message type.
     ///
-    /// Several servers are tried in turn, and the client stays with one as long as it is good.
-    /// Each must have what the others have: fail-over to a server that is behind loses messages
-    /// (`docs/protocol.md` §15), see [`GapPolicy`].
+    /// Several servers are tried in turn, and the client stays with one as long as it is healthy.
+    /// Each must have what the others have: failing over to a server that is behind loses
+    /// messages (`docs/protocol.md` §15), see [`GapPolicy`].
     #[must_use]
     pub fn server(mut self, uri: impl Into<String>) -> Self {
         self.servers.push((uri.into(), None));
@@ -134,33 +134,33 @@ impl Builder {
         self
     }
 
-    /// Chooses servers in another way than in turn; it brings its own, so that
-    /// [`server`](Self::server) has no place beside it.
+    /// Chooses servers by a rule of your own instead of in turn. The chooser brings its own
+    /// servers, so [`server`](Self::server) cannot be used beside it.
     #[must_use]
     pub fn chooser(mut self, chooser: impl ServerChooser + 'static) -> Self {
         self.chooser = Some(Box::new(chooser));
         self
     }
 
-    /// Keeps messages in this store until the server settles them. Without a store,
-    /// messages are sent and forgotten, and no acks are asked for, but for a message that asks
-    /// itself ([`Message::ask_ack`](crate::Message::ask_ack)).
+    /// Keeps messages in this store until the server settles them. Without a store messages are
+    /// sent and forgotten, and no acks are requested, except for messages that ask for one
+    /// themselves ([`Message::ask_ack`](crate::Message::ask_ack)).
     #[must_use]
     pub fn store(mut self, store: impl PublishStore) -> Self {
         self.store = Some(Arc::new(store));
         self
     }
 
-    /// Called for every message the server refused, one at a time, in order of sequence, on
-    /// a task of its own. `Ok` takes the refusal over; it is gone afterwards. With `Err`, or
-    /// a panic, it waits and is offered again at the next open, or on request. Called at
-    /// least once per refusal: a crash between the handler and its `Ok` repeats it.
-    /// Refusals found in the store come first, as soon as the client is in the application's
-    /// hands, whether or not a server can be reached.
+    /// Called for every message that the server refused, one at a time, in order of sequence, on
+    /// a task of its own. With `Ok` the application has taken the refusal over, and it is
+    /// removed. With `Err`, or after a panic, it waits and is offered again at the next open, or
+    /// on request. Each refusal is offered at least once: a crash between the handler's last step
+    /// and the record of its `Ok` repeats it. Refusals found in the store come first, as soon as
+    /// the application has the client, whether or not a server can be reached.
     ///
     /// Without a store it is called for the refusals of messages that asked for an ack
     /// ([`Message::ask_ack`](crate::Message::ask_ack)), in the order in which they come, each
-    /// once and without the message; what it does not take over is gone
+    /// once and without the message. If it does not take one over, nothing keeps that refusal
     /// ([`Event::HandlerFailed`]).
     #[must_use]
     pub fn on_failed_write<F, Fut>(mut self, handler: F) -> Self
@@ -186,12 +186,12 @@ impl Builder {
         self
     }
 
-    /// Called for acks that nothing else takes, for commands of the server's that no client
-    /// knows, and for refusals when there is no failed-write handler (they wait in the store all
-    /// the same): once in the run that receives it, with the server's ack, and once in every
-    /// later one as [`earlier_run`](UnhandledAck::earlier_run). Those of messages that asked for an
-    /// ack without a store come here as well, and nothing else keeps them. Must not block, unless
-    /// the client is a blocking one.
+    /// Called for acks that nothing else takes, for commands from the server that the client does
+    /// not know, and, if there is no failed-write handler, for refusals (which wait in the store
+    /// all the same): once in the run that receives the refusal, with the server's ack, and once
+    /// in every later run as [`earlier_run`](UnhandledAck::earlier_run). Refusals of messages
+    /// that asked for an ack without a store come here as well, and nothing else keeps them. It
+    /// must not block, unless the client is a blocking one.
     #[must_use]
     pub fn on_last_chance(
         mut self,
@@ -201,9 +201,9 @@ impl Builder {
         self
     }
 
-    /// Opens connections in another way than by the URI's scheme with the system's root
-    /// certificates for `tcps`, which is what [`SchemeConnector`] does: in memory, say, or
-    /// with a certificate authority of your own
+    /// Opens connections in another way than [`SchemeConnector`] does, which goes by the URI's
+    /// scheme and trusts the system's root certificates for `tcps`: in memory, say, or with a
+    /// certificate authority of your own
     /// ([`SchemeConnector::with_tls`](crate::connector::SchemeConnector::with_tls)).
     #[must_use]
     pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
@@ -225,28 +225,29 @@ impl Builder {
         self
     }
 
-    /// Heartbeats at this interval, whole seconds, in both directions; `None` for no heartbeats.
-    /// Every 10 s unless set. What the server's silence means is up to its answer:
+    /// Heartbeats at this interval, in whole seconds, in both directions; `None` for no
+    /// heartbeats. Every 10 s unless set. What silence means depends on the server's answer:
     ///
-    /// - It confirmed them: a link on which nothing is heard for two and a half intervals, 25 s
-    ///   unless set, is given up, and the next server is tried.
-    /// - It refused them: nothing.
+    /// - It confirmed them: a link on which nothing is heard for two and a half intervals (25 s
+    ///   unless set) is given up, and the next server is tried.
+    /// - It refused them: silence means nothing.
     /// - It did not answer: a link on which nothing is heard for 30 s is given up if it owed an
     ///   answer all that time, to a publish or a command. An idle link to a server without
     ///   heartbeats is left alone.
     ///
-    /// A frame that has not come to its end is silence unless 64 KiB more of it have come, so
-    /// that a server that sends one for ever holds nobody up.
+    /// An unfinished frame counts as silence unless 64 KiB more of it have come, so that a server
+    /// that sends one for ever cannot hold the client up.
     ///
-    /// Behind this stands the kernel: a TCP connection whose peer answers nothing for two minutes,
-    /// or takes nothing for as long, ends even without heartbeats.
+    /// The kernel is the last resort: a TCP connection whose peer answers nothing for two
+    /// minutes, or takes nothing for as long, ends even without heartbeats.
     #[must_use]
     pub fn heartbeat(mut self, interval: impl Into<Option<Duration>>) -> Self {
         self.heartbeat = interval.into();
         self
     }
 
-    /// Time for opening a connection; 10 s unless set, as for all time limits at most a year.
+    /// Time for opening a connection; 10 s unless set. Like every time limit here it is at most a
+    /// year.
     #[must_use]
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
@@ -276,25 +277,25 @@ impl Builder {
         self
     }
 
-    /// Gives up when no server has accepted a logon for so long: attempts, their time limits
-    /// and the waits between them all count. An attempt that has begun is finished first. For
-    /// ever unless set. [`Event::GaveUp`] tells of it;
-    /// [`Client::wait_logged_on`](crate::Client::wait_logged_on) limits the waiting alone.
+    /// Gives up when no server has accepted a logon for this long: attempts, their time limits
+    /// and the waits between them all count. An attempt that has begun is finished first. Never
+    /// unless set. [`Event::GaveUp`] reports it;
+    /// [`Client::wait_logged_on`](crate::Client::wait_logged_on) limits only the waiting.
     #[must_use]
     pub fn give_up_after(mut self, limit: Duration) -> Self {
         self.give_up_after = Some(limit);
         self
     }
 
-    /// Sends each message's sequence as its command id, for servers whose refusals name
-    /// nothing else. Costs some bytes per message.
+    /// Sends each message's sequence as its command id, for servers whose refusals name nothing
+    /// else. Costs a few bytes per message.
     #[must_use]
     pub fn publish_ids(mut self, on: bool) -> Self {
         self.publish_ids = on;
         self
     }
 
-    /// What to do with a server that is behind what was settled.
+    /// What to do with a server that has less than what was settled before.
     #[must_use]
     pub fn gap_policy(mut self, policy: GapPolicy) -> Self {
         self.delivery.gap = policy;
@@ -330,8 +331,9 @@ impl Builder {
         self
     }
 
-    /// The largest message or command taken, in bytes of its payload, its topic and its other
-    /// strings; 200 MiB unless set. Larger ones are refused before they are stored or sent.
+    /// The largest message or command that is accepted, in bytes of its payload, its topic and
+    /// its other strings; 200 MiB unless set. Larger ones are refused before they are stored or
+    /// sent.
     #[must_use]
     pub fn max_message(mut self, bytes: usize) -> Self {
         self.max_message = bytes;
@@ -345,10 +347,11 @@ impl Builder {
         self
     }
 
-    /// Most messages and payload bytes on the way without an answer; a million messages
-    /// and 64 MiB unless set. Without a store: most messages, and never more than 65,536, that
-    /// wait for the acks they asked for, or for the failed-write handler. One more waits for
-    /// room, or is told so ([`PublishFailure::Unacked`](crate::PublishFailure::Unacked)).
+    /// The most messages and payload bytes that may be sent and not yet answered; a million
+    /// messages and 64 MiB unless set. Without a store: the most messages, never more than
+    /// 65,536, that may wait for the acks they asked for, or for the failed-write handler. One
+    /// more waits for room, or is turned away
+    /// ([`PublishFailure::Unacked`](crate::PublishFailure::Unacked)).
     #[must_use]
     pub fn max_in_flight(mut self, messages: u64, bytes: u64) -> Self {
         self.delivery.max_in_flight = messages;
@@ -356,37 +359,38 @@ impl Builder {
         self
     }
 
-    /// Most messages per second when sending again after a logon; as fast as the link
-    /// takes them unless set.
+    /// The most messages per second that are sent again after a logon; unless set, as many as the
+    /// link takes.
     #[must_use]
     pub fn replay_rate(mut self, messages_per_second: u32) -> Self {
         self.delivery.replay_rate = Some(messages_per_second);
         self
     }
 
-    /// Lost links in a row with the same first unsettled message before it is reported as
-    /// stalled; 3 unless set.
+    /// How many links in a row must be lost with the same first unsettled message before it is
+    /// reported as stalled; 3 unless set.
     #[must_use]
     pub fn stall_after(mut self, links: u32) -> Self {
         self.delivery.stall_after = links;
         self
     }
 
-    /// Starts the client. It accepts publishes at once, whether or not a server can be
-    /// reached, and connects in the background, for ever.
+    /// Starts the client. It accepts publishes at once, whether or not a server can be reached,
+    /// and connects in the background, for ever.
     ///
     /// # Errors
-    /// The description cannot be used, or the threads cannot be made that it needs; nothing was
-    /// started.
+    /// The description cannot be used, or threads that the client needs cannot be made. Nothing
+    /// was started.
     ///
-    /// What earlier runs left is told once this has returned, on any runtime: the failed-write
-    /// handler is called, and without one the last-chance handler, when the future is dropped,
-    /// which `.await` does, or with the first call of [`Client`] that waits for them.
+    /// What earlier runs left is reported only after this has returned, on any runtime, so that
+    /// handlers can use the client. The failed-write handler (without one, the last-chance
+    /// handler) is called when the future is dropped, which `.await` does, or with the first call
+    /// of [`Client`] that waits for handlers.
     pub fn open(self) -> impl Future<Output = Result<Client, OpenError>> + Send + Unpin {
         Opening::new(move || self.start())
     }
 
-    /// Starts the client; what earlier runs left is told when the second value is dropped.
+    /// Starts the client; what earlier runs left is reported when the second value is dropped.
     pub(crate) fn start(mut self) -> Result<(Client, Release), OpenError> {
         let runtime = match self.runtime.take() {
             Some(handle) => handle,
@@ -482,7 +486,7 @@ impl Builder {
             .map(|offering| handlers_on.spawn(offering));
         let handler = self.last_chance.take().unwrap_or_else(|| {
             Arc::new(|ack| {
-                // Of those of earlier runs one line has told already.
+                // For those of earlier runs one line was logged already.
                 if !ack.earlier_run {
                     tracing::warn!(%ack, "nothing takes it");
                 }
@@ -609,8 +613,8 @@ impl Builder {
 }
 
 impl Client {
-    /// Starts to describe a client with this name: its identity at the server, together
-    /// with its sequence numbers. Two live publishers must never share one.
+    /// Begins to describe a client with this name. The name is its identity at the server, and
+    /// that of its sequence numbers: two live publishers must never share one.
     pub fn builder(name: impl Into<String>) -> Builder {
         Builder::new(name.into())
     }

@@ -1,4 +1,4 @@
-//! The client as applications hold it.
+//! The client, as applications hold it.
 
 use std::fmt;
 use std::sync::Arc;
@@ -55,11 +55,11 @@ impl fmt::Debug for Client {
     }
 }
 
-/// Numbers of this run.
+/// Counts of this run.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Counts {
-    /// Messages accepted by `publish` and its like.
+    /// Messages accepted by `publish` and similar calls.
     pub published: u64,
     /// Settled as a success by an ack.
     pub persisted: u64,
@@ -74,20 +74,20 @@ pub struct Counts {
     pub late: u64,
     /// Refusals that named no message.
     pub unattributed: u64,
-    /// Without a store: accepted, and never handed to a link.
+    /// Without a store: accepted, but never handed to a link.
     pub unsent: u64,
 }
 
-/// A look at a client.
+/// The state of a client at one moment.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct Health {
     /// Where the connection stands.
     pub state: ConnectionState,
-    /// The server concerned, without its credentials.
+    /// The server that the state is about, without its credentials.
     pub server: String,
-    /// What a server said of itself at the last logon: its version, its hash of this client's
-    /// name.
+    /// What the server said about itself at the last logon: its version, and its hash of this
+    /// client's name.
     pub server_info: ServerInfo,
     /// How the last link or attempt ended, and at which server.
     pub last_error: Option<(String, LinkEnd)>,
@@ -110,8 +110,8 @@ pub struct Health {
     pub limit_bytes: u64,
     /// A sync failed: nothing in this store can be made durable any more.
     pub sync_failed: bool,
-    /// The store's file was removed: it takes nothing more, what it holds is still sent, and ends
-    /// with this process unless it is evacuated.
+    /// The store's file was removed. The store takes nothing more; what it holds is still sent,
+    /// but is lost with this process unless it is evacuated.
     pub store_gone: bool,
     /// Numbers of this run.
     pub counts: Counts,
@@ -144,8 +144,8 @@ impl Client {
             .await
     }
 
-    /// Stores a message if there is a store. A function of its own: in the future of its
-    /// caller, what it puts together would have its place for as long as that lasts.
+    /// Stores a message if there is a store. This is a function of its own because otherwise its
+    /// local values would take room in the future of its caller.
     fn publish_now(&self, topic: &str, payload: &[u8]) -> Option<Result<Receipt, PublishFailure>> {
         let watched = self.shared.watched.as_ref()?;
         if let Err(bad) = check_topic(topic) {
@@ -182,8 +182,8 @@ impl Client {
             .await
     }
 
-    /// Deletes the records of `topic` that match `filter`, as they are when the server gets
-    /// to it. As [`send`](Self::send) of [`Message::sow_delete_by_filter`].
+    /// Deletes the records of `topic` that match `filter` at the time when the server processes
+    /// the command. As [`send`](Self::send) of [`Message::sow_delete_by_filter`].
     ///
     /// # Errors
     /// As [`send`](Self::send).
@@ -196,7 +196,7 @@ impl Client {
             .await
     }
 
-    /// Deletes the records of `topic` with these keys of the server's own. As
+    /// Deletes the records of `topic` with these keys, which are the server's own. As
     /// [`send`](Self::send) of [`Message::sow_delete_by_keys`].
     ///
     /// # Errors
@@ -224,15 +224,16 @@ impl Client {
             .await
     }
 
-    /// Stores a message, to be sent as soon as the server lets it. Waits for room in the
-    /// store if it is full, and for nothing else; without a store it waits for room in the
-    /// send buffer. Inside a handler it never waits.
+    /// Stores a message, to be sent as soon as the server can take it. If the store is full it
+    /// waits for room there, and for nothing else; without a store it waits for room in the send
+    /// buffer. Inside a handler it never waits.
     ///
-    /// When this returns, a process crash loses nothing; `receipt.durable()` covers a power
-    /// cut. What becomes of the message tells the receipt, or the failed-write handler.
+    /// Once this has returned, a process crash loses nothing; `receipt.durable()` covers a power
+    /// cut. The receipt tells what becomes of the message, and the failed-write handler is called
+    /// if it is refused.
     ///
-    /// Cancel safe: a cancelled call has stored nothing. Storing and returning the receipt
-    /// happen in one step.
+    /// Cancel safe: a cancelled call has stored nothing, since storing and returning the receipt
+    /// are one step.
     ///
     /// # Errors
     /// A [`PublishError`], which hands the message back and says whether trying again
@@ -261,7 +262,7 @@ impl Client {
         match self.try_send(message) {
             Ok(receipt) => Ok(receipt),
             Err(error) => {
-                // A time that overflows is no limit.
+                // A timeout that overflows counts as no limit.
                 let deadline = Instant::now().checked_add(timeout);
                 self.wait_for_room(error, deadline).await
             }
@@ -285,12 +286,12 @@ impl Client {
     ) -> Result<Receipt, PublishError> {
         let mut waits = false;
         loop {
-            // A handler that waits for room may wait for itself: acks free room, and a
-            // refusal is an ack that waits for its handler.
+            // A handler that waits for room may wait for itself: acks free room, and a refusal is
+            // an ack that waits for its handler.
             if !error.is_for_room() || is_handling(&self.shared) {
                 return Err(error);
             }
-            // Registered before the next try: room that comes in between is not missed.
+            // Registered before the next try, so that room that comes in between is not missed.
             let room = self.shared.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
@@ -315,21 +316,21 @@ impl Client {
         }
     }
 
-    /// Waits until everything stored before this call is settled, over any number of
-    /// reconnects. A message that was refused counts as settled once the failed-write handler
-    /// has returned for it, whether it took it over or not; inside a handler, or without one,
-    /// once the refusal is in the log. That includes refusals of earlier runs that are still to
-    /// be offered. Without a store it asks the server to confirm that it has processed
-    /// everything, and waits for the acks that messages asked for.
+    /// Waits until everything stored before this call is settled, over any number of reconnects.
+    /// A message that was refused counts as settled once the failed-write handler has returned
+    /// for it, whether or not it took the refusal over; inside a handler, or without one, once
+    /// the refusal is in the log. Refusals of earlier runs that are still to be offered are
+    /// included. Without a store it asks the server to confirm that it has processed everything,
+    /// and waits for the acks that messages asked for.
     ///
-    /// A handler that waits for another task that flushes holds that flush up, and nothing but
-    /// the timeout ends it.
+    /// If a handler waits for another task that flushes, the flush waits for the handler in turn,
+    /// and only the timeout ends it.
     ///
-    /// Cancel safe: nothing but the waiting ends.
+    /// Cancel safe: only the waiting ends.
     ///
     /// # Errors
-    /// [`FlushError::Timeout`] with what is left, which stays in the store and is sent on, and
-    /// how many handlers are not through.
+    /// [`FlushError::Timeout`], with what is left, which stays in the store and is still sent,
+    /// and with how many handlers have not returned.
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         self.shared.release();
@@ -410,7 +411,8 @@ impl Client {
         answer.await.map_err(|_| closed())?
     }
 
-    /// Of a client that has ended: what became of single messages is not counted any more.
+    /// The report of a client that has ended: what becomes of single messages is not counted any
+    /// more.
     pub(crate) fn report_now(&self) -> FlushReport {
         let bounds = self.bounds();
         FlushReport {
@@ -428,9 +430,9 @@ impl Client {
     /// When it waits outside a tokio runtime with a clock.
     ///
     /// # Errors
-    /// [`LogonError::Refused`] as soon as every server refused in turn;
-    /// [`LogonError::Deadline`] at the deadline. The client goes on trying, unless it was
-    /// told to give up at some point, and has: [`LogonError::GaveUp`].
+    /// [`LogonError::Refused`] as soon as every server in turn has refused;
+    /// [`LogonError::Deadline`] at the deadline. The client goes on trying, unless it was told to
+    /// give up at some point and has done so: [`LogonError::GaveUp`].
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn wait_logged_on(&self, deadline: Duration) -> Result<(), LogonError> {
         self.shared.release();
@@ -445,14 +447,15 @@ impl Client {
                 let now = status.borrow_and_update();
                 match now.state {
                     ConnectionState::Shutdown => return Err(LogonError::Closed),
-                    // It may be gone again by the time anybody looks.
+                    // The link may be gone again before anybody looks.
                     _ if now.logons > logons => return Ok(()),
                     ConnectionState::Disconnected
                     | ConnectionState::Connecting
                     | ConnectionState::Connected => {}
                     _ => return Ok(()),
                 }
-                // While an attempt runs, the refusals before it say nothing of its outcome.
+                // While an attempt is under way, refusals before it say nothing about its
+                // outcome.
                 let told = now.state == ConnectionState::Disconnected
                     || now.refusals - refusals >= now.servers.max(1) as u64;
                 if told
@@ -490,15 +493,16 @@ impl Client {
         }
     }
 
-    /// Ends the client: accepts nothing more, waits until everything is settled, and the
-    /// failed-write handler has returned for every refusal, or the deadline is over, then closes
-    /// the store. Never hangs, at most about a second beyond
-    /// the deadline when the disk is slow; never discards: what is left is sent after the
-    /// next open. From inside a handler it does not wait for that handler.
+    /// Ends the client: accepts nothing more, waits until everything is settled and the
+    /// failed-write handler has returned for every refusal, or until the deadline, and then
+    /// closes the store. Never hangs: when the disk is slow it takes at most about a second
+    /// longer than the deadline. Never discards: what is left is sent after the next open. Inside
+    /// a handler it does not wait for that handler.
     ///
-    /// Of several calls the earliest deadline counts, and all get the same report, those that
-    /// come when the client is closed included. Receipts without an outcome then say
-    /// `Unknown`, those of messages among them whose acks have not come without a store. Cancelling the call does not stop the closing.
+    /// If it is called several times the earliest deadline counts, and all calls get the same
+    /// report, including those after the client is closed. Receipts without an outcome then say
+    /// `Unknown`, and so do, without a store, those of messages whose acks have not come.
+    /// Cancelling the call does not stop the closing.
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name))]
     pub async fn close(&self, deadline: Duration) -> CloseReport {
         self.shared.release();
@@ -515,14 +519,14 @@ impl Client {
             .mailbox
             .request(|requests| requests.close = Some(request.and(requests.close)));
         if in_handler && self.shared.mailbox.finishing.load(Ordering::SeqCst) {
-            // Who closes waits for this handler, and may do so up to its deadline.
+            // Another call that closes waits for this handler, and may do so until its deadline.
             return CloseReport {
                 left: self.bounds().unsettled,
                 pending: true,
                 ..CloseReport::default()
             };
         }
-        // It fails with the last handle of the client, and this is one.
+        // This fails only once the last handle of the client is gone, and `self` is one.
         let ended = end.wait_for(|end| !matches!(end, End::Running)).await;
         match ended.as_deref() {
             Ok(End::Closed(report)) => report.clone(),
@@ -533,10 +537,10 @@ impl Client {
         }
     }
 
-    /// What happens to this client from now on, behind what its store found when it was
-    /// opened, and that its file was moved or that it is filling up if that is so. Without a
-    /// failed-write handler the first stream has the refusals of earlier runs as well that were
-    /// told before it was asked for, the latest 1,024 of them.
+    /// What happens to this client from now on. The stream begins with what its store found when
+    /// it was opened, and with whether its file was moved and whether it is filling up. Without a
+    /// failed-write handler the first stream also begins with the refusals of earlier runs that
+    /// were reported before it was asked for, at most the latest 1,024.
     pub fn events(&self) -> Events {
         let early = self.shared.take_early();
         let first = early.is_some();
@@ -551,7 +555,7 @@ impl Client {
         events
     }
 
-    /// A look at the client as it is.
+    /// The present state of the client.
     pub fn health(&self) -> Health {
         let bounds = self.bounds();
         let totals = self.shared.totals();
@@ -596,16 +600,16 @@ impl Client {
         self.shared.store()
     }
 
-    /// Subscribes, or queries. While a server is being connected to it waits for the logon; once
-    /// placed, the subscription is placed again after every reconnect.
+    /// Subscribes, or queries. If a server is just being connected to, it waits for the logon.
+    /// Once placed, the subscription is placed again after every reconnect.
     ///
     /// Cancelling the call gives the subscription up.
     ///
     /// # Errors
-    /// The server refused it or did not answer in time, or the client is closed. And
-    /// [`CommandError::Unreachable`] as soon as every server in turn could not be connected to or
-    /// refused the logon: with nobody listening, at once. To wait for one there is
-    /// [`wait_logged_on`](Self::wait_logged_on).
+    /// The server refused it or did not answer in time, or the client is closed. Also
+    /// [`CommandError::Unreachable`], as soon as every server in turn could not be connected to
+    /// or refused the logon; if nobody listens that is at once. To wait for a server, call
+    /// [`wait_logged_on`](Self::wait_logged_on) first.
     #[tracing::instrument(level = "debug", skip_all, fields(client = %self.shared.name, topic = %subscribe.topic))]
     pub async fn subscribe(&self, subscribe: Subscribe) -> Result<Subscription, CommandError> {
         if subscribe.topic.is_empty() {
@@ -618,20 +622,21 @@ impl Client {
             placing,
         };
         self.shared.desk.ask(ask).await?;
-        // Without a link, nobody but the driver looks there.
+        // Without a link only the driver looks there.
         self.shared.mailbox.doorbell.ring_always();
         placed.await.map_err(|_| CommandError::Closed)?
     }
 
     /// Sends a command of any name and waits for its acks, at most as long as the command
-    /// timeout. It waits, too, while the link takes no bytes; a command whose time is over by
-    /// then is not sent.
+    /// timeout. That includes the time while the link takes no bytes; a command whose time is up
+    /// by then is not sent.
     ///
-    /// Cancelling the call leaves open whether the command goes out.
+    /// If the call is cancelled, the command may or may not be sent.
     ///
     /// # Errors
-    /// The server refused it or did not answer in time; and unless it is to be
-    /// [sent again](Request::retry), there is no connection, or it is lost before the answer.
+    /// The server refused it or did not answer in time. Unless it is to be [sent
+    /// again](Request::retry), also: there is no connection, or it was lost before the answer
+    /// came.
     ///
     /// # Panics
     /// Outside a tokio runtime with a clock.
@@ -661,7 +666,8 @@ impl Client {
                 (Some(again), true) => again,
                 _ => return answer,
             };
-            // Another logon than the one that is gone, or the end of the client.
+            // Wait for another logon than the one whose link was lost, or for the end of the
+            // client.
             let ready = status
                 .wait_for(|now| now.logons > logons || now.state == ConnectionState::Shutdown);
             match timeout_at(until, ready).await {

@@ -25,7 +25,7 @@ pub enum OpenError {
         /// The name asked for.
         wanted: String,
     },
-    /// A client name the server would not take.
+    /// A client name that no server would accept.
     #[error(
         "{0:?} is no client name: use a short one without control characters or square brackets"
     )]
@@ -36,8 +36,8 @@ pub enum OpenError {
     /// A server's URI cannot be used.
     #[error("bad server URI: {0}")]
     Uri(String),
-    /// A server's address can never be connected to: its scheme is not supported, or TLS
-    /// cannot be set up for it.
+    /// It will never be possible to connect to a server's address: its scheme is not supported,
+    /// or TLS cannot be set up for it.
     #[error("cannot connect to {server}: {source}")]
     Server {
         /// The server, without its credentials.
@@ -45,13 +45,14 @@ pub enum OpenError {
         /// Why.
         source: ConnectError,
     },
-    /// No tokio runtime is at hand.
+    /// There is no tokio runtime to run on.
     #[error(
         "no tokio runtime is at hand; open the client inside one, give a handle with `.runtime(…)`, or use the blocking client"
     )]
     NoRuntime,
-    /// A thread that the client needs cannot be made. Those for its store and for looking up names
-    /// are made ahead: later it would be a message or a connection that is missing.
+    /// A thread that the client needs cannot be made. Threads for the store and for looking up
+    /// names are made at open, because if they were missing later it would cost a message or a
+    /// connection.
     #[error(
         "cannot make a thread for the client: {source}; allow this user or container more of them \
          (ulimit -u, pids.max)"
@@ -85,7 +86,7 @@ impl PublishError {
         }
     }
 
-    /// Whether it was refused for want of room, and nothing else.
+    /// Whether it was refused only for want of room.
     pub(crate) fn is_for_room(&self) -> bool {
         match &self.reason {
             PublishFailure::Full | PublishFailure::Unacked(_) => true,
@@ -127,20 +128,20 @@ pub enum PublishFailure {
     /// The store did not take it: full (when not waiting), too large, or broken.
     #[error(transparent)]
     Store(#[from] AppendError),
-    /// No room came before the deadline; what was in the way to the last.
+    /// No room came before the deadline. The last reason why there was none.
     #[error("no room came before the deadline: {0}")]
     Deadline(#[source] Box<PublishFailure>),
     /// The client was closed.
     #[error("the client is closed")]
     Closed,
-    /// Without a store, a message can only be sent while logged on.
+    /// Without a store a message can only be sent while logged on.
     #[error("not connected, and there is no store to keep the message in")]
     NotConnected,
-    /// Without a store, the send buffer is full.
+    /// Without a store: the send buffer is full.
     #[error("the send buffer is full")]
     Full,
-    /// Without a store, as many messages as may wait for the acks they asked for, those refused
-    /// among them whose failed-write handler has not returned; see
+    /// Without a store: as many messages as allowed wait for the acks they asked for, or were
+    /// refused and wait for the failed-write handler; see
     /// [`Builder::max_in_flight`](crate::Builder::max_in_flight).
     #[error(
         "{0} message(s) wait for their acks, as many as may; wait for some of them, or send this \
@@ -149,7 +150,7 @@ pub enum PublishFailure {
     Unacked(u64),
 }
 
-/// The server has not accepted a logon yet. The client goes on trying.
+/// No server has accepted a logon yet. The client goes on trying.
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum LogonError {
@@ -192,17 +193,17 @@ fn last_attempt(last: &Option<(String, LinkEnd)>) -> String {
 #[derive(Debug, Clone, thiserror::Error)]
 #[non_exhaustive]
 pub enum FlushError {
-    /// The time is over. What is left stays in the store and is sent on; handlers that run, run
-    /// on. Without a store: the server did not confirm in time, or did not ack what asked for
-    /// it.
+    /// The time is up. What is left stays in the store and is still sent, and handlers go on
+    /// running. Without a store: the server did not confirm in time, or did not send the acks
+    /// that were asked for.
     #[error(
         "the flush was not over in time; {left} message(s) are not settled, and the handler has not returned for {handlers} refused one(s)"
     )]
     Timeout {
         /// Covered by this flush and not settled.
         left: u64,
-        /// Refusals, of this run or an earlier one, whose failed-write handler has not returned:
-        /// it is not through, or waits for its turn.
+        /// Refusals, of this run or an earlier one, whose failed-write handler has not returned
+        /// or was not called yet.
         handlers: u64,
     },
     /// The client was closed meanwhile.
@@ -213,10 +214,11 @@ pub enum FlushError {
     Command(CommandError),
 }
 
-/// What became of the messages that one flush covers: those stored before it was called, but for
-/// those that an earlier flush has counted. Flushes at the same time count what they both wait
-/// for. Counts since the client was opened are in [`Client::health`](crate::Client::health).
-/// Without a store they count what became known since the flush before.
+/// What became of the messages that one flush covers: those stored before it was called, without
+/// those that an earlier flush has counted. Flushes that run at the same time both count what
+/// they both wait for. Counts since the client was opened are in
+/// [`Client::health`](crate::Client::health). Without a store a flush counts what became known
+/// since the one before.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct FlushReport {
     /// Persisted, by the server's ack.
@@ -230,9 +232,9 @@ pub struct FlushReport {
     pub left: u64,
     /// Refusals in the store that wait for the application, of any run.
     pub waiting: u64,
-    /// Without a store: messages of which nothing is known, since they asked for no ack or its
-    /// link was lost. That the server has processed them, as it confirmed, says of none whether
-    /// it was persisted or refused.
+    /// Without a store: messages of which nothing is known, because they asked for no ack or
+    /// their link was lost. The server confirmed that it has processed them; that does not say of
+    /// any of them whether it was persisted or refused.
     pub unknown: u64,
 }
 
@@ -248,8 +250,8 @@ impl FlushReport {
         }
     }
 
-    /// Whether all is known to be well: every message this flush covers was persisted by an ack,
-    /// and no refusal waits. What a logon covered may have been refused.
+    /// Whether everything is known to be well: every message that this flush covers was persisted
+    /// by an ack, and no refusal waits. What only a logon covered may have been refused.
     pub fn all_persisted(&self) -> bool {
         let known = self.persisted_at_logon == 0 && self.unknown == 0;
         known && self.rejected == 0 && self.left == 0 && self.waiting == 0
@@ -260,18 +262,19 @@ impl FlushReport {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Unsettled messages left in the store; the next open sends them. Without a store:
-    /// messages that were accepted and never handed to a link, which are gone. Those that wait
-    /// for an ack are not among them: their receipts say `Unknown`.
+    /// Unsettled messages left in the store, which the next open sends. Without a store: messages
+    /// that were accepted but never handed to a link, which are lost. Messages that wait for an
+    /// ack are not counted here: their receipts say `Unknown`.
     pub left: u64,
-    /// Refusals whose failed-write handler had not returned at the deadline, or was the caller;
-    /// they are offered again at the next open, unless it takes them over until then.
+    /// Refusals whose failed-write handler had not returned at the deadline, or made this call
+    /// itself. They are offered again at the next open, unless the handler accepts them before
+    /// the process ends.
     pub handlers: u64,
-    /// The store was closed cleanly. Otherwise the next open treats this as an unclean
-    /// stop, which costs numbers but no message.
+    /// The store was closed cleanly. Otherwise the next open treats this as an unclean stop,
+    /// which skips numbers but loses no message.
     pub clean: bool,
-    /// The call was made inside a handler that the closing waits for, so it could not wait
-    /// for the end: nothing is known of `clean` yet.
+    /// The call was made inside a handler that the closing waits for, so it could not wait for
+    /// the end, and `clean` is not known yet.
     pub pending: bool,
     /// Why the store could not be closed cleanly.
     pub error: Option<StoreError>,
@@ -288,7 +291,8 @@ pub enum CommandError {
     #[error("no answer in time")]
     Timeout,
     /// No server can be reached to subscribe at: each one in turn could not be connected to or
-    /// refused the logon, or no more attempts are made. Otherwise the client goes on trying.
+    /// refused the logon, or no more attempts are made. In the first case the client goes on
+    /// trying.
     #[error(
         "no server can be reached; the last attempt, at {server}, ended with: {why}. Wait for one \
          with `wait_logged_on`, and subscribe then"
@@ -296,7 +300,7 @@ pub enum CommandError {
     Unreachable {
         /// The server tried last, without its credentials.
         server: String,
-        /// How that ended.
+        /// How the last attempt ended.
         why: LinkEnd,
     },
     /// The link ended before the answer came.

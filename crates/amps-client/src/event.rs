@@ -1,4 +1,4 @@
-//! What an application may want to watch: one lossy stream.
+//! What an application may want to watch: one stream, which may lose events and counts those.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -10,97 +10,98 @@ use crate::protocol::Reason;
 
 pub use amps_delivery::{ConnectionState, LinkEnd};
 
-/// Something that happened. Numbers are sequences of the store unless they are said to be
-/// the server's.
+/// Something that happened. Numbers are sequences of the store, unless they are described as the
+/// server's.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Event {
-    /// At open, the store said: a power cut left a hole in its log. Intact records behind it
-    /// were set aside; their messages are not sent. `amps store repair FILE --to NEW` on a copy
-    /// of the file as it was before this open recovers them.
+    /// Found at open: a power cut left a hole in the log. Intact records behind it were set
+    /// aside, and their messages are not sent. `amps store repair FILE --to NEW`, on a copy of
+    /// the file as it was before this open, recovers them.
     SetAside {
         /// How many records.
         records: u64,
         /// Lowest and highest sequence of the messages among them.
         sequences: Option<(u64, u64)>,
     },
-    /// At open: among the records set aside is the refusal of this message. A server does
-    /// not repeat a refusal.
+    /// Found at open: the refusal of this message is among the records that were set aside. A
+    /// server does not repeat a refusal.
     RefusalSetAside {
         /// The refused message.
         sequence: u64,
     },
-    /// At open: a range of the log is damaged.
+    /// Found at open: a range of the log is damaged.
     Damaged {
         /// Where it starts in the file.
         offset: u64,
         /// Bytes up to the next intact record.
         bytes: u64,
-        /// Messages given out there that may be missing: the lowest and the highest possible.
+        /// Messages given out there that may be missing: the lowest and the highest possible one.
         sequences: Option<(u64, u64)>,
         /// A copy or a refusal of an earlier message may be missing as well.
         earlier: bool,
-        /// What stood there was needed and is given up (`Recovery::Salvage`). Otherwise its
-        /// neighbours prove that it held nothing needed.
+        /// What stood there was needed, and is given up (`Recovery::Salvage`). Otherwise its
+        /// neighbours prove that nothing needed stood there.
         needed: bool,
     },
-    /// At open: an earlier open gave these messages up.
+    /// Found at open: an earlier open gave these messages up.
     GivenUp {
         /// Lowest sequence.
         first: u64,
         /// Highest sequence.
         last: u64,
     },
-    /// The connection moved on.
+    /// The state of the connection changed.
     State {
-        /// Where it is now.
+        /// The new state.
         state: ConnectionState,
-        /// The server concerned, without its credentials.
+        /// The server that the state is about, without its credentials.
         server: String,
     },
     /// A link ended, or could not be opened.
     LinkLost {
-        /// The server concerned, without its credentials.
+        /// The server, without its credentials.
         server: String,
         /// Why.
         why: LinkEnd,
         /// How long the client waits before the next attempt; `None`: it makes no more.
         retry_in: Option<Duration>,
     },
-    /// No server takes messages: told when a link is lost or the first attempt fails, and once a
-    /// minute while messages wait for the end of it. Single attempts are in
+    /// No server takes messages. Reported when a link is lost or the first attempt fails, and
+    /// then once a minute as long as messages wait. Single attempts are in
     /// [`LinkLost`](Self::LinkLost).
     Outage {
         /// The server tried last, without its credentials.
         server: String,
-        /// How that ended.
+        /// How the last attempt ended.
         why: LinkEnd,
-        /// Attempts that failed, the lost link included; 1 when the outage begins.
+        /// Attempts that failed, including the link that was lost; 1 when the outage begins.
         attempts: u32,
-        /// Since it began.
+        /// How long it has lasted.
         lasted: Duration,
         /// Messages that wait in the store.
         waiting: u64,
-        /// For how long the oldest of them, by the wall clock, if it says when it was published.
+        /// How long the oldest of them has waited, by the wall clock, if it says when it was
+        /// published.
         oldest: Option<Duration>,
     },
     /// A server accepted the logon after an [`Outage`](Self::Outage).
     OutageOver {
         /// The server, without its credentials.
         server: String,
-        /// Attempts that had failed, the lost link included.
+        /// Attempts that had failed, including the link that was lost.
         attempts: u32,
-        /// How long it was.
+        /// How long the outage was.
         lasted: Duration,
         /// Messages that wait in the store and are sent now.
         waiting: u64,
     },
-    /// More outages began in the last minute or two than are told one by one: servers accept the
-    /// logon, and the link is lost soon afterwards.
+    /// More outages began within a minute or two than are reported one by one: servers accept the
+    /// logon, but the link is lost soon afterwards.
     Flapping {
         /// The server of the last link, without its credentials.
         server: String,
-        /// How that ended.
+        /// How that link ended.
         why: LinkEnd,
         /// Outages that began.
         links: u32,
@@ -108,7 +109,7 @@ pub enum Event {
         waiting: u64,
     },
     /// Messages wait, and the server has settled none of them for a minute although there is a
-    /// link; told once a minute.
+    /// link. Reported once a minute.
     Stuck {
         /// The server, without its credentials.
         server: String,
@@ -117,60 +118,60 @@ pub enum Event {
         /// As in [`Outage`](Self::Outage).
         oldest: Option<Duration>,
     },
-    /// No more attempts to connect are made: the delay strategy or the server chooser gave up,
-    /// or [`Builder::give_up_after`](crate::Builder::give_up_after) is over. Publishes are
-    /// accepted into the store all the same; close the client and open it anew to go on.
+    /// No more attempts to connect are made: the delay strategy or the server chooser gave up, or
+    /// the time of [`Builder::give_up_after`](crate::Builder::give_up_after) is over. Publishes
+    /// are still accepted into the store. To connect again, close the client and open it anew.
     GaveUp {
         /// Who gave up.
         why: &'static str,
     },
-    /// The server has less than it acknowledged before: messages `server + 1 ..= settled`
-    /// may be missing there, and can no longer be resent.
+    /// The server has less than it acknowledged before. Messages `server + 1 ..= settled` may be
+    /// missing there, and cannot be sent again any more.
     PublishGap {
         /// The server's figure, as a sequence.
         server: u64,
-        /// Settled before.
+        /// What was settled before.
         settled: u64,
         /// The figure was 0: the server does not know this publisher at all.
         unknown_publisher: bool,
     },
-    /// The server speaks of more than this store can have sent. Another publisher uses the
-    /// name, or the store is an old copy. Nothing was settled on that claim.
+    /// The server's figure is higher than anything this store can have sent: another publisher
+    /// uses the name, or the store is an old copy. Nothing was settled by that figure.
     ForeignFigure {
         /// The server's own number.
         figure: u64,
         /// The highest sequence this store may have sent.
         may_have_sent: u64,
     },
-    /// Numbering on the wire goes on above the server's figure. Messages sent before under
-    /// their old numbers may reach the server twice.
+    /// Numbers on the wire go on above the server's figure from now on. Messages that were sent
+    /// before under their old numbers may reach the server twice.
     Rebased {
-        /// First sequence concerned.
+        /// The first sequence that is renumbered.
         from: u64,
-        /// The number it goes out under: above the server's figure, with room for what the
+        /// The number on the wire that it gets: above the server's figure, with room for what the
         /// server may hold beyond that.
         first_wire: u64,
-        /// Unsettled messages that may be duplicates: they may have been sent before.
+        /// Unsettled messages that may have been sent before, and so may become duplicates.
         possible_duplicates: u64,
     },
-    /// Another live publisher seems to use the same client name. Give each its own.
+    /// Another live publisher seems to use the same client name. Give each a name of its own.
     NameShared {
-        /// The server's own number that shows it.
+        /// The server's own number that shows this.
         figure: u64,
         /// Sending stopped until [`Client::allow_rebase`](crate::Client::allow_rebase) or
         /// the next open.
         stopped: bool,
     },
-    /// The same first message was unsettled at the end of several links; it may be what
-    /// the server stumbles over.
+    /// The same message was the first unsettled one when several links ended. It may be what
+    /// makes the server end them.
     Stalled {
         /// The message.
         sequence: u64,
         /// Links lost in a row with it at the head.
         links: u32,
     },
-    /// A refusal that names no message of this client, or, without a store, none that waits for
-    /// an ack; it cannot be attributed.
+    /// A refusal that names no message of this client (without a store, none that waits for an
+    /// ack), so that it is not known what was refused.
     /// [`Builder::publish_ids`](crate::Builder::publish_ids) makes such servers safe.
     Unattributed {
         /// The server's own number, if it sent one.
@@ -179,27 +180,27 @@ pub enum Event {
         reason: Reason,
     },
     /// The server sent a field that cannot be read, such as a sequence that is no number. An ack
-    /// without a readable sequence settles nothing, and a refusal without one names nobody
-    /// ([`Unattributed`](Self::Unattributed)); whatever else the frame said counts.
+    /// without a readable sequence settles nothing, and a refusal without one is
+    /// [`Unattributed`](Self::Unattributed); whatever else the frame says counts.
     UnreadableField {
-        /// Its key on the wire.
+        /// The field's key on the wire.
         field: String,
     },
-    /// Without a store: messages were accepted and never handed to the link that ended. They
-    /// are gone. What was written just before it ended may be lost as well, and nothing can
-    /// tell.
+    /// Without a store: messages were accepted but never handed to the link that ended. They are
+    /// lost. What was written just before the link ended may be lost as well; that cannot be
+    /// known.
     Unsent {
         /// How many.
         messages: u64,
     },
-    /// A late refusal came when the log had no room for it; the last-chance handler got it.
+    /// A late refusal came when the log had no room for it. The last-chance handler got it.
     RefusalNotLogged {
         /// The message.
         sequence: u64,
         /// The server's reason.
         reason: Reason,
     },
-    /// A message was refused; the refusal is in the log, and waits for the failed-write handler
+    /// A message was refused. The refusal is in the log, and waits for the failed-write handler
     /// or an operator. Without a store nothing keeps it.
     Refused {
         /// The message; 0 without a store, where its receipt and the handler say which it is.
@@ -208,10 +209,11 @@ pub enum Event {
         reason: Reason,
         /// It came after a success that covered the message; the success stands.
         late: bool,
-        /// An earlier run received it, and there is no failed-write handler to be offered it.
+        /// An earlier run received it, and there is no failed-write handler that it could be
+        /// offered to.
         earlier_run: bool,
     },
-    /// The store failed; what follows from it is said in the error.
+    /// The store failed. The error says what follows from that.
     StoreFailed {
         /// What could not be done, as in "settle messages".
         doing: &'static str,
@@ -219,37 +221,37 @@ pub enum Event {
         error: String,
     },
     /// The store's file was moved, or is back in its place. With [`Place::Gone`] it was removed:
-    /// publishes are refused with `StoreError::Gone`, what is stored is still sent, and ends with
-    /// this process unless `Store::evacuate` saves it.
+    /// publishes are refused with `StoreError::Gone`, and what is stored is still sent, but is
+    /// lost with this process unless `Store::evacuate` saves it.
     StoreMoved {
         /// Where it is now.
         place: Place,
     },
     /// The backlog crossed a watermark of the store (`amps_store::Options::watermarks`, 50 and 80
-    /// percent unless set): the store fills up, or has room again. Each is told once until the
-    /// other one was.
+    /// percent unless set): the store is filling up, or has room again. Each watermark is
+    /// reported once and then not again until the other one was.
     Watermark {
-        /// The high one from below; else the low one from above.
+        /// The high watermark was reached from below; otherwise the low one from above.
         high: bool,
         /// Bytes taken by what is unsettled or refused, with the room charged for its future.
         live_bytes: u64,
         /// The most `live_bytes` may become.
         limit_bytes: u64,
     },
-    /// Nothing above `through` is sent for now: the store can make nothing durable any more,
+    /// Nothing above `through` is sent for now: the store cannot make anything durable any more,
     /// or could not raise its send grant, which is tried again until
-    /// [`SendingResumed`](Self::SendingResumed). What failed says
-    /// [`StoreFailed`](Self::StoreFailed).
+    /// [`SendingResumed`](Self::SendingResumed). [`StoreFailed`](Self::StoreFailed) says what
+    /// failed.
     SendingStopped {
         /// Highest sequence that may still be sent.
         through: u64,
     },
-    /// The store could raise its send grant after all; sending goes on.
+    /// The store could raise its send grant after all, and sending goes on.
     SendingResumed,
-    /// A stored message cannot be sent. Its record is damaged: nothing behind it is sent until it
-    /// is repaired or given up on. Or it is intact, and its envelope is not of a version this
-    /// program knows: then it waits as a refusal for an operator, no handler is offered it, and
-    /// what is behind it goes on.
+    /// A stored message cannot be sent. If its record is damaged, nothing behind it is sent until
+    /// it is repaired or given up. If it is intact but this program does not know the version of
+    /// its envelope, it waits for an operator like a refused message, no handler is offered it,
+    /// and what is behind it is sent.
     Unreadable {
         /// The message.
         sequence: u64,
@@ -262,24 +264,24 @@ pub enum Event {
         error: String,
     },
     /// The client's task ended although nobody closed the client: a store of the application's
-    /// panicked in it, or its runtime was shut down. Nothing more is sent, publishes are
-    /// refused, receipts say `Unknown`; what is unsettled stays in the store. Drop the client
+    /// own panicked in it, or its runtime was shut down. Nothing more is sent, publishes are
+    /// refused, and receipts say `Unknown`; what is unsettled stays in the store. Drop the client
     /// and open another one.
     ClientFailed {
         /// What is known of the cause.
         why: &'static str,
     },
-    /// A failed-write handler returned an error or panicked; the refusal waits. Without a store
-    /// nothing keeps it, and it is gone.
+    /// A failed-write handler returned an error or panicked. The refusal waits; without a store
+    /// nothing keeps it, and it is lost.
     HandlerFailed {
         /// The message; 0 without a store.
         sequence: u64,
-        /// The handler's word.
+        /// The handler's error.
         error: String,
     },
 }
 
-/// The bad news in what a store found when it was opened.
+/// What is bad news in what a store found when it was opened.
 pub(crate) fn found_at_open(report: &RecoveryReport) -> Vec<Event> {
     let mut events = Vec::new();
     if report.set_aside > 0 {
@@ -306,7 +308,7 @@ pub(crate) fn found_at_open(report: &RecoveryReport) -> Vec<Event> {
     events
 }
 
-/// One of [`found_at_open`] for a log.
+/// One of [`found_at_open`], in words for a log.
 pub(crate) fn found_in_words(event: &Event) -> String {
     let messages = |sequences: &Option<(u64, u64)>| match sequences {
         Some((first, last)) => format!(", messages {first} to {last} perhaps among them"),
@@ -342,12 +344,12 @@ pub(crate) fn found_in_words(event: &Event) -> String {
     }
 }
 
-/// A stream of [`Event`]s. It starts with what the store found when it was opened, however
-/// late the stream is asked for, with [`Event::StoreMoved`] if its file is not where it was, and
-/// with [`Event::Watermark`] while the backlog is above the high one; everything else it has from
-/// then on, but that the first stream asked for has the
-/// [refusals of earlier runs](Event::Refused) that were told before. It never holds the client up:
-/// when its reader is slow, the oldest events are dropped and counted.
+/// A stream of [`Event`]s. However late it is asked for, it starts with what the store found when
+/// it was opened, with [`Event::StoreMoved`] if the file is not where it was, and with
+/// [`Event::Watermark`] if the backlog is above the high one. The first stream that is asked for
+/// also has the [refusals of earlier runs](Event::Refused) that were reported before. Everything
+/// else it has only from then on. It never holds the client up: when its reader is slow, the
+/// oldest events are dropped and counted.
 #[derive(Debug)]
 pub struct Events {
     at_open: VecDeque<Event>,
@@ -368,7 +370,7 @@ impl Events {
         }
     }
 
-    /// Takes out of what was told so far what an earlier run left. No more of it is there than
+    /// Takes what an earlier run left out of the events so far. There are never more of them than
     /// the stream keeps for a slow reader.
     pub(crate) fn pass_to_now(&mut self) {
         let mut told = self.receiver.len() as u64;

@@ -1,5 +1,5 @@
-//! Handlers: refusals are offered to one, what nothing takes is told to the other, and the
-//! application takes over what waits.
+//! Handlers: refusals are offered to one, acks that nothing takes go to the other, and the
+//! application decides about refusals that wait.
 
 use std::collections::BTreeSet;
 use std::fmt;
@@ -37,8 +37,8 @@ pub(crate) fn is_handling(shared: &Shared) -> bool {
         .unwrap_or(false)
 }
 
-/// `future` with the mark of the calling task, for a task of its own: what a handler has
-/// done for it elsewhere is done inside the handler.
+/// Marks `future`, which will run as a task of its own, like the calling task: what a handler has
+/// done in another task still counts as done inside the handler.
 pub(crate) fn as_the_caller<F: Future>(future: F) -> impl Future<Output = F::Output> {
     let client = HANDLING.try_with(|client| *client).ok();
     async move {
@@ -76,7 +76,7 @@ fn panicked(error: tokio::task::JoinError) -> HandlerError {
     format!("the handler panicked: {}", panics::words(panic.as_ref())).into()
 }
 
-/// Says that the handler is called, until it is dropped: with the task, however that ends.
+/// Says that the handler is being called, until it is dropped: with the task, however that ends.
 pub(crate) struct Offering(Arc<Shared>);
 
 impl Offering {
@@ -123,7 +123,8 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
         }
         let sequence = rejection.sequence;
         if let Some(error) = unreadable(watched.store.as_ref(), sequence) {
-            // Whoever took it over would have been shown no message, and its bytes would go.
+            // A handler that accepted it would not have seen the message, whose bytes would be
+            // lost then.
             let error = error.to_string();
             tracing::warn!(sequence, %error, "a refused message waits for an operator");
             shared.event(Event::Unreadable { sequence, error });
@@ -222,18 +223,18 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
     }
 }
 
-/// Passes acks that nothing took to the last-chance handler of a client, off the I/O path.
+/// Passes acks that nothing else took to the client's last-chance handler, off the I/O path.
 pub(crate) fn last_chance(
     shared: &Arc<Shared>,
     mut acks: mpsc::Receiver<UnhandledAck>,
     handler: LastChance,
 ) -> impl Future<Output = ()> + Send + use<> {
     let client = identity(shared);
-    // The events end with the client, and must not wait for this task.
+    // The event streams end with the client, so this task must not keep it alive.
     let shared = Arc::downgrade(shared);
     async move {
         while let Some(ack) = acks.recv().await {
-            // More refusals of earlier runs may be left than the queue took at once.
+            // More refusals of earlier runs may be left than fitted into the queue at once.
             if acks.is_empty()
                 && let Some(shared) = shared.upgrade()
                 && shared.mailbox.untold.load(Ordering::Acquire)
@@ -288,7 +289,7 @@ impl Failed<'_> {
             .unwrap_or_default()
     }
 
-    /// Takes a refusal over; it is gone afterwards. `false`: none waits under this number.
+    /// Accepts a refusal, which removes it. `false`: none waits under this number.
     ///
     /// # Errors
     /// The store cannot record it.
@@ -303,12 +304,12 @@ impl Failed<'_> {
         }
     }
 
-    /// Publishes a refused message again, under a new sequence; the refusal is accepted in
-    /// the same record, so a crash in between leaves one message, not two. `None`: none
-    /// waits under this number, or its message is gone.
+    /// Publishes a refused message again, under a new sequence. The refusal is accepted in the
+    /// same record, so a crash leaves one of the two, never both or none. `None`: none waits
+    /// under this number, or its message is gone.
     ///
     /// # Errors
-    /// The store cannot take it, for lack of room among others.
+    /// The store cannot take it, for lack of room for instance.
     pub fn requeue(&self, sequence: u64) -> Result<Option<u64>, AppendError> {
         let shared = self.shared;
         let Some(store) = shared.store() else {
@@ -320,12 +321,13 @@ impl Failed<'_> {
         Ok(appended.map(|appended| appended.sequence))
     }
 
-    /// As [`requeue`](Self::requeue), but waits for room as long as `timeout`; not inside a handler, which must not wait for what it may itself hold up.
+    /// As [`requeue`](Self::requeue), but waits for room as long as `timeout`. Inside a handler
+    /// it does not wait, since the room may depend on that very handler.
     ///
     /// Cancel safe: cancelled while it waits, nothing happened.
     ///
     /// # Errors
-    /// As [`requeue`](Self::requeue), with the last of them once the time is over.
+    /// As [`requeue`](Self::requeue); once the time is up, the last of these errors.
     ///
     /// # Panics
     /// When it waits outside a tokio runtime with a clock.
@@ -338,7 +340,7 @@ impl Failed<'_> {
         let shared = self.shared;
         let mut waits = false;
         loop {
-            // Registered before the try: room that comes in between is not missed.
+            // Registered before the try, so that room that comes in between is not missed.
             let room = shared.room.notified();
             tokio::pin!(room);
             room.as_mut().enable();
@@ -348,7 +350,7 @@ impl Failed<'_> {
                         shared.meter.waits_for_room();
                     }
                     match deadline {
-                        // A time that overflows is no limit.
+                        // A timeout that overflows counts as no limit.
                         None => room.await,
                         Some(deadline) => {
                             if timeout_at(deadline, room).await.is_err() {
@@ -362,14 +364,14 @@ impl Failed<'_> {
         }
     }
 
-    /// Gives up on a message that no server will settle, such as one that breaks the link
-    /// every time ([`Event::Stalled`]): it becomes a refusal that waits, and what is behind
-    /// it goes on once that is durable. `false`: the message is settled, or never was, or a
-    /// sync failed and nothing can be durable any more (an event says so).
+    /// Gives up on a message that no server will settle, such as one that breaks the link every
+    /// time ([`Event::Stalled`]). It becomes a refusal that waits, and what is behind it is sent
+    /// once that is durable. `false`: the message is settled, or there is none, or a sync failed
+    /// and nothing can become durable any more (an event says so).
     ///
-    /// The server may have taken it all the same; nothing here can know.
+    /// The server may have taken the message all the same; that cannot be known here.
     ///
-    /// Cancelling the call leaves open whether it is done.
+    /// If the call is cancelled, it may or may not be done.
     pub async fn give_up(&self, sequence: u64) -> bool {
         let (done, given_up) = oneshot::channel();
         let ask = Ask::GiveUp { sequence, done };
@@ -379,8 +381,8 @@ impl Failed<'_> {
         }
     }
 
-    /// Offers everything that waits to the failed-write handler once more, what it refused
-    /// to take included.
+    /// Offers everything that waits to the failed-write handler once more, including what it
+    /// declined before.
     pub fn offer_again(&self) {
         self.shared.offers.again();
     }

@@ -35,38 +35,39 @@
 //!
 //! # Without a store
 //!
-//! A client without a store sends what it is given while it is logged on, under no number, and
-//! forgets it. A message may ask for an ack of its own ([`Message::ask_ack`]). Then it carries a
-//! command id, and an ack that names this id on the same link settles it: nothing else does, least
-//! of all one on another link. Its [`Receipt`] says [`Outcome::Persisted`] or
-//! [`Outcome::Rejected`], and [`Outcome::Unknown`] when the link or the client ends first. A refusal
-//! goes to the failed-write handler, without the message ([`FailedWrite::command_id`] tells which it
-//! was), or without one to the last-chance handler; nothing keeps it for later. So many messages
-//! may wait as [`Builder::max_in_flight`] says, and never more than 65,536: where one more would,
-//! [`Client::send`] waits, and [`Client::try_send`] says [`PublishFailure::Unacked`].
+//! A client without a store sends what it is given while it is logged on, without a number, and
+//! forgets it. A message may ask for an ack of its own ([`Message::ask_ack`]). It then carries a
+//! command id, and only an ack that names this id on the same link settles it. Its [`Receipt`]
+//! says [`Outcome::Persisted`] or [`Outcome::Rejected`], or [`Outcome::Unknown`] if the link or
+//! the client ends first. A refusal goes to the failed-write handler, without the message
+//! ([`FailedWrite::command_id`] tells which one it was), or, if there is none, to the last-chance
+//! handler; nothing keeps it for later. At most [`Builder::max_in_flight`] messages, and never
+//! more than 65,536, may wait like this: for one more, [`Client::send`] waits, and
+//! [`Client::try_send`] fails with [`PublishFailure::Unacked`].
 //!
 //! # Tracing
 //!
-//! What the client does stands in a `tracing` span `amps_client`, with the name in `client`;
-//! inside it, every attempt to connect and the link that comes of it in `link`, with the server,
-//! and every call of the failed-write handler in `failed_write`, with the sequence. Calls that
-//! wait for a server (`publish_flush`, `wait_logged_on`, `subscribe`, `command`, `close`) are
-//! spans of their own, at level `debug`, in the caller's. A publish has none: it is one copy
-//! into memory. Payloads, passwords and bookmarks are in no span and no event.
+//! Everything the client does happens in a `tracing` span `amps_client`, with its name in
+//! `client`. Inside it, every attempt to connect, with the link that results, is in `link`, with
+//! the server; every call of the failed-write handler is in `failed_write`, with the sequence.
+//! Calls that wait for a server (`publish_flush`, `wait_logged_on`, `subscribe`, `command`,
+//! `close`) have spans of their own, at level `debug`, inside the caller's. A publish has none,
+//! since it is only a copy into memory. Payloads, passwords and bookmarks are in no span and no
+//! event.
 //!
-//! An outage is one `warn` when it begins, with the server and the reason, and one a minute while
-//! messages wait for its end: how many, the age of the oldest in seconds, the last reason, the
-//! attempts so far. The logon that ends it is one `info`: what waits and is sent now, how much of
-//! it may have been sent before (`again`), and how long the outage was. Links that are lost soon
-//! after their logon, over and over, are told together once a minute, and so is a server that
-//! has settled nothing for a minute although messages wait. Single attempts, and the end of each
-//! link, are at `debug`. The same words are events: [`Event::Outage`], [`Event::OutageOver`],
-//! [`Event::Flapping`] and [`Event::Stuck`].
+//! An outage is logged as one `warn` when it begins, with the server and the reason, and as one a
+//! minute while messages wait for its end: how many, the age of the oldest in seconds, the last
+//! reason, the attempts so far. The logon that ends it is one `info`: what waits and is sent now,
+//! how much of it may have been sent before (`again`), and how long the outage was. Links that
+//! are lost soon after their logon, over and over, are reported together once a minute, and so is
+//! a server that has settled nothing for a minute although messages wait. Single attempts, and
+//! the end of each link, are at `debug`. The same facts are events: [`Event::Outage`],
+//! [`Event::OutageOver`], [`Event::Flapping`] and [`Event::Stuck`].
 //!
 //! # What it leaves out
 //!
-//! Until somebody asks: stores that spill from memory to a file, policies that drop messages,
-//! batching by time, zlib, acknowledging queue messages by a method of its own, builders for
+//! Not there until somebody asks for it: stores that spill from memory to a file, policies that
+//! drop messages, batching by time, zlib, a method for acknowledging queue messages, builders for
 //! FIX, NVFIX and composite messages (a payload is bytes; build it as you like), Kerberos,
 //! WebSocket, weighted server choosers, automatic retry of refusals, and the headers of an HTTP
 //! preflight, which no documentation describes.

@@ -5,11 +5,10 @@ use std::borrow::Cow;
 use amps_store::{Envelope, MAX_TAG, Operation, Origin, StoredMessage};
 use bytes::Bytes;
 
-/// A message to publish, or a request to delete records, with everything that travels
-/// with it.
+/// A message to publish, or a request to delete records, with everything that travels with it.
 ///
-/// Cheap to clone where the payload is: [`Bytes`] are shared. The payload is copied once,
-/// into the store.
+/// Cheap to clone if the payload is: [`Bytes`] are shared. The payload is copied once, into the
+/// store.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Message {
     operation: Operation,
@@ -59,8 +58,8 @@ impl Message {
         }
     }
 
-    /// Deletes the records of `topic` that match `filter`. After a resend the filter acts
-    /// on the records as they are then.
+    /// Deletes the records of `topic` that match `filter`. If it has to be sent again, the filter
+    /// acts on the records as they are then.
     pub fn sow_delete_by_filter(topic: impl Into<String>, filter: impl Into<String>) -> Self {
         Message {
             operation: Operation::SowDeleteByFilter,
@@ -97,8 +96,8 @@ impl Message {
         }
     }
 
-    /// Marks the message with up to [`MAX_TAG`] opaque bytes of the application. The tag of
-    /// the highest message recovered or settled is the point to resume behind
+    /// Marks the message with up to [`MAX_TAG`] opaque bytes. The tag of the highest message that
+    /// was recovered or settled tells the application where to resume
     /// (`PublishStore::resume_tag`).
     #[must_use]
     pub fn user_tag(mut self, tag: impl Into<Bytes>) -> Self {
@@ -121,7 +120,7 @@ impl Message {
         self
     }
 
-    /// An explicit SOW key, for topics set up to take one. Base64 characters only.
+    /// An explicit SOW key, for topics that are configured to take one. Base64 characters only.
     #[must_use]
     pub fn sow_key(mut self, key: impl Into<String>) -> Self {
         self.sow_key = Some(key.into());
@@ -135,14 +134,14 @@ impl Message {
         self
     }
 
-    /// Asks the server for an ack of this very message where there is no store: the
+    /// If there is no store, asks the server for an ack of this very message. The
     /// [`Receipt`](crate::Receipt) then says what became of it, and a refusal reaches the
-    /// failed-write handler or the last-chance handler. It goes out with a command id, which its
-    /// ack must name, on the same link: when that is lost first, the outcome is
+    /// failed-write handler or the last-chance handler. The message is sent with a command id,
+    /// which its ack must name, on the same link; if that link is lost first, the outcome is
     /// [`Unknown`](crate::Outcome::Unknown). A server that conflates the acks of this topic names
-    /// nobody in them, and leaves such a receipt to the end of the link.
+    /// no message in them, so that such a receipt is only resolved when the link ends.
     ///
-    /// With a store every message is acked anyway, and this changes nothing.
+    /// With a store every message is acknowledged anyway, and this changes nothing.
     #[must_use]
     pub fn ask_ack(mut self) -> Self {
         self.ask_ack = true;
@@ -159,10 +158,10 @@ impl Message {
         &self.topic
     }
 
-    /// Everything about the message but its payload, under the names by which it is set and in
-    /// the form that a store gives it back ([`StoredMessage::envelope`]): `user_tag`,
-    /// `correlation_id`, `expiration`, `sow_key`, `selector` (filter or keys of a delete) and
-    /// `options`. `published_at` is 0 until the message is stored.
+    /// Everything about the message except its payload, with the field names that a store uses
+    /// when it returns the message ([`StoredMessage::envelope`]): `user_tag`, `correlation_id`,
+    /// `expiration`, `sow_key`, `selector` (filter or keys of a delete) and `options`.
+    /// `published_at` is 0 until the message is stored.
     pub fn envelope(&self) -> Envelope<'_> {
         Envelope {
             operation: self.operation,
@@ -228,7 +227,7 @@ impl Message {
         self.ask_ack
     }
 
-    /// The same message as it stands in a store. `None` if its envelope cannot be read.
+    /// The message that a store returned. `None` if its envelope cannot be read.
     pub fn from_stored(stored: &StoredMessage) -> Option<Self> {
         let envelope = stored.envelope().ok()?.into_owned();
         Some(Message {
@@ -245,17 +244,17 @@ impl Message {
         })
     }
 
-    /// Bytes of it that go out, the names of its fields apart.
+    /// Bytes of it that are sent, without the names of its fields.
     pub(crate) fn size(&self) -> usize {
         size(&self.envelope(), &self.payload)
     }
 
-    /// Whether a server would understand this message. Every publish checks it before the
-    /// message is stored, because a stored message is resent for ever; ask earlier where
-    /// something is created for it.
+    /// Whether a server would understand this message. Every publish checks this before the
+    /// message is stored, because a stored message is sent again for ever. Call it earlier if
+    /// something is created for the message first.
     ///
     /// # Errors
-    /// What no server understands.
+    /// What about it no server would understand.
     pub fn check(&self) -> Result<(), BadMessage> {
         check_topic(&self.topic)?;
         if self.user_tag.len() > MAX_TAG {
@@ -282,7 +281,7 @@ impl Message {
     }
 }
 
-/// Bytes of a message that go out, the names of its fields apart.
+/// Bytes of a message that are sent, without the names of its fields.
 pub(crate) fn size(envelope: &Envelope<'_>, payload: &[u8]) -> usize {
     let texts = [
         &envelope.correlation_id,
@@ -294,8 +293,8 @@ pub(crate) fn size(envelope: &Envelope<'_>, payload: &[u8]) -> usize {
     payload.len() + envelope.topic.len() + texts.sum::<usize>()
 }
 
-/// Refuses topics no server takes: an empty one, and control characters, whose escapes a
-/// real server may not undo (`docs/protocol.md` §2).
+/// Refuses topics that no server takes: an empty one, and those with control characters, whose
+/// escapes a real server may not undo (`docs/protocol.md` §2).
 pub(crate) fn check_topic(topic: &str) -> Result<(), BadMessage> {
     if topic.is_empty() {
         return Err(BadMessage::NoTopic);

@@ -1,4 +1,4 @@
-//! Receipts: what became of one message, for whoever cares to ask.
+//! Receipts: what became of one message, for publishers that want to know.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
@@ -28,25 +28,25 @@ pub enum Outcome {
         /// The server's reason.
         reason: Reason,
     },
-    /// Nothing is known: it is still in the store and will be resent. Or it was sent without a
-    /// store, and no ack was asked for ([`Message::ask_ack`](crate::Message::ask_ack)), or its
-    /// link or the client ended before the ack came.
+    /// Nothing is known. With a store: the message is still in it and will be sent again. Without
+    /// one: no ack was asked for ([`Message::ask_ack`](crate::Message::ask_ack)), or the link or
+    /// the client ended before the ack came.
     Unknown,
 }
 
-/// Held by a publisher that wants to know what became of its message. Awaiting it gives the
-/// [`Outcome`]; [`Outcome::Unknown`] if the client is closed first. A receipt that is
-/// dropped costs nothing, and says nothing about the message, which stays on its way.
+/// Tells a publisher what became of its message. Awaiting it gives the [`Outcome`], which is
+/// [`Outcome::Unknown`] if the client is closed first. Dropping a receipt costs nothing and
+/// changes nothing about the message.
 pub struct Receipt {
     sequence: u64,
     of: Of,
-    /// Its waker is in the book.
+    /// Its waker is stored in the book.
     waits: bool,
 }
 
 /// Where its outcome comes from.
 enum Of {
-    /// Nowhere: sent without a store and without asking.
+    /// From nowhere: sent without a store, and without asking for an ack.
     Nothing,
     Stored(Arc<Held>),
     Asked(Box<Asked>),
@@ -56,12 +56,12 @@ enum Of {
 struct Asked {
     command_id: String,
     told: oneshot::Receiver<Outcome>,
-    /// What it said, for who asks again.
+    /// What it was, for whoever asks again.
     outcome: Option<Outcome>,
 }
 
-/// Counts the receipts of a chunk of numbers that are held, in that they hold it; so that one
-/// more or less of them costs no lock.
+/// Shared by all receipts for a chunk of numbers: its reference count tells how many are held, so
+/// that a receipt more or less costs no lock.
 struct Held {
     chunk: u64,
     watched: Arc<Watched>,
@@ -71,9 +71,9 @@ struct Held {
 pub(crate) struct Watched {
     pub(crate) book: Book,
     pub(crate) store: Arc<dyn PublishStore>,
-    /// Counts the moves of the store's durable mark, and what ends them.
+    /// Counts how often the store's durable mark moved, and what puts an end to that.
     pub(crate) durable: watch::Sender<u64>,
-    /// The store's file is gone, and what was durable in it with it.
+    /// The store's file was removed, and what was durable in it is lost.
     pub(crate) gone: AtomicBool,
     /// The store said that nothing becomes durable any more.
     pub(crate) sync_failed: AtomicBool,
@@ -136,17 +136,17 @@ impl Receipt {
         self.sequence
     }
 
-    /// Waits until a power cut cannot lose the message any more. Works at every level: at
+    /// Waits until a power cut cannot lose the message any more. Works at every level; at
     /// `Level::Os` it asks for a sync.
     ///
     /// Cancel safe.
     ///
     /// # Errors
-    /// A sync failed, now or before: the store can make nothing durable any more. Or its file was
-    /// removed, which takes what was durable as well ([`StoreError::Gone`]). Or the
-    /// store is in memory ([`StoreError::InMemory`]). Or the client is closed and left the
-    /// message undurable, or the message went out without a store, which makes nothing
-    /// durable ([`StoreError::Closed`]).
+    /// A sync failed, now or before, so that nothing in the store can be made durable any more.
+    /// Or its file was removed, with what was durable in it ([`StoreError::Gone`]). Or the store
+    /// is in memory ([`StoreError::InMemory`]). Or the client was closed before the message was
+    /// durable, or the message was sent without a store, which makes nothing durable
+    /// ([`StoreError::Closed`]).
     pub async fn durable(&self) -> Result<(), StoreError> {
         let Of::Stored(held) = &self.of else {
             return Err(StoreError::Closed);
@@ -161,7 +161,7 @@ impl Receipt {
             if watched.store.durable().sequence >= self.sequence {
                 return Ok(());
             }
-            // Before the rest: the store knows why nothing becomes durable any more.
+            // First of all, since the store knows why nothing becomes durable any more.
             watched.store.request_sync()?;
             if watched.sync_failed.load(Ordering::Acquire) {
                 return Err(StoreError::SyncFailed("so the store says".into()));
@@ -198,7 +198,7 @@ impl Asked {
             return Poll::Ready(outcome.clone());
         }
         let told = std::task::ready!(Pin::new(&mut self.told).poll(cx));
-        // Dropped unsaid: its link is gone, or the client.
+        // The sender was dropped without an outcome: its link is gone, or the client.
         let outcome = told.unwrap_or(Outcome::Unknown);
         self.outcome = Some(outcome.clone());
         Poll::Ready(outcome)
@@ -221,11 +221,11 @@ impl fmt::Debug for Receipt {
     }
 }
 
-/// Outcomes for the receipts that are held.
+/// The outcomes that held receipts may ask for.
 ///
-/// Memory: successes are a few ranges, since acks are cumulative; exceptions (refusals,
-/// single settlements) and wakers are kept only for numbers from the oldest held receipt
-/// on. Held receipts are counted in chunks of [`CHUNK`] numbers.
+/// Memory: successes are a few ranges, since acks are cumulative. Exceptions (refusals, single
+/// settlements) and wakers are kept only for numbers from the oldest held receipt on. Held
+/// receipts are counted in chunks of [`CHUNK`] numbers.
 #[derive(Default)]
 pub(crate) struct Book {
     state: Mutex<State>,
@@ -233,7 +233,7 @@ pub(crate) struct Book {
 
 #[derive(Default)]
 struct State {
-    /// Where the next receipt is most likely counted.
+    /// The chunk in which the next receipt will probably be counted.
     current: Option<Arc<Held>>,
     /// The chunks that receipts may hold, by number.
     held: VecDeque<(u64, Weak<Held>)>,
@@ -247,8 +247,7 @@ struct State {
 const CHUNK: u64 = 256;
 
 impl Watched {
-    /// Appends with `append` and counts the receipt in one step, so that no outcome can
-    /// come in between.
+    /// Calls `append` and counts the receipt in one step, so that no outcome can come in between.
     pub(crate) fn register<E>(
         self: &Arc<Self>,
         append: impl FnOnce() -> Result<u64, E>,
@@ -288,11 +287,11 @@ impl Book {
         }
     }
 
-    /// No outcome is told any more; every receipt without one is [`Outcome::Unknown`].
+    /// From now on no outcome is told, and every receipt without one is [`Outcome::Unknown`].
     pub(crate) fn close(&self) {
         let mut state = self.lock();
         state.closed = true;
-        // It holds what this book is a part of.
+        // It holds a reference to this book.
         state.current = None;
         let woken = std::mem::take(&mut state.waiting);
         drop(state);
@@ -339,7 +338,7 @@ impl State {
         let watched = watched.clone();
         let held = Arc::new(Held { chunk, watched });
         self.held.push_back((chunk, Arc::downgrade(&held)));
-        // A closed client is to go with its last receipt.
+        // A closed client must be freed with its last receipt.
         self.current = (!self.closed).then(|| held.clone());
         self.forget();
         held
@@ -355,7 +354,7 @@ impl State {
 
     fn is_held(&self, sequence: u64) -> bool {
         let chunk = sequence / CHUNK;
-        // The book's own hold on the current one counts for nobody.
+        // The book's own reference to the current chunk does not count.
         let nobody = match &self.current {
             Some(current) if current.chunk == chunk => 1,
             _ => 0,
@@ -364,8 +363,8 @@ impl State {
         at.is_ok_and(|at| self.held[at].1.strong_count() > nobody)
     }
 
-    /// Drops what no held receipt can ask for. Of the ranges the last one stays: it says
-    /// where the next begins.
+    /// Drops what no held receipt can ask for. The last range stays, since it says where the next
+    /// one begins.
     fn forget(&mut self) {
         while self
             .held
@@ -489,7 +488,7 @@ mod tests {
         drop(state);
         assert_eq!(look(book, 1), Poll::Ready(single));
         drop(first);
-        // What nobody can ask for any more goes with the next that happens.
+        // What nobody can ask for any more is dropped with the next event.
         book.settled_through(5001, Via::Ack);
         let state = book.lock();
         assert_eq!(state.held.len(), 1, "the one where the next is counted");

@@ -1,5 +1,5 @@
-//! What a client may ask a server for beside publishing, and what comes of it: subscriptions,
-//! queries, commands, enough to be useful beside a publisher.
+//! What a client may ask a server for besides publishing, and how it is answered: subscriptions,
+//! queries and commands, as far as a publisher needs them.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -33,10 +33,10 @@ pub(crate) enum SubscribeKind {
     SowAndDeltaSubscribe,
 }
 
-/// Messages a subscription holds for a slow reader unless told otherwise.
+/// Messages that a subscription holds for a slow reader, unless set otherwise.
 pub const DEFAULT_BUFFER: usize = 8192;
 
-/// Bytes of messages a subscription holds for a slow reader unless told otherwise: 64 MiB.
+/// Bytes of messages that a subscription holds for a slow reader, unless set otherwise: 64 MiB.
 pub const DEFAULT_BUFFER_BYTES: usize = 64 << 20;
 
 impl Subscribe {
@@ -106,7 +106,7 @@ impl Subscribe {
         self
     }
 
-    /// The order of a query's answer.
+    /// In which order a query is answered.
     #[must_use]
     pub fn order_by(mut self, order: impl Into<String>) -> Self {
         self.order_by = Some(order.into());
@@ -127,25 +127,25 @@ impl Subscribe {
         self
     }
 
-    /// Messages held for a slow reader, at least 1. One more ends the subscription with
-    /// [`Lagged`](crate::SubscriptionEnd::Lagged): the link is always read, so that acks and
-    /// heartbeats do not wait for the reader.
+    /// How many messages are held for a slow reader, at least 1. One more ends the subscription
+    /// with [`Lagged`](crate::SubscriptionEnd::Lagged): the link is always read, so that acks and
+    /// heartbeats never wait for a reader.
     #[must_use]
     pub fn buffer(mut self, messages: usize) -> Self {
         self.buffer = messages.max(1);
         self
     }
 
-    /// Bytes of messages held for a slow reader, their strings included; 64 MiB unless set.
-    /// One more ends the subscription as with [`buffer`](Self::buffer); a single message may
-    /// be larger.
+    /// How many bytes of messages are held for a slow reader, their strings included; 64 MiB
+    /// unless set. One more ends the subscription as with [`buffer`](Self::buffer), except that a
+    /// single message may be larger.
     #[must_use]
     pub fn buffer_bytes(mut self, bytes: usize) -> Self {
         self.buffer_bytes = bytes;
         self
     }
 
-    /// Bytes of it that go out, the names of its fields apart.
+    /// Bytes of it that are sent, without the names of its fields.
     pub(crate) fn size(&self) -> usize {
         let texts = [&self.filter, &self.options, &self.bookmark, &self.order_by];
         self.topic.len() + bytes_of(&texts)
@@ -176,7 +176,7 @@ pub struct Delivered {
     pub kind: DeliveredKind,
     /// Its topic, shared by the messages of one frame.
     pub topic: Arc<str>,
-    /// Its place in the server's log, to continue behind.
+    /// Its bookmark: its place in the server's log, behind which a subscription can continue.
     pub bookmark: Option<String>,
     /// Its SOW key.
     pub sow_key: Option<String>,
@@ -199,7 +199,7 @@ amps_store::debug_with_excerpt!(
 );
 
 impl Delivered {
-    /// Bytes it holds beside its topic, which it may share.
+    /// Bytes that it holds, without its topic, which it may share.
     pub(crate) fn bytes(&self) -> usize {
         let texts = [
             &self.bookmark,
@@ -217,10 +217,10 @@ fn bytes_of(texts: &[&Option<String>]) -> usize {
     lengths.sum()
 }
 
-/// A command of any name, for what has no method of its own.
+/// A command of any name, for what has no method of its own here.
 ///
-/// Publishes must go through the store instead: a number or a `persisted` ack of one's own
-/// would mix with the store's.
+/// Publishes must go through the store instead: a number or a `persisted` ack of your own would
+/// be confused with the store's.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Request {
     pub(crate) name: String,
@@ -333,7 +333,7 @@ impl Request {
         self
     }
 
-    /// The order of a query's answer.
+    /// In which order a query is answered.
     #[must_use]
     pub fn order_by(mut self, order: impl Into<String>) -> Self {
         self.order_by = Some(order.into());
@@ -376,17 +376,17 @@ impl Request {
         self
     }
 
-    /// When there is no connection, or it is lost before the answer: sends it after the next
-    /// logon, until its time is over. The server may then carry it out twice, so that it is off
-    /// unless set.
+    /// If there is no connection, or it is lost before the answer came, sends the command again
+    /// after the next logon, until its time is up. The server may then carry it out twice, so
+    /// this is off unless set.
     #[must_use]
     pub fn retry(mut self, on: bool) -> Self {
         self.retry = on;
         self
     }
 
-    /// The acks to ask for; the command is done when all of them came. With none it is
-    /// done when it was handed to the link.
+    /// The acks to ask for. The command is done when all of them have come, or, if none are asked
+    /// for, when it was handed to the link.
     #[must_use]
     pub fn acks(mut self, acks: impl IntoIterator<Item = AckKind>) -> Self {
         self.acks = acks.into_iter().fold(AckKinds::NONE, AckKinds::with);
@@ -400,7 +400,7 @@ impl Request {
         self
     }
 
-    /// Bytes of it that go out, the names of its fields apart.
+    /// Bytes of it that are sent, without the names of its fields.
     pub(crate) fn size(&self) -> usize {
         let texts = [
             &self.topic,
@@ -418,7 +418,7 @@ impl Request {
     }
 }
 
-/// What the server answered to a [`Request`], summed over its acks.
+/// What the server answered to a [`Request`], over all of its acks.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Answer {

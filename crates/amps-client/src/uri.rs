@@ -97,8 +97,8 @@ pub enum UriError {
         /// The scheme.
         scheme: &'static str,
     },
-    /// The host is in brackets but is no IPv6 address, or is one without brackets, or holds
-    /// what no name of a host holds.
+    /// The host is in brackets but is no IPv6 address, or is an IPv6 address without brackets, or
+    /// has characters that no host name has.
     #[error("\"{host}\" is not a host; IPv6 addresses go in brackets, as in [::1]:9007")]
     BadHost {
         /// What was written.
@@ -125,7 +125,7 @@ pub enum UriError {
         /// What was written.
         protocol: String,
     },
-    /// There is more path than a protocol and a message type.
+    /// The path has more than a protocol and a message type.
     #[error("\"/{extra}\" is too much; the path is a protocol and a message type")]
     ExtraPath {
         /// What was too much.
@@ -176,7 +176,7 @@ pub enum UriError {
         /// What was written.
         value: String,
     },
-    /// A Unix socket's file stands where the address does.
+    /// The file of a Unix socket stands in the place of the host.
     #[error(
         "unix takes the socket's file as an option; write \
          unix://localhost:0/amps/json?path={}",
@@ -289,16 +289,16 @@ impl FromStr for Uri {
     }
 }
 
-/// Whether what was taken for a host, a path or an option may be part of a password: one with a
-/// `/` or `?` in it, which ended the authority before its `@`.
+/// Whether a text that was taken for a host, a path or an option may be part of a password: a `/`
+/// or `?` in a password ends the authority before its `@`.
 fn hides_a_password(text: &str) -> bool {
     let rest = text.split_once("://").map_or(text, |(_, rest)| rest);
     let authority = rest.find(['/', '?']).unwrap_or(rest.len());
     rest[authority..].contains('@') || text[..text.len() - rest.len()].contains('@')
 }
 
-/// What is wrong with an address of a Unix socket where the file was written as others do it,
-/// in the place of the host: `unix:///run/a.sock`, `unix:/run/a.sock`.
+/// What is wrong with the address of a Unix socket that is written as in other programs, with the
+/// file in the place of the host: `unix:///run/a.sock`, `unix:/run/a.sock`.
 fn misplaced_socket(text: &str, error: &UriError) -> Option<UriError> {
     let rest = text.strip_prefix("unix:")?;
     let (address, query) = rest.split_once('?').unwrap_or((rest, ""));

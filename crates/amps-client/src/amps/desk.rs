@@ -1,4 +1,4 @@
-//! Where handles leave commands and subscriptions for the link, and find the answers.
+//! The desk: handles leave commands and subscriptions here for the link, and find the answers.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
@@ -17,13 +17,13 @@ use crate::requests::{Answer, Request, Subscribe};
 use crate::session::{Expired, MAX_WAITING, Received, ServerInfo, Session};
 use crate::subscription::{Leave, Subscription, SubscriptionEnd};
 
-/// Questions that may wait for the link.
+/// How many questions may wait for the link.
 const ASKS: usize = 256;
 
-/// Bytes of commands that may wait for the stream; those who ask for more wait themselves.
+/// Bytes of commands that may wait for the stream. Whoever asks for more has to wait.
 const COMMANDS_LIMIT: usize = 1 << 20;
 
-/// Longer than any client waits, and no time that overflows.
+/// Longer than any client waits, and no overflow when added to a time.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
 
 pub(crate) type Reply = oneshot::Sender<Result<Answer, CommandError>>;
@@ -32,13 +32,14 @@ pub(crate) type Reply = oneshot::Sender<Result<Answer, CommandError>>;
 pub(crate) enum Ask {
     Command {
         request: Request,
-        /// In terms of [`Now::at`].
+        /// Deadline, in terms of [`Now::at`].
         until: Duration,
         reply: Reply,
     },
-    /// Without a store: the server's own flush, behind every message accepted before.
+    /// Without a store: the server's own flush, which goes out after every message accepted
+    /// before.
     Flush {
-        /// In terms of [`Now::at`]; none: no limit.
+        /// Deadline, in terms of [`Now::at`]; `None`: no limit.
         until: Option<Duration>,
         reply: Reply,
     },
@@ -48,29 +49,30 @@ pub(crate) enum Ask {
     },
 }
 
-/// What a server says that concerns neither a publish nor a command nor a subscription.
+/// What a server says that concerns no publish, no command and no subscription.
 #[derive(Clone, Debug)]
 pub(crate) enum Stray {
-    /// It accepted the logon, and says this of itself.
+    /// It accepted the logon, and says this about itself.
     Server(ServerInfo),
-    /// Nothing takes it.
+    /// An ack that nothing takes.
     Unhandled(UnhandledAck),
-    /// A field that means nothing; its key.
+    /// A field that cannot be read; its key.
     UnreadableField(String),
 }
 
-/// The handles' side.
+/// The side of the handles.
 pub(crate) struct Desk {
     asks: mpsc::Sender<Ask>,
     up: AtomicBool,
     left: Mutex<Left>,
-    /// Since the last look. No more than one read brings: who lets the link read looks then.
+    /// Since the last look. No more than one read can bring, since whoever lets the link read
+    /// looks afterwards.
     strays: Mutex<Vec<Stray>>,
-    /// Without a store: messages on their way, and who is told that there is room for more.
+    /// Without a store: messages on their way, and whom to tell that there is room for more.
     direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
 }
 
-/// Subscriptions whose reader is gone. No more than there are subscriptions.
+/// Subscriptions whose reader is gone; at most as many as there are subscriptions.
 #[derive(Default)]
 struct Left {
     subscriptions: Vec<u64>,
@@ -102,10 +104,10 @@ impl Desk {
         (desk, Arc::new(slot))
     }
 
-    /// Leaves a question; waits while too many are there.
+    /// Leaves a question; waits while too many are queued.
     ///
     /// # Errors
-    /// Not connected, for a command, or the client is closed.
+    /// Not connected (for a command), or the client is closed.
     pub(crate) async fn ask(&self, ask: Ask) -> Result<(), CommandError> {
         self.may_ask(&ask)?;
         self.asks.send(ask).await.map_err(|_| CommandError::Closed)
@@ -150,12 +152,12 @@ impl Desk {
         direct.is_some_and(|(direct, _)| lock(direct).is_owed())
     }
 
-    /// Whether what goes out comes from a store.
+    /// Whether messages come from a store.
     pub(super) fn is_stored(&self) -> bool {
         self.direct.is_none()
     }
 
-    /// Without a store: everything that waits goes to the link.
+    /// Without a store: moves everything that waits to the link.
     pub(super) fn take_messages(&self, out: &mut Vec<u8>) {
         let Some((direct, room)) = &self.direct else {
             return;
@@ -186,7 +188,7 @@ impl Leave for Desk {
     }
 }
 
-/// Where what outlives links is kept between two of them.
+/// Where the sitting is kept between two links.
 pub(crate) struct Slot(Mutex<Option<Sitting>>);
 
 impl Slot {
@@ -198,7 +200,7 @@ impl Slot {
         *lock(&self.0) = Some(sitting);
     }
 
-    /// Serves what needs no link, between two of them. `unreachable`: why nobody can be asked to
+    /// Serves what needs no link, between two links. `unreachable`: why no server can be asked to
     /// place a subscription.
     pub(crate) fn serve(&self, unreachable: Option<&CommandError>) {
         if let Some(sitting) = &mut *lock(&self.0) {
@@ -206,7 +208,7 @@ impl Slot {
         }
     }
 
-    /// Nothing more is asked for. No link may be left.
+    /// No more questions will be asked. There must be no link any more.
     pub(crate) fn finish(&self) {
         if let Some(sitting) = &mut *lock(&self.0) {
             sitting.asked.close();
@@ -223,7 +225,8 @@ impl Slot {
     }
 }
 
-/// What outlives links: the session, what waits for its answers, and readers of subscriptions.
+/// What outlives a link: the session, whoever waits for its answers, and readers of
+/// subscriptions.
 pub(crate) struct Sitting {
     pub(super) session: Session,
     pub(super) replies: BTreeMap<u64, Reply>,
@@ -254,7 +257,7 @@ impl Sitting {
         self.session.tick(now.at, out, &mut ear)
     }
 
-    /// Takes questions as long as there is room for their bytes; whether there was one.
+    /// Takes questions as long as there is room for their bytes; returns whether there was one.
     pub(super) fn serve(&mut self, cx: &mut Context<'_>, now: Now, out: &mut Vec<u8>) -> bool {
         let mut left = self.desk.left();
         let subscriptions = std::mem::take(&mut left.subscriptions);
@@ -262,7 +265,7 @@ impl Sitting {
         drop(left);
         let mut any = self.end(subscriptions, out);
         while out.len() < COMMANDS_LIMIT {
-            // None: no handle is left.
+            // `None`: all handles are gone.
             let Poll::Ready(Some(ask)) = self.asked.poll_recv(cx) else {
                 break;
             };
@@ -282,7 +285,7 @@ impl Sitting {
     }
 
     fn serve_offline(&mut self, unreachable: Option<&CommandError>) {
-        // Off line nothing is written.
+        // Without a link nothing is written.
         let mut out = Vec::new();
         let left = std::mem::take(&mut self.desk.left().subscriptions);
         self.end(left, &mut out);
@@ -299,7 +302,7 @@ impl Sitting {
     fn take(&mut self, now: Now, ask: Ask, out: &mut Vec<u8>) {
         let (given, reply) = match ask {
             Ask::Subscribe { spec, placing } => return self.subscribe(now, spec, placing, out),
-            // It waited for the link; now it would come as a surprise.
+            // It waited for the link, and now its caller does not expect it any more.
             Ask::Command { until, reply, .. } if now.at >= until => {
                 (Err(CommandError::Timeout), reply)
             }
@@ -321,13 +324,13 @@ impl Sitting {
         }
     }
 
-    /// Behind what was accepted before, and like that only behind a logon.
+    /// A flush goes out after everything accepted before, and, like that, only after a logon.
     fn flush(&mut self, now: Now, until: Option<Duration>) -> Result<Option<u64>, CommandError> {
         self.forget_cancelled();
         let Some((direct, _)) = &self.desk.direct else {
             return Err(CommandError::Bad("with a store, that one is flushed"));
         };
-        // Without a limit, none; not that of other commands.
+        // No limit means none at all, and not the time limit of other commands.
         let until = until.unwrap_or(now.at + NO_LIMIT);
         let mut direct = lock(direct);
         if direct.flushes >= MAX_WAITING {
@@ -366,8 +369,8 @@ impl Sitting {
         self.readers.insert(id, entry);
     }
 
-    /// When all places for answers are taken, those that nobody waits for any more are given
-    /// up; answers that come all the same belong to nothing.
+    /// When all places for answers are taken, gives up those whose caller has stopped waiting. If
+    /// their answers come all the same, nothing takes them.
     fn forget_cancelled(&mut self) {
         if self.session.waiting() < MAX_WAITING {
             return;
@@ -382,7 +385,7 @@ impl Sitting {
         });
     }
 
-    /// The link is gone: commands fail, subscriptions wait for the next.
+    /// The link is gone: commands fail, subscriptions wait for the next link.
     pub(super) fn link_ended(&mut self) {
         self.desk.set_up(false);
         let (replies, readers) = (&mut self.replies, &mut self.readers);
@@ -392,7 +395,7 @@ impl Sitting {
     }
 }
 
-/// What comes of commands and subscriptions.
+/// Answers that came for commands and subscriptions.
 pub(super) fn answered(
     replies: &mut BTreeMap<u64, Reply>,
     readers: &mut Readers,

@@ -24,14 +24,14 @@ use crate::sampled::Sampled;
 use crate::session::{Expired, Received};
 use crate::wire::Encoder;
 
-/// Bytes gathered for one write; beyond it larger writes gain nothing.
+/// Bytes gathered for one write; larger writes gain nothing.
 const WRITE_BATCH: usize = 64 * 1024;
 
 /// A write buffer that grew beyond this for one large message is given back.
 const WRITE_KEEP: usize = 4 * WRITE_BATCH;
 
-/// As long as there is room at all there is this much: the last messages before the bound would
-/// be read and encoded by ones and twos.
+/// If there is room at all, there is at least this much. Otherwise the last messages before the
+/// bound would be read and encoded one or two at a time.
 const LEAST_ROOM: usize = 16 * 1024;
 
 /// What a link is made with.
@@ -43,14 +43,14 @@ pub(crate) struct Making {
     pub(crate) max_frame: usize,
     /// Time for each answer of an authenticator.
     pub(crate) logon_timeout: Duration,
-    /// Where the times of messages are kept that are measured.
+    /// For messages whose time to the ack is measured: where their times are kept.
     pub(crate) sampled: Option<Arc<Mutex<Sampled>>>,
 }
 
 pub(crate) struct AmpsLink {
     stream: Box<dyn Stream>,
     server: Server,
-    /// What outlives this link; taken when it ends.
+    /// Given back when the link ends.
     sitting: Option<Sitting>,
     slot: Arc<Slot>,
     decoder: FrameDecoder,
@@ -61,10 +61,10 @@ pub(crate) struct AmpsLink {
     asking: Option<Asking>,
     logon_timeout: Duration,
     begun: bool,
-    /// Frames of an earlier read are still to be taken in.
+    /// Frames of an earlier read still have to be handled.
     frames_left: bool,
     up: bool,
-    /// The next message is the first since the stream took bytes, and its time is measured.
+    /// The next message is the first since the stream took bytes, so its time is measured.
     measure: bool,
     sampled: Option<Arc<Mutex<Sampled>>>,
 }
@@ -102,7 +102,7 @@ impl WriteBuffer {
 }
 
 impl AmpsLink {
-    /// `None`: another link is still there.
+    /// `None`: another link still exists.
     pub(crate) fn new(made: Making) -> Option<Self> {
         let sitting = made.slot.take()?;
         Some(AmpsLink {
@@ -163,7 +163,7 @@ impl AmpsLink {
             .map_err(|error| LinkEnd::Protocol(error.to_string()))
     }
 
-    /// Polls an authenticator that was asked; whether it answered.
+    /// Polls an authenticator that was asked; returns whether it answered.
     fn hear_authenticator(&mut self, cx: &mut Context<'_>, now: Now) -> Result<bool, LinkEnd> {
         let Some(asking) = &mut self.asking else {
             return Ok(false);
@@ -205,7 +205,7 @@ impl AmpsLink {
         Ok(())
     }
 
-    /// Writes as much as the stream takes; whether it took any.
+    /// Writes as much as the stream takes; returns whether it took any.
     fn write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if self.out.pending().len() < WRITE_BATCH {
             self.out.bytes.append(&mut self.commands);
@@ -234,22 +234,22 @@ impl AmpsLink {
                 Poll::Pending => {}
             }
         }
-        // What was written goes before more is put behind it: until the next write is too late,
-        // then there is as much again.
+        // Room that was written is reclaimed now, before more is added. At the next write it
+        // would be too late: the buffer would be as full again.
         if self.out.pending().len() < WRITE_BATCH {
             self.out.compact();
         }
         Ok(wrote)
     }
 
-    /// Takes in what was left of an earlier read, or reads once; whether anything came.
+    /// Handles what was left of an earlier read, or reads once; returns whether anything came.
     fn read(
         &mut self,
         cx: &mut Context<'_>,
         now: Now,
         sink: &mut dyn Sink,
     ) -> Result<bool, LinkEnd> {
-        // What comes behind a challenge waits for the answer to it.
+        // What comes behind a challenge waits until the challenge was answered.
         if self.asking.is_some() {
             return Ok(false);
         }
@@ -303,7 +303,7 @@ impl AmpsLink {
         } = sitting;
         let mut ear = |item: Received<'_>| match item {
             Received::Ack(ack) => hear(ack, frame, sink),
-            // Behind its facts.
+            // Told after what the server says about itself.
             Received::LoggedOn { figure } => accepted = Some(figure),
             Received::LogonRefused(reason) => end = Some(LinkEnd::LogonRefused(reason)),
             Received::LoggedOnAs(name) => end = Some(LinkEnd::LoggedOnAs(name.to_owned())),
@@ -312,7 +312,7 @@ impl AmpsLink {
                 sink.heard(Heard::State(ConnectionState::HeartbeatInitiated));
             }
             Received::Resubscribed => sink.heard(Heard::State(ConnectionState::Resubscribed)),
-            // At once: a frame can hold more of them than memory has room for.
+            // Told at once: a frame can hold more of them than memory has room for.
             Received::Delivered {
                 subscription,
                 message,
@@ -340,7 +340,7 @@ impl AmpsLink {
             desk.stray(Stray::Server(session.server().clone()));
             desk.set_up(true);
             self.up = true;
-            // Without a store no figure is about what goes out here.
+            // Without a store no figure is about what is sent here.
             let figure = figure.filter(|_| desk.is_stored());
             sink.heard(Heard::Up { figure });
             if let Some(authenticator) = &self.server.authenticator {
@@ -354,7 +354,7 @@ impl AmpsLink {
         }
     }
 
-    /// What is due by the clock.
+    /// Does what is due by the clock.
     fn tick(&mut self, now: Now, sink: &mut dyn Sink) -> Result<bool, LinkEnd> {
         let Some(sitting) = &mut self.sitting else {
             return Ok(false);
@@ -370,7 +370,7 @@ impl AmpsLink {
         }
     }
 
-    /// Everything once; none: there was nothing to do.
+    /// Does everything once; `None`: there was nothing to do.
     fn work(
         &mut self,
         cx: &mut Context<'_>,
@@ -394,7 +394,7 @@ impl AmpsLink {
         Ok((moved || wrote || read).then_some(Progress { read, wrote }))
     }
 
-    /// What handles ask for, as long as the stream takes what they ask.
+    /// Handles what the handles ask for, as long as the stream takes it.
     fn serve(&mut self, cx: &mut Context<'_>, now: Now) -> bool {
         match &mut self.sitting {
             Some(sitting) => sitting.serve(cx, now, &mut self.commands),
@@ -416,7 +416,7 @@ impl Link for AmpsLink {
     }
 
     fn send(&mut self, _: Now, message: &ToSend<'_>) -> Result<(), Unsendable> {
-        // Commands that were given before go out before.
+        // Commands that were given earlier are sent earlier.
         self.out.bytes.append(&mut self.commands);
         let encoded = self.encoder.encode(message, &mut self.out.bytes);
         encoded.map_err(|error| Unsendable {
@@ -463,7 +463,8 @@ impl Link for AmpsLink {
     }
 }
 
-/// However it ends: what waited for an answer is told, and what outlives it is given back.
+/// However the link ends: whoever waited for an answer is told, and what outlives the link is
+/// given back.
 impl Drop for AmpsLink {
     fn drop(&mut self) {
         if let Some(mut sitting) = self.sitting.take() {
@@ -473,11 +474,11 @@ impl Drop for AmpsLink {
     }
 }
 
-/// Passes an ack on, a refusal with the server's words.
+/// Passes an ack on; a refusal with the server's words.
 fn hear(ack: PublishAck<'_>, frame: &Bytes, sink: &mut dyn Sink) {
     let header = match ack.verdict {
         Verdict::Persisted => None,
-        // While the frame is at hand: acks of success are many, and refusals few.
+        // Now, while the frame is still there: successes are many, and refusals few.
         Verdict::Refused(_) | Verdict::Stray(_) => Header::salvage(frame).ok(),
     };
     let words = match &header {

@@ -1,4 +1,4 @@
-//! Subscriptions from the side of their readers: who gets a message, and who was too slow.
+//! The readers of subscriptions: who gets a message, and who was too slow.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use crate::error::CommandError;
 use crate::requests::{Answer, Delivered};
 use crate::subscription::{Subscription, SubscriptionEnd};
 
-/// Where a call that subscribes waits for its subscription.
+/// How a call that subscribes gets its subscription.
 pub(crate) type Placing = oneshot::Sender<Result<Subscription, CommandError>>;
 
 /// The driver's end of every subscription.
@@ -22,10 +22,10 @@ pub(crate) struct Readers {
 
 pub(crate) struct Entry {
     pub(crate) messages: mpsc::Sender<(Delivered, usize)>,
-    /// Bytes in the buffer, and the most there may be.
+    /// Bytes in the buffer, and the most that may be in it.
     pub(crate) held: Arc<AtomicUsize>,
     pub(crate) limit: usize,
-    /// The topic of the last message, which the next one may share.
+    /// The topic of the last message, which the next one can share.
     pub(crate) topic: Arc<str>,
     pub(crate) end: oneshot::Sender<SubscriptionEnd>,
     pub(crate) placing: Option<(Placing, Subscription)>,
@@ -40,7 +40,7 @@ impl Readers {
         self.entries.remove(&subscription);
     }
 
-    /// The server answered the command that placed a subscription first.
+    /// The server answered the command that first placed a subscription.
     pub(crate) fn placed(&mut self, subscription: u64, result: Result<Answer, CommandError>) {
         let Some(entry) = self.entries.get_mut(&subscription) else {
             return;
@@ -79,8 +79,8 @@ impl Readers {
         false
     }
 
-    /// Nobody can be asked to place a subscription: who waits for the first placing of one learns
-    /// that. Their numbers.
+    /// No server can be asked to place a subscription: whoever waits for the first placing of one
+    /// learns that. Returns their numbers.
     pub(crate) fn cannot_be_placed(&mut self, error: &CommandError) -> Vec<u64> {
         let entries = self.entries.iter();
         let waiting = entries.filter(|(_, entry)| entry.placing.is_some());
@@ -96,7 +96,7 @@ impl Readers {
             return;
         };
         if let (Some((reply, _)), Some(SubscriptionEnd::Command(error))) = (entry.placing, &end) {
-            // Never placed: the call itself fails.
+            // It was never placed, so the call itself fails.
             drop(reply.send(Err(error.clone())));
         }
         if let Some(end) = end {

@@ -1,4 +1,4 @@
-//! Streams inside one process: for tests and for a sandbox embedded in its publisher.
+//! Streams inside one process: for tests, and for a sandbox embedded in its publisher.
 
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -32,7 +32,7 @@ impl MemoryConnector {
         MemoryConnector::default()
     }
 
-    /// Starts listening; an earlier listener hears nothing more.
+    /// Starts listening; an earlier listener gets no connections any more.
     pub fn listen(&self) -> MemoryListener {
         let (sender, incoming) = mpsc::channel(BACKLOG);
         *self.listener.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender);

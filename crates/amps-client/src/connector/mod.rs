@@ -29,30 +29,30 @@ pub use tls::{TlsConnector, TlsConnectorBuilder, TlsSetupError};
 #[cfg(unix)]
 pub use unix::UnixConnector;
 
-/// A byte stream in both directions. Implemented for everything that can be one.
+/// A byte stream in both directions. Implemented for every type that can be one.
 pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin + ?Sized> Stream for T {}
 
-/// The future of a connection being opened. Dropping it gives up and closes what was open.
+/// The future of a connection being opened. Dropping it gives up and closes whatever was open.
 pub type Connecting<'a> =
     Pin<Box<dyn Future<Output = Result<Box<dyn Stream>, ConnectError>> + Send + 'a>>;
 
-/// Opens byte streams. It decides nothing about when or how often: that is the client's
-/// part, and so are time limits.
+/// Opens byte streams. It does not decide when or how often, and has no time limits: these are
+/// the client's.
 pub trait Connector: Send + Sync + fmt::Debug {
     /// Opens a stream to the server that `uri` names.
     ///
     /// # Errors
-    /// A [`ConnectError`]; every one of them may be tried again, and none says anything
-    /// about messages.
+    /// A [`ConnectError`]. Each of them may be tried again, and none says anything about
+    /// messages.
     fn connect<'a>(&'a self, uri: &'a Uri) -> Connecting<'a>;
 
-    /// Whether such an address can be opened at all, whoever answers there. Asked for each
-    /// server that is known when a client is opened, and before any network.
+    /// Whether such an address can be opened at all, whichever server answers there. Called when
+    /// a client is opened, for each server that is known then, and before anything is connected.
     ///
     /// # Errors
-    /// What would keep every attempt from success: the client is not opened.
+    /// What would make every attempt fail. The client is not opened.
     fn check(&self, _uri: &Uri) -> Result<(), ConnectError> {
         Ok(())
     }
@@ -78,7 +78,7 @@ pub enum ConnectError {
         /// The local address to connect from.
         bind: String,
     },
-    /// No address could be connected to; the error is of the last one tried.
+    /// No address could be connected to; the error is that of the last one tried.
     #[error("cannot connect to {target}: {source}")]
     Io {
         /// The address, or the socket's file.
@@ -95,7 +95,7 @@ pub enum ConnectError {
         /// The scheme.
         scheme: &'static str,
     },
-    /// No thread can be made for what has to wait: a name server, for one.
+    /// No thread can be made for what has to block, for instance looking up a name.
     #[error(
         "cannot make a thread to find the server: {source}; allow this user or container more of \
          them (ulimit -u, pids.max)"
@@ -125,15 +125,15 @@ fn without(scheme: &str) -> &'static str {
     }
 }
 
-/// Picks the connector by the URI's scheme; what a client uses unless given another.
+/// Picks the connector by the URI's scheme. A client uses it unless it is given another one.
 ///
-/// Servers at `tcps` addresses are judged by the system's root certificates, or as the
-/// connector given with [`with_tls`](Self::with_tls) says. Without the feature `tls` they
-/// are refused, as is `unix` where the platform has none.
+/// Certificates of servers at `tcps` addresses are checked against the system's root
+/// certificates, or as the connector given with [`with_tls`](Self::with_tls) is set up. Without
+/// the feature `tls` such addresses are refused, as is `unix` on platforms without Unix sockets.
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct SchemeConnector {
-    /// Empty until the system's roots are needed.
+    /// Empty until the system's root certificates are needed.
     #[cfg(feature = "tls")]
     tls: Arc<OnceLock<TlsConnector>>,
 }
@@ -153,7 +153,7 @@ impl SchemeConnector {
         self
     }
 
-    /// The connector for `tcps`; reads files of the system unless it has one.
+    /// The connector for `tcps`. Reads the system's files, unless one was given.
     #[cfg(feature = "tls")]
     fn tls(&self) -> Result<&TlsConnector, TlsSetupError> {
         match self.tls.get() {
@@ -214,8 +214,8 @@ impl Connector for SchemeConnector {
     }
 }
 
-/// The thread for calls of the system that wait, one for all connectors: made when a client is
-/// opened whose servers have names, or else with the first attempt that needs it.
+/// The thread for blocking system calls, shared by all connectors. It is made when a client is
+/// opened whose servers have names, or otherwise at the first attempt that needs it.
 fn system() -> Result<Helper, ConnectError> {
     static SYSTEM: Mutex<Option<Helper>> = Mutex::new(None);
     let mut system = SYSTEM.lock().unwrap_or_else(PoisonError::into_inner);
@@ -240,7 +240,7 @@ fn unsupported(uri: &Uri) -> Connecting<'_> {
     Box::pin(std::future::ready(Err(unsupported_scheme(uri))))
 }
 
-/// What a connector for one scheme checks.
+/// The check of a connector for one scheme.
 fn only(scheme: Scheme, uri: &Uri) -> Result<(), ConnectError> {
     match uri.scheme() == scheme {
         true => Ok(()),

@@ -1,6 +1,6 @@
-//! PEM files as people have them. What a file is that holds nothing usable is said, where it is
-//! one of the things that are met: encrypted, DER, the other of the two files, or saved with a
-//! byte order mark, which hides the line behind it.
+//! PEM files as people have them. If a file holds nothing usable, the error says what it is
+//! instead, if it is one of the usual mistakes: encrypted, DER, the other one of the two files,
+//! or saved with a byte order mark, which hides the line behind it.
 
 use tokio_rustls::rustls::pki_types::pem::PemObject;
 use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer};
@@ -47,7 +47,7 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsSetupError> 
     if let Some(marked) = byte_order_mark(pem) {
         return Err(bad(marked));
     }
-    // In its traditional form it would be read as a key like any other, and as a broken one.
+    // In its traditional form an encrypted key would be read like any other, and look broken.
     let traditional = has(pem, "Proc-Type: 4,ENCRYPTED");
     let found = match traditional {
         true => None,
@@ -73,7 +73,7 @@ pub fn private_key(pem: &[u8]) -> Result<PrivateKeyDer<'static>, TlsSetupError> 
 const ENCRYPTED: &str = "it is encrypted, and nobody is asked for its passphrase here; decrypt it \
                          into a file for its owner alone: openssl pkey -in FILE -out FILE.plain";
 
-/// In front of the text, or of a part of it: several files may have been put together.
+/// Also in front of a part of the text: several files may have been concatenated.
 fn byte_order_mark(pem: &[u8]) -> Option<&'static str> {
     let utf16 = pem.starts_with(b"\xff\xfe") || pem.starts_with(b"\xfe\xff");
     if utf16 {
@@ -86,7 +86,7 @@ fn byte_order_mark(pem: &[u8]) -> Option<&'static str> {
     )
 }
 
-/// Every certificate and every key begins like this as DER, and no text does.
+/// Every certificate and every key in DER begins like this, and no text does.
 fn is_der(bytes: &[u8]) -> bool {
     bytes.starts_with(&[0x30, 0x82]) || bytes.starts_with(&[0x30, 0x81])
 }
@@ -142,7 +142,8 @@ mod tests {
         assert!(private_key(plain).is_ok());
     }
 
-    /// A mark in front of the first of two hid it, and the second was taken for the server's own.
+    /// A mark in front of the first certificate hid it, and the second one was taken for the
+    /// server's own.
     #[test]
     fn certificates_that_are_none_say_what_they_are() {
         let marked = format!("\u{feff}{CERTIFICATE}{CERTIFICATE}");

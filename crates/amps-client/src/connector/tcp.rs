@@ -13,9 +13,9 @@ use tokio::task::JoinSet;
 use super::{ConnectError, Connecting, Connector, not_done, only, system, unsupported};
 use crate::uri::{IpPreference, Scheme, Uri};
 
-/// Opens `tcp` addresses and honours the options of the URI. All addresses of the host are
-/// tried, the preferred family first: the next one when one fails, or beside it when it says
-/// nothing for 250 ms. The first connection counts.
+/// Opens `tcp` addresses and honours the options of the URI. All addresses of the host are tried,
+/// the preferred family first. The next one is tried when one fails, or beside it when it does
+/// not answer for 250 ms. The first connection counts.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct TcpConnector;
 
@@ -53,12 +53,12 @@ pub(super) async fn open(uri: &Uri) -> Result<TcpStream, ConnectError> {
     }
 }
 
-/// The host, if it is an address.
+/// The host, if it is written as an address.
 fn address(uri: &Uri) -> Option<IpAddr> {
     uri.host().trim_matches(['[', ']']).parse().ok()
 }
 
-/// Whether there is a thread to look the host up on, if it is a name.
+/// If the host is a name, checks that there is a thread to look it up on.
 pub(super) fn can_find(uri: &Uri) -> Result<(), ConnectError> {
     match address(uri) {
         Some(_) => Ok(()),
@@ -81,11 +81,11 @@ async fn find(uri: &Uri) -> Result<Vec<SocketAddr>, ConnectError> {
     }
 }
 
-/// How long an address has for itself before the next one is tried beside it (RFC 8305
+/// How long one address is tried alone before the next one is tried beside it (RFC 8305
 /// recommends this). An address that swallows everything must not use up the time of all.
 const HEAD_START: Duration = Duration::from_millis(250);
 
-/// The first connection that comes of these addresses, or the error that came last.
+/// The first connection that can be made to one of these addresses, or otherwise the last error.
 ///
 /// Cancel safe: attempts end with the future.
 async fn first_of<T, F>(
@@ -109,7 +109,7 @@ where
                 None => return Err(last),
                 Some(Ok((_, Ok(stream)))) => return Ok(stream),
                 Some(Ok((address, Err(error)))) => last = Some((address, error)),
-                // Nobody aborts one, and a panic is the caller's.
+                // No task is ever aborted here, and a panic is passed on to the caller.
                 Some(Err(error)) => match error.try_into_panic() {
                     Ok(panic) => std::panic::resume_unwind(panic),
                     Err(_) => return Err(last),
@@ -138,7 +138,7 @@ async fn open_one(uri: Uri, address: SocketAddr) -> io::Result<TcpStream> {
     } else {
         TcpSocket::new_v6()?
     };
-    // The window scale is fixed by the handshake, so the buffers come before it.
+    // The window scale is fixed by the handshake, so the buffers are set before it.
     if let Some(bytes) = uri.receive_buffer() {
         socket.set_recv_buffer_size(bytes)?;
     }
@@ -154,12 +154,12 @@ async fn open_one(uri: Uri, address: SocketAddr) -> io::Result<TcpStream> {
     Ok(stream)
 }
 
-/// When the kernel gives up on a peer that answers nothing: a second line behind heartbeats, for
-/// servers that know none, and later, since on Linux it also counts the time in which a live peer
-/// takes nothing.
+/// After this time the kernel gives up on a peer that answers nothing. This is a second line
+/// behind heartbeats, for servers that have none. It is longer because on Linux it also counts
+/// the time in which a live peer takes no data.
 const GONE: Duration = Duration::from_secs(120);
 
-/// Of an idle connection, half of that time goes by before the first probe.
+/// On an idle connection half of that time passes before the first probe.
 fn watch(stream: &TcpStream) -> io::Result<()> {
     let socket = SockRef::from(stream);
     let probes = TcpKeepalive::new().with_time(GONE / 2);
@@ -266,7 +266,7 @@ mod tests {
         let mut mine = mine.unwrap();
         assert_eq!(from.ip().to_string(), "127.0.0.2");
         assert!(mine.nodelay().unwrap());
-        // Linux doubles it for what it keeps of its own.
+        // Linux doubles the value, for its own bookkeeping.
         #[cfg(target_os = "linux")]
         assert_eq!(SockRef::from(&mine).send_buffer_size().unwrap(), 2 << 16);
         mine.write_all(b"hello").await.unwrap();

@@ -15,7 +15,8 @@ use crate::uri::{Scheme, Uri};
 /// a certificate for the URI's host, or for the name set in the builder.
 ///
 /// Files given by name are read again for each attempt, so that renewed certificates need no
-/// restart. An attempt that finds one missing or half renewed fails, and the next one reads again.
+/// restart. An attempt that finds a file missing or half renewed fails, and the next one reads
+/// again.
 #[derive(Clone, Debug)]
 pub struct TlsConnector {
     setup: Arc<Setup>,
@@ -24,7 +25,7 @@ pub struct TlsConnector {
 
 #[derive(Debug)]
 struct Setup {
-    /// What is trusted whatever files say.
+    /// What is trusted in addition to what files say.
     system: RootCertStore,
     complaints: String,
     authorities: Vec<Pem>,
@@ -32,7 +33,7 @@ struct Setup {
     made: Mutex<Option<Made>>,
 }
 
-/// What came of the files when they said this.
+/// What was made of the files with these contents.
 #[derive(Debug)]
 struct Made {
     texts: Vec<Vec<u8>>,
@@ -87,7 +88,7 @@ pub enum TlsSetupError {
         /// What the operating system reported.
         reason: String,
     },
-    /// There is nobody to trust: no root certificate of the system, and none given.
+    /// There is nothing to trust: no root certificate of the system, and none that was given.
     #[error(
         "no root certificates: the system has none, and no authority was given to trust ({reason})"
     )]
@@ -110,7 +111,7 @@ pub enum TlsSetupError {
 }
 
 impl TlsConnector {
-    /// Starts to set one up: the system's root certificates, no client certificate.
+    /// Begins to set one up, with the system's root certificates and no client certificate.
     pub fn builder() -> TlsConnectorBuilder {
         TlsConnectorBuilder::default()
     }
@@ -123,8 +124,8 @@ impl TlsConnectorBuilder {
         self
     }
 
-    /// Trusts the certificates in this PEM file as well, as they are at each attempt. A regular
-    /// file: a pipe would be empty the second time.
+    /// Trusts the certificates in this PEM file as well, as it is at each attempt. It must be a
+    /// regular file: a pipe would be empty the second time.
     pub fn authority_file(mut self, file: impl AsRef<Path>) -> Self {
         self.authorities.push(Pem::File(file.as_ref().to_owned()));
         self
@@ -146,7 +147,7 @@ impl TlsConnectorBuilder {
         self
     }
 
-    /// Shows the server the certificate chain in this PEM file, with the private key in that
+    /// Shows the server the certificate chain in this PEM file, with the private key in the other
     /// one, as they are at each attempt. Regular files, as for
     /// [`authority_file`](Self::authority_file).
     pub fn client_certificate_files(
@@ -165,8 +166,8 @@ impl TlsConnectorBuilder {
         self
     }
 
-    /// Reads the certificates and makes the connector. Reads files of the system, unless
-    /// its roots are not wanted.
+    /// Reads the certificates and makes the connector. Reads the system's files, unless its roots
+    /// are not wanted.
     ///
     /// # Errors
     /// A [`TlsSetupError`].
@@ -198,7 +199,7 @@ impl TlsConnectorBuilder {
 }
 
 impl Setup {
-    /// What the files say now.
+    /// The configuration with the files as they are now.
     fn config(&self) -> Result<Arc<ClientConfig>, TlsSetupError> {
         let identity = self.identity.iter().flat_map(|(chain, key)| [chain, key]);
         let texts = self.authorities.iter().chain(identity).map(Pem::read);
@@ -217,7 +218,7 @@ impl Setup {
         }
     }
 
-    /// `texts` are those of the authorities, then chain and key.
+    /// `texts` are those of the authorities, then the chain and the key.
     fn make(&self, texts: &[Vec<u8>]) -> Result<ClientConfig, TlsSetupError> {
         let (authorities, identity) = texts.split_at(self.authorities.len());
         let mut roots = self.system.clone();
@@ -267,7 +268,7 @@ impl Connector for TlsConnector {
 }
 
 impl TlsConnector {
-    /// Whose certificate the server must show.
+    /// The name that the server's certificate must have.
     fn expected(&self, uri: &Uri) -> Result<ServerName<'static>, ConnectError> {
         if let Some(name) = &self.server_name {
             return Ok(name.clone());
@@ -284,7 +285,7 @@ fn failed(uri: &Uri, source: io::Error) -> ConnectError {
     }
 }
 
-/// What rustls says of a server's certificate for programs, said for people.
+/// Rewords for people what rustls says about a server's certificate.
 fn in_words(source: io::Error) -> io::Error {
     let inner = source.get_ref().and_then(|inner| inner.downcast_ref());
     let Some(Error::InvalidCertificate(wrong)) = inner else {
@@ -306,7 +307,7 @@ fn in_words(source: io::Error) -> io::Error {
             "the server's certificate is for another name; expect that one, or connect by it"
                 .to_owned()
         }
-        // It shows itself in the form that programs know it by.
+        // It is only known by the text that it shows for programs.
         CertificateError::Other(other) if other.to_string().contains("CaUsedAsEndEntity") => {
             "the server shows the certificate of an authority as its own, as self-signed ones often \
              are; give it one that the authority has signed, or a self-signed one that is no \
