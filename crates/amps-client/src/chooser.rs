@@ -1,4 +1,4 @@
-//! Which server next, and who logs on to it.
+//! Which server to try next, and how to log on to it.
 
 use std::fmt;
 use std::future::Future;
@@ -13,7 +13,7 @@ use crate::uri::Uri;
 pub struct Server {
     /// Where it is.
     pub uri: Uri,
-    /// Who logs on; without one, the user and password of the URI do.
+    /// Who logs on. Without one, the user and password of the URI are used.
     pub authenticator: Option<Arc<dyn Authenticator>>,
 }
 
@@ -43,13 +43,13 @@ pub trait ServerChooser: Send {
         0
     }
 
-    /// Whether there is none.
+    /// Whether there are no servers.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }
 }
 
-/// Stays with a server as long as it is good and takes the next one when it fails.
+/// Stays with a server as long as it is healthy, and takes the next one when it fails.
 #[derive(Clone, Debug)]
 pub struct RoundRobin {
     servers: Vec<Server>,
@@ -57,7 +57,7 @@ pub struct RoundRobin {
 }
 
 impl RoundRobin {
-    /// The first server is tried first.
+    /// Tries the first server first.
     pub fn new(servers: Vec<Server>) -> Self {
         RoundRobin { servers, at: 0 }
     }
@@ -79,7 +79,7 @@ impl ServerChooser for RoundRobin {
     }
 }
 
-/// Who logs on.
+/// The credentials of a logon.
 #[derive(Clone, Default, PartialEq, Eq)]
 pub struct Credentials {
     /// User.
@@ -101,14 +101,14 @@ impl fmt::Debug for Credentials {
 pub type Authenticating<'a> =
     Pin<Box<dyn Future<Output = Result<Credentials, String>> + Send + 'a>>;
 
-/// Supplies the credentials of a logon. It is asked when the connection is open. An error fails
-/// the attempt with its text, and so does an answer that takes longer than the logon timeout; the
-/// next attempt asks again.
+/// Supplies the credentials of a logon. It is asked when the connection is open. If it fails, the
+/// attempt fails with its error, and so it does if an answer takes longer than the logon timeout;
+/// the next attempt asks again.
 pub trait Authenticator: Send + Sync {
     /// The credentials for a logon; `given` are those of the URI.
     fn authenticate<'a>(&'a self, server: &'a Uri, given: Credentials) -> Authenticating<'a>;
 
-    /// The server asks again, with what it sent as the challenge.
+    /// The server asks again. `challenge` is what it sent.
     fn answer<'a>(&'a self, server: &'a Uri, challenge: Credentials) -> Authenticating<'a>;
 
     /// The server accepted the logon.

@@ -1,4 +1,4 @@
-//! Waking the driver when it sleeps; while it is busy, a publish costs the count of it.
+//! Wakes the driver when it sleeps; while it is awake, a publish only increments a count.
 
 #[cfg(not(all(amps_loom, test)))]
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -58,7 +58,7 @@ impl Doorbell {
     }
 }
 
-/// Whether the driver sleeps, beside the count of messages that were left for it.
+/// Whether the driver sleeps, together with the count of messages that were left for it.
 struct Sleep {
     asleep: AtomicBool,
     messages: AtomicU64,
@@ -83,19 +83,20 @@ impl Sleep {
         self.asleep.store(false, Ordering::Relaxed);
     }
 
-    /// After something was left for the driver: whether it has to be woken. One caller is told.
+    /// Called after something was left for the driver; returns whether it has to be woken. Only
+    /// one caller gets that answer.
     #[inline]
     fn ends(&self, messages: u64) -> bool {
-        // Each change of the count sees the one before it, and what came before that. So either
-        // this sees the driver asleep, or the driver's last look, which follows a change in
-        // `begins`, sees what was left before this call.
+        // Each change of the count sees the one before it, and everything that came before that.
+        // So either this call sees that the driver is asleep, or the driver's last look, which
+        // follows a change in `begins`, sees what was left before this call.
         self.messages.fetch_add(messages, Ordering::AcqRel);
         self.asleep.load(Ordering::Relaxed) && self.asleep.swap(false, Ordering::Relaxed)
     }
 }
 
-/// `RUSTFLAGS="--cfg amps_loom" cargo test --release -p amps-client --lib doorbell`: every
-/// order that the memory model allows.
+/// Run with `RUSTFLAGS="--cfg amps_loom" cargo test --release -p amps-client --lib doorbell`:
+/// tries every order that the memory model allows.
 #[cfg(all(amps_loom, test))]
 mod tests {
     use loom::sync::Arc;
@@ -113,7 +114,7 @@ mod tests {
                 .map(|_| {
                     let (sleep, left) = (sleep.clone(), left.clone());
                     thread::spawn(move || {
-                        // The store's lock orders more than this.
+                        // In the client the store's lock orders more than this.
                         left.fetch_add(1, Ordering::Relaxed);
                         sleep.ends(1)
                     })

@@ -14,8 +14,8 @@ use crate::protocol::{AckKind, Reason, Status};
 pub struct FailedWrite {
     /// Its sequence; 0 without a store.
     pub sequence: u64,
-    /// Without a store: the command id that the message went out with, which
-    /// [`Receipt::command_id`](crate::Receipt::command_id) tells.
+    /// Without a store: the command id that the message was sent with, which is also
+    /// [`Receipt::command_id`](crate::Receipt::command_id).
     pub command_id: Option<String>,
     /// The server's reason, cut to 128 bytes.
     pub reason: Reason,
@@ -23,53 +23,53 @@ pub struct FailedWrite {
     pub reason_cut: bool,
     /// When the refusal was received: microseconds since the Unix epoch.
     pub at: u64,
-    /// It came after a success that covered the message; the receipt stays as resolved.
+    /// It came after a success that covered the message. The receipt keeps its outcome.
     pub late: bool,
     /// The message was published by an earlier run of this program.
     pub earlier_run: bool,
-    /// How often this run handed the message to a transport until it was refused; 0 when the
-    /// refusal comes from an earlier run, or from before 65,536 others that still wait.
+    /// How often this run handed the message to a transport before it was refused. 0 if the
+    /// refusal comes from an earlier run, or if 65,536 later refusals wait.
     pub attempts: u32,
-    /// The original message. `None` when its bytes are gone, which can happen to late
-    /// refusals only, or when its envelope is not of a version this program knows
-    /// ([`Event::Unreadable`](crate::Event::Unreadable)): no handler is offered that one, and [`Failed::page`](crate::Failed::page) shows it. And
-    /// always without a store, which alone would keep it.
+    /// The original message. `None` if its bytes are gone, which can happen to late refusals
+    /// only, or if this program does not know the version of its envelope
+    /// ([`Event::Unreadable`](crate::Event::Unreadable)): such a message is offered to no
+    /// handler, and [`Failed::page`](crate::Failed::page) shows it. Always `None` without a
+    /// store, since nothing keeps the message.
     pub original: Option<Message>,
 }
 
-/// What nothing was there to take: an ack, a delivery, or a command of the server's that no client
-/// knows. Of the records in one frame that no subscription takes, the frame is told once.
+/// Something from the server that nothing takes: an ack, a delivery, or a command that the client
+/// does not know. If no subscription takes several records of one frame, the frame is told once.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct UnhandledAck {
-    /// `ack`; `p`, `sow` or `oof` for a delivery; or the first 128 bytes of the unknown command's
-    /// name.
+    /// `ack`; `p`, `sow` or `oof` for a delivery; otherwise the first 128 bytes of the unknown
+    /// command's name.
     pub command: String,
     /// The kind of ack.
     pub kind: Option<AckKind>,
-    /// What it says.
+    /// The status that it reports.
     pub status: Option<Status>,
     /// The server's reason, cut to 128 bytes.
     pub reason: Reason,
     /// The reason was longer.
     pub reason_cut: bool,
-    /// The message concerned, if it is one of ours.
+    /// The message that it is about, if it is one of ours.
     pub sequence: Option<u64>,
     /// The server's own number, if it sent one.
     pub figure: Option<u64>,
     /// The ack's command id, its first 128 bytes if it has more.
     pub command_id: Option<String>,
-    /// The subscription or query it names, if it names one, in the server's words: the first 128
-    /// bytes.
+    /// The subscription or query that it names, in the server's words, at most 128 bytes.
     pub subscription: Option<String>,
     /// It is a refusal that waits in the store; see [`Failed`](crate::Failed).
     pub waits_in_store: bool,
-    /// It was refused in an earlier run, and this is what the log has of it: no kind of ack, no
+    /// It was refused in an earlier run. This is what the log has of it: no kind of ack, no
     /// figure, no command id.
     pub earlier_run: bool,
 }
 
-/// In words, for a log; the whole of it but for what the application knows itself.
+/// In words, for a log: everything except what the application knows itself.
 impl fmt::Display for UnhandledAck {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.command)?;
@@ -97,7 +97,7 @@ impl fmt::Display for UnhandledAck {
     }
 }
 
-/// Why a handler did not take a refusal over.
+/// Why a handler did not accept a refusal.
 pub type HandlerError = Box<dyn std::error::Error + Send + Sync>;
 
 pub(crate) type HandlerFuture = Pin<Box<dyn Future<Output = Result<(), HandlerError>> + Send>>;

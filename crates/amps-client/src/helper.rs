@@ -1,4 +1,4 @@
-//! Threads for calls that may take their time: a store's device, the system's name servers.
+//! Threads for calls that may block: a store's device, the system's name servers.
 
 use std::future::Future;
 use std::io;
@@ -15,23 +15,24 @@ use tokio::sync::oneshot;
 
 use crate::panics;
 
-/// A thread of its own for calls that wait, made ahead: where no thread can be made any more
-/// (`ulimit -u`, `pids.max`), and where the runtime's threads are all taken, a call is not lost.
+/// A thread for calls that block, made ahead of need: so a call is not lost where no thread can
+/// be made any more (`ulimit -u`, `pids.max`) or where all threads of the runtime are taken.
 ///
-/// Each call is given to the runtime's pool as well, and whoever is free first does it: so calls
-/// run beside each other where they can, one that hangs does not hold up the next, and tokio's
-/// paused clock stands still until a call is done, which programs count on in their tests.
+/// Each call is given to the runtime's pool as well, and whichever is free first does it. So
+/// calls run in parallel where they can, one that hangs does not hold up the next, and tokio's
+/// paused clock stands still until a call is done, which programs rely on in their tests.
 #[derive(Clone, Debug)]
 pub(crate) struct Helper {
     calls: SyncSender<Arc<Call>>,
 }
 
-/// Calls that wait for the thread; beyond, only the runtime's pool is there for more.
+/// Calls that may wait for the thread; further ones have only the runtime's pool.
 const WAITING: usize = 64;
 
 type Work = Box<dyn FnOnce() + Send>;
 
-/// Done by one of two. The lock is held meanwhile, so that the other is not through before.
+/// Both the thread and the pool have it, and one of them does it. The lock is held meanwhile, so
+/// that the other one does not finish first.
 struct Call(Mutex<Option<Work>>);
 
 impl Call {
@@ -46,14 +47,14 @@ impl Call {
 /// Why there is no result.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) enum NotDone {
-    /// Its code panicked, with these words.
+    /// The call panicked, with this message.
     Panicked(String),
-    /// Nobody was free to do it, or the runtime is shut down.
+    /// No thread was free to do it, or the runtime is shut down.
     NoThread,
 }
 
 impl NotDone {
-    /// As the error of a store that could not do this.
+    /// The error of a store that could not do this.
     pub(crate) fn of_store(&self, what: &'static str) -> StoreError {
         let error = self.to_string();
         StoreError::Io { what, error }
@@ -69,7 +70,7 @@ impl std::fmt::Display for NotDone {
     }
 }
 
-/// The result of a call. Dropped, the call is not made if nobody has begun with it.
+/// The result of a call. If this is dropped before a thread has begun the call, it is not made.
 #[derive(Debug)]
 pub(crate) struct Calling<T>(oneshot::Receiver<Result<T, NotDone>>);
 
@@ -86,7 +87,7 @@ impl Helper {
     /// Starts the thread. It ends with the last clone.
     ///
     /// # Errors
-    /// None can be made.
+    /// No thread can be made.
     pub(crate) fn start(name: &str) -> io::Result<Helper> {
         let (calls, given) = sync_channel::<Arc<Call>>(WAITING);
         thread::Builder::new()
@@ -99,7 +100,7 @@ impl Helper {
         Ok(Helper { calls })
     }
 
-    /// Has `work` done by a thread that may wait.
+    /// Has `work` done by a thread that may block.
     pub(crate) fn call<T: Send + 'static>(
         &self,
         work: impl FnOnce() -> T + Send + 'static,
@@ -111,7 +112,7 @@ impl Helper {
             }
             let done = catch_unwind(AssertUnwindSafe(work));
             let done = done.map_err(|panic| NotDone::Panicked(panics::words(panic.as_ref())));
-            // Who asked may have stopped waiting.
+            // The caller may have stopped waiting.
             let _ = reply.send(done);
         };
         let call = Arc::new(Call(Mutex::new(Some(Box::new(work)))));
@@ -119,17 +120,19 @@ impl Helper {
         if can_make_thread()
             && let Ok(runtime) = Handle::try_current()
         {
-            // Without a thread to be had the pool panics, and the call is left to this one.
+            // If no thread can be made the pool panics; then the call is left to the helper's
+            // thread.
             let give = || drop(runtime.spawn_blocking(move || offered.make()));
             let _ = catch_unwind(AssertUnwindSafe(give));
         }
-        // Full, the pool alone has it. If nobody has it, its end is its answer.
+        // If the queue is full only the pool has the call. If neither has it, dropping it is the
+        // answer.
         let _ = self.calls.try_send(call);
         Calling(result)
     }
 }
 
-/// The pool is asked only then: its panic would be told on standard error.
+/// The pool is used only if this is true, since its panic would be printed on standard error.
 fn can_make_thread() -> bool {
     match thread::Builder::new().spawn(|| {}) {
         Ok(made) => made.join().is_ok(),
@@ -170,7 +173,7 @@ mod tests {
         let by = runtime.block_on(async { helper.call(name).await });
         assert_eq!(by, Ok(Some("helper".to_owned())));
         drop(taken);
-        // Its turn in the pool finds nothing left to do, and nobody is left behind.
+        // When the pool gets to it there is nothing left to do, and nobody is left waiting.
         runtime.shutdown_timeout(Duration::from_secs(30));
     }
 
@@ -216,7 +219,7 @@ mod tests {
         drop(taken);
         drop(helper);
         runtime.shutdown_background();
-        // It was one too many for the thread, and the pool came too late or just in time.
+        // It was one too many for the thread, and the pool came too late, or just in time.
         let runtime = tokio::runtime::Builder::new_current_thread()
             .build()
             .unwrap();
@@ -227,7 +230,7 @@ mod tests {
         );
     }
 
-    /// What a timeout of a test is worth: none may pass while the device is at work.
+    /// Timeouts in tests rely on this: none may elapse while the device is at work.
     #[tokio::test(start_paused = true)]
     async fn a_paused_clock_stands_still_while_a_call_is_made() {
         let helper = Helper::start("helper").unwrap();

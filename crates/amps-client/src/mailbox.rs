@@ -1,4 +1,4 @@
-//! How handles reach the driver: questions in a queue, requests beside it, and a bell.
+//! How handles reach the driver: questions in a queue, requests beside the queue, and a bell.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -13,7 +13,7 @@ use crate::error::FlushError;
 /// Questions to the driver that may wait.
 const ASKS: usize = 256;
 
-/// The handles' end.
+/// The handles' side.
 pub(crate) struct Mailbox {
     pub(crate) doorbell: Doorbell,
     pub(crate) asks: mpsc::Sender<Ask>,
@@ -23,7 +23,7 @@ pub(crate) struct Mailbox {
     pub(crate) requested: AtomicBool,
     /// The driver takes no more requests.
     pub(crate) finishing: AtomicBool,
-    /// The client is in the application's hands.
+    /// The application has the client.
     pub(crate) opened: AtomicBool,
     /// Refusals of earlier runs may wait until the last-chance handler has room for them.
     pub(crate) untold: AtomicBool,
@@ -31,7 +31,7 @@ pub(crate) struct Mailbox {
     pub(crate) dropped: AtomicBool,
 }
 
-/// The driver's end.
+/// The driver's side.
 pub(crate) struct Inbox {
     pub(crate) asks: mpsc::Receiver<Ask>,
 }
@@ -75,7 +75,7 @@ pub(crate) enum Ask {
         /// The last sequence it covers.
         through: u64,
         until: Option<Instant>,
-        /// Gets what became of them when nothing is left, or the time is over.
+        /// Receives what became of them when nothing is left, or the time is up.
         reply: oneshot::Sender<Result<Counted, FlushError>>,
     },
     AllowRebase,
@@ -85,15 +85,16 @@ pub(crate) enum Ask {
     },
 }
 
-/// What a flush counted. Dropped before it reached its caller, it is the next flush's to tell.
+/// What a flush counted. If it is dropped before it reached the caller, the next flush reports
+/// it.
 pub(crate) struct Counted {
     flushed: Flushed,
-    /// What flushes counted that nobody was told of.
+    /// What flushes counted but nobody was told.
     uncounted: Arc<Mutex<Flushed>>,
 }
 
 impl Counted {
-    /// With all that is left of earlier ones.
+    /// Together with what is left of earlier flushes.
     pub(crate) fn new(mut flushed: Flushed, uncounted: &Arc<Mutex<Flushed>>) -> Self {
         flushed.add(std::mem::take(&mut *lock(uncounted)));
         let uncounted = uncounted.clone();
@@ -104,7 +105,7 @@ impl Counted {
         self.flushed.left
     }
 
-    /// It is told.
+    /// Takes it, since it is reported now.
     pub(crate) fn tell(mut self) -> Flushed {
         std::mem::take(&mut self.flushed)
     }
@@ -117,7 +118,7 @@ impl Drop for Counted {
     }
 }
 
-/// Requests that need no place in a queue: there is one of a kind.
+/// Requests that need no place in a queue, since one of each kind is enough.
 #[derive(Debug, Default)]
 pub(crate) struct Requests {
     pub(crate) close: Option<CloseRequest>,
@@ -134,7 +135,7 @@ impl CloseRequest {
     pub(crate) fn and(self, other: Option<CloseRequest>) -> Self {
         other.map_or(self, |other| CloseRequest {
             until: self.until.min(other.until),
-            // A handler that closes must not be waited for, by nobody.
+            // If a handler closes, no close may wait for that handler.
             wait_for_handler: self.wait_for_handler && other.wait_for_handler,
         })
     }

@@ -18,7 +18,7 @@ mod on {
     use super::{Bounds, Duration, ReasonKind, Totals};
 
     /// Every series of one client. They are made, with a value, when the client is opened: an
-    /// alert about one that comes with its first event misses that event.
+    /// alert on a series that appears with its first event would miss that event.
     pub(crate) struct Meter {
         published: Counter,
         sent: Counter,
@@ -42,8 +42,8 @@ mod on {
         sync: Histogram,
     }
 
-    /// The kinds of refusals, as the label `kind` has them. What the server words in its own way
-    /// is the last of them.
+    /// The kinds of refusals, with their values of the label `kind`. Words that the server made
+    /// up itself are of the last kind.
     const KINDS: [(ReasonKind, &str); 13] = [
         (ReasonKind::None, "none"),
         (ReasonKind::Duplicate, "duplicate"),
@@ -206,7 +206,7 @@ mod on {
             }
         }
 
-        /// Without a store, there is no refusal whose message is known.
+        /// Without a store no refusal has a message that is known.
         pub(crate) fn gauges(&self, in_flight: u64, oldest: Option<Duration>, bounds: Bounds) {
             let count = |gauge: &Gauge, value: u64| gauge.set(value as f64);
             count(&self.unsettled, bounds.unsettled);

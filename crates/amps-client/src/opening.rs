@@ -1,4 +1,4 @@
-//! The moment from which a client is in the application's hands.
+//! The moment from which the application has the client.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -9,9 +9,9 @@ use crate::client::Client;
 use crate::error::OpenError;
 use crate::shared::Shared;
 
-/// Holds back what is told of earlier runs: a handler that was called while the client opens
-/// could not have the client yet. Dropped with the client in the application's hands, it lets
-/// that begin; the first call that waits for it does so as well.
+/// Holds back what is reported about earlier runs: a handler that was called while the client
+/// opens could not have the client yet. Reporting begins when this is dropped, which is when the
+/// application has the client, or with the first call that waits for it.
 pub(crate) struct Release {
     shared: Weak<Shared>,
     opened: bool,
@@ -25,7 +25,7 @@ impl Release {
         }
     }
 
-    /// The client is about to be handed over. Without this, opening it failed after all.
+    /// The client is about to be handed over. Unless this is called, opening it failed after all.
     pub(crate) fn opened(&mut self) {
         self.opened = true;
     }
@@ -39,8 +39,8 @@ impl Drop for Release {
     }
 }
 
-/// What `Builder::open` gives. Its end is behind that of the call: it is dropped when it has
-/// given the client away, which no code inside a future can wait for.
+/// What `Builder::open` returns. The future is dropped only after it has given the client away,
+/// and that is the moment that counts: no code inside a future can wait for it.
 pub(crate) struct Opening<F> {
     open: Option<F>,
     release: Option<Release>,
@@ -63,7 +63,7 @@ where
 
     fn poll(mut self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<Self::Output> {
         let Some(open) = self.open.take() else {
-            // It has said what it had to say.
+            // It has returned its value already.
             return Poll::Pending;
         };
         Poll::Ready(open().map(|(client, mut release)| {

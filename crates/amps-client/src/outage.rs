@@ -1,16 +1,16 @@
-//! What is worth saying of an outage, and when: decided from what happens and the time alone. A
+//! What is worth reporting about outages, and when, decided from events and the time alone. A
 //! server that is away for a night fails thousands of attempts, which are one thing to know.
 
 use std::time::Duration;
 
-/// Between two looks at what waits.
+/// How often to look at what waits.
 const LOOK_EVERY: Duration = Duration::from_secs(60);
 
-/// Outages told as they come between two looks; more of them are told together. A server that
-/// takes every logon and hangs up would fill the log otherwise.
+/// How many outages are reported one by one between two looks; more are reported together.
+/// Otherwise a server that accepts every logon and hangs up would fill the log.
 const TOLD_EACH: u32 = 5;
 
-/// Times count from any fixed start.
+/// Times are counted from any fixed start.
 #[derive(Debug, Default)]
 pub(crate) struct Outages {
     current: Option<Outage>,
@@ -28,7 +28,7 @@ struct Outage {
     told: bool,
 }
 
-/// What the store holds for the server, and what it held in all.
+/// How much the store holds for the server, and how much was settled.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Backlog {
     /// Messages that are not settled.
@@ -37,31 +37,31 @@ pub(crate) struct Backlog {
     pub(crate) settled: u64,
 }
 
-/// Something to say.
+/// Something to report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Word {
     /// There is no link any more, or the first attempt failed.
     Began,
     /// There still is none, and messages wait.
     GoesOn {
-        /// Since it began.
+        /// Since the outage began.
         lasted: Duration,
-        /// Attempts that failed, and the link that was lost.
+        /// Attempts that failed, including the link that was lost.
         attempts: u32,
     },
-    /// There is a link, messages wait, and not one was settled since the last look.
+    /// There is a link, and messages wait, but none was settled since the last look.
     Stuck,
-    /// So many outages began since the last look, and not each was told.
+    /// More outages began since the last look than were reported one by one.
     Flaps {
         /// How many.
         links: u32,
     },
 }
 
-/// What to say of a logon.
+/// What to report about a logon.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct LoggedOn {
-    /// Not that of a link that is told together with others.
+    /// False if this link is reported together with others.
     pub(crate) tell: bool,
     pub(crate) over: Option<Over>,
 }
@@ -92,21 +92,21 @@ impl Outages {
             attempts: 1,
             told,
         });
-        // Who was told has heard what waits.
+        // Whoever was told of the outage also heard what waits.
         if told {
             self.next_look = now + LOOK_EVERY;
         }
         told.then_some(Word::Began)
     }
 
-    /// How often it failed so far.
+    /// How many attempts have failed so far.
     pub(crate) fn attempts(&self) -> u32 {
         self.current.as_ref().map_or(0, |outage| outage.attempts)
     }
 
     /// A server accepted the logon.
     pub(crate) fn logged_on(&mut self, now: Duration) -> LoggedOn {
-        // What waited under the outage has its minute from here on.
+        // What waited during the outage gets a whole minute from now on.
         self.before = Backlog::default();
         let Some(outage) = self.current.take() else {
             return LoggedOn {
@@ -129,7 +129,7 @@ impl Outages {
         now >= self.next_look
     }
 
-    /// Looks.
+    /// Looks at what waits.
     pub(crate) fn look(&mut self, now: Duration, found: Backlog) -> Option<Word> {
         let before = std::mem::replace(&mut self.before, found);
         self.next_look = now + LOOK_EVERY;

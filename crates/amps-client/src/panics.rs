@@ -1,5 +1,5 @@
-//! Code of the application's runs inside the client's task. A panic of it is told, and does not
-//! end the client.
+//! The application's own code runs inside the client's task. If it panics, that is reported and
+//! does not end the client.
 
 use std::any::Any;
 use std::future::Future;
@@ -16,14 +16,14 @@ use crate::backoff::DelayStrategy;
 use crate::connector::{ConnectError, Connecting, Connector, Stream};
 use crate::uri::Uri;
 
-/// Whose code it is that panicked.
+/// Whose code panicked.
 pub(crate) const CHOOSER: &str = "the server chooser";
 pub(crate) const CONNECTOR: &str = "the connector";
 pub(crate) const STREAM: &str = "the connector's stream";
 pub(crate) const AUTHENTICATOR: &str = "the authenticator";
 pub(crate) const DELAYS: &str = "the delay strategy";
 
-/// What a panic said.
+/// The message of a panic.
 pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic
         .downcast_ref::<&str>()
@@ -32,10 +32,11 @@ pub(crate) fn words(panic: &(dyn Any + Send)) -> String {
     text.unwrap_or_else(|| "(it said nothing)".to_owned())
 }
 
-/// Calls code of the application's. What it leaves half done is its own.
+/// Calls code of the application's own. If it panics, whatever it left half done concerns only
+/// itself.
 ///
 /// # Errors
-/// It panicked, with these words.
+/// It panicked, with this message.
 pub(crate) fn call<T>(whose: &'static str, code: impl FnOnce() -> T) -> Result<T, String> {
     catch_unwind(AssertUnwindSafe(code))
         .map_err(|panic| format!("{whose} panicked: {}", words(panic.as_ref())))
@@ -44,7 +45,7 @@ pub(crate) fn call<T>(whose: &'static str, code: impl FnOnce() -> T) -> Result<T
 /// The same for a future of the application's, which is not polled again after a panic.
 ///
 /// # Errors
-/// Making, polling or dropping it panicked, with these words.
+/// Making, polling or dropping it panicked, with this message.
 pub(crate) async fn run<F: Future>(
     whose: &'static str,
     make: impl FnOnce() -> F,
@@ -85,10 +86,10 @@ impl<F> Drop for Caught<F> {
     }
 }
 
-/// A delay strategy of the application's; its panics are told, and the attempts go on.
+/// A delay strategy of the application's own. Its panics are reported, and the attempts go on.
 pub(crate) struct CarefulDelays(pub(crate) Box<dyn DelayStrategy>);
 
-/// The wait before the next attempt when the delay strategy panics instead of saying it.
+/// The wait before the next attempt if the delay strategy panics.
 const PANICKED: Duration = Duration::from_secs(20);
 
 impl CarefulDelays {
@@ -115,7 +116,8 @@ impl DelayStrategy for CarefulDelays {
     }
 }
 
-/// A connector of the application's; a panic of one of its streams is an error of that stream.
+/// A connector of the application's own. A panic in one of its streams is an error of that
+/// stream.
 #[derive(Debug)]
 pub(crate) struct CarefulConnector(pub(crate) Arc<dyn Connector>);
 
@@ -133,7 +135,7 @@ impl Connector for CarefulConnector {
     }
 }
 
-/// There until it is dropped.
+/// `None` once it was dropped.
 struct CarefulStream(Option<Box<dyn Stream>>);
 
 impl CarefulStream {

@@ -1,14 +1,14 @@
-//! How long messages wait for their ack, measured on one message of each batch that goes out: at a
+//! How long messages wait for their ack, measured on one message of each batch that is sent: at a
 //! low rate that is every message, and at a high one it costs nothing.
 
 use std::collections::VecDeque;
 use std::time::Duration;
 
-/// Messages on the way that are measured.
+/// How many messages on their way are measured at most.
 const MOST: usize = 1024;
 
-/// Messages that are measured: sequence, and when it was published in microseconds since the Unix
-/// epoch. Sequences rise.
+/// Messages that are measured: sequence, and when each was published, in microseconds since the
+/// Unix epoch. Sequences rise.
 #[derive(Debug, Default)]
 pub(crate) struct Sampled(VecDeque<(u64, u64)>);
 
@@ -17,7 +17,7 @@ impl Sampled {
         self.0.len() < MOST
     }
 
-    /// A message goes out.
+    /// A message is sent.
     pub(crate) fn sent(&mut self, sequence: u64, published_at: u64) {
         let follows = self.0.back().is_none_or(|(last, _)| *last < sequence);
         if published_at > 0 && follows && self.has_room() {
@@ -25,14 +25,14 @@ impl Sampled {
         }
     }
 
-    /// Everything up to `through` is settled: how long that took.
+    /// Everything up to `through` is settled. Returns how long that took.
     pub(crate) fn settled_through(&mut self, through: u64, now: u64) -> Vec<Duration> {
         let settled = self.0.partition_point(|(sequence, _)| *sequence <= through);
         let ages = self.0.drain(..settled);
         ages.map(|(_, at)| age(at, now)).collect()
     }
 
-    /// One message is settled or refused: how long that took, if it was measured.
+    /// One message is settled or refused. Returns how long that took, if it was measured.
     pub(crate) fn settled(&mut self, sequence: u64, now: u64) -> Option<Duration> {
         let found = self
             .0
@@ -41,7 +41,7 @@ impl Sampled {
         Some(age(at, now))
     }
 
-    /// The link is gone: what is sent again is measured again, from its publish.
+    /// The link is gone. What is sent again is measured again, from its publish.
     pub(crate) fn clear(&mut self) {
         self.0.clear();
     }

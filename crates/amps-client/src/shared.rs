@@ -22,7 +22,7 @@ use crate::protocol::Reason;
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
 
-/// What a stream of events that begins now has missed and must hear of.
+/// What happened before a stream of events begins, and must be told in it all the same.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Standing {
     /// The store's file is not where it was.
@@ -34,45 +34,45 @@ pub(crate) struct Standing {
 pub(crate) struct Shared {
     pub(crate) name: String,
     pub(crate) meter: Meter,
-    /// For calls of the store that wait for its device; there is one with a store.
+    /// For calls of the store that wait for its device. It exists whenever there is a store.
     pub(crate) helper: Option<Helper>,
     pub(crate) watched: Option<Arc<Watched>>,
     pub(crate) mailbox: Mailbox,
-    /// For what goes to a server past the store.
+    /// For whatever goes to a server without passing the store.
     pub(crate) desk: Arc<Desk>,
-    /// Times count from here.
+    /// Times are counted from here.
     pub(crate) start: Instant,
     pub(crate) room: Arc<Notify>,
     pub(crate) status: watch::Sender<LinkStatus>,
-    /// What the store found when it was opened, for every stream of events.
+    /// What the store found when it was opened, for the start of every stream of events.
     pub(crate) at_open: Vec<Event>,
-    /// How things stand, for every stream of events.
+    /// The present state, for the start of every stream of events.
     pub(crate) standing: Mutex<Standing>,
     pub(crate) events: broadcast::Sender<Event>,
     pub(crate) command_timeout: Duration,
     /// How the client ended.
     pub(crate) end: Arc<watch::Sender<End>>,
-    /// For the first stream of events: from before anything was told of earlier runs.
+    /// For the first stream of events: it receives from before anything was told of earlier runs.
     pub(crate) early: Mutex<Option<broadcast::Receiver<Event>>>,
     pub(crate) closed: AtomicBool,
     pub(crate) sync_failed: AtomicBool,
     pub(crate) store_gone: AtomicBool,
-    /// Without a store: accepted, and never handed to a link.
+    /// Without a store: accepted, but never handed to a link.
     pub(crate) unsent: AtomicU64,
     pub(crate) totals: Mutex<Totals>,
-    /// What a flush counted that its caller was not told of.
+    /// What a flush counted but could not report, because its caller had gone.
     pub(crate) uncounted: Arc<Mutex<Flushed>>,
     pub(crate) direct: Arc<Mutex<Direct>>,
     pub(crate) offers: Offers,
     pub(crate) max_message: usize,
 }
 
-/// Where the connection stands, for those who wait for it.
+/// The state of the connection, for those who wait for it.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LinkStatus {
     pub(crate) state: ConnectionState,
     pub(crate) server: String,
-    /// What the server said of itself at the last logon.
+    /// What the server said about itself at the last logon.
     pub(crate) server_info: ServerInfo,
     /// How the last attempt ended, and where.
     pub(crate) last: Option<(String, LinkEnd)>,
@@ -80,9 +80,9 @@ pub(crate) struct LinkStatus {
     pub(crate) gave_up: Option<&'static str>,
     /// Logons refused in a row.
     pub(crate) refused: usize,
-    /// Logons refused, all in all.
+    /// Logons refused in all.
     pub(crate) refusals: u64,
-    /// The last logon refused, where and why, unless one was accepted since.
+    /// The last logon that was refused, where and why, unless one was accepted since.
     pub(crate) logon_refused: Option<(String, Reason)>,
     /// Servers to try in turn.
     pub(crate) servers: usize,
@@ -95,7 +95,7 @@ pub(crate) enum End {
     #[default]
     Running,
     Closed(CloseReport),
-    /// Its task is gone; nothing was closed.
+    /// Its task is gone, and nothing was closed.
     Failed,
 }
 
@@ -172,7 +172,7 @@ impl Shared {
         }
     }
 
-    /// Takes in what the store has to say. Called from the store's threads.
+    /// Handles a signal of the store. Called from the store's threads.
     pub(crate) fn signal(&self, signal: Signal) {
         match signal {
             Signal::Room => self.room.notify_waiters(),
@@ -186,7 +186,7 @@ impl Shared {
                 }
                 self.sync_failed.store(true, Ordering::Release);
                 self.durable_moved();
-                // Room may never come now; who waits for it learns that by trying.
+                // There may never be room again; whoever waits for it finds out by trying.
                 self.room.notify_waiters();
                 self.mailbox.doorbell.ring_always();
             }
@@ -212,7 +212,7 @@ impl Shared {
                     }
                     self.store_gone.store(true, Ordering::Release);
                     self.durable_moved();
-                    // No room comes any more; who waits for it learns that by trying.
+                    // No room will come any more; whoever waits for it finds out by trying.
                     self.room.notify_waiters();
                 }
                 self.event(event);
@@ -231,7 +231,7 @@ impl Shared {
         }
     }
 
-    /// The client is in the application's hands: what waited for that begins.
+    /// The application has the client now: what waited for that begins.
     pub(crate) fn release(&self) {
         if !self.mailbox.opened.swap(true, Ordering::AcqRel) {
             self.offers.release();
@@ -239,7 +239,7 @@ impl Shared {
         }
     }
 
-    /// The receiver for the first stream of events, once.
+    /// The receiver for the first stream of events, once only.
     pub(crate) fn take_early(&self) -> Option<broadcast::Receiver<Event>> {
         self.early
             .lock()
@@ -248,11 +248,11 @@ impl Shared {
     }
 
     pub(crate) fn event(&self, event: Event) {
-        // Nobody listening is no error.
+        // It is no error that nobody listens.
         let _ = self.events.send(event);
     }
 
-    /// A moment in terms of [`Now::at`](crate::delivery::Now::at).
+    /// A moment, in terms of [`Now::at`](crate::delivery::Now::at).
     pub(crate) fn since_start(&self, until: Instant) -> Duration {
         until.saturating_duration_since(self.start)
     }
@@ -266,7 +266,7 @@ impl Shared {
     }
 }
 
-/// Time limits count no further: beyond it sums of times overflow.
+/// No time limit is longer than this: beyond it sums of times could overflow.
 pub(crate) const YEAR: Duration = Duration::from_secs(365 * 86_400);
 
 /// The wall clock in microseconds since the Unix epoch.

@@ -1,4 +1,4 @@
-//! A subscription as its reader holds it.
+//! A subscription, as its reader holds it.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Weak};
@@ -30,9 +30,9 @@ pub enum SubscriptionEnd {
 #[derive(Debug)]
 pub struct Subscription {
     pub(crate) id: u64,
-    /// Each message with the bytes it counts for.
+    /// Each message with the number of bytes it counts for.
     pub(crate) messages: mpsc::Receiver<(Delivered, usize)>,
-    /// Bytes in the buffer, shared with who fills it.
+    /// Bytes in the buffer, shared with whoever fills it.
     pub(crate) held: Arc<AtomicUsize>,
     pub(crate) end: oneshot::Receiver<SubscriptionEnd>,
     pub(crate) ended: bool,
@@ -55,7 +55,7 @@ impl Drop for Subscription {
 
 impl Subscription {
     /// The next message. `None` after the end of a query's answer, or after an error was
-    /// told.
+    /// returned.
     ///
     /// Cancel safe: a cancelled call takes no message.
     pub async fn next(&mut self) -> Option<Result<Delivered, SubscriptionEnd>> {

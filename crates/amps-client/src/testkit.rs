@@ -1,5 +1,5 @@
-//! For tests of this client and of programs built on its state machines: what the driver
-//! keeps to itself, and defects on demand.
+//! For tests of this client and of programs built on its state machines: parts of the driver that
+//! are otherwise private, and planted defects.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,12 +19,12 @@ use crate::subscription::Subscription;
 
 pub use amps_delivery::testkit::{Planted, plant};
 
-/// Makes the frames of stored messages, as the driver puts them on the wire.
+/// Makes frames of stored messages, as the driver sends them.
 #[derive(Debug)]
 pub struct Encoder(crate::wire::Encoder);
 
 impl Encoder {
-    /// As the builder's `publish_ids` says.
+    /// As the builder's option `publish_ids`.
     pub fn new(publish_ids: bool) -> Self {
         Encoder(crate::wire::Encoder::new(publish_ids))
     }
@@ -32,7 +32,7 @@ impl Encoder {
     /// Appends the frame of a message.
     ///
     /// # Errors
-    /// No frame can be made of it: the envelope is of another version, or the frame would be
+    /// No frame can be made of it: the version of its envelope is unknown, or the frame would be
     /// longer than its length field can say.
     pub fn encode(
         &mut self,
@@ -43,11 +43,12 @@ impl Encoder {
     }
 }
 
-/// Links to AMPS servers as the client makes them, for loops of one's own: a simulation, a fuzzer.
+/// Links to AMPS servers as the client makes them, for other loops that drive the engine: a
+/// simulation, a fuzzer.
 pub struct Amps(AmpsTransport);
 
 impl Amps {
-    /// What nothing takes goes nowhere: a loop of one's own has no handlers.
+    /// Acks that nothing takes are dropped: such a loop has no handlers.
     pub fn new(connector: Arc<dyn Connector>, config: SessionConfig) -> Self {
         Amps(AmpsTransport::new(
             connector,
@@ -63,12 +64,12 @@ impl Amps {
     /// # Errors
     /// The connector's.
     pub async fn connect(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {
-        // Nobody looks at what concerned neither a publish nor a command.
+        // Drops what concerned neither a publish nor a command.
         drop(self.0.desk().take_strays());
         self.0.connect(server).await
     }
 
-    /// Leaves a command for the link, until this moment in terms of [`Now::at`].
+    /// Leaves a command for the link, to be sent before this moment in terms of [`Now::at`].
     ///
     /// # Errors
     /// There is no link that is logged on, or too many wait.

@@ -1,4 +1,4 @@
-//! Stored messages, subscriptions and requests as the frames that go out.
+//! Turns stored messages, subscriptions and requests into the frames that are sent.
 
 use std::ops::Range;
 
@@ -17,22 +17,22 @@ pub(crate) enum EncodeError {
     Frame(#[from] FrameError),
 }
 
-/// Makes the frames of stored messages. Those that follow each other mostly differ in number
-/// and payload alone: then the header of the last one serves again.
+/// Makes frames of stored messages. Consecutive ones mostly differ only in number and payload,
+/// and then the header of the last frame is used again.
 #[derive(Debug, Default)]
 pub(crate) struct Encoder {
     publish_ids: bool,
     last: Header,
 }
 
-/// A header that only operation and topic decide, but for its number.
+/// A header that depends only on operation and topic, except for its number.
 #[derive(Debug, Default)]
 struct Header {
-    /// Of the envelopes that it fits; empty: there is none.
+    /// Operation and topic of the envelopes that it fits; empty: there is none.
     subject: Vec<u8>,
     /// From the length in front of the frame to where its body begins.
     bytes: Vec<u8>,
-    /// The number that stands in it, and where.
+    /// The number in it, and where that stands.
     wire: u64,
     number: Range<usize>,
 }
@@ -69,7 +69,7 @@ impl Encoder {
 }
 
 impl Header {
-    /// Whether there can be one for such messages.
+    /// Makes the header for such messages; returns whether there can be one.
     fn set(&mut self, subject: &[u8], envelope: &Envelope<'_>) -> Result<bool, FrameError> {
         let delta = match envelope.operation {
             Operation::Publish => false,
@@ -223,7 +223,7 @@ impl Request {
     }
 }
 
-/// Makes the digits those of the next number; false: it has more of them.
+/// Turns the digits into those of the next number; false: that has more digits.
 #[inline]
 fn count_up(digits: &mut [u8]) -> bool {
     for digit in digits.iter_mut().rev() {
@@ -255,7 +255,7 @@ mod tests {
 
     use super::*;
 
-    /// Messages whose frames differ in everything that a frame can differ in.
+    /// Messages whose frames differ in everything in which frames can differ.
     fn envelopes(long: &str) -> Vec<Envelope<'_>> {
         let to = |topic| Envelope {
             published_at: 1 << 50,

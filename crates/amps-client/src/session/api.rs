@@ -1,4 +1,4 @@
-//! What goes into a [`Session`](super::Session) and what comes out.
+//! What goes into a [`Session`](super::Session), and what comes out.
 
 use std::time::Duration;
 
@@ -17,21 +17,21 @@ pub struct SessionConfig {
     pub logon_options: Option<String>,
     /// Correlation data of the logon.
     pub logon_correlation: Option<String>,
-    /// Interval of heartbeats, in whole seconds on the wire; none: no heartbeats.
+    /// Interval of heartbeats, in whole seconds on the wire; `None`: no heartbeats.
     pub heartbeat: Option<Duration>,
     /// Time for the answer to a logon.
     pub logon_timeout: Duration,
     /// Time for the answer to any other command.
     pub command_timeout: Duration,
-    /// Publishes come from a store. Without one no ack can be about a message that is kept,
-    /// and those for publishes are [`Received::Unhandled`]; whether one answers a publish that
-    /// asked for it, decides who sent that.
+    /// Publishes come from a store. Without one no ack can be about a message that is kept, and
+    /// acks for publishes become [`Received::Unhandled`]; whoever sent a message that asked for
+    /// an ack decides whether this is its answer.
     pub stored: bool,
-    /// Publishes carry their sequence as command id; then such an id in an ack names one.
+    /// Publishes carry their sequence as command id, so that such an id in an ack names one.
     pub publish_ids: bool,
 }
 
-/// What a server says of itself, and of this client's name, when it accepts a logon
+/// What a server says about itself, and about this client's name, when it accepts a logon
 /// (`docs/protocol.md` §5.2).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
@@ -39,11 +39,11 @@ pub struct ServerInfo {
     /// Its version as it wrote it, such as `5.3.3.0`, with whatever it appends to the numbers;
     /// cut to 128 bytes.
     pub version: Option<String>,
-    /// Its hash of the client's name: what the bookmarks of this client's messages start with.
+    /// Its hash of the client's name. The bookmarks of this client's messages begin with it.
     pub name_hash: Option<u64>,
 }
 
-/// What came in.
+/// What was received.
 #[derive(Debug)]
 #[non_exhaustive]
 pub enum Received<'a> {
@@ -52,11 +52,12 @@ pub enum Received<'a> {
         /// The highest number it knows of this publisher; `None` if it does not say.
         figure: Option<u64>,
     },
-    /// The server refused the logon; the link is of no more use.
+    /// The server refused the logon, so the link is useless.
     LogonRefused(Reason),
-    /// The server accepted the logon of another client name than ours; the link is of no use.
+    /// The server accepted the logon of a client name that is not ours, so the link is useless.
     LoggedOnAs(&'a str),
-    /// The server asks again; answer with [`Session::answer_challenge`](super::Session::answer_challenge).
+    /// The server sent a challenge; answer with
+    /// [`Session::answer_challenge`](super::Session::answer_challenge).
     Challenge(Credentials),
     /// The server confirmed heartbeats.
     HeartbeatInitiated,
@@ -66,9 +67,9 @@ pub enum Received<'a> {
     Ack(PublishAck<'a>),
     /// A command is done.
     Done {
-        /// As returned when it was given.
+        /// The id that was returned when it was given.
         id: u64,
-        /// How it went.
+        /// Its result.
         result: Result<Answer, CommandError>,
     },
     /// A message for a subscription.
@@ -78,12 +79,12 @@ pub enum Received<'a> {
         /// The message.
         message: Delivered,
     },
-    /// A subscription is over: a query is answered, or the server refused to take the
-    /// subscription up again.
+    /// A subscription is over: a query has been answered, or the server refused to place the
+    /// subscription again.
     SubscriptionEnded {
         /// The subscription.
         subscription: u64,
-        /// Why, unless it simply came to its end.
+        /// Why, unless it simply ended.
         error: Option<CommandError>,
     },
     /// A field of a frame could not be read; what the rest of the frame says follows.
@@ -91,8 +92,8 @@ pub enum Received<'a> {
         /// Its key.
         field: &'a str,
     },
-    /// An ack that belongs to nothing, a frame of messages or records some of which no subscription
-    /// takes, or a command that no client knows.
+    /// An ack that belongs to nothing, a frame of messages or records of which no subscription
+    /// takes some, or a command that no client knows.
     Unhandled(&'a Header<'a>),
 }
 

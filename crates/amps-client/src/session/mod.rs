@@ -25,14 +25,14 @@ pub use crate::chooser::Credentials;
 pub use api::{Expired, Received, ServerInfo, SessionConfig};
 pub use silence::DEFAULT_HEARTBEAT;
 
-/// Challenges answered on one link before the logon counts as refused
+/// How many challenges are answered on one link before the logon counts as refused
 /// (`docs/protocol.md` §5.3).
 pub const MAX_CHALLENGES: u32 = 3;
 
 /// Commands that may wait for an answer at once.
 pub const MAX_WAITING: usize = 1024;
 
-/// The session. See the module's page.
+/// The session; see the [module](self).
 #[derive(Debug)]
 pub struct Session {
     config: SessionConfig,
@@ -43,7 +43,8 @@ pub struct Session {
     subscriptions: BTreeMap<u64, Placed>,
     resubscribing: usize,
     server: ServerInfo,
-    /// Frames with messages so far, to tell the first mention of a subscription in one.
+    /// Frames with messages so far. Used to recognise the first mention of a subscription in a
+    /// frame.
     frames: u64,
     beat_at: Option<Duration>,
     silence: Silence,
@@ -79,10 +80,10 @@ enum What {
 #[derive(Debug)]
 struct Placed {
     spec: Subscribe,
-    /// The command that placed it last; a completed ack may name nothing else.
+    /// The command that placed it last; a completed ack may name only that.
     command: u64,
     bookmark: Option<String>,
-    /// The last frame that delivered to it.
+    /// The last frame that delivered a message to it.
     last_frame: u64,
 }
 
@@ -136,7 +137,7 @@ impl Session {
         }
     }
 
-    /// The link is gone. Commands that waited fail; subscriptions stay, to be placed again.
+    /// The link is gone. Commands that waited fail; subscriptions stay, and will be placed again.
     pub fn disconnected(&mut self, sink: &mut dyn FnMut(Received<'_>)) {
         self.phase = Phase::Offline;
         self.beat_at = None;
@@ -149,14 +150,14 @@ impl Session {
                     id,
                     result: Err(error),
                 }),
-                // A first subscribe is retried after the reconnect like all others.
+                // A first subscribe is repeated after the reconnect like all others.
                 What::Heartbeat | What::Subscribe { .. } => {}
             }
         }
         let queries: Vec<u64> = self
             .subscriptions
             .iter()
-            // One that waits for the first logon goes on waiting.
+            // A query that waits for the first logon goes on waiting.
             .filter(|(_, p)| p.spec.is_query() && p.command != 0)
             .map(|(id, _)| *id)
             .collect();
@@ -171,10 +172,10 @@ impl Session {
         }
     }
 
-    /// Takes in one frame. Bytes to send in answer are appended to `out`.
+    /// Handles one frame. Bytes to send in answer are appended to `out`.
     ///
     /// # Errors
-    /// The frame has no readable header; the link is of no more use.
+    /// The frame has no readable header, so the link is useless.
     pub fn receive(
         &mut self,
         now: Duration,
@@ -196,9 +197,9 @@ impl Session {
                 self.deliver(DeliveredKind::OutOfFocus, &header, body, sink);
             }
             Some(Verb::Sow) => self.deliver_records(&header, body, sink)?,
-            // Heartbeats count as life.
+            // Heartbeats count as signs of life.
             Some(Verb::Heartbeat | Verb::GroupBegin | Verb::GroupEnd) => {}
-            // Servers may say more than this client knows.
+            // A server may send commands that this client does not know.
             _ => sink(Received::Unhandled(&header)),
         }
         Ok(())
@@ -219,7 +220,7 @@ impl Session {
         {
             return Err(Expired::Logon);
         }
-        // Before the command that started heartbeats times out of the same silence.
+        // Before the command that started heartbeats times out because of the same silence.
         if self.silent_at().is_some_and(|at| now >= at) {
             return Err(Expired::Heartbeat);
         }
@@ -265,26 +266,26 @@ impl Session {
         self.silence.too_long_at(since.min())
     }
 
-    /// Says whether publishes wait for an answer on this link, whenever that may have changed:
-    /// a server that has not said whether it knows heartbeats may be silent while it owes nothing.
+    /// Tells whether publishes wait for an answer on this link, whenever that may have changed: a
+    /// server that has not said whether it knows heartbeats may be silent while it owes nothing.
     pub fn publishes_wait(&mut self, now: Duration, wait: bool) {
         self.silence.publishes_wait(now, wait);
     }
 
-    /// Says how many bytes of a frame that is not complete have come: a large message that comes
-    /// slowly is no silence.
+    /// Tells how many bytes of an incomplete frame have come: a large message that comes slowly
+    /// is not silence.
     pub fn receiving(&mut self, now: Duration, bytes: usize) {
         self.silence.heard_part(now, bytes);
     }
 
-    /// Bytes were written just now; a beat would say nothing new for an interval.
+    /// Bytes were just written, so a beat would tell the server nothing new for an interval.
     pub fn wrote(&mut self, now: Duration) {
         if let (Some(interval), Some(_)) = (self.config.heartbeat, self.beat_at) {
             self.beat_at = Some(now + interval);
         }
     }
 
-    /// What the server said of itself at the last logon it accepted.
+    /// What the server said about itself at the last logon that it accepted.
     pub fn server(&self) -> &ServerInfo {
         &self.server
     }
@@ -294,8 +295,8 @@ impl Session {
         self.phase == Phase::LoggedOn
     }
 
-    /// Sends a command; [`Received::Done`] with the returned id follows, at the link's end at
-    /// the latest. `None`: it asks for no ack, so there is nothing to wait for.
+    /// Sends a command. [`Received::Done`] with the returned id follows, at the end of the link
+    /// at the latest. `None`: the command asks for no ack, so there is nothing to wait for.
     ///
     /// # Errors
     /// Not logged on, too many commands wait, or the command does not fit a frame.
@@ -320,8 +321,8 @@ impl Session {
         Ok(Some(id))
     }
 
-    /// Places a subscription, now or after the next logon. [`Received::Done`] with the
-    /// returned id tells when the server accepted or refused it first.
+    /// Places a subscription, now or after the next logon. [`Received::Done`] with the returned
+    /// id follows when the server first accepted or refused it.
     pub fn subscribe(&mut self, now: Duration, spec: Subscribe, out: &mut Vec<u8>) -> u64 {
         let subscription = self.take_id();
         self.subscriptions.insert(
@@ -343,12 +344,12 @@ impl Session {
     pub fn unsubscribe(&mut self, subscription: u64, out: &mut Vec<u8>) {
         if self.subscriptions.remove(&subscription).is_some() && self.is_logged_on() {
             let id = wire_id(self.take_id());
-            // Too long for a frame it cannot be.
+            // It cannot be too long for a frame.
             let _ = Command::unsubscribe(&id, &sub_id(subscription)).encode(out);
         }
     }
 
-    /// Whether a subscription still stands.
+    /// Whether a subscription still exists.
     pub fn is_subscribed(&self, subscription: u64) -> bool {
         self.subscriptions.contains_key(&subscription)
     }
@@ -430,13 +431,13 @@ impl Session {
         }
     }
 
-    /// Commands that wait for an answer, subscriptions among them.
+    /// Commands that wait for an answer, including those that place subscriptions.
     pub fn waiting(&self) -> usize {
         self.waiting.len()
     }
 
-    /// Nobody waits for the answer to a command any more; one that comes all the same
-    /// belongs to nothing.
+    /// Nobody waits for the answer to a command any more. If it comes all the same, it belongs to
+    /// nothing.
     pub fn forget(&mut self, command: u64) {
         self.waiting.remove(&command);
     }
@@ -476,13 +477,13 @@ fn wire_id(id: u64) -> String {
     format!("c{id}")
 }
 
-/// Whom the command id of an ack names.
+/// What the command id of an ack names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Named {
     /// There is none, as in conflated acks.
     Nobody,
-    /// It has the form of the session's own ids, whether or not it gave this one out: it is
-    /// about a command that is no publish.
+    /// It has the form of the session's own ids, whether or not this one was given out: the ack
+    /// is about a command other than a publish.
     Own(u64),
     /// The publish of this sequence.
     Publish(u64),
@@ -491,7 +492,7 @@ enum Named {
 }
 
 impl Named {
-    /// `publish_ids`: publishes carry ids; otherwise no id can be one of theirs.
+    /// Without `publish_ids`, no id can be that of a publish.
     fn by(id: Option<&str>, publish_ids: bool) -> Named {
         let Some(id) = id.filter(|id| !id.is_empty()) else {
             return Named::Nobody;
@@ -510,12 +511,14 @@ impl Named {
     }
 }
 
-/// Whether an ack's command id has the form of the session's own: it is about no publish.
+/// Whether an ack's command id has the form of the session's own, so that the ack is about no
+/// publish.
 pub(crate) fn is_of_a_command(id: &str) -> bool {
     matches!(Named::by(Some(id), false), Named::Own(_))
 }
 
-/// A number as this client writes it: what it did not write it does not take for its own.
+/// Reads a number in exactly the form in which this client writes it. Any other form cannot be
+/// its own.
 pub(crate) fn number(text: &str) -> Option<u64> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let plain = digits && (text == "0" || !text.starts_with('0'));

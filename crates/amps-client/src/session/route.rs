@@ -32,7 +32,7 @@ impl Session {
             if mine && (processed || header.status != Some(Status::Success)) {
                 return self.logon_ack(now, header, challenges, out, sink);
             }
-            // Nothing was sent on this link that it could be about.
+            // Nothing was sent on this link that the ack could be about.
             return sink(Received::Unhandled(header));
         }
         let mut by_command = None;
@@ -56,7 +56,7 @@ impl Session {
         }
     }
 
-    /// What an ack says of publishes, if it is about any.
+    /// What an ack says about publishes, if it is about any.
     fn publish_ack<'h>(&self, named: Named, header: &'h Header<'_>) -> Option<PublishAck<'h>> {
         if !self.config.stored {
             return None;
@@ -73,8 +73,8 @@ impl Session {
         };
         let reason = header.reason_text.as_deref().unwrap_or_default();
         let (sequence, verdict) = match (named, status) {
-            // Of a command that nobody waits for any more: its number, if it has one, is another
-            // publisher's (`docs/protocol.md` §13).
+            // It is about a command that nobody waits for any more. If it has a number, that is
+            // another publisher's (`docs/protocol.md` §13).
             (Named::Own(_), _) => return None,
             (Named::Stranger, Status::Failure) if is_of_a_publish(kind) => {
                 (None, Verdict::Stray(reason))
@@ -85,7 +85,7 @@ impl Session {
             (_, Status::Success) if kind != Some(AckKind::Persisted) => return None,
             (Named::Publish(id), Status::Success) => (Some(id), Verdict::Persisted),
             (Named::Nobody, Status::Success) => (None, Verdict::Persisted),
-            // No word that is known for success or failure.
+            // The status is no word that is known for success or failure.
             (_, Status::Retry | Status::Unknown) => return None,
         };
         let names_nothing = figure.is_none() && sequence.is_none();
@@ -113,7 +113,8 @@ impl Session {
         };
         match status {
             Some(Status::Success) => {
-                // Its figure counts what somebody else has sent, and so would this link.
+                // The figure counts what somebody else has sent, and this link's messages would
+                // be counted as theirs.
                 let name = header.client_name.as_deref().unwrap_or_default();
                 if !name.is_empty() && name != self.config.client_name {
                     self.phase = Phase::Offline;
@@ -220,7 +221,7 @@ impl Session {
                 }
                 Err(error) => {
                     self.beat_at = None;
-                    // No answer is no refusal: it may not have been heard at all.
+                    // No answer is not a refusal: the command may not have been heard at all.
                     if matches!(error, CommandError::Refused(_)) {
                         self.silence.refused();
                     }
@@ -301,8 +302,8 @@ impl Session {
         }
     }
 
-    /// Delivers a message to every subscription it names, once to each: what a server names
-    /// twice costs nothing, and what nobody takes is passed up as such.
+    /// Delivers a message to every subscription that it names, once to each: naming one twice
+    /// costs nothing. What no subscription takes is passed up as unhandled.
     pub(super) fn deliver(
         &mut self,
         kind: DeliveredKind,
@@ -340,8 +341,9 @@ impl Session {
         }
     }
 
-    /// Delivers the records of a `sow` frame. If nobody takes some of them, the frame is passed
-    /// up as such, once: it has room for more records than memory for words about them.
+    /// Delivers the records of a `sow` frame. If no subscription takes some of them, the frame is
+    /// passed up as unhandled, once: it has room for more records than there is memory for
+    /// reports about them.
     ///
     /// # Errors
     /// A record cannot be read; what came before it was delivered.
@@ -366,7 +368,8 @@ impl Session {
             };
             let topic = match header.topic.as_deref() {
                 Some(topic) => topic.into(),
-                // One topic for all: a frame has room for more records than memory for copies.
+                // They share one topic: a frame has room for more records than there is memory
+                // for copies of it.
                 None => group_topic
                     .get_or_insert_with(|| group.topic.as_deref().unwrap_or_default().into())
                     .clone(),
@@ -383,7 +386,7 @@ impl Session {
 }
 
 impl Placed {
-    /// Notes a message on its way to the reader.
+    /// Remembers a message that is on its way to the reader.
     fn passed(&mut self, message: &Delivered) {
         if self.spec.bookmark.is_some()
             && let Some(bookmark) = &message.bookmark
@@ -398,8 +401,8 @@ pub(crate) fn is_of_a_publish(kind: Option<AckKind>) -> bool {
     matches!(kind, None | Some(AckKind::Persisted | AckKind::Processed))
 }
 
-/// Why an ack is no success: the server's words, or else its status, which may be a word
-/// that nobody knows, or missing.
+/// Why an ack is no success: the server's reason, or otherwise its status, which may be missing
+/// or an unknown word.
 fn no_success(header: &Header<'_>) -> Reason {
     match (header.reason(), header.status) {
         (reason, _) if reason.kind() != ReasonKind::None => reason,
@@ -420,7 +423,7 @@ fn delivered(kind: DeliveredKind, header: &Header<'_>, topic: Arc<str>, body: &[
         timestamp: owned(&header.timestamp),
         user_id: owned(&header.user_id),
         reason: header.reason_text.as_deref().map(Reason::new),
-        // Copied: a slice would keep the whole read buffer alive for a slow reader.
+        // Copied, because a slice would keep the whole read buffer alive for a slow reader.
         data: Bytes::copy_from_slice(body),
     }
 }

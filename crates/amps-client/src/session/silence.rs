@@ -1,17 +1,17 @@
-//! When a server has said nothing for too long.
+//! Decides when a server has said nothing for too long.
 
 use std::time::Duration;
 
 /// The interval of heartbeats unless another one is asked for.
 pub const DEFAULT_HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// How long a server that has not said whether it knows heartbeats may owe an answer without a
-/// word.
+/// How long a server that has not said whether it knows heartbeats may owe an answer and say
+/// nothing.
 const OWED: Duration = Duration::from_secs(30);
 
-/// So many bytes more of a frame that is not complete are a sign of life: fewer would let a
-/// server hold a link by a frame that drips for ever, and without any a large message on a slow
-/// link would be cut off again and again.
+/// This many more bytes of an incomplete frame are a sign of life. If fewer were, a server could
+/// hold a link with a frame that drips for ever; if none were, a large message on a slow link
+/// would be cut off again and again.
 const PART: usize = 64 * 1024;
 
 /// What the server's silence means.
@@ -19,10 +19,11 @@ const PART: usize = 64 * 1024;
 enum Meaning {
     /// Nothing: it was not asked for heartbeats, or refused them.
     Nothing,
-    /// It has not answered whether it knows heartbeats. Its silence is news while it owes an
-    /// answer; an idle link to a server without heartbeats would be given up again and again.
+    /// It has not said whether it knows heartbeats. Its silence means something only while it
+    /// owes an answer; otherwise an idle link to a server without heartbeats would be given up
+    /// again and again.
     Unanswered,
-    /// It promised a word in every interval.
+    /// It promised to send something in every interval.
     Confirmed { interval: Duration },
 }
 
@@ -31,9 +32,9 @@ enum Meaning {
 pub(super) struct Silence {
     meaning: Meaning,
     heard: Duration,
-    /// Bytes of a frame that is not complete, at its last sign of life.
+    /// Bytes of the incomplete frame at its last sign of life.
     part: usize,
-    /// Since when publishes wait for an answer, without a break.
+    /// Since when publishes have been waiting for an answer without a break.
     publishes_since: Option<Duration>,
 }
 
@@ -66,7 +67,7 @@ impl Silence {
         self.part = 0;
     }
 
-    /// So much of a frame that is not complete is there.
+    /// This much of an incomplete frame has come.
     pub(super) fn heard_part(&mut self, now: Duration, bytes: usize) {
         if bytes >= self.part + PART {
             self.part = bytes;
@@ -78,7 +79,7 @@ impl Silence {
         self.publishes_since = wait.then(|| self.publishes_since.unwrap_or(now));
     }
 
-    /// When it will have lasted for too long. `commands_since`: when the oldest command was
+    /// When the silence will have lasted too long. `commands_since`: when the oldest command was
     /// given that still waits for an answer.
     pub(super) fn too_long_at(&self, commands_since: Option<Duration>) -> Option<Duration> {
         match self.meaning {
@@ -90,8 +91,8 @@ impl Silence {
                     .min()?;
                 Some(owed_since.max(self.heard) + OWED)
             }
-            // Half an interval more than the two after which a server gives its client up: what
-            // delays one beat is no dead link.
+            // Half an interval more than the two after which a server gives its client up, since
+            // a delayed beat does not mean a dead link.
             Meaning::Confirmed { interval } => Some(self.heard + interval * 5 / 2),
         }
     }

@@ -118,7 +118,7 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
-/// Runs these steps, and says what became of what was published.
+/// Runs these steps, and returns what became of what was published.
 fn break_the_machines(steps: Vec<Step>, publish_ids: bool) -> Result<Totals, TestCaseError> {
     let options = Options::new().capacity(1 << 20).client_name("pub-1");
     let store = Store::memory(options).unwrap();
@@ -141,7 +141,7 @@ fn break_the_machines(steps: Vec<Step>, publish_ids: bool) -> Result<Totals, Tes
         };
         match step {
             Step::Frame(frame) => {
-                // A header that cannot be read ends the link; here it goes on.
+                // A header that cannot be read ends a link; here it goes on.
                 let _ = session.receive(now.at, &frame, &mut out, &mut acks);
             }
             Step::LoggedOn(figure) => {
@@ -224,7 +224,8 @@ fn break_the_machines(steps: Vec<Step>, publish_ids: bool) -> Result<Totals, Tes
     Ok(delivery.totals())
 }
 
-/// The draws follow from a seed, which `PROPTEST_RNG_SEED` changes, so that what is met is certain.
+/// What is drawn follows from a seed, which `PROPTEST_RNG_SEED` changes, so that every run tries
+/// the same.
 #[test]
 fn no_server_can_break_the_machines() {
     let mut config = ProptestConfig::with_cases(128);
@@ -260,7 +261,7 @@ struct Watched {
     out: Vec<u8>,
 }
 
-/// What a server says to the question for heartbeats.
+/// What a server answers when it is asked for heartbeats.
 const CONFIRMED: &str = "success";
 const REFUSED: &str = "failure";
 
@@ -308,7 +309,7 @@ impl Watched {
             .unwrap();
     }
 
-    /// The link stands until this time, and is given up at it.
+    /// The link is kept until this time, and given up then.
     #[track_caller]
     fn is_left_at(&mut self, at: Duration) {
         self.stands_until(at - EPSILON);
@@ -359,7 +360,7 @@ fn a_server_that_refused_heartbeats_may_be_silent() {
 #[test]
 fn a_server_that_answers_nothing_is_left_only_while_it_owes_an_answer() {
     let mut link = Watched::log_on();
-    // Idle: neither the question for heartbeats nor what was settled counts.
+    // Idle: neither the request for heartbeats nor what was settled counts.
     link.stands_until(SECOND * 1000);
     link.session.publishes_wait(SECOND * 1000, true);
     link.session.publishes_wait(SECOND * 1029, true);
@@ -373,7 +374,7 @@ fn a_server_that_answers_nothing_is_left_only_while_it_owes_an_answer() {
     link.session.publishes_wait(SECOND * 2020, true);
     link.is_left_at(SECOND * 2050);
 
-    // The question timed out long ago, on this link too.
+    // The request timed out long ago, on this link too.
     link.session.disconnected(&mut |_| {});
     link.log_on_again(SECOND * 3000);
     link.stands_until(SECOND * 3500);
@@ -400,7 +401,7 @@ fn a_large_message_that_comes_slowly_is_no_silence_and_one_that_drips_is() {
             .receiving(now + SECOND * 20, 9 * 64 * 1024 + dripped);
     }
     link.is_left_at(now + SECOND * 25);
-    // The next frame begins at nothing.
+    // The next frame begins with no bytes received.
     link.hears(now, r#"{"c":"heartbeat"}"#);
     link.session.receiving(now + SECOND, 64 * 1024);
     link.is_left_at(now + SECOND * 26);
