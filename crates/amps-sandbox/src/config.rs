@@ -1,11 +1,11 @@
-//! What a sandbox is told to be.
+//! How a sandbox is configured.
 
 use std::collections::HashSet;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// A message that a rule of refusal looks at.
+/// A message that a rule may refuse.
 #[derive(Clone, Copy, Debug)]
 pub struct Candidate<'a> {
     /// The publisher.
@@ -18,15 +18,15 @@ pub struct Candidate<'a> {
     pub body: &'a [u8],
 }
 
-/// How the server words its answers.
+/// In which form the server answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 pub enum Dialect {
     /// As AMPS documents it.
     #[default]
     Documented,
     /// As another implementation does (`docs/protocol.md` §10): no figure at logon, every
-    /// persisted ack at once with its command id, refusals as a `processed` failure with
-    /// nothing but the command id, and no memory of duplicates beyond a link.
+    /// persisted ack at once and with its command id, refusals as a `processed` failure with only
+    /// the command id, and no memory of duplicates beyond a link.
     PerMessage,
 }
 
@@ -82,20 +82,21 @@ impl fmt::Debug for Config {
 }
 
 impl Config {
-    /// A server without users that takes everything, logs every topic and conflates acks
-    /// over one second.
+    /// A server without users that accepts everything, logs every topic and conflates acks over
+    /// one second.
     pub fn new() -> Self {
         Config::default()
     }
 
-    /// Sets the interval over which acks are conflated; zero acks after every read.
+    /// Sets the interval over which acks are conflated. With zero, acks are sent after every
+    /// read.
     #[must_use]
     pub fn ack_interval(mut self, interval: Duration) -> Self {
         self.ack_interval = interval;
         self
     }
 
-    /// Sets how answers are worded.
+    /// Sets the form of the answers.
     #[must_use]
     pub fn dialect(mut self, dialect: Dialect) -> Self {
         self.dialect = dialect;
@@ -120,16 +121,16 @@ impl Config {
         self
     }
 
-    /// Closes a connection that has not logged on after this time, challenges included;
-    /// 10 s by default. Real servers do not wait for ever either, and a connection that says
-    /// nothing keeps a place that somebody else may need.
+    /// Closes a connection that has not logged on after this time, challenges included; 10 s by
+    /// default. Real servers do not wait for ever either, and a connection that says nothing
+    /// takes a place that somebody else may need.
     #[must_use]
     pub fn logon_within(mut self, time: Duration) -> Self {
         self.logon_within = time;
         self
     }
 
-    /// Refuses a link's subscriptions beyond so many, 256 by default.
+    /// How many subscriptions a link may have, 256 by default; more are refused.
     #[must_use]
     pub fn max_subscriptions(mut self, count: usize) -> Self {
         self.max_subscriptions = count;
@@ -163,7 +164,7 @@ impl Config {
         self
     }
 
-    /// Refuses what `rule` gives a reason for.
+    /// Refuses messages for which `rule` returns a reason.
     #[must_use]
     pub fn reject_when(
         mut self,
@@ -173,8 +174,8 @@ impl Config {
         self
     }
 
-    /// Keeps a topic out of the log: its messages are acked one by one, with their command
-    /// ids, reach only those who are subscribed, and are forgotten.
+    /// Keeps a topic out of the log: its messages are acked one by one, with their command ids,
+    /// reach only those who are subscribed at the time, and are forgotten.
     #[must_use]
     pub fn unlogged_topic(mut self, topic: impl Into<String>) -> Self {
         self.unlogged.insert(topic.into());

@@ -1,24 +1,24 @@
-//! What the sandbox can be told to do wrong, and how that is written on a command line.
+//! Faults that the sandbox can be told to have, and how they are written on a command line.
 
 use std::str::FromStr;
 use std::time::Duration;
 
 /// A fault. Messages are counted per link, so a client that reconnects meets the same fault
-/// again; what was read before a fault strikes is logged and counts.
+/// again. What was read before the fault happens is logged and counts.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Fault {
-    /// `close-after:N`: the link is closed behind its Nth message; acks not yet sent are
+    /// `close-after:N`: the link is closed after its Nth message; acks that were not sent yet are
     /// lost with it.
     CloseAfter(u64),
     /// `cut-after:N`: the same, with half a frame as the last thing sent.
     CutAfter(u64),
     /// `stall-after:N`: the link stays open, and nothing is read or sent any more.
     StallAfter(u64),
-    /// `lose-acks-after:N`: from the Nth message on the link gets no ack for messages. None
-    /// of them comes later either: TCP loses the rest of a stream, never its middle.
+    /// `lose-acks-after:N`: from the Nth message on, the link gets no acks for messages. None of
+    /// them comes later either, since TCP loses the rest of a stream, never its middle.
     LoseAcksAfter(u64),
-    /// `delay-acks:200ms`: acks for messages come that much later.
+    /// `delay-acks:200ms`: acks for messages are sent this much later.
     DelayAcks(Duration),
     /// `forget:NAME`: forget a client name's sequences, at once, and for good.
     Forget(String),
@@ -90,7 +90,8 @@ pub(crate) struct Faults {
 }
 
 impl Faults {
-    /// Puts a fault in force; [`Fault::Forget`] is no state and is left to the caller.
+    /// Puts a fault in force, except [`Fault::Forget`], which is not a state and is left to the
+    /// caller.
     pub(crate) fn set(&mut self, fault: &Fault) {
         match fault {
             Fault::CloseAfter(count) => self.close_after = Some(*count),

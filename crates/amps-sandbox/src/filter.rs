@@ -1,4 +1,4 @@
-//! The little of AMPS' filter language that the sandbox understands: comparisons of JSON
+//! The small part of AMPS' filter language that the sandbox understands: comparisons of JSON
 //! fields with literals, joined by `AND`, as in `/id = 1 AND /state != 'done'`, and `1=1`.
 
 use serde_json::Value;
@@ -33,7 +33,7 @@ enum Comparison {
 }
 
 impl Filter {
-    /// Reads a filter; `None` is a bad one, or one beyond the sandbox.
+    /// Reads a filter. `None`: it is malformed, or more than the sandbox understands.
     pub(crate) fn parse(text: &str) -> Option<Filter> {
         let mut rest = text.trim_start();
         let mut terms = Vec::new();

@@ -1,12 +1,12 @@
 //! The sandbox's log: an append-only file of checksummed entries, or the same bytes in
 //! memory.
 //!
-//! A file starts with eight bytes of magic. Each entry is a little-endian `u32` length, the
-//! `u32` CRC-32 of what follows, and that many bytes of content ([`encode`]). Appending is
-//! one `write(2)` per batch, so what a batch holds survives the death of the process as soon
-//! as [`Journal::append`] returns; it is not synced, so a power cut may take the end of the
-//! file. A torn end is cut off when the file is opened; damage before it is refused, except
-//! that a damaged length which reaches beyond the file looks like a torn end and is cut.
+//! A file starts with eight bytes of magic. Each entry is a little-endian `u32` length, the `u32`
+//! CRC-32 of what follows, and that many bytes of content ([`encode`]). Each batch is appended by
+//! one `write(2)`, so it survives the death of the process as soon as [`Journal::append`]
+//! returns. It is not synced, so a power cut may take the end of the file. A torn end is cut off
+//! when the file is opened, and damage before it is refused, except that a damaged length which
+//! reaches beyond the end of the file looks like a torn end and is cut.
 
 use std::fs::{File, OpenOptions, TryLockError};
 use std::io::{self, Read, Seek, SeekFrom, Write};
@@ -80,7 +80,7 @@ pub struct JournalEntry {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum JournalError {
-    /// A call of the system failed.
+    /// A system call failed.
     #[error("cannot {doing} the journal {}: {source}", path.display())]
     Io {
         /// What was being done.
@@ -102,7 +102,7 @@ pub enum JournalError {
         /// The file.
         path: PathBuf,
     },
-    /// An entry is damaged and more follows, which no interrupted write explains.
+    /// An entry is damaged and more entries follow, so this was no interrupted write.
     #[error("the journal {} is damaged at byte {at}; move it away to start afresh", path.display())]
     Damaged {
         /// The file.
@@ -126,7 +126,7 @@ enum Medium {
 }
 
 impl Journal {
-    /// A log that ends with the process.
+    /// A log that is lost when the process ends.
     pub fn memory() -> Self {
         Journal {
             medium: Medium::Memory { chunks: Vec::new() },
@@ -134,8 +134,8 @@ impl Journal {
         }
     }
 
-    /// Opens or creates the log in `directory` and locks it, cuts a torn end, and shows
-    /// every entry to `visit`, oldest first, with the offset of its end.
+    /// Opens or creates the log in `directory`, locks it, cuts a torn end, and calls `visit` with
+    /// every entry, oldest first, and the offset of its end.
     ///
     /// # Errors
     /// A [`JournalError`]; nothing is changed then.
@@ -201,11 +201,11 @@ impl Journal {
         }
     }
 
-    /// Appends encoded entries. When it returns they survive the process.
+    /// Appends encoded entries. When this returns they survive the process.
     ///
     /// # Errors
-    /// What the operating system reported; the log is then as it was, unless the same failure prevents
-    /// even that, and the next open cuts the torn entry.
+    /// The operating system's error. The log is then as it was, unless the same failure prevents
+    /// even that; then the next open cuts the torn entry.
     pub fn append(&mut self, entries: &[u8]) -> io::Result<()> {
         match &mut self.medium {
             Medium::File { file, .. } => {
@@ -233,11 +233,11 @@ impl Journal {
         Ok(())
     }
 
-    /// Shows the entries from `from` on to `visit`, until it returns `false`, the log ends,
-    /// or about `budget` bytes were read, at least one entry. Returns where to go on.
+    /// Calls `visit` with the entries from `from` on, until it returns `false`, the log ends, or
+    /// about `budget` bytes were read, but with at least one entry. Returns where to continue.
     ///
     /// # Errors
-    /// What the operating system reported, or `InvalidData` when what was written does not read back.
+    /// The operating system's error, or `InvalidData` if what was written cannot be read back.
     pub fn read(
         &self,
         from: u64,
@@ -293,8 +293,8 @@ impl Journal {
     }
 }
 
-/// Reads the messages of a journal that a running server may be writing: what was taken,
-/// in order, without refusals. Takes no lock; a torn end is left out.
+/// Reads the messages of a journal that a running server may be writing: those that were
+/// accepted, in order. Takes no lock; a torn end is left out.
 ///
 /// # Errors
 /// A [`JournalError`].
@@ -345,7 +345,7 @@ impl Entry<'_> {
     }
 }
 
-/// The id a client name has in bookmarks: FNV-1a, 63 bits, as AMPS' samples are.
+/// The id of a client name in bookmarks: FNV-1a, in 63 bits like the ids in AMPS' samples.
 pub(crate) fn publisher_id(name: &str) -> u64 {
     let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
         (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
@@ -375,8 +375,8 @@ pub(crate) fn encode(out: &mut Vec<u8>, entry: &Entry<'_>) -> usize {
     out.len() - start
 }
 
-/// A sequence as it stands in the log: 0 for none, else one more. The highest there is has
-/// nothing above it and takes the place of sequence 0, under which nobody publishes.
+/// A sequence as it is stored in the log: 0 for none, otherwise one more. The highest possible
+/// sequence cannot be one more, so it is stored in the place of sequence 0, which nobody uses.
 fn stored_sequence(sequence: Option<u64>) -> u64 {
     match sequence {
         None | Some(0) => 0,
@@ -700,7 +700,8 @@ mod tests {
         }
     }
 
-    /// 2^64 - 1 came back as 2^64 - 2, so that a restart made a new message of its duplicate.
+    /// 2^64 - 1 once came back as 2^64 - 2, so that after a restart its duplicate counted as a
+    /// new message.
     #[test]
     fn every_sequence_is_itself_after_a_restart() {
         let ends = [1, 2, 1 << 63, u64::MAX - 2, u64::MAX - 1, u64::MAX];

@@ -29,19 +29,20 @@
 //!
 //! # Where the sandbox decides what no document says
 //!
-//! - What is acked `persisted` is in the journal: written, not synced. It survives the death
-//!   of the process; a power cut may take the end.
-//! - A refusal ack carries the command id if the message did; conflated acks never do.
-//! - A topic with a character that means something in a regular expression is one, and must
-//!   match the whole name.
-//! - Subscriptions read the log, so a slow one costs only itself; messages of unlogged
-//!   topics go out directly, and publishers wait while a subscriber's 1 MiB is full.
-//! - A connection without a logon is closed after a time, holds little memory, and gives its
-//!   place to another when all are taken; wrong passwords in a row close their user for a while.
-//! - What it does not do it refuses, by name: an order, a bookmark or a limit where it has none,
+//! - What is acked as `persisted` is in the journal: written, not synced. It survives the death
+//!   of the process, but a power cut may take the end.
+//! - A refusal's ack carries the command id if the message had one; conflated acks never do.
+//! - A topic with a character that has a meaning in regular expressions is one, and must match
+//!   the whole name.
+//! - Subscriptions read the log, so a slow one delays only itself. Messages of unlogged topics
+//!   are sent directly, and publishers wait while 1 MiB is queued for a subscriber.
+//! - A connection without a logon is closed after a time, may use little memory, and makes room
+//!   for another one when all places are taken. Several wrong passwords in a row lock their user
+//!   out for a while.
+//! - What it cannot do it refuses by name: an order, a bookmark or a limit where it has none,
 //!   delta subscriptions, out-of-focus messages, expiration, acknowledgements of queues, and
-//!   every option it does not know.
-//! - Deltas are delivered as they were published, merged only in the state of the world.
+//!   every option that it does not know.
+//! - Deltas are delivered as they were published; they are merged only in the state of the world.
 //!
 //! # Layers
 //!

@@ -22,7 +22,7 @@ const CONGESTED: usize = 1 << 20;
 const FIRST_FRAME: usize = 64 << 10;
 /// Bytes of the log offered to a subscription at a time.
 const PUMP: usize = 256 * 1024;
-/// How long a link that is being closed may take to hear the last of it.
+/// How long a link that is being closed may take to receive the last bytes.
 const FAREWELL: Duration = Duration::from_secs(2);
 
 /// What all links share. The lock is held for one batch of frames at a time, across the
@@ -37,7 +37,7 @@ pub(crate) struct Shared {
     observer: Option<Observer>,
 }
 
-/// Who is told what happens.
+/// Called when something happens that whoever runs the server may want to know.
 pub(crate) type Observer = Box<dyn Fn(&Told) + Send + Sync>;
 
 #[derive(Debug)]
@@ -82,8 +82,8 @@ impl Shared {
         })
     }
 
-    /// Runs one step of the server, logs what it wants logged, and only then hands out what
-    /// it wants sent. Returns the other links' outboxes that are congested now.
+    /// Runs one step of the server, logs what it wants to be logged, and only then hands out what
+    /// it wants to be sent. Returns those outboxes of other links that are congested now.
     pub(crate) fn step(
         &self,
         from: Option<Link>,
@@ -170,7 +170,7 @@ impl Shared {
             let mut state = self.state();
             let link = state.server.connect(self.epoch.elapsed());
             state.outboxes.insert(link, outbox.clone());
-            // The time for its logon runs.
+            // From now on the time for its logon is counted.
             state.planned = state.server.deadline();
             link
         };
@@ -220,7 +220,7 @@ impl State {
             self.broken = true;
         }
         if self.broken {
-            // What this step answers may rest on what could not be logged.
+            // The answers of this step may depend on what could not be logged.
             for outbox in self.outboxes.values() {
                 outbox.close(Closing::Abrupt);
             }
@@ -300,7 +300,7 @@ impl Outbox {
         }
     }
 
-    /// Moves what waits into `out`, which is empty; says whether the link is to be closed.
+    /// Moves what waits into `out`, which is empty; returns whether the link is to be closed.
     fn take(&self, out: &mut Vec<u8>) -> Option<Closing> {
         let mut waiting = self.waiting();
         std::mem::swap(&mut waiting.bytes, out);
@@ -315,7 +315,7 @@ impl Outbox {
     }
 }
 
-/// Takes the link off the books however its task ends.
+/// Removes the link from the books however its task ends.
 struct Registration {
     shared: Arc<Shared>,
     link: Link,
@@ -469,8 +469,9 @@ impl Connection {
         }
     }
 
-    /// Sends the first `length` bytes that wait and closes so that they arrive: a socket
-    /// closed with unread bytes resets the connection and takes the last words with it.
+    /// Sends the first `length` bytes that wait, and closes in such a way that they arrive:
+    /// closing a socket with unread bytes resets the connection, and what was sent last would be
+    /// lost.
     async fn farewell(
         &mut self,
         length: usize,
@@ -496,8 +497,8 @@ impl Connection {
     }
 }
 
-/// Writes some of `bytes`, or flushes when there are none. Returns how many went out.
-/// Cancel safe: what it says was written, and nothing else, was.
+/// Writes some of `bytes`, or flushes if there are none. Returns how many were written. Cancel
+/// safe: exactly what it returns was written.
 async fn send(writer: &mut WriteHalf<Box<dyn Stream>>, bytes: &[u8]) -> std::io::Result<usize> {
     if bytes.is_empty() {
         writer.flush().await?;

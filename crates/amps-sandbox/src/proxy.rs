@@ -1,4 +1,4 @@
-//! A proxy for tests: a network between client and server that delays, cuts and goes dead.
+//! A proxy for tests: a network between client and server that delays, cuts, or goes dead.
 
 use std::io;
 use std::net::SocketAddr;
@@ -22,16 +22,16 @@ pub enum Weather {
     /// Everything passes.
     #[default]
     Fair,
-    /// Every piece passes, so much later, in order.
+    /// Everything passes, in order, but this much later.
     Delay(Duration),
-    /// Links stay open and nothing passes, as over a half-open connection. What was under
-    /// way passes once the weather is fair again.
+    /// Links stay open but nothing passes, as over a half-open connection. What was under way
+    /// passes when this ends.
     Dead,
     /// No connection is accepted; open ones are closed.
     Down,
 }
 
-/// A TCP proxy in front of a server, with weather.
+/// A TCP proxy in front of a server, with changing weather.
 #[derive(Debug)]
 pub struct Proxy {
     uri: Uri,
@@ -41,7 +41,7 @@ pub struct Proxy {
     task: JoinHandle<()>,
 }
 
-/// Orders to cut: how many so far, and what the last one lets through.
+/// Orders to cut links: how many there were, and how many bytes the last one lets through.
 #[derive(Clone, Copy, Debug, Default)]
 struct Cut {
     orders: u64,
@@ -105,8 +105,8 @@ impl Proxy {
         self.weather.send_replace(weather);
     }
 
-    /// Cuts every open link once the server has sent it so many bytes more: inside a frame,
-    /// if that is where they end. With 0, at once.
+    /// Cuts every open link once the server has sent this many more bytes, even inside a frame.
+    /// With 0, at once.
     pub fn cut_after(&self, bytes: usize) {
         self.cut.send_modify(|cut| {
             *cut = Cut {
@@ -170,7 +170,7 @@ impl Network {
         }
     }
 
-    /// Carries bytes one way until either end closes, or a cut strikes.
+    /// Carries bytes one way until either end closes, or the link is cut.
     async fn carry(
         &mut self,
         mut from: impl AsyncRead + Unpin,

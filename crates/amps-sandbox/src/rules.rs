@@ -1,4 +1,4 @@
-//! What a message does to sequences and acks: the rules a real server follows, as a state
+//! What a message does to sequences and acks: the rules that a real server follows, as a state
 //! machine without sockets, disks or clocks.
 //!
 //! The rules are those of `docs/protocol.md` §4.2, §5, §9 and §12 to §16; where these leave a
@@ -8,11 +8,11 @@
 //!   a duplicate and is dropped without a word.
 //! - A message is *open* until the log holds it. Nothing is acked while anything before it
 //!   is open, and the figure given at logon counts nothing open either.
-//! - Successes are conflated: after an interval one ack covers all, without a command id.
-//! - A refusal is open until the log remembers it. Then success goes out for everything
-//!   before it, and the refusal at once behind that. It is announced to whichever link the
-//!   name has at that moment, once; with no link, never.
-//! - The server never acks what did not ask.
+//! - Successes are conflated: after an interval one ack covers all of them, without a command id.
+//! - A refusal is open until the log remembers it. Then success is sent for everything before it,
+//!   and the refusal right after that. It is announced once, to whichever link has the name at
+//!   that moment, and never if there is none.
+//! - The server never acks what did not ask for it.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -38,12 +38,12 @@ pub struct Write<'a> {
     pub refusal: Option<&'a str>,
 }
 
-/// What became of a message.
+/// What is done with a message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Take it, and if its topic is logged, log it.
+    /// Accept it and, if its topic is logged, log it.
     Accepted,
-    /// Do not take it; if it had a sequence, log that it was refused.
+    /// Do not accept it; if it had a sequence, log that it was refused.
     Refused,
     /// It was seen before: do nothing.
     Duplicate,
@@ -75,7 +75,7 @@ pub enum Notice {
     },
 }
 
-/// What a successful logon learns.
+/// What a successful logon is told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LoggedOn {
     /// The figure `s`: everything up to it is settled.
@@ -88,11 +88,11 @@ pub struct LoggedOn {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct NameInUse;
 
-/// The memory of every client name, and the acks owed.
+/// The memory of every client name, and the acks that are owed.
 ///
-/// Positions are places in the log, rising; [`Rules::write`] says where a message will lie
-/// and [`Rules::persisted`] that everything up to a place does. Time is a distance from a
-/// start the caller chooses.
+/// Positions are places in the log, and rise. [`Rules::write`] is told where a message will end,
+/// and [`Rules::persisted`] up to which position everything is in the log. Time is counted from a
+/// start that the caller chooses.
 #[derive(Debug)]
 pub struct Rules {
     ack_interval: Duration,
@@ -135,7 +135,7 @@ enum Kind {
 }
 
 impl Rules {
-    /// Rules of a server that conflates acks over `ack_interval` and knows nobody.
+    /// The rules of a server that conflates acks over `ack_interval` and knows no names yet.
     pub fn new(ack_interval: Duration, dialect: Dialect) -> Self {
         Rules {
             ack_interval,
@@ -156,7 +156,7 @@ impl Rules {
         publisher.settled = publisher.settled.max(sequence);
     }
 
-    /// Forgets `name`: its next logon is told 0.
+    /// Forgets `name`: its next logon gets 0.
     pub fn forget(&mut self, name: &str) {
         let publisher = self.named(name);
         *publisher = Publisher {
@@ -188,7 +188,8 @@ impl Rules {
             None => None,
         };
         if per_message {
-            // Acks are a link's own there: what an earlier one sent is answered to nobody.
+            // In this dialect acks belong to a link: what an earlier link sent is not answered
+            // any more.
             publisher.highest = 0;
             publisher.settled = 0;
             publisher.open.clear();
@@ -208,7 +209,7 @@ impl Rules {
         Ok(LoggedOn { settled, evicted })
     }
 
-    /// The link is gone; what it was owed is owed to nobody.
+    /// The link is gone, and so is what it was owed.
     pub fn log_off(&mut self, link: Link) {
         let Some(index) = self.by_link.remove(&link) else {
             return;
@@ -316,7 +317,7 @@ impl Rules {
             .min()
     }
 
-    /// The highest sequence settled for `name`, 0 for a stranger.
+    /// The highest sequence settled for `name`; 0 if it is not known.
     pub fn settled(&self, name: &str) -> u64 {
         self.by_name
             .get(name)
@@ -430,8 +431,8 @@ impl Publisher {
         }
     }
 
-    /// Settles a message with an ack of its own; that ack, if it was wanted, covers what
-    /// lies before as well.
+    /// Settles a message with an ack of its own. If that ack was asked for, it covers what lies
+    /// before as well.
     fn settle_one(&mut self, sequence: Option<u64>, acked: bool) {
         let Some(sequence) = sequence else { return };
         self.settled = sequence;

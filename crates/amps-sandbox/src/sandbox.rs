@@ -42,7 +42,7 @@ pub struct Sandbox {
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StartError {
-    /// An address to listen on is no connection string.
+    /// An address to listen on cannot be read.
     #[error("cannot listen on \"{uri}\": {source}")]
     Uri {
         /// What was given.
@@ -58,7 +58,7 @@ pub enum StartError {
         /// What the operating system reported.
         source: io::Error,
     },
-    /// The scheme needs something the sandbox was not given.
+    /// The scheme needs something that the sandbox was not given.
     #[error("cannot listen on {uri}: {needed}")]
     Unsupported {
         /// The address.
@@ -103,7 +103,7 @@ impl Builder {
         self
     }
 
-    /// Replaces everything but addresses, journal and faults.
+    /// Replaces everything except addresses, journal and faults.
     pub fn config(mut self, config: Config) -> Self {
         self.config = config;
         self
@@ -115,7 +115,8 @@ impl Builder {
         self
     }
 
-    /// Keeps messages and sequences in this directory; without, they end with the process.
+    /// Keeps messages and sequences in this directory. Without it they are lost when the process
+    /// ends.
     pub fn journal(mut self, directory: impl AsRef<Path>) -> Self {
         self.journal = Some(directory.as_ref().to_owned());
         self
@@ -196,21 +197,21 @@ impl Builder {
         self
     }
 
-    /// Has logons and refusals told as they happen, by the task that serves the link: it must
-    /// not block.
+    /// Calls `observer` with logons and refusals as they happen, on the task that serves the
+    /// link: it must not block.
     pub fn on_told(mut self, observer: impl Fn(&Told) + Send + Sync + 'static) -> Self {
         self.observer = Some(Box::new(observer));
         self
     }
 
-    /// Closes links that announce a frame above so many bytes, 200 MiB by default.
+    /// Closes links that announce a frame of more than this many bytes, 200 MiB by default.
     pub fn max_frame(mut self, bytes: usize) -> Self {
         self.max_frame = Some(bytes);
         self
     }
 
-    /// Listens on this connector instead of one of its own, so that a client can find a
-    /// sandbox that was started again.
+    /// Listens on this connector instead of one of its own, so that a client finds a sandbox that
+    /// was started again.
     pub fn connector(mut self, connector: &MemoryConnector) -> Self {
         self.connector = connector.clone();
         self
@@ -282,13 +283,13 @@ impl Builder {
 }
 
 impl Sandbox {
-    /// Starts to set one up.
+    /// Begins to set one up.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
-    /// The first address it listens on, with the port it got, or an address that means
-    /// nothing for a sandbox in memory.
+    /// The first address that it listens on, with the port that it got; for a sandbox in memory
+    /// the address has no meaning.
     pub fn uri(&self) -> String {
         self.uris
             .first()
@@ -305,7 +306,7 @@ impl Sandbox {
         self.connector.clone()
     }
 
-    /// The messages taken so far, in order, without refused ones.
+    /// The messages that were accepted so far, in order.
     ///
     /// # Errors
     /// The journal cannot be read back.
@@ -313,18 +314,18 @@ impl Sandbox {
         self.shared.journal()
     }
 
-    /// The figure a logon of this client name would be told.
+    /// The figure that a logon with this client name would be told.
     pub fn settled(&self, client_name: &str) -> u64 {
         self.shared.settled(client_name)
     }
 
-    /// Puts a fault in force, for links that are open as well.
+    /// Puts a fault in force, also for links that are open.
     pub fn inject(&self, fault: &Fault) {
         self.shared
             .step(None, |server, out, _| server.inject(fault, out));
     }
 
-    /// Ends all faults; a link that was struck stays as it is.
+    /// Ends all faults; a link that one has broken stays as it is.
     pub fn clear_faults(&self) {
         self.shared.step(None, |server, _, _| server.clear_faults());
     }
@@ -378,10 +379,10 @@ enum Listener {
     Unix(UnixListener),
 }
 
-/// A link that was accepted and may have a handshake before it.
+/// A link that was accepted. There may be a handshake before it can be used.
 type Opening = Pin<Box<dyn Future<Output = io::Result<Box<dyn Stream>>> + Send>>;
 
-/// What listening takes besides the address.
+/// What listening needs besides the address.
 #[derive(Debug, Default)]
 struct Identity {
     #[cfg(feature = "tls")]
@@ -454,7 +455,7 @@ impl Listener {
                     Ok(None) => break,
                     Err(error) => {
                         tracing::warn!(%error, "a connection could not be accepted");
-                        // Out of descriptors: nothing improves until a link ends.
+                        // Out of descriptors: this does not improve before a link ends.
                         tokio::time::sleep(Duration::from_millis(50)).await;
                         continue;
                     }
@@ -472,7 +473,7 @@ impl Listener {
                     tracing::warn!("{MAX_LINKS} clients are logged on; one more was turned away");
                     continue;
                 }
-                // Its place is free once its task is gone.
+                // Its place is free only when its task has ended.
                 links.join_next().await;
             }
             let known = Arc::new(AtomicBool::new(false));
@@ -501,8 +502,8 @@ impl Listener {
     }
 }
 
-/// Connections that have not logged on, the oldest first. When there is no place left, the
-/// oldest makes room: who says nothing must not keep out who would.
+/// Connections that have not logged on, the oldest first. When no place is left the oldest makes
+/// room: a connection that says nothing must not keep out one that would.
 #[derive(Default)]
 struct Strangers(VecDeque<(AbortHandle, Arc<AtomicBool>)>);
 
@@ -514,7 +515,7 @@ impl Strangers {
         self.0.push_back((task, known));
     }
 
-    /// Ends the link of the oldest; whether there is one.
+    /// Ends the oldest one; returns whether there was one.
     fn end_oldest(&mut self) -> bool {
         while let Some((task, known)) = self.0.pop_front() {
             if is_stranger(&task, &known) {
@@ -548,7 +549,7 @@ async fn serve(shared: Arc<Shared>, opening: Opening, known: Arc<AtomicBool>) {
     }
 }
 
-/// Whether a socket stands at this path itself, and no link to one.
+/// Whether this path itself is a socket, not a link to one.
 #[cfg(unix)]
 fn is_socket(path: &Path) -> bool {
     use std::os::unix::fs::FileTypeExt as _;
@@ -566,7 +567,7 @@ fn bind_unix(path: &Path) -> io::Result<UnixListener> {
     match UnixListener::bind(path) {
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
             match std::os::unix::net::UnixStream::connect(path) {
-                // Connecting to what is no socket is refused as well.
+                // Connecting to something that is no socket is refused as well.
                 Err(dead) if dead.kind() == io::ErrorKind::ConnectionRefused && is_socket(path) => {
                     std::fs::remove_file(path)?;
                     UnixListener::bind(path)

@@ -21,9 +21,9 @@ use crate::{Candidate, Config, Dialect, Told};
 /// A server as a state machine: no socket, no disk, no clock, no task.
 ///
 /// The driver owns the log. It feeds frames in with [`Server::receive`], appends
-/// [`Output::journal`] to the log, reports that with [`Server::persisted`], and only then
-/// sends what stands in the [`Output`]; so nothing is acked that the log does not hold. Time
-/// is the distance from a start of the driver's choice.
+/// [`Output::journal`] to the log, reports that with [`Server::persisted`], and only then sends
+/// what is in the [`Output`], so that nothing is acked that the log does not hold. Time is
+/// counted from a start that the driver chooses.
 ///
 /// This is what the sandbox runs on sockets, and what a simulation can run without them.
 #[derive(Debug)]
@@ -36,11 +36,11 @@ pub struct Server {
     next_link: u64,
     log_end: u64,
     delayed: VecDeque<(Duration, Link, Notice)>,
-    /// As the users of the configuration.
+    /// In the order of the users in the configuration.
     attempts: Vec<logon::Attempts>,
 }
 
-/// What a step of the server wants done, in this order: log, send, close.
+/// What a step of the server wants to be done, in this order: log, send, close.
 #[derive(Debug, Default)]
 pub struct Output {
     /// Entries to append to the log.
@@ -48,14 +48,14 @@ pub struct Output {
     sends: Vec<(Link, Vec<u8>)>,
     /// Links to close, and how.
     pub closes: Vec<(Link, Closing)>,
-    /// What to tell whoever runs the server.
+    /// What whoever runs the server may want to know.
     pub told: Vec<Told>,
 }
 
 /// How a link ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Closing {
-    /// Send what is to be sent, then close. The text is the reason, as AMPS logs it.
+    /// Send what is to be sent, then close. The text is the reason, in the words of AMPS' log.
     Graceful(&'static str),
     /// Close at once.
     Abrupt,
@@ -115,7 +115,7 @@ impl Server {
         }
     }
 
-    /// Takes an entry of an existing log into memory; `position` is its end.
+    /// Takes an entry of an existing log into memory; `position` is the entry's end.
     pub fn recover(&mut self, entry: &Entry<'_>, position: u64) {
         match entry.operation {
             Operation::Forgotten => self.rules.forget(entry.client_name),
@@ -128,7 +128,7 @@ impl Server {
         self.log_end = self.log_end.max(position);
     }
 
-    /// The log goes on at `position`, where its last entry ends.
+    /// The log continues at `position`, where its last entry ends.
     pub fn resume_at(&mut self, position: u64) {
         self.log_end = position;
     }
@@ -168,7 +168,7 @@ impl Server {
         }
     }
 
-    /// Ends all faults; links they struck stay as they are.
+    /// Ends all faults; links that one has broken stay as they are.
     pub fn clear_faults(&mut self) {
         self.faults = Faults::default();
     }
@@ -190,7 +190,7 @@ impl Server {
             .is_some_and(|peer| !peer.subscriptions.is_empty())
     }
 
-    /// Takes one frame.
+    /// Handles one frame.
     pub fn receive(&mut self, link: Link, frame: &[u8], now: Duration, out: &mut Output) {
         let Some(peer) = self.peers.get_mut(&link).filter(|peer| !peer.gone) else {
             return;
@@ -235,7 +235,7 @@ impl Server {
         self.mark_told(now, out);
     }
 
-    /// What came on `link` is no frame at all.
+    /// What came on `link` is not a frame at all.
     pub fn malformed(&mut self, link: Link, out: &mut Output) {
         self.close(link, Closing::Graceful("unknown command"), out);
     }
@@ -250,8 +250,8 @@ impl Server {
         self.mark_told(now, out);
     }
 
-    /// Does what has become due: conflated acks, delayed acks, beats, and the end of links
-    /// whose client has gone silent or never logged on.
+    /// Does what is due: conflated acks, delayed acks, beats, and the end of links whose client
+    /// has gone silent or never logged on.
     pub fn tick(&mut self, now: Duration, out: &mut Output) {
         let mut notices = Vec::new();
         self.rules
@@ -524,7 +524,7 @@ impl Server {
         .encode_if(header, out.to(link))
     }
 
-    /// Refuses a command, and tells it.
+    /// Refuses a command, and reports that.
     fn refuse(&self, link: Link, header: &Header<'_>, reason: &str, out: &mut Output) -> Answered {
         let name = self.peers.get(&link).and_then(|peer| peer.name.clone());
         let command = header.verb.as_ref().map_or("", Verb::as_str);
@@ -551,7 +551,7 @@ impl Server {
         for (link, notice) in notices {
             match self.faults.delay_acks {
                 Some(delay) => self.delayed.push_back((now + delay, link, notice)),
-                // No ack overtakes one that is still delayed.
+                // No ack may overtake one that is still delayed.
                 None if !self.delayed.is_empty() => self.delayed.push_back((now, link, notice)),
                 None => self.tell(link, &notice, out),
             }
@@ -631,7 +631,7 @@ impl Peer {
         Some((self.told + interval, self.heard + interval * 2))
     }
 
-    /// When the time for a logon is over, unless it came.
+    /// When the time for a logon is up, unless it came.
     fn logon_due(&self, within: Duration) -> Option<Duration> {
         let waits = !self.gone && self.name.is_none();
         waits.then(|| self.connected.saturating_add(within))
@@ -643,7 +643,7 @@ trait IfAsked {
 }
 
 impl IfAsked for Ack<'_> {
-    /// The server never acks what did not ask.
+    /// The server never acks what did not ask for it.
     fn encode_if(&self, header: &Header<'_>, out: &mut Vec<u8>) -> Answered {
         if header.acks.contains(self.kind) {
             self.encode(out)

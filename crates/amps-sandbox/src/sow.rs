@@ -1,7 +1,7 @@
 //! The state of the world: the last message per key of the topics that keep one.
 //!
-//! A record's key is the SOW key sent with it, else the field `/id` of its JSON. AMPS makes
-//! keys of its own; nothing but `sow_delete` by keys can tell the difference.
+//! A record's key is the SOW key sent with it, or otherwise the field `/id` of its JSON. AMPS
+//! makes keys of its own, but only `sow_delete` by keys can tell the difference.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -76,7 +76,7 @@ impl Sow {
         (before - records.len()) as u64
     }
 
-    /// The records of the topics that `wanted` picks, in order of topic and key.
+    /// The records of the topics that `wanted` accepts, in order of topic and key.
     pub(crate) fn query(&self, mut wanted: impl FnMut(&str) -> bool) -> Vec<(&str, &str, &Record)> {
         let mut topics: Vec<_> = self
             .records

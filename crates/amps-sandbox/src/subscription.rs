@@ -1,8 +1,8 @@
 //! Who gets which message: subscriptions as cursors on the log.
 //!
-//! A subscription remembers a place in the log and is offered what follows, as fast as its
-//! link takes it; so a slow subscriber costs nothing but its own delay, and replay and live
-//! delivery are the same thing.
+//! A subscription remembers a place in the log and is offered what follows, as fast as its link
+//! takes it. So a slow subscriber delays only itself, and replay and live delivery are the same
+//! thing.
 
 use amps_client::protocol::{Ack, AckKind, FrameError, Outbound, Status};
 use regex::{Regex, RegexBuilder};
@@ -10,8 +10,8 @@ use regex::{Regex, RegexBuilder};
 use crate::filter::Filter;
 use crate::journal::{Entry, Operation, publisher_id};
 
-/// Bytes a compiled pattern of topics may take. A few letters can ask for megabytes, and a
-/// link may have many.
+/// Bytes that a compiled topic pattern may take. A few letters can ask for megabytes, and a link
+/// may have many patterns.
 const REGEX_SIZE: usize = 256 << 10;
 
 #[derive(Clone, Debug)]
@@ -21,8 +21,8 @@ pub(crate) enum Topics {
 }
 
 impl Topics {
-    /// A topic with any character that means something in a regular expression is one, and
-    /// must match the whole name.
+    /// A topic with any character that has a meaning in regular expressions is one, and must
+    /// match the whole name.
     pub(crate) fn parse(topic: &str, literal: bool) -> Option<Topics> {
         if literal || !topic.contains(|c| "\\^$.|?*+()[]{}".contains(c)) {
             return Some(Topics::Literal(topic.to_owned()));
@@ -74,7 +74,7 @@ pub(crate) struct Subscription {
     pub(crate) topics: Topics,
     pub(crate) filter: Option<Filter>,
     pub(crate) cursor: u64,
-    /// Set while looking for the message behind which to start.
+    /// Set while it looks for the message behind which it should start.
     pub(crate) after: Option<(u64, u64)>,
     /// The `completed` ack to send once the cursor is at this place.
     pub(crate) completed: Option<(u64, Option<String>)>,
@@ -128,7 +128,7 @@ impl Subscription {
         .encode(out)
     }
 
-    /// Says that the replay is over, if it is and somebody asked.
+    /// Says that the replay is over, if it is and the client asked for that.
     pub(crate) fn complete(&mut self, out: &mut Vec<u8>) -> Result<(), FrameError> {
         let Some((_, command_id)) = self.completed.take_if(|(end, _)| *end <= self.cursor) else {
             return Ok(());

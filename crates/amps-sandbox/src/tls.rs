@@ -13,7 +13,7 @@ use tokio_rustls::rustls::{RootCertStore, ServerConfig};
 
 const HANDSHAKE: Duration = Duration::from_secs(10);
 
-/// The certificate a sandbox shows on `tcps` addresses, and whose it wants to see.
+/// The certificate that a sandbox shows on `tcps` addresses, and the ones that it accepts.
 #[derive(Clone)]
 pub struct TlsIdentity {
     acceptor: TlsAcceptor,
@@ -26,8 +26,8 @@ impl std::fmt::Debug for TlsIdentity {
 }
 
 impl TlsIdentity {
-    /// A certificate chain and its private key, both PEM; with `client_authority`, clients
-    /// must show a certificate signed by one of those in that PEM text.
+    /// A certificate chain and its private key, both PEM. With `client_authority`, clients must
+    /// show a certificate signed by one of those in that PEM text.
     ///
     /// # Errors
     /// `InvalidInput`, with what is wrong with the texts.

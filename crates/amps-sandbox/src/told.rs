@@ -1,8 +1,8 @@
-//! What a sandbox tells whoever runs it.
+//! Events that a sandbox reports to whoever runs it.
 
 use std::fmt;
 
-/// Something that the one who runs a server may want to read as it happens; see
+/// Something that whoever runs a server may want to read as it happens; see
 /// [`Builder::on_told`](crate::Builder::on_told). Texts are as clients sent them.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -34,7 +34,7 @@ pub enum Told {
     },
     /// A command was refused.
     CommandRefused {
-        /// Whose; empty before a logon.
+        /// The client's name; empty before a logon.
         client_name: String,
         /// The command.
         command: String,

@@ -18,7 +18,7 @@ use amps_sandbox::{Sandbox, read_journal};
 
 const DIRECTORY: &str = "AMPS_SANDBOX_TEST_JOURNAL";
 
-/// Not a test of its own: the server that the test below kills.
+/// Not a test by itself: the server that the test below kills.
 #[tokio::test]
 #[ignore = "the other test starts it"]
 async fn server_to_be_killed() {

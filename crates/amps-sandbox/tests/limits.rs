@@ -14,7 +14,7 @@ use amps_client::uri::Uri;
 use amps_sandbox::Sandbox;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
-/// In virtual time: it passes once nobody has anything to do.
+/// In virtual time: it passes as soon as nothing else can run.
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn connect(sandbox: &Sandbox) -> Box<dyn Stream> {
@@ -49,7 +49,7 @@ async fn asked(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> Option<String> {
     }
 }
 
-/// 1,024 connections that said nothing kept out everybody else, for as long as they liked.
+/// 1,024 connections that said nothing once kept out everybody else, for as long as they liked.
 #[tokio::test(start_paused = true)]
 async fn silent_connections_do_not_lock_out_an_honest_one() {
     let sandbox = Sandbox::builder().logon_within(HOUR).start().await.unwrap();
@@ -67,13 +67,13 @@ async fn silent_connections_do_not_lock_out_an_honest_one() {
     let mut honest = connect(&sandbox).await;
     let answer = ask(&mut honest, &logon("honest")).await;
     assert!(answer.expect("it has a place").contains("success"));
-    // Whoever logged on before makes room for nobody.
+    // A client that has logged on makes room for nobody.
     let mut frame = Vec::new();
     Command::flush("f", AckKinds::COMPLETED)
         .encode(&mut frame)
         .unwrap();
     assert!(ask(&mut early, &frame).await.unwrap().contains("success"));
-    // The oldest went, and are told nothing.
+    // The oldest connections were closed, without a word.
     assert_eq!(ask(&mut silent[0], &[]).await, None);
     sandbox.stop().await;
 }
@@ -86,7 +86,7 @@ async fn a_silent_connection_ends_by_itself() {
     sandbox.stop().await;
 }
 
-/// A frame of 200 MiB was gathered for whoever announced one.
+/// The sandbox once collected a frame of 200 MiB for anybody who announced one.
 #[tokio::test(start_paused = true)]
 async fn memory_comes_with_the_logon() {
     let sandbox = Sandbox::builder().start().await.unwrap();
@@ -94,7 +94,7 @@ async fn memory_comes_with_the_logon() {
     let announced = (64 << 10) + 1_u32;
     assert_eq!(ask(&mut stranger, &announced.to_be_bytes()).await, None);
 
-    // Behind the logon it has its room, even when both come at once.
+    // After the logon there is room for a large frame, even if both come at once.
     let mut known = connect(&sandbox).await;
     let mut bytes = logon("p");
     let body = vec![b'x'; 1 << 20];
@@ -110,7 +110,7 @@ async fn memory_comes_with_the_logon() {
     sandbox.stop().await;
 }
 
-/// 2^64 - 1 came back as one less, and its duplicate was taken as a new message.
+/// 2^64 - 1 once came back as one less, and its duplicate was accepted as a new message.
 #[tokio::test(start_paused = true)]
 async fn the_highest_sequence_is_a_duplicate_after_a_restart() {
     let directory = tempfile::tempdir().unwrap();

@@ -15,7 +15,7 @@ use amps_sandbox::proxy::{Proxy, Weather};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::time::Instant;
 
-/// In virtual time: it passes once nobody has anything to do.
+/// In virtual time: it passes as soon as nothing else can run.
 const HOUR: Duration = Duration::from_secs(3600);
 
 async fn start() -> (Sandbox, Proxy) {
@@ -58,8 +58,8 @@ async fn links_are_delayed_go_dead_and_come_back() {
     assert!(begun.elapsed() >= delay * 2, "there and back");
     proxy.set(Weather::Dead);
     send(&mut stream, Command::flush("1", AckKinds::PROCESSED)).await;
-    // Only here: a clock that stands still jumps to the next deadline whenever nobody has
-    // anything to do, also while bytes are on their way through a socket.
+    // Only from here on: a paused clock jumps to the next deadline whenever nothing else can run,
+    // even while bytes are on their way through a socket.
     tokio::time::pause();
     let silence = tokio::time::timeout(HOUR, frame(&mut stream, &mut decoder)).await;
     tokio::time::resume();

@@ -1,4 +1,4 @@
-//! The sandbox on real sockets, spoken to by a client that is nothing but the codec.
+//! The sandbox on real sockets; the client is only the codec.
 
 #![allow(
     clippy::unwrap_used,
@@ -19,7 +19,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 /// Longer than anything here takes; reaching it is a failure.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// In virtual time: it passes once nobody has anything to do.
+/// In virtual time: it passes as soon as nothing else can run.
 const HOUR: Duration = Duration::from_secs(3600);
 
 struct Raw {
@@ -397,9 +397,9 @@ async fn lost_acks_stay_lost_and_the_next_logon_knows() {
     sandbox.stop().await;
 }
 
-/// Whether nothing comes and the connection stays open. The clock stands still for this wait
-/// alone: it jumps to the next deadline whenever nobody has anything to do, also while bytes are
-/// on their way through a socket, and a logon under way would be given up.
+/// Whether nothing comes and the connection stays open. The clock is paused for this wait only:
+/// it jumps to the next deadline whenever nothing else can run, even while bytes are on their way
+/// through a socket, and would cut off a logon under way.
 async fn silent_for_an_hour(stream: &mut (impl AsyncRead + Unpin)) -> bool {
     tokio::time::pause();
     let silent = tokio::time::timeout(HOUR, stream.read_u8()).await.is_err();
@@ -609,7 +609,8 @@ async fn other_implementations_ack_each_message() {
     sandbox.stop().await;
 }
 
-/// Whatever stood there was removed: connecting to a file is refused, as by a dead server's socket.
+/// Whatever stood at the path was once removed: connecting to a file is refused, as it is for a
+/// dead server's socket.
 #[cfg(unix)]
 #[tokio::test]
 async fn only_a_socket_of_a_dead_server_makes_way() {
@@ -628,7 +629,7 @@ async fn only_a_socket_of_a_dead_server_makes_way() {
     }
     drop(std::os::unix::net::UnixListener::bind(at(socket)).unwrap());
     let sandbox = listen(socket).await.unwrap();
-    // What took its place meanwhile is not the sandbox's to remove.
+    // Something else that took its place meanwhile must not be removed by the sandbox.
     std::fs::remove_file(at(socket)).unwrap();
     std::fs::write(at(socket), "precious").unwrap();
     sandbox.stop().await;

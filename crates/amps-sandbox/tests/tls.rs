@@ -44,7 +44,7 @@ async fn logs_on(sandbox: &Sandbox, tls: TlsConnector) -> Result<bool, ConnectEr
     let mut stream = SchemeConnector::new().with_tls(tls).connect(&uri).await?;
     let mut out = Vec::new();
     Command::logon("0", "p").encode(&mut out).unwrap();
-    // With TLS 1.3 the client may believe itself connected before the server refuses.
+    // With TLS 1.3 the client may think that it is connected before the server refuses.
     if stream.write_all(&out).await.is_err() || stream.flush().await.is_err() {
         return Ok(false);
     }

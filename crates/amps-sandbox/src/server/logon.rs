@@ -12,11 +12,11 @@ use crate::{Dialect, Told};
 
 const VERSION: &str = "5.3.5.0.amps-sandbox";
 const CHALLENGES: u32 = 3;
-/// Wrong passwords in a row before a user's are not looked at for a while.
+/// After this many wrong passwords in a row, a user's passwords are not looked at for a while.
 const ATTEMPTS: u32 = 10;
 const PAUSE: Duration = Duration::from_secs(10);
 
-/// What was tried as one user, on any link.
+/// What was tried as one user, over all links.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Attempts {
     wrong: u32,
@@ -160,7 +160,8 @@ impl Server {
                 false => password.clone(),
                 true => format!("{}:{password}", challenge(peer.challenges)),
             };
-            // Guessing is as fast as links are opened, unless it is slowed down here.
+            // Passwords could be guessed as fast as links can be opened, unless that is slowed
+            // down here.
             let attempts = &mut self.attempts[known];
             if !attempts.open(now) {
                 tracing::info!(user, "too many wrong passwords; this one is not looked at");

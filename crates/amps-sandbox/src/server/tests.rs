@@ -4,7 +4,7 @@ use super::*;
 
 const SECOND: Duration = Duration::from_secs(1);
 
-/// A driver without sockets: the log is a memory, time stands still unless moved.
+/// A driver without sockets: the log is in memory, and time stands still unless it is moved.
 struct Bench {
     server: Server,
     log: Journal,
@@ -176,7 +176,7 @@ fn logon_as(bench: &mut Bench, password: &str) -> Vec<String> {
     said
 }
 
-/// A connection that said nothing stayed for ever.
+/// A connection that said nothing once stayed for ever.
 #[test]
 fn who_does_not_log_on_in_time_is_closed() {
     let mut bench = Bench::new(Config::new().user("ann", "pw").challenge());
@@ -197,7 +197,7 @@ fn who_does_not_log_on_in_time_is_closed() {
     assert_eq!(bench.server.deadline(), None);
 }
 
-/// Each link had one guess or three, and nothing counted the links.
+/// Each link could once guess one or three times, and nothing counted the links.
 #[test]
 fn passwords_are_not_guessed_as_fast_as_links_are_opened() {
     let mut bench = Bench::new(Config::new().user("ann", "pw"));
@@ -239,7 +239,7 @@ fn a_link_has_so_many_subscriptions_and_no_more() {
     assert!(subscribe("b", Some("replace")).contains("success"));
 }
 
-/// They were ignored: a client was answered as if it had not asked.
+/// They were once ignored: a client was answered as if it had not asked.
 #[test]
 fn what_it_does_not_do_it_refuses_by_name() {
     let mut bench = Bench::new(Config::new().sow_topic("orders"));
@@ -329,7 +329,7 @@ fn what_it_does_not_do_it_refuses_by_name() {
         assert!(told[0].to_string().contains(what), "{told:?}");
         assert!(!bench_subscribes(&said), "{said}");
     }
-    // What it does, it still does.
+    // What it can do, it still does.
     assert!(
         ask(Command {
             top_n: Some(3),

@@ -1,4 +1,4 @@
-//! What real servers do and this one does not. It is refused by name: a client that asked for
+//! What real servers can do and this one cannot. It is refused by name: a client that asked for
 //! an order and got none would be tested against a server that does not exist.
 
 use amps_client::protocol::{Header, Verb};
@@ -14,9 +14,9 @@ pub(super) fn option(options: &str, known: impl Fn(&str) -> bool) -> Option<Stri
         .map(not_here)
 }
 
-/// What a subscription asks for in vain.
+/// What a subscription asks for that this server cannot do.
 pub(super) fn subscription(header: &Header<'_>) -> Option<String> {
-    // Of these the query before it is asked, and judged.
+    // For these the query before the subscription is asked for, and checked.
     let queries = header.verb == Some(Verb::SowAndSubscribe);
     match &header.verb {
         Some(Verb::DeltaSubscribe | Verb::SowAndDeltaSubscribe) => {
@@ -36,7 +36,7 @@ pub(super) fn subscription(header: &Header<'_>) -> Option<String> {
     })
 }
 
-/// What a query asks for in vain.
+/// What a query asks for that this server cannot do.
 pub(super) fn query(header: &Header<'_>) -> Option<String> {
     if header.order_by.is_some() {
         return Some(not_here("orderby"));
@@ -50,7 +50,7 @@ pub(super) fn query(header: &Header<'_>) -> Option<String> {
     })
 }
 
-/// What a message asks for in vain.
+/// What a message asks for that this server cannot do.
 pub(super) fn message(header: &Header<'_>) -> Option<String> {
     if header.expiration.is_some_and(|seconds| seconds > 0) {
         return Some(not_here("expiration"));
