@@ -158,7 +158,7 @@ fn blocks(path: &str, text: &str) -> Vec<(usize, String)> {
 enum Reference<'a> {
     /// `path/page.md`
     Page(&'a str),
-    /// `§4.2`
+    /// `§4.2`, or the same in words
     Section(&'a str),
     /// `S6`
     Row(&'a str),
@@ -168,6 +168,7 @@ fn references(block: &str) -> Vec<Reference<'_>> {
     let mut found = Vec::new();
     let in_word = |c: char| c.is_alphanumeric() || "_-./§".contains(c);
     let mut rest = block;
+    let mut before = "";
     while let Some(begin) = rest.find(in_word) {
         let end = rest[begin..].find(|c| !in_word(c));
         let (word, behind) = rest[begin..].split_at(end.unwrap_or(rest.len() - begin));
@@ -176,8 +177,11 @@ fn references(block: &str) -> Vec<Reference<'_>> {
         let word = word.trim_end_matches(['.', '-', '/']);
         let number =
             |text: &str| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit() || c == '.');
+        let after = std::mem::replace(&mut before, word);
         if away {
             continue;
+        } else if ["section", "sections"].contains(&after) && number(word) {
+            found.push(Reference::Section(word));
         } else if word.ends_with(".md") && word.len() > 3 {
             found.push(Reference::Page(word));
         } else if let Some(section) = word.strip_prefix('§').filter(|s| number(s)) {
@@ -313,6 +317,8 @@ fn a_citation_that_leads_nowhere_is_noticed() {
         (1, format!("/// See {}.", page("nowhere"))),
         (1, format!("/// See {protocol} §4.9.")),
         (1, "/// As said (§4.2).".to_owned()),
+        (1, "/// As said in section 4.2.".to_owned()),
+        (0, format!("/// See {protocol}, section 5.")),
         (1, format!("/// See {promises} S11.")),
         (1, format!("/// See {protocol} S6.")),
         (1, "let x = 1; // as S6 says".to_owned()),

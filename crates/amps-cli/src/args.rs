@@ -1,4 +1,4 @@
-//! The command line. Names and fields are an interface (design section 8).
+//! The command line. Names and fields are an interface, which `README.md` describes.
 
 use std::path::PathBuf;
 use std::time::Duration;

@@ -7,8 +7,8 @@ use crate::args::Bench;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
 
-/// Measures and prints each figure as it is known. A goal that is missed is no error: it is
-/// what was asked for.
+/// Measures, and prints each figure as soon as it is known. A goal that is missed is not an
+/// error: measuring is what was asked for.
 ///
 /// # Errors
 /// The disk, the store or the client failed, or the reader of the output went away.
@@ -62,6 +62,6 @@ fn tell(output: &mut Output, row: &Row) -> Result<(), Failure> {
     } else {
         output.line(row.to_string().trim_end())?;
     }
-    // Each figure takes a while; nobody should wait for the next one to see it.
+    // Each figure takes a while, and nobody should have to wait for the next one to see it.
     output.flush()
 }

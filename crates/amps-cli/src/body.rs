@@ -6,7 +6,7 @@ use serde_json::{Map, Value};
 
 use crate::terminal::is_obeyed;
 
-/// Adds `payload` as `"text"` when it is UTF-8, else as `"base64"`.
+/// Adds `payload` as `"text"` if it is UTF-8, otherwise as `"base64"`.
 pub(crate) fn insert(object: &mut Map<String, Value>, payload: &[u8]) {
     match std::str::from_utf8(payload) {
         Ok(text) => object.insert("text".to_owned(), text.into()),
@@ -22,7 +22,7 @@ pub(crate) fn for_people(payload: &[u8]) -> String {
     }
 }
 
-/// Text that a terminal takes as text; `None` when it would obey some of it.
+/// Text that is harmless on a terminal; `None` if the terminal would obey some of it.
 pub(crate) fn harmless(payload: &[u8]) -> Option<&str> {
     let text = std::str::from_utf8(payload).ok()?;
     (!text.chars().any(is_obeyed)).then_some(text)

@@ -28,20 +28,20 @@ const NAME: &str = "demo-publisher";
 
 /// Messages in all; the first publisher dies at half of them.
 const LINES: u64 = 5000;
-/// The server goes away behind this one.
+/// The server goes away after this one.
 const OUTAGE: u64 = 1500;
-/// The one the server refuses: published by the first process, sent only by the second.
+/// The one that the server refuses: published by the first process, sent only by the second.
 const REFUSED: u64 = 2222;
 /// The last one the first publisher stores.
 const KILLED_AT: u64 = LINES / 2;
 
-/// No step of the story takes longer, on any machine that is worth the name.
+/// No step of the story takes longer on any usable machine.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Plays the story and judges it.
+/// Plays the story, and checks its outcome.
 ///
 /// # Errors
-/// What could not be played, or what was not as it must be.
+/// What could not be played, or what did not come out as it must.
 pub(crate) async fn run(args: Demo, json: bool) -> Result<Exit, Failure> {
     let place = Place::new(args.keep)?;
     let mut story = Story::new(json)?;
@@ -261,7 +261,7 @@ impl FirstPublisher {
         }
     }
 
-    /// SIGKILL, which no process can catch, to this one process.
+    /// Sends SIGKILL, which no process can catch, to this one process.
     async fn kill(mut self) -> Result<(), Failure> {
         self.child
             .kill()
@@ -270,7 +270,7 @@ impl FirstPublisher {
     }
 }
 
-/// Finishes the work of the first one. Returns the originals of the refusals reported.
+/// Finishes the work of the first one. Returns the originals of the refusals that were reported.
 async fn second_publisher(
     place: &Place,
     server: &str,
@@ -297,7 +297,7 @@ async fn second_publisher(
                 .lock()
                 .unwrap_or_else(PoisonError::into_inner)
                 .push(failed);
-            // Not accepted: it is to wait in the store.
+            // Not accepted: it must wait in the store.
             async { Err("left for a person to decide".into()) }
         })
         .open()

@@ -1,4 +1,4 @@
-//! Exit codes, and errors a person can act on.
+//! Exit codes, and errors that people can act on.
 
 use std::fmt;
 use std::io;
@@ -10,8 +10,8 @@ use serde_json::{Map, Value};
 
 use crate::output::object;
 
-/// What the process tells its caller. In order of precedence: of several that apply, the
-/// first one listed is the exit code.
+/// What the process tells its caller, in order of precedence: if several apply, the first one
+/// listed is the exit code.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Exit {
     /// The command line makes no sense.
@@ -20,13 +20,13 @@ pub(crate) enum Exit {
     Locked,
     /// The store is damaged.
     Damaged,
-    /// The file is no store.
+    /// The file is not a store.
     NotAStore,
     /// A newer program wrote the store.
     NewerFormat,
     /// No space on the device, or a quota.
     NoSpace,
-    /// The server refused the logon, up to the deadline.
+    /// A server refused the logon, and none had accepted one by the deadline.
     LogonRefused,
     /// Messages are left in the store (only `publish` and `drain`).
     Left,
@@ -39,7 +39,7 @@ pub(crate) enum Exit {
 }
 
 impl Exit {
-    /// The code of design section 8.
+    /// The code, as `README.md` lists them.
     pub(crate) fn code(self) -> u8 {
         match self {
             Exit::Usage => 2,
@@ -56,7 +56,7 @@ impl Exit {
         }
     }
 
-    /// The same for programs that read words.
+    /// The same as a word, for programs.
     pub(crate) fn word(self) -> &'static str {
         match self {
             Exit::Usage => "usage",
@@ -101,7 +101,7 @@ impl Failure {
         Failure::new(Exit::Other, paragraph)
     }
 
-    /// The reader of our output went away: nothing is wrong, and nobody is listening.
+    /// The reader of our output went away: nothing is wrong, but nobody listens.
     pub(crate) fn output(error: &io::Error) -> Self {
         match error.kind() {
             io::ErrorKind::BrokenPipe => Failure::new(Exit::Ok, ""),
@@ -109,7 +109,7 @@ impl Failure {
         }
     }
 
-    /// The same, where something else is known to be wrong, which may have the more important code.
+    /// The same when something else is known to be wrong, whose exit code may be more important.
     pub(crate) fn beside(self, known: Option<Failure>) -> Self {
         match known {
             Some(known) if self.is_silent() => known,
@@ -121,7 +121,8 @@ impl Failure {
         }
     }
 
-    /// What the system refused: a lack of space has a code of its own, wherever it is met.
+    /// What the operating system refused. A lack of space has an exit code of its own, wherever
+    /// it occurs.
     pub(crate) fn system(error: &io::Error, paragraph: impl Into<String>) -> Self {
         use io::ErrorKind::{FileTooLarge, QuotaExceeded, StorageFull};
         let exit = match error.kind() {
@@ -133,7 +134,8 @@ impl Failure {
 
     /// A store that could not be opened.
     pub(crate) fn open(error: &OpenError) -> Self {
-        // The library makes a store of such a file; whoever asks for what is in it finds none.
+        // The library makes a store of such a file, but a command that wants what is in it finds
+        // none.
         if let OpenError::Missing { path } = error
             && path.symlink_metadata().is_ok_and(|found| found.is_file())
         {
@@ -184,7 +186,7 @@ impl Failure {
         self.exit
     }
 
-    /// The same as an object.
+    /// The same as a JSON object.
     pub(crate) fn object(&self) -> Map<String, Value> {
         object! {
             "event": "error",

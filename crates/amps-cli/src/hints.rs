@@ -1,4 +1,4 @@
-//! Every hint leads somewhere: the commands and options that errors and notes name are there.
+//! Every hint leads somewhere: the commands and options that errors and notes name exist.
 
 use std::fs;
 use std::path::Path;
@@ -7,20 +7,20 @@ use clap::{Command, CommandFactory as _};
 
 use crate::args::Cli;
 
-/// Text of the sources between double quotes, with the lines of one joined.
+/// Text of the sources between double quotes, with continued lines joined.
 fn literals(source: &str) -> Vec<String> {
     let mut found = Vec::new();
     let mut chars = source.chars().peekable();
     while let Some(c) = chars.next() {
         match c {
-            // Comments are not told to anybody; those of the command line are, as help.
+            // Comments are shown to nobody, except those of the command line, which are its help.
             '/' if chars.peek() == Some(&'/') => {
                 let comment: String = chars.by_ref().take_while(|c| *c != '\n').collect();
                 if comment.starts_with("//") {
                     found.push(comment);
                 }
             }
-            // A quote that is a character.
+            // A character literal that is a quote.
             '\'' if chars.peek() == Some(&'"') => _ = chars.next(),
             '"' => {
                 let mut text = String::new();
@@ -53,14 +53,14 @@ fn command_lines(text: &str) -> impl Iterator<Item = &str> {
         })
 }
 
-/// What of a command line is not there; `None` where it is none.
+/// What in a command line does not exist; `None` if it is not a command line.
 fn missing(line: &str, amps: &Command) -> Option<String> {
     let mut words = line.split_whitespace().peekable();
     let mut command = amps.find_subcommand(words.next()?)?;
     while let Some(next) = words.peek().and_then(|word| command.find_subcommand(word)) {
         (command, _) = (next, words.next());
     }
-    // "help" is one of every group's.
+    // Every group has "help".
     if command.get_subcommands().any(|c| c.get_name() != "help")
         && let Some(word) = words.peek().filter(|word| !word.starts_with(['-', '{']))
     {
@@ -106,7 +106,7 @@ fn every_command_that_a_hint_names_is_there() {
             }
         });
     }
-    // Fewer means that they are not found any more.
+    // If there are fewer, they are not found any more.
     assert!(seen > 20, "{seen}");
     assert_eq!(wrong, []);
 }
@@ -121,7 +121,7 @@ fn a_command_or_option_that_is_not_there_is_found() {
     assert_eq!(wrong("amps store repair {} --to NEW; then --that"), None);
 }
 
-/// The command can do neither, and said so to those who asked it.
+/// The command can do neither, and once gave this advice all the same.
 #[test]
 fn no_error_advises_what_only_a_program_can_do() {
     let error = amps_store::AppendError::TooLarge { needed: 9, max: 8 };

@@ -3,7 +3,7 @@
 //!
 //! Names, fields and exit codes are an interface: the README lists them.
 
-// What writes past `output` can block, or end, the work.
+// Anything that writes past `output` can block the work, or end it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod args;
@@ -58,7 +58,7 @@ fn run() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => return not_parsed(error),
     };
-    // What these print is no list of objects.
+    // The output of these is not a list of objects.
     let objects = json
         && !matches!(
             command,
@@ -101,7 +101,7 @@ fn run() -> ExitCode {
     }
 }
 
-/// Says why a command failed, to people and, in place of a report, as an object.
+/// Reports why a command failed: to people and, instead of a report, as an object.
 fn told(failure: &Failure, objects: bool) -> ExitCode {
     if failure.is_silent() {
         return failure.exit().into();
@@ -113,8 +113,8 @@ fn told(failure: &Failure, objects: bool) -> ExitCode {
     failure.exit().into()
 }
 
-/// Says why as an object. Whoever reads no output has the exit code, which is more important than
-/// why not.
+/// Reports it as an object. If the output has no reader, the exit code remains that of the
+/// failure, which is more important than that nobody reads.
 fn tell(failure: &Failure) {
     let printed = Output::stdout(true).and_then(|mut out| {
         out.object(failure.object())?;
@@ -128,7 +128,7 @@ fn tell(failure: &Failure) {
     }
 }
 
-/// Whether a command line that makes no sense asks for objects all the same, and is none of a
+/// Whether a command line that makes no sense asks for objects all the same, and is not for a
 /// command whose output is something else.
 fn wants_objects() -> bool {
     let words: Vec<_> = std::env::args_os()
@@ -140,13 +140,13 @@ fn wants_objects() -> bool {
     has("--json") && !others.into_iter().any(has)
 }
 
-/// Help, the version, or why the command line makes no sense.
+/// Prints help, the version, or why the command line makes no sense.
 fn not_parsed(error: clap::Error) -> ExitCode {
     let text = error.render().to_string();
     if error.use_stderr() {
         output::say_text(text.trim_end());
         if wants_objects() {
-            // What is wrong stands before the first empty line; usage follows.
+            // What is wrong stands before the first empty line; the usage follows.
             let said = text.lines().take_while(|line| !line.is_empty());
             let said: Vec<&str> = said.map(str::trim).collect();
             let why = said.join(" ");
@@ -163,7 +163,7 @@ fn not_parsed(error: clap::Error) -> ExitCode {
     }
 }
 
-/// Runs `work` where timers, sockets and signals work, with threads for what goes on beside
+/// Runs `work` where timers, sockets and signals are available, with threads for what runs beside
 /// it.
 fn on_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get());
@@ -180,7 +180,7 @@ fn on_runtime<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Fa
     run_on(runtime, work)
 }
 
-/// The same for work that has nothing beside it.
+/// The same for work with nothing beside it.
 fn on_this_thread<T>(work: impl Future<Output = Result<T, Failure>>) -> Result<T, Failure> {
     run_on(Builder::new_current_thread().enable_all().build(), work)
 }
@@ -194,12 +194,12 @@ fn run_on<T>(
         let _ignored = survive_file_size_limit();
         work.await
     });
-    // Nothing that is still under way, a name server's answer for one, holds up the end.
+    // Nothing that is still under way, such as the answer of a name server, may delay the end.
     runtime.shutdown_background();
     done
 }
 
-/// Whether so many threads can be made: the runtime panics, or waits for ever, where not.
+/// Checks that this many threads can be made: otherwise the runtime panics, or waits for ever.
 fn threads_can_be_had(count: usize) -> io::Result<()> {
     let (keep, wait) = std::sync::mpsc::channel::<()>();
     let wait = Arc::new(Mutex::new(wait));
@@ -209,7 +209,7 @@ fn threads_can_be_had(count: usize) -> io::Result<()> {
         let wait = Arc::clone(&wait);
         let hold = move || {
             let wait = wait.lock().unwrap_or_else(PoisonError::into_inner);
-            // An error means that all were made.
+            // An error means that all of them were made.
             let _ = wait.recv();
         };
         match std::thread::Builder::new().spawn(hold) {
@@ -222,16 +222,16 @@ fn threads_can_be_had(count: usize) -> io::Result<()> {
     }
     drop(keep);
     for thread in made {
-        // It does nothing that could panic.
+        // The thread does nothing that could panic.
         let _ = thread.join();
     }
     all
 }
 
-/// A file size limit is to be an error of a write, not the signal that ends the process.
+/// A file size limit should be an error of a write, and not a signal that ends the process.
 fn survive_file_size_limit() -> Option<tokio::signal::unix::Signal> {
     const SIGXFSZ: i32 = 25;
-    // Where the signal has another number, the limit acts as it does on every program.
+    // Where the signal has another number, the limit acts as it does on any other program.
     cfg!(target_os = "linux")
         .then(|| signal(SignalKind::from_raw(SIGXFSZ)).ok())
         .flatten()

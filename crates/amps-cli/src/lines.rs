@@ -18,21 +18,21 @@ use crate::signals::Stop;
 /// Longest line that is read into memory; a store's largest record is usually smaller.
 pub(crate) const MAX_LINE: usize = 64 << 20;
 
-/// Bytes read at once; the whole lines among them travel as one batch.
+/// Bytes read at once. The complete lines among them are passed on as one batch.
 const BUFFER: usize = 64 << 10;
 
 /// Batches that may wait for the publisher.
 const BATCHES: usize = 4;
 
-/// An input, opened once: a pipe has nothing for whoever opens it again.
+/// An input, opened once: opening a pipe again would find nothing in it.
 pub(crate) struct Source {
     file: File,
     name: String,
 }
 
 impl Source {
-    /// Opens `path`; `-` is standard input. A named pipe is not waited for here, but when it is
-    /// read, where a signal ends the waiting.
+    /// Opens `path`; `-` is standard input. A named pipe is not waited for here but when it is
+    /// read, where a signal can end the waiting.
     ///
     /// # Errors
     /// It is missing, a directory, or may not be read.
@@ -64,12 +64,12 @@ impl Source {
         Ok(Source { file, name })
     }
 
-    /// How it is called.
+    /// The name that people see.
     pub(crate) fn name(&self) -> &str {
         &self.name
     }
 
-    /// Whether it has an end that is known, which a pipe or a terminal has not.
+    /// Whether it has a known end, which a pipe or a terminal does not have.
     fn has_known_end(&self) -> bool {
         self.regular_file().is_some()
     }
@@ -79,7 +79,7 @@ impl Source {
         self.file.metadata().ok().filter(Metadata::is_file)
     }
 
-    /// To be read until a signal comes, which is an error then.
+    /// For reading until a signal comes, which is an error then.
     pub(crate) fn until(self, stop: Stop) -> Stoppable {
         Stoppable {
             file: self.file,
@@ -88,7 +88,7 @@ impl Source {
     }
 }
 
-/// Reads until the first signal, and waits for data also where it was set to refuse.
+/// Reads until the first signal. Waits for data even if the descriptor was set to non-blocking.
 pub(crate) struct Stoppable {
     file: File,
     stop: Stop,
@@ -112,9 +112,9 @@ impl Read for Stoppable {
             let polled = poll(&mut fds, None);
             let has_data = !fds[0].revents().is_empty();
             match polled {
-                // The signal itself: whoever counts them has not heard of it yet, and wakes this
-                // in a moment. A read now waits for ever, or takes a named pipe that nobody has
-                // opened for one that ended.
+                // This is the signal itself. Whoever counts signals has not heard of it yet, and
+                // will wake this in a moment. A read now could wait for ever, or take a named
+                // pipe that nobody has opened for one that has ended.
                 Err(rustix::io::Errno::INTR) => continue,
                 Ok(_) => {}
                 Err(error) => return Err(error.into()),
@@ -144,13 +144,13 @@ impl Read for Stoppable {
 /// A line without its newline.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Line {
-    /// Where it ends; its line is counted from 1.
+    /// Where it ends. Lines are counted from 1.
     pub(crate) end: Place,
-    /// The bytes before the newline; a carriage return stays part of them.
+    /// The bytes before the newline; a carriage return is part of them.
     pub(crate) bytes: Bytes,
 }
 
-/// What becomes of a last line that has no newline.
+/// What happens to a last line that has no newline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum LastLine {
     /// It is a line.
@@ -162,7 +162,7 @@ pub(crate) enum LastLine {
 /// How the reading ended.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Ended {
-    /// Bytes of a line that was not finished, and is no message.
+    /// Bytes of a line that was not finished, and so is not a message.
     pub(crate) unfinished: u64,
 }
 
@@ -172,8 +172,8 @@ enum Part {
     Ended(Ended),
 }
 
-/// The lines of an input, read by a thread of their own so that a slow input never holds
-/// up an async worker.
+/// The lines of an input, read by a thread of their own so that a slow input never blocks an
+/// async worker.
 pub(crate) struct Lines {
     from: mpsc::Receiver<Part>,
     ready: std::vec::IntoIter<Line>,
@@ -182,10 +182,10 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    /// Starts reading behind what was stored before, which must be there.
+    /// Begins to read behind what was stored before, which must be there.
     ///
     /// # Errors
-    /// There is no thread.
+    /// No thread can be made.
     pub(crate) fn start(
         source: Source,
         stored: Stored,
@@ -199,7 +199,7 @@ impl Lines {
         let mut reader = Reader::new(name, stored, last);
         let read = move || {
             let end = reader.run(&mut input, &to, |input| input.stopped().is_some());
-            // A receiver that is gone has ended the run for a reason of its own.
+            // If the receiver is gone, the run has ended for a reason of its own.
             let _ = to.blocking_send(end.map_or_else(Part::Failed, Part::Ended));
         };
         std::thread::Builder::new()
@@ -219,16 +219,16 @@ impl Lines {
         self.known_end
     }
 
-    /// How the reading ended, once [`next`](Self::next) has said that it did.
+    /// How the reading ended, once [`next`](Self::next) has returned `None`.
     pub(crate) fn ended(&self) -> Ended {
         self.ended
     }
 
-    /// The next line, `None` at the end of input, or behind the lines that were read when a
-    /// signal came. Cancel safe: a line is either returned or still there.
+    /// The next line; `None` at the end of input, or, after a signal, behind the lines that were
+    /// read by then. Cancel safe: a line is either returned or still there.
     ///
     /// # Errors
-    /// The input cannot be read, is another one, or a line is longer than [`MAX_LINE`].
+    /// The input cannot be read, is a different one, or a line is longer than [`MAX_LINE`].
     pub(crate) async fn next(&mut self) -> Result<Option<Line>, Failure> {
         loop {
             if let Some(line) = self.ready.next() {
@@ -243,7 +243,7 @@ impl Lines {
         }
     }
 
-    /// Reads no more. Returns how many lines were read and not given out.
+    /// Stops reading. Returns how many lines were read but not returned.
     pub(crate) fn give_up(&mut self) -> u64 {
         self.from.close();
         let mut lines = self.ready.len();
@@ -259,13 +259,13 @@ impl Lines {
     }
 }
 
-/// Takes an input apart.
+/// Splits an input into lines.
 struct Reader {
     name: String,
     stored: Stored,
     last: LastLine,
     at: Place,
-    /// The line that has no end so far.
+    /// The beginning of a line whose end was not read yet.
     begun: Vec<u8>,
     batch: Vec<Line>,
 }
@@ -311,7 +311,7 @@ impl Reader {
         }
     }
 
-    /// `false`: nobody wants them.
+    /// `false`: nobody wants them any more.
     fn hand_on(&mut self, to: &mpsc::Sender<Part>) -> bool {
         let batch = std::mem::take(&mut self.batch);
         batch.is_empty() || to.blocking_send(Part::Lines(batch)).is_ok()
@@ -344,7 +344,7 @@ impl Reader {
         Ok(())
     }
 
-    /// What was begun is a line.
+    /// What was begun is a complete line.
     fn line(&mut self) -> Result<(), Failure> {
         let bytes = std::mem::take(&mut self.begun);
         let end = self.at.end_of_line();
@@ -363,7 +363,7 @@ impl Reader {
     /// The end of input.
     fn end(&mut self) -> Result<Ended, Failure> {
         let stored = self.stored.lines();
-        // One that an earlier run took for a line is one.
+        // If an earlier run took it for a line, it is one.
         let counts = self.last == LastLine::Counts || self.at.line + 1 == stored;
         if !self.begun.is_empty() && counts {
             self.line()?;
@@ -495,7 +495,8 @@ mod tests {
         assert_eq!(whole, (three.clone(), Ok(Ended::default())));
         let complete = read(&b"one\nthree"[..], stored, LastLine::Counts);
         assert_eq!(complete, (three, Ok(Ended::default())));
-        // What was taken as a last line is the same line with its newline, and no other one.
+        // What was taken as a last line is the same line when it has a newline, and no other line
+        // is.
         let stored = place(b"one\nthree");
         for same in [&b"one\nthree"[..], b"one\nthree\n"] {
             let found = read(same, stored, LastLine::Waits);

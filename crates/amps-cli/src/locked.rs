@@ -9,11 +9,11 @@ use crate::failure::{Exit, Failure};
 use crate::output::say;
 use crate::signals::Stop;
 
-/// Between two tries.
+/// Pause between two tries.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Opens a store, and tries again for so long while another process has it. The first signal ends
-/// the waiting: nothing was begun.
+/// Opens a store, and tries again this long while another process has it. The first signal ends
+/// the waiting, since nothing was begun.
 ///
 /// # Errors
 /// As [`Failure::open`].
@@ -49,7 +49,7 @@ pub(crate) async fn open(
     }
 }
 
-/// There is no way back, and whoever still has the older program must hear of it now.
+/// There is no way back, so whoever still has the older program must be told now.
 fn tell_conversion(store: &Store) {
     if let Some(version) = store.report().converted_from {
         say(&format!(

@@ -7,10 +7,10 @@ use crate::failure::{Exit, Failure};
 use crate::lines::Source;
 use crate::signals::Stop;
 
-/// Longer ones are no passwords but the wrong file.
+/// Anything longer is not a password but the wrong file.
 const LONGEST: u64 = 64 << 10;
 
-/// The servers' URIs, each with user and password: its own, else those given apart.
+/// The servers' URIs, each with user and password: its own, or otherwise those given separately.
 ///
 /// # Errors
 /// The password file cannot be read, or a password has no user.
@@ -55,12 +55,12 @@ fn from_file(file: &std::path::Path, stop: &Stop) -> Result<String, Failure> {
         return Err(wrong(&format!("it has more than {LONGEST} bytes")));
     }
     let text = String::from_utf8(text).map_err(|_| wrong(&"it is not UTF-8"))?;
-    // What stands behind it is somebody's note.
+    // What follows on further lines is somebody's note.
     let line = text.split('\n').next().unwrap_or_default();
     Ok(line.strip_suffix('\r').unwrap_or(line).to_owned())
 }
 
-/// Scheme, user and password, and the rest.
+/// Scheme with user and password, and the rest.
 fn parts(server: &str) -> Option<(&str, Option<&str>, &str)> {
     let (scheme, rest) = server.split_once("://")?;
     let end = rest.find(['/', '?']).unwrap_or(rest.len());
@@ -74,8 +74,8 @@ fn has_user(server: &str) -> bool {
     parts(server).is_some_and(|(_, user, _)| user.is_some_and(|user| !user.is_empty()))
 }
 
-/// What a URI lacks of user and password is filled in. One that is no URI stays as it is: who
-/// parses it says what is wrong.
+/// Adds user and password where a URI lacks them. A text that is no URI stays as it is, since
+/// parsing it later says what is wrong.
 fn with(server: &str, user: Option<&str>, password: Option<&str>) -> String {
     let Some((scheme, given, rest)) = parts(server) else {
         return server.to_owned();

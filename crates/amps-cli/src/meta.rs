@@ -1,4 +1,4 @@
-//! Completion scripts and the manual page, generated from the command line itself.
+//! Completion scripts and the manual page, generated from the command line's own definition.
 
 use clap::CommandFactory as _;
 

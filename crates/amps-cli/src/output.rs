@@ -1,8 +1,9 @@
-//! The one place that writes: words to people on standard error, data on standard output.
+//! The one place that writes: messages to people on standard error, data on standard output.
 //!
-//! Output never decides. A command whose product is its output ([`Output`]) waits for a slow
-//! reader and ends at a closed one. Where the work is something else, data goes through a thread
-//! of its own ([`SideOutput`]): what goes wrong there is remembered for the exit code, and words
+//! Output never decides anything. A command whose product is its output ([`Output`]) waits for a
+//! slow reader, and ends at a closed one. If the work is something else, data goes through a
+//! thread of its own ([`SideOutput`]): what goes wrong there is remembered for the exit code.
+//! Messages to people ([`say`]) are dropped and counted before anything waits for them.
 //! to people ([`say`]) are dropped and counted before anything waits for them.
 
 mod people;
@@ -27,14 +28,15 @@ pub(crate) use self::writer::Patient;
 /// Bytes that may wait for standard output.
 const LIMIT: usize = 256 << 10;
 
-/// How long last words wait for a reader whom nothing else makes them wait for.
+/// How long the last lines wait for a reader when nothing else makes them wait.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// How lines look.
+/// How lines are formatted.
 #[derive(Clone, Copy, Debug)]
 struct Form {
     json: bool,
-    /// Somebody's terminal would obey what comes from outside; a pipe gets it as it is.
+    /// A terminal would obey control characters from outside, so they are escaped; a pipe gets
+    /// everything as it is.
     terminal: bool,
 }
 
@@ -81,8 +83,8 @@ fn ended(mut line: Vec<u8>) -> Vec<u8> {
     line
 }
 
-/// Standard output of a command that exists for it, buffered by us alone: what is flushed was
-/// written in one system call.
+/// Standard output of a command that exists for it. Only this type buffers it, so what is flushed
+/// was written in one system call.
 pub(crate) struct Output {
     form: Form,
     to: BufWriter<Patient>,
@@ -100,8 +102,8 @@ impl Output {
         })
     }
 
-    /// What is known to be wrong with that which is shown: an output that ends early does not make
-    /// it right.
+    /// Sets what is known to be wrong with what is shown: if the output ends early, that is still
+    /// wrong.
     pub(crate) fn knows(&mut self, known: Option<Failure>) {
         self.known = known;
     }
@@ -119,7 +121,7 @@ impl Output {
         self.write(&line)
     }
 
-    /// Writes a line; a terminal sees what would break it up as escapes.
+    /// Writes a line. On a terminal, characters that would break it up are shown as escapes.
     ///
     /// # Errors
     /// The reader went away.
@@ -146,7 +148,7 @@ impl Output {
         Failure::output(error).beside(self.known.take())
     }
 
-    /// Hands everything to the reader.
+    /// Writes everything that is buffered.
     ///
     /// # Errors
     /// The reader went away.
@@ -156,8 +158,8 @@ impl Output {
     }
 }
 
-/// Standard output beside the work of a command: a thread writes, and whoever has something
-/// to say decides whether to wait for room. An error ends the output, nothing else.
+/// Standard output beside the work of a command: a thread writes it, and the caller decides
+/// whether to wait for room. An error ends only the output.
 pub(crate) struct SideOutput {
     form: Form,
     to: Writer,
@@ -179,28 +181,28 @@ impl SideOutput {
         self.form.json
     }
 
-    /// Says an object; it waits in memory while the reader is slow.
+    /// Writes an object, which waits in memory while the reader is slow.
     pub(crate) fn object(&self, object: Map<String, Value>) {
         self.to.push(&self.form.object(object));
     }
 
-    /// Says a line.
+    /// Writes a line.
     pub(crate) fn line(&self, text: &str) {
         self.to.push(&self.form.line(text));
     }
 
-    /// Says bytes as they are.
+    /// Writes bytes as they are.
     pub(crate) fn bytes(&self, bytes: &[u8]) {
         self.to.push(&self.form.bytes(bytes));
     }
 
-    /// Says an object if there is room for it, and nothing otherwise.
+    /// Writes an object if there is room for it. Returns whether there was.
     pub(crate) fn object_if_room(&self, object: Map<String, Value>) -> bool {
         self.to.push_if_room(&self.form.object(object))
     }
 
-    /// Waits until the reader has taken enough that more may be said. There is always room
-    /// when nobody will read it any more. Cancel safe.
+    /// Waits until the reader has taken enough that more may be written. There is always room
+    /// once nobody will read it any more. Cancel safe.
     pub(crate) async fn room(&self) {
         self.to.room().await;
     }
@@ -221,9 +223,9 @@ impl SideOutput {
         self.to.written().await;
     }
 
-    /// Waits for the reader of the last words until a second signal, and a moment longer: that
-    /// signal may have come long before them. The exit code that the output stands for: somebody
-    /// did not get the data. The work is done all the same.
+    /// Waits for the reader of the last lines until a second signal, and at least for a moment,
+    /// since that signal may have come long before them. Returns the exit code that the output
+    /// stands for: if somebody did not get the data it is an error, although the work is done.
     pub(crate) async fn last_words(&self, stop: &Stop) -> Exit {
         let long_enough = async {
             stop.second().await;
@@ -254,8 +256,8 @@ pub(crate) fn raw(bytes: &[u8]) -> Result<(), Failure> {
         .map_err(|e| Failure::output(&e))
 }
 
-/// Standard output without the standard library's line buffer: one `write` is one
-/// `write(2)`, and one that has no room now waits for it.
+/// Standard output without the standard library's line buffer: each `write` is one `write(2)`,
+/// and one that finds no room waits for it.
 ///
 /// # Errors
 /// There is no standard output.
@@ -264,7 +266,7 @@ pub(crate) fn unbuffered() -> Result<Patient, Failure> {
         .map_err(|e| Failure::other(format!("there is no standard output: {e}")))
 }
 
-/// Writes a line to standard error now, for a caller to whom it is data.
+/// Writes a line to standard error at once, for callers to whom it is data.
 ///
 /// # Errors
 /// It cannot be written.
@@ -276,7 +278,7 @@ fn own(fd: BorrowedFd<'_>) -> io::Result<Patient> {
     Ok(Patient::new(File::from(fd.try_clone_to_owned()?)))
 }
 
-/// Builds a JSON object in the order given.
+/// Builds a JSON object with its fields in the order given.
 macro_rules! object {
     ($($name:literal : $value:expr),* $(,)?) => {{
         let mut map = serde_json::Map::new();

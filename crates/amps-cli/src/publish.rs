@@ -22,7 +22,7 @@ use crate::tls;
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
-    // What would be refused later leaves no file behind either.
+    // Checked first: what would be refused later must not leave a file behind.
     let refused = |e: &dyn std::fmt::Display| Failure::new(Exit::Usage, e.to_string());
     Message::publish(args.topic.clone(), "")
         .check()
@@ -130,8 +130,8 @@ async fn open_store(args: &Publish, stop: &Stop) -> Result<Store, Failure> {
     Ok(store)
 }
 
-/// The user tag of a message says where its line ends in the input, so that people can read it
-/// in `amps store get`.
+/// The user tag of a message says where its line ends in the input, in a form that people can
+/// read in `amps store get`.
 fn to_message(topic: &str, delta: bool, tagged: bool, line: &Line) -> Message {
     let (topic, bytes) = (topic.to_owned(), line.bytes.clone());
     let message = match delta {
@@ -144,7 +144,7 @@ fn to_message(topic: &str, delta: bool, tagged: bool, line: &Line) -> Message {
     }
 }
 
-/// What of the input is safely in the store.
+/// How much of the input is safely in the store.
 fn resume_point(store: &Store) -> Result<Stored, Failure> {
     let Some(tag) = store.resume_tag().filter(|tag| !tag.is_empty()) else {
         return Ok(Stored::Lines(0));
@@ -165,7 +165,7 @@ fn resume_point(store: &Store) -> Result<Stored, Failure> {
     Ok(stored)
 }
 
-/// How a store is named to people.
+/// The name of a store that people see.
 pub(crate) fn store_name(path: Option<&Path>) -> String {
     match path {
         Some(path) => format!("the store {}", path.display()),

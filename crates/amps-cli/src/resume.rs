@@ -1,16 +1,16 @@
 //! Where the last run stopped reading, and whether this is the same input.
 //!
-//! The user tag of a message published with `--resume` is `line:offset:checksum`: its line,
-//! counted from 1, the bytes of the input before its newline, and a running checksum of all of
-//! them. One line's checksum would match a repeated line; this one matches only the same
-//! beginning.
+//! The user tag of a message published with `--resume` is `line:offset:checksum`: the number of
+//! its line, counted from 1, the number of bytes of the input before its newline, and a running
+//! checksum of all those bytes. The checksum of a single line would match a repeated line; this
+//! one matches only the same beginning.
 
 use std::fmt;
 
 /// A place in an input: the end of a line, before its newline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Place {
-    /// Lines up to here, this one included.
+    /// Lines up to here, including this one.
     pub(crate) line: u64,
     offset: u64,
     checksum: u64,
@@ -24,7 +24,7 @@ impl Place {
         checksum: 0xcbf2_9ce4_8422_2325,
     };
 
-    /// Goes on behind these bytes, which hold no end of a line.
+    /// Moves on behind these bytes, which contain no end of a line.
     pub(crate) fn pass(&mut self, bytes: &[u8]) {
         self.offset += bytes.len() as u64;
         for &byte in bytes {
@@ -33,7 +33,7 @@ impl Place {
         }
     }
 
-    /// This place as the end of the line begun before it.
+    /// Makes this place the end of the line that was begun before it.
     pub(crate) fn end_of_line(&mut self) -> Place {
         self.line += 1;
         *self
@@ -60,17 +60,18 @@ impl fmt::Display for Place {
     }
 }
 
-/// What of the input was stored before.
+/// How much of the input was stored before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Stored {
-    /// So many lines, whatever they were: the tag of an earlier version, or somebody's word.
+    /// This many lines, whatever they were: from the tag of an earlier version, or because
+    /// somebody said so.
     Lines(u64),
-    /// Everything up to here, which must be the same.
+    /// Everything up to here, which must be the same input.
     Place(Place),
 }
 
 impl Stored {
-    /// What a user tag says; `None` when it is of another program.
+    /// Reads a user tag; `None` if it is another program's.
     pub(crate) fn from_tag(tag: &[u8]) -> Option<Self> {
         let text = std::str::from_utf8(tag).ok()?;
         let mut parts = text.split(':');
@@ -90,7 +91,7 @@ impl Stored {
         }))
     }
 
-    /// Lines that are not published again.
+    /// Number of lines that are not published again.
     pub(crate) fn lines(self) -> u64 {
         match self {
             Stored::Lines(lines) => lines,
@@ -98,7 +99,7 @@ impl Stored {
         }
     }
 
-    /// Whether the line that ends at `found` may be the last one of them.
+    /// Whether the line that ends at `found` may be the last of them.
     ///
     /// # Errors
     /// What was expected and what was found.
@@ -113,7 +114,7 @@ impl Stored {
     }
 }
 
-/// A number as it is written, and in no other way: `u64::from_str` takes a plus sign.
+/// A number exactly as it is written here: `u64::from_str` would accept a plus sign.
 fn decimal(text: &str) -> Option<u64> {
     text.bytes()
         .all(|b| b.is_ascii_digit())

@@ -1,5 +1,5 @@
-//! What publish and drain share: send what the store holds and what comes in, wait for the
-//! acknowledgements, and report.
+//! What publish and drain have in common: send what the store holds and what comes in, wait for
+//! the acknowledgements, and report.
 
 mod feed;
 mod notes;
@@ -28,11 +28,11 @@ use self::feed::{Fed, feed};
 use self::report::{Refused, Report};
 use self::watch::Watch;
 
-/// A close that finds the disk or the server slow gives up after this; nothing is lost by
-/// it but the tidy end.
+/// A close that finds the disk or the server slow gives up after this. Nothing is lost by that
+/// except a clean close.
 const CLOSE: Duration = Duration::from_secs(10);
 
-/// What to send, where, and how to tell.
+/// What to send, where, and what to report.
 pub(crate) struct Job {
     pub(crate) store: Store,
     /// Where the store is, `None` for memory.
@@ -40,7 +40,7 @@ pub(crate) struct Job {
     pub(crate) servers: Vec<String>,
     pub(crate) connector: Arc<dyn Connector>,
     pub(crate) flush_timeout: Duration,
-    /// How often to say what waits.
+    /// How often to report what waits.
     pub(crate) status_interval: Option<Duration>,
     /// Where to write what is left if the store's file is removed.
     pub(crate) evacuate_to: Option<PathBuf>,
@@ -58,7 +58,7 @@ pub(crate) struct Job {
 ///
 /// # Errors
 /// What kept it from starting. What went wrong later is told on the way, and the exit code
-/// is the first of design section 8 that applies.
+/// is the first one in `README.md` that applies.
 pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let Job {
         store,
@@ -93,7 +93,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         .connector(connector)
         .publish_ids(publish_ids)
         .heartbeat(heartbeat.0)
-        // A person decides what becomes of a refusal: it waits in the store.
+        // A person decides what becomes of a refusal, so it waits in the store.
         .on_failed_write(|_| async { Err("it waits for `amps failed`".into()) });
     for server in &servers {
         builder = builder.server(server.as_str());
@@ -125,24 +125,25 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         }
         exits.push(fed_exit(&fed, waits, keeps));
     }
-    // What is left is in the report, whatever the reason. Acknowledgements had their time:
-    // a close that finds some missing does not wait for them again.
+    // What is left is in the report, whatever the reason. Acknowledgements had their time, so a
+    // close that finds some missing does not wait for them again.
     let flushed = !skip_flush
         && tokio::select! {
             biased;
             flushed = client.publish_flush(flush_timeout) => flushed.is_ok(),
             () = stop.second() => false,
         };
-    // Whatever the last attempt ended with: another server may be down.
+    // Whatever the outcome of the last attempt was: it may have been another server, which is
+    // down.
     let refusal = client.health().logon_refused;
     watch.abort();
-    // It held a handle of the client, and so of the store.
+    // The task had a handle of the client, and so of the store.
     let _ = watch.await;
     crate::output::status("");
     let told = refused.tell_new(&store, &out).await;
     let waiting_refusals = store.bounds().rejections;
-    // Before anything is said of what it keeps. The close looks again, and says what is in the
-    // way of a look.
+    // Before anything is said about what the store keeps. The close looks again, and reports it
+    // if looking is impossible.
     let mut place = store.place().unwrap_or_default();
     let evacuated = match evacuate_to {
         Some(to) if place == Place::Gone => evacuate(&store, to, mode),
@@ -156,12 +157,13 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     };
     let counts = client.health().counts;
     if matches!(closed.error, Some(StoreError::Gone)) {
-        // Between the two looks.
+        // The file was removed between the two looks.
         place = Place::Gone;
     }
-    // The events end with the client; a teller that does not must not hide the report.
+    // The events end with the client. If the task that reports them does not end, the report must
+    // appear all the same.
     let _ = tokio::time::timeout(Duration::from_secs(1), notes).await;
-    // From here on another process may have the store, however long the last words take.
+    // From here on another process may have the store, however long the last lines take.
     drop((client, store));
 
     let report = Report {
@@ -232,7 +234,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     Ok(exits.into_iter().min().unwrap_or(Exit::Ok))
 }
 
-/// What the input adds to the exit code, said to people.
+/// What the input contributes to the exit code, and says so to people.
 fn fed_exit(fed: &Fed, unfinished_waits: bool, keeps: bool) -> Exit {
     let mut exit = Exit::Ok;
     if fed.cut && keeps {
@@ -265,7 +267,7 @@ fn fed_exit(fed: &Fed, unfinished_waits: bool, keeps: bool) -> Exit {
 /// Starts a sandbox on a free port of the loopback interface.
 ///
 /// # Errors
-/// No port could be had.
+/// There is no free port.
 pub(crate) async fn embedded_sandbox() -> Result<Sandbox, Failure> {
     Sandbox::builder()
         .listen("tcp://127.0.0.1:0/amps/json")
@@ -315,7 +317,7 @@ fn tell_recovered(out: &SideOutput, recovered: u64, path: Option<&Path>, store: 
     }
 }
 
-/// Says what became of a wish for more capacity.
+/// Reports what became of a wish for more capacity.
 fn tell_growth(out: &SideOutput, path: Option<&Path>, store: &Store) {
     let Some(growth) = &store.report().growth else {
         return;
@@ -338,16 +340,17 @@ fn tell_growth(out: &SideOutput, path: Option<&Path>, store: &Store) {
     say(&format!("note: {}: {growth}", store_name(path)));
 }
 
-/// Saves what is left in a store that is gone; where, if that could be done. On the spot: the
-/// report is all that still waits, and where no thread can be made this needs none.
+/// Saves what is left in a store that is gone; returns where, if that could be done. It runs on
+/// this thread: only the report is still waiting, and where no thread can be made this needs
+/// none.
 fn evacuate(store: &Store, to: PathBuf, mode: Option<u32>) -> Option<PathBuf> {
     let untidy = match store.evacuate(&to, Level::Os) {
-        // Whatever was granted may have been sent.
+        // Anything that was granted may have been sent.
         Ok(fresh) => fresh.close(u64::MAX).err().map(|e| {
             let to = to.display();
             format!("the new store {to} is whole, and was not closed cleanly: {e}")
         }),
-        // To send it is another run's affair.
+        // Sending it is up to another run.
         Err(error @ EvacuateError::Reopen { .. }) => Some(error.to_string()),
         Err(error) => {
             let to = to.display();
@@ -365,7 +368,7 @@ fn evacuate(store: &Store, to: PathBuf, mode: Option<u32>) -> Option<PathBuf> {
     Some(to)
 }
 
-/// What to say of a store whose file is gone.
+/// What to say about a store whose file is gone.
 fn lost(report: &Report, path: Option<&Path>, evacuated: Option<&Path>) -> String {
     let store = store_name(path);
     let waits = match report.waiting_refusals {

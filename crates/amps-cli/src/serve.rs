@@ -14,10 +14,10 @@ use crate::tls;
 /// Serves until it is interrupted or terminated.
 ///
 /// # Errors
-/// A bad option, an address that cannot be had, or a journal that cannot be used.
+/// A bad option, an address that cannot be listened on, or a journal that cannot be used.
 pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
     let mut builder = Sandbox::builder().ack_interval(args.ack_interval);
-    // Before the first word on standard output: who reads it may signal at once.
+    // Before the first output on standard output: whoever reads that may signal at once.
     let stop = Stop::listen()?;
     if let Some(identity) = tls::identity(&args, &stop)? {
         builder = builder.tls(identity);
@@ -62,7 +62,7 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
     let out = SideOutput::stdout(json)?;
     let started = tokio::select! {
         started = builder.start() => started,
-        // A name server may let it wait.
+        // Starting may have to wait for a name server.
         () = stop.first() => {
             let signal = stop.asked().unwrap_or("a signal");
             return Err(Failure::other(format!("{signal} came before it listened")));
@@ -95,7 +95,7 @@ pub(crate) async fn run(args: Serve, json: bool) -> Result<Exit, Failure> {
     Ok(out.last_words(&stop).await)
 }
 
-/// Whether an address can be reached from this machine alone.
+/// Whether an address can be reached only from this machine.
 fn is_local(uri: &Uri) -> bool {
     let address = uri.host().trim_matches(['[', ']']).parse::<IpAddr>();
     uri.scheme() == Scheme::Unix

@@ -157,8 +157,8 @@ pub(crate) fn time(micros: u64) -> String {
     )
 }
 
-/// Days since 1970-01-01 as a date of the Gregorian calendar: 400 years have 146,097 days,
-/// and a year that begins in March has its leap day at the end.
+/// Days since 1970-01-01 as a date of the Gregorian calendar. 400 years have 146,097 days, and in
+/// a year that begins in March the leap day is the last one.
 fn civil(days: u64) -> (u64, u64, u64) {
     let shifted = days + 719_468;
     let (era, day_of_era) = (shifted / 146_097, shifted % 146_097);

@@ -1,5 +1,5 @@
-//! What SIGTERM, SIGINT and SIGHUP ask for: the first one that the input ends here, the second
-//! one that the command ends now. A third one ends the process where it stands.
+//! What SIGTERM, SIGINT and SIGHUP ask for: the first one ends the input here, the second one
+//! ends the command now, and a third one ends the process where it stands.
 
 use std::io::{self, PipeReader};
 use std::os::fd::{AsFd, BorrowedFd};
@@ -12,11 +12,11 @@ use crate::failure::Failure;
 
 const ASKING: [(i32, &str); 3] = [(15, "SIGTERM"), (2, "SIGINT"), (1, "SIGHUP")];
 
-/// Which signals have come. Clones are one.
+/// Which signals have come. Clones share this.
 #[derive(Clone)]
 pub(crate) struct Stop {
     seen: watch::Receiver<Seen>,
-    /// Its other end is closed by the first signal, which wakes who polls it.
+    /// The first signal closes the other end, which wakes whoever polls this one.
     wakes: Arc<PipeReader>,
 }
 
@@ -27,11 +27,11 @@ struct Seen {
 }
 
 impl Stop {
-    /// Listens from now on. A signal that was ignored when the process began (`nohup`, the
-    /// background of a script) stays ignored.
+    /// Listens from now on. A signal that was ignored when the process began (`nohup`, a
+    /// background job of a script) stays ignored.
     ///
     /// # Errors
-    /// The system has no room for it.
+    /// The operating system has no resources for it.
     pub(crate) fn listen() -> Result<Self, Failure> {
         let wrong = |e: io::Error| Failure::other(format!("cannot wait for signals: {e}"));
         let ignored = ignored();
@@ -87,12 +87,12 @@ impl Stop {
     async fn nth(&self, n: u32) {
         let mut seen = self.seen.clone();
         if seen.wait_for(|seen| seen.signals >= n).await.is_err() {
-            // The runtime is going down.
+            // The runtime is shutting down.
             std::future::pending::<()>().await;
         }
     }
 
-    /// Hangs up with the first signal: for a poll beside other descriptors.
+    /// Hangs up with the first signal: for a poll together with other descriptors.
     pub(crate) fn wakes(&self) -> BorrowedFd<'_> {
         self.wakes.as_fd()
     }
@@ -110,8 +110,8 @@ async fn next(signals: &mut [(i32, &'static str, Signal)]) -> (i32, &'static str
     .await
 }
 
-/// The set of signals that this process was told to ignore, one bit each. Where there is no
-/// `/proc`, none is taken for ignored.
+/// The set of signals that this process was told to ignore, one bit each. Without `/proc`, none
+/// counts as ignored.
 fn ignored() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status

@@ -1,4 +1,5 @@
-//! `amps store`: a look inside, read-only and without the lock. What writes, writes a new file.
+//! `amps store`: a look inside, read-only and without the lock. What these commands write is a
+//! new file.
 
 mod dump;
 mod html;
@@ -42,7 +43,7 @@ pub(crate) async fn run(command: StoreCommand, json: bool) -> Result<Exit, Failu
     Ok(exit)
 }
 
-/// Takes a picture of a store.
+/// Reads a store as it is now.
 ///
 /// # Errors
 /// It is not there, is no store, or cannot be read.
@@ -55,9 +56,9 @@ pub(crate) fn unreadable(file: &Path, error: &io::Error) -> Failure {
     Failure::other(format!("cannot read the store {}: {error}", file.display()))
 }
 
-/// The exit of a look that found damage; what was found is said on standard error. One rule:
-/// whatever shows a damaged store ends with it, also when it shows what it was asked for. A
-/// repair shows nothing of it; what it writes is whole.
+/// The exit code of a look that found damage; what was found is reported on standard error. There
+/// is one rule: whatever shows a damaged store ends with it, even if it could show what was asked
+/// for. A repair shows none of it, and what it writes is intact.
 pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     damage(seen).map_or(Exit::Ok, |damage| {
         say(&format!("error: {damage}"));
@@ -65,7 +66,7 @@ pub(crate) fn damaged_exit(seen: &Inspection) -> Exit {
     })
 }
 
-/// What to say of a store that a look found damaged, for [`Output::knows`] as well.
+/// What to report of a store that a look found damaged, also for [`Output::knows`].
 pub(crate) fn damage(seen: &Inspection) -> Option<Failure> {
     let places = seen.report().damaged.len();
     (places > 0).then(|| {
@@ -81,8 +82,8 @@ pub(crate) fn damage(seen: &Inspection) -> Option<Failure> {
     })
 }
 
-/// Creates a file where there is none, for its owner's eyes only unless told otherwise: it holds
-/// messages, and those of `source` are shown to nobody who could not read that.
+/// Creates a file where there is none, readable only by its owner unless told otherwise: it holds
+/// messages, and those of `source` must not become readable for anybody who could not read that.
 fn new_file(path: &Path, mode: Option<u32>, source: Option<&Metadata>) -> Result<File, Failure> {
     let mut new = NewFile::new();
     if let Some(mode) = mode {
@@ -109,7 +110,7 @@ fn new_file(path: &Path, mode: Option<u32>, source: Option<&Metadata>) -> Result
     Ok(file)
 }
 
-/// Says so where a copy did not get the mode that was asked for.
+/// Reports it if a copy did not get the mode that was asked for.
 pub(crate) fn tell_mode(path: &Path, wanted: Option<u32>) {
     use std::os::unix::fs::MetadataExt as _;
     if let (Some(wanted), Ok(metadata)) = (wanted, path.metadata())
@@ -133,8 +134,8 @@ impl Select {
             || self.until.is_some()
     }
 
-    /// Whether a message is among those asked for. One whose envelope is gone is not when it
-    /// would have to say.
+    /// Whether a message is among those asked for. If its envelope is gone and would be needed to
+    /// tell, it is not.
     pub(crate) fn takes_message(&self, sequence: u64, envelope: Option<&Envelope<'_>>) -> bool {
         let range = self.first.unwrap_or(0)..=self.last.unwrap_or(u64::MAX);
         let times = self.since.unwrap_or(0)..=self.until.unwrap_or(u64::MAX);
@@ -184,7 +185,7 @@ fn info(args: &StoreInfo, out: &mut Output) -> Result<Exit, Failure> {
     Ok(damaged_exit(&seen))
 }
 
-/// Says what a store cannot keep where it is.
+/// Reports what a store cannot keep where it is.
 pub(crate) fn tell_volume(file: &Path, volume: Volume) {
     say(&format!(
         "note: the store {} is on {volume}",
@@ -192,7 +193,7 @@ pub(crate) fn tell_volume(file: &Path, volume: Volume) {
     ));
 }
 
-/// The same of a store that was just created.
+/// The same for a store that was just created.
 pub(crate) fn tell_new_volume(file: &Path) {
     match Volume::of(file) {
         Ok(Some(volume)) => tell_volume(file, volume),
@@ -201,7 +202,7 @@ pub(crate) fn tell_new_volume(file: &Path) {
     }
 }
 
-/// A fact for people.
+/// A value, as people see it.
 fn shown(value: &Value) -> String {
     match value {
         Value::Null => "-".to_owned(),
@@ -313,7 +314,7 @@ fn get(args: &SeqFile, out: &mut Output) -> Result<Exit, Failure> {
     Ok(damaged_exit(&seen))
 }
 
-/// What to say of a message whose bytes are damaged, if it is one.
+/// What to report of a message whose bytes are damaged, if it is one.
 fn lost(seen: &Inspection, sequence: u64) -> Option<String> {
     let mut damaged = seen.report().damaged.iter();
     let (range, (first, last)) = damaged.find_map(|range| {
@@ -338,7 +339,7 @@ fn lost(seen: &Inspection, sequence: u64) -> Option<String> {
 fn verify(file: &Path, out: &mut Output) -> Result<Exit, Failure> {
     let seen = look(file)?;
     let found = seen.verify().map_err(|e| unreadable(file, &e))?;
-    // As whoever opens it is told.
+    // The same that an open would report.
     let refused = || found.refused.as_ref().map(Failure::open);
     let exit = match refused() {
         Some(refused) => refused.exit(),

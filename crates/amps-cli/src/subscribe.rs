@@ -14,7 +14,7 @@ use crate::output::{SideOutput, object, say};
 use crate::signals::Stop;
 use crate::{body, login, tls};
 
-/// Messages held while standard output is slow. When even these are not enough, the
+/// Messages that are held while standard output is slow. If even this is not enough, the
 /// subscription ends and is placed again behind the last message printed.
 const BUFFER: usize = 1 << 16;
 
@@ -75,7 +75,7 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
         () = printer.out.written() => printer.out.check()?,
         () = stop.second() => return Ok(Exit::Other),
     }
-    // What was asked for in number has an end, which was not reached.
+    // If a number of messages was asked for, that number was not reached.
     Ok(match args.count.is_some() && printer.left > 0 {
         true => Exit::Other,
         false => Exit::Ok,
@@ -97,14 +97,14 @@ async fn logged_on(client: &Client) -> Result<(), Failure> {
     }
 }
 
-/// Says why nothing comes: once when a server cannot be reached, or is gone, and once when one is
-/// there again.
+/// Says why nothing comes: once when a server cannot be reached or is gone, and once when there
+/// is one again.
 async fn tell_outages(mut events: Events) {
     let mut out = false;
     while let Some(event) = events.next().await {
         match event {
             Event::LinkLost { server, why, .. } if !out => match why {
-                // The end of the run, or its failure, which says it.
+                // The end of the run, or its failure, which reports this.
                 LinkEnd::Shutdown | LinkEnd::LogonRefused(_) => {}
                 LinkEnd::Connect(why) => {
                     out = true;
@@ -133,18 +133,18 @@ fn refused(topic: &str, error: &CommandError) -> Failure {
     ))
 }
 
-/// Prints what arrives and remembers where it stands.
+/// Prints what arrives, and remembers how far it got.
 struct Printer {
     out: SideOutput,
     left: u64,
     printed: u64,
-    /// Where to begin, or behind what to go on.
+    /// Where to begin, or behind which message to continue.
     bookmark: Option<String>,
 }
 
 impl Printer {
-    /// Prints until enough was seen, through any number of subscriptions. Cancel safe: a
-    /// message is printed or not taken.
+    /// Prints until enough messages were seen, over any number of subscriptions. Cancel safe: a
+    /// message is either printed or not taken.
     async fn print_all(&mut self, client: &Client, topic: &str) -> Result<(), Failure> {
         while self.left > 0 {
             logged_on(client).await?;
@@ -166,10 +166,10 @@ impl Printer {
         Ok(())
     }
 
-    /// Prints until enough was seen or the subscription must be placed again.
+    /// Prints until enough messages were seen, or the subscription must be placed again.
     async fn print(&mut self, mut subscription: Subscription) -> Result<(), Failure> {
         while self.left > 0 {
-            // A slow reader holds back what is read from the server.
+            // A slow reader slows down what is read from the server.
             self.out.room().await;
             self.out.check()?;
             match subscription.next().await {

@@ -1,16 +1,16 @@
-//! What comes from outside, made harmless for a terminal: it must not move the cursor, change
-//! the title, answer in our place or forge a line.
+//! Makes text from outside harmless for a terminal: it must not move the cursor, change the
+//! title, send answers in the user's name, or forge a line.
 
 use std::fmt::Write as _;
 
-/// What a terminal would obey or what would turn text around, but for a newline or a tab.
+/// What a terminal would obey, or what would turn text around, except for a newline or a tab.
 pub(crate) fn is_obeyed(c: char) -> bool {
     let turns =
         matches!(c, '\u{200e}' | '\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
     (c.is_control() && !matches!(c, '\n' | '\t')) || turns
 }
 
-/// One line: a newline is shown as an escape too.
+/// One line: newlines are shown as escapes too.
 pub(crate) fn line(bytes: &[u8]) -> String {
     escaped(bytes, |c| is_obeyed(c) || c == '\n')
 }
@@ -20,13 +20,13 @@ pub(crate) fn text(bytes: &[u8]) -> String {
     escaped(bytes, is_obeyed)
 }
 
-/// JSON that stays the same JSON: what its writer left in strings as it is, is written as an
-/// escape of JSON.
+/// The same JSON, but harmless: what its writer left in strings as it is, is written as an escape
+/// of JSON.
 pub(crate) fn json(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for c in text.chars() {
         match is_obeyed(c) {
-            // All of them are in the first plane.
+            // All of them are in the basic plane.
             true => _ = write!(out, "\\u{:04x}", u32::from(c)),
             false => out.push(c),
         }
@@ -60,7 +60,7 @@ mod tests {
     fn a_terminal_is_given_nothing_to_obey() {
         assert_eq!(line(b"a\tb\x1b]0;me\x07\n"), "a\tb\\x1b]0;me\\x07\\n");
         assert_eq!(text(b"caf\xc3\xa9\r\n\xff\x7f"), "café\\x0d\n\\xff\\x7f");
-        // CSI in one character, and text that runs backwards.
+        // CSI as one character, and text that runs backwards.
         assert_eq!(text("\u{9b}2J \u{202e}".as_bytes()), "\\u{9b}2J \\u{202e}");
     }
 

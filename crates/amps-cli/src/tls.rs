@@ -1,4 +1,4 @@
-//! What `tcps` addresses take besides the address: files of certificates, and a name.
+//! What `tcps` addresses need besides the address: files with certificates, and a name.
 
 use std::io::Read as _;
 use std::path::Path;
@@ -13,11 +13,11 @@ use crate::failure::{Exit, Failure};
 use crate::lines::Source;
 use crate::signals::Stop;
 
-/// How to connect to these servers, before anything is created or opened.
+/// How to connect to these servers, decided before anything is created or opened.
 ///
 /// # Errors
-/// A URI that is none, a file that cannot be read or does not hold what it should, or
-/// options that no server needs.
+/// A URI that cannot be read, a file that cannot be read or does not hold what it should, or
+/// options that none of the servers needs.
 pub(crate) fn connector(
     servers: &[String],
     tls: &Tls,
@@ -115,12 +115,12 @@ fn parse(uris: &[String]) -> Result<Vec<Uri>, Failure> {
     uris.iter().map(parse).collect()
 }
 
-/// Whether it can be read again for each attempt, and so be renewed; a pipe is read once.
+/// Whether it can be read again for each attempt, and so may be renewed; a pipe is read once.
 fn is_file(path: &Path) -> bool {
     std::fs::metadata(path).map_or(true, |found| found.is_file())
 }
 
-/// Chain and key, which may stand in one file; a pipe is not opened twice.
+/// Chain and key, which may be in the same file; a pipe is not opened twice.
 fn both(chain: &Path, key: &Path, stop: &Stop) -> Result<(Vec<u8>, Vec<u8>), Failure> {
     let read_chain = read(chain, stop)?;
     let read_key = match chain == key {

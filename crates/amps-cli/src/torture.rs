@@ -1,6 +1,6 @@
-//! `amps torture`: the store under a crash rig, which judges from outside by the contract in
-//! `docs/torture.md` alone. Every payload follows from (seed, run, sequence), so a rig needs no memory of what
-//! was written.
+//! `amps torture`: the store under a crash rig, which judges from outside, only by the contract
+//! in `docs/torture.md`. Every payload follows from (seed, run, sequence), so a rig needs no
+//! memory of what was written.
 
 mod dump;
 mod payload;
@@ -22,20 +22,20 @@ use self::payload::Payloads;
 /// Name of the store in its directory.
 const FILE: &str = "torture.store";
 
-/// Topic of every message; the contract leaves it open.
+/// Topic of every message; the contract does not name one.
 const TOPIC: &str = "torture";
 
-/// Sequences granted beyond the one that needs it, so that not every message waits for a
-/// sync, and few enough that a run crosses many grants.
+/// How far the grant goes beyond the sequence that needs it: far enough that not every message
+/// waits for a sync, and near enough that a run raises it many times.
 const GRANT_STEP: u64 = 4096;
 
-/// How long room may take to come while nothing is unsettled any more.
+/// How long room may take to come although nothing is unsettled any more.
 const ROOM: Duration = Duration::from_secs(30);
 
 /// Payloads above this size need segments made for them.
 const LONG: u64 = 1_000_000;
 
-/// Between two looks at why there is no room.
+/// Pause between two looks at why there is no room.
 const ROOM_SLICE: Duration = Duration::from_millis(20);
 
 /// Exit codes of the contract; they are not those of the other commands.
@@ -122,7 +122,7 @@ fn write(args: &TortureWrite) -> Code {
             text,
         }) => {
             tell(&text);
-            // The rig sees the exit code when even its pipe is gone.
+            // A rig has the exit code even when its pipe is gone.
             let _ = says.line(&format!("fatal {}", text.replace('\n', " ")));
             Code::Io
         }
@@ -181,9 +181,9 @@ fn open(args: &TortureWrite) -> Result<Store, Fatal> {
     Ok(Store::open(dir.join(FILE), options)?)
 }
 
-/// Makes a directory that survives a power cut: each one that is missing on the way to it is
-/// made durable in the one above. Its own name is made durable even when it is there: the run
-/// that made it may have died before.
+/// Makes a directory that survives a power cut: each missing one on the way to it is made durable
+/// in the one above. Its own entry is made durable even if it exists, since the run that made it
+/// may have died before that.
 fn make_directory(dir: &Path, sync: &impl Fn(&Path) -> io::Result<()>) -> io::Result<()> {
     let parent = match dir.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
@@ -199,7 +199,7 @@ fn make_directory(dir: &Path, sync: &impl Fn(&Path) -> io::Result<()>) -> io::Re
     }
 }
 
-/// Standard output of the contract: one `write(2)` per line.
+/// Standard output as the contract wants it: one `write(2)` per line.
 struct Says(Patient);
 
 impl Says {
@@ -210,8 +210,8 @@ impl Says {
     }
 }
 
-/// What the threads of a round share. The lock is held over number and append together,
-/// because the payload follows from the number.
+/// What the threads of a round share. The lock is held over both number and append, because the
+/// payload follows from the number.
 struct Round<'a> {
     says: &'a mut Says,
     left: u64,
@@ -269,7 +269,7 @@ impl<'a> Writer<'a> {
                 round.says.line(&format!("begin {through}"))?;
                 round.left = batch;
             }
-            // As if logged on: a number is granted before it is handed to the transport,
+            // As if logged on: a number is granted before its message is handed to a transport,
             // and here every appended message counts as handed over.
             if self.store.numbers().grant < through {
                 self.store.raise_grant(through + GRANT_STEP)?;
@@ -376,7 +376,8 @@ mod tests {
         assert!(dir.is_dir());
         let parents = ["", "a", "a/b"].map(|p| base.path().join(p));
         assert_eq!(synced.take(), parents);
-        // A run that died behind the last mkdir, and one behind its sync, look alike.
+        // A run that died right after the last mkdir looks the same as one that died after its
+        // sync.
         make_directory(&dir, &sync).unwrap();
         assert_eq!(synced.take(), parents[2..]);
         let refused = make_directory(&dir, &|_| Err(io::Error::other("no such luck")));

@@ -33,7 +33,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
     let number: f64 = number
         .parse()
         .map_err(|_| "write a number and us, ms, s, m or h, as in 10ms".to_owned())?;
-    // What is longer than anybody waits is the longest that clocks can be asked for everywhere.
+    // A longer time than anybody waits becomes the longest that every clock can handle.
     Ok(Duration::try_from_secs_f64(number * scale).map_or(LONGEST, |d| d.min(LONGEST)))
 }
 
@@ -163,8 +163,8 @@ fn moment(text: &str) -> Option<u64> {
     Some(seconds * 1_000_000 + micros)
 }
 
-/// Days from 1970-01-01 to a date of the Gregorian calendar: years are counted from March, so
-/// that the leap day is the last of its year.
+/// Days from 1970-01-01 to a date of the Gregorian calendar. Years are counted from March, so
+/// that the leap day is the last one of its year.
 fn days(year: u64, month: u64, day: u64) -> u64 {
     let (year, month) = if month > 2 {
         (year, month - 3)

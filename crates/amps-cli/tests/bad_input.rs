@@ -1,5 +1,5 @@
 //! Each bad input gives one paragraph that says what happened, to which file or server, and
-//! what to do next, with the exit code of design section 8, and loses nothing.
+//! what to do next, has the exit code that `README.md` lists, and loses nothing.
 
 #![allow(
     clippy::unwrap_used,

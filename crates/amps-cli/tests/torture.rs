@@ -1,5 +1,5 @@
-//! The contract of `docs/torture.md`, judged as a crash rig judges it: from outside, with a payload rule
-//! of its own. What a kill does to it is in `sigkill.rs`.
+//! The contract of `docs/torture.md`, judged as a crash rig judges it: from outside, with a
+//! payload rule of its own. What a kill does to the store is in `sigkill.rs`.
 
 #![allow(
     clippy::unwrap_used,

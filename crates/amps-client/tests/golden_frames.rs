@@ -96,8 +96,8 @@ fn publishes_of_section_4_1() {
     );
 }
 
-/// The capture orders `x a s k`, the one of section 1 `s a`: key order is free, so here the
-/// fields are compared instead of the bytes.
+/// The capture has the order `x a s k`, that of `docs/protocol.md` §1 has `s a`. The order of
+/// keys is free, so the fields are compared here instead of the bytes.
 #[test]
 fn the_publish_with_every_field() {
     let full = Publish {

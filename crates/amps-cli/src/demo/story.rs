@@ -1,9 +1,9 @@
-//! The demo's words, and its verdict.
+//! The words of the demo, and its verdict.
 
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object};
 
-/// Tells, checks, and remembers whether everything was as it must be.
+/// Tells the story, checks it, and remembers whether everything came out as it must.
 pub(super) struct Story {
     out: Output,
     wrong: Vec<String>,
@@ -41,7 +41,7 @@ impl Story {
         }
     }
 
-    /// Says whether a claim is so, and what was seen.
+    /// Says whether a claim holds, and what was seen.
     ///
     /// # Errors
     /// The reader went away.
@@ -61,7 +61,7 @@ impl Story {
     /// The verdict.
     ///
     /// # Errors
-    /// Something was not as it must be.
+    /// Something did not come out as it must.
     pub(super) fn end(mut self) -> Result<Exit, Failure> {
         if self.out.is_json() {
             self.out

@@ -1,4 +1,5 @@
-//! `amps failed accept`, `requeue` and `give-up`: what somebody decided, for one message or many.
+//! `amps failed accept`, `requeue` and `give-up`: what somebody decided, about one message or
+//! many.
 
 use std::collections::BTreeSet;
 use std::io::{self, Read as _};
@@ -21,23 +22,23 @@ use crate::output::{SideOutput, object, say};
 use crate::signals::Stop;
 use crate::store::{damaged_exit, look, unreadable};
 
-/// How long room may take to come that the store is making.
+/// How long to wait for room that the store is making.
 const ROOM: Duration = Duration::from_secs(30);
 
-/// Between two looks at whether it still is.
+/// Pause between two looks at whether it still makes room.
 const ROOM_SLICE: Duration = Duration::from_millis(20);
 
 /// What the log keeps as the reason of a message that was given up.
 const GIVEN_UP: &str = "given up by an operator; the server may have it";
 
-/// What is to become of the messages.
+/// What should become of the messages.
 pub(super) enum Change {
     Accept,
     Requeue(Edit),
     GiveUp,
 }
 
-/// What a requeued message is to be instead of what it was.
+/// What a requeued message should be instead of what it was.
 #[derive(Default)]
 pub(super) struct Edit {
     topic: Option<String>,
@@ -60,7 +61,7 @@ impl Change {
     }
 }
 
-/// Reads what a requeue is to change, before the store is opened.
+/// Reads what a requeue should change, before the store is opened.
 pub(super) fn edit(args: &mut RequeueArgs, stop: &Stop) -> Result<Edit, Failure> {
     let targets = Targets::of(&args.chosen)?;
     let one = targets.ranges.len() == 1 && targets.single().len() == 1;
@@ -121,7 +122,7 @@ impl Targets {
         }
     }
 
-    /// Narrows a filter to what lies between the first and the last that is named.
+    /// Narrows a filter to the span of what was named.
     fn narrow(&self, filter: Filter, select: &Select) -> Filter {
         let first = self.ranges.iter().map(|range| *range.start()).min();
         let last = self.ranges.iter().map(|range| *range.end()).max();
@@ -139,7 +140,7 @@ impl Targets {
         self.ranges.is_empty() || self.ranges.iter().any(|range| range.contains(&sequence))
     }
 
-    /// Those that were named one by one, and are to be there.
+    /// The sequences that were named one by one, which must be there.
     fn single(&self) -> BTreeSet<u64> {
         let ranges = self.ranges.iter();
         let single = ranges.filter(|range| range.start() == range.end());
@@ -147,22 +148,22 @@ impl Targets {
     }
 }
 
-/// What was done, in order: the sequence, and the one it got.
+/// What was done, in order: the old sequence, and the new one.
 #[derive(Default)]
 struct Done {
     changed: Vec<(u64, Option<u64>)>,
-    /// Named, and not there.
+    /// Named, but not there.
     missing: BTreeSet<u64>,
     failures: Vec<Failure>,
-    /// How many were changed and may come back after a power cut: their sync failed.
+    /// How many were changed but may come back after a power cut, because their sync failed.
     unsure: usize,
     stopped: bool,
 }
 
-/// Changes what was chosen. The store is closed before anything is said.
+/// Changes what was chosen. The store is closed before anything is reported.
 ///
 /// # Errors
-/// One paragraph, for what kept it from starting.
+/// One paragraph about what kept it from starting.
 pub(super) async fn run(
     change: Change,
     args: &Chosen,
@@ -175,7 +176,7 @@ pub(super) async fn run(
     let mut done = Done::default();
     let mut exit = Exit::Ok;
     if args.dry_run {
-        // Without the lock and without a new run in the file: nothing at all is changed.
+        // Without the lock, and without a new run in the file: nothing at all is changed.
         let seen = look(file)?;
         let chosen = choose(&seen, &change, &targets, args)?;
         done.missing = targets.single().difference(&chosen).copied().collect();
@@ -184,7 +185,7 @@ pub(super) async fn run(
     } else {
         let open = || Store::open_existing(file, Options::new());
         let store = locked::open(open, args.lock_timeout, &stop).await?;
-        // With the lock: nobody else changes now what is looked at.
+        // With the lock, so that nobody else changes what is being looked at.
         let chosen = look(file).and_then(|seen| choose(&seen, &change, &targets, args));
         let mut results = Vec::new();
         match chosen {
@@ -195,15 +196,15 @@ pub(super) async fn run(
             Err(failure) => done.failures.push(failure),
         }
         if !done.changed.is_empty() {
-            // What was told to somebody must not come back after a power cut.
+            // What is reported as done must not come back after a power cut.
             let synced = store.sync();
             if synced.is_err() {
                 done.unsure = std::mem::take(&mut done.changed).len();
             }
             results.push(synced.map(drop));
         }
-        // Nothing was sent through it: what may have been sent before is what was granted
-        // before. A store that was closed stays so when nothing was done.
+        // Nothing was sent here, so what may have been sent is what was granted before. A store
+        // that was closed stays closed if nothing was done.
         results.push(store.close(store.numbers().found_grant));
         drop(store);
         let errors = results.into_iter().filter_map(Result::err);
@@ -214,7 +215,7 @@ pub(super) async fn run(
     Ok(exit.min(out.last_words(&stop).await))
 }
 
-/// The sequences that are meant, of those that wait.
+/// The sequences that are meant, among those that wait.
 fn choose(
     seen: &Inspection,
     change: &Change,
@@ -250,7 +251,7 @@ fn choose(
     Ok(chosen)
 }
 
-/// Does it to each, in order, until one failure that would be that of the next as well.
+/// Does it to each in order, until a failure that would also be that of the next.
 fn carry_out(
     store: &Store,
     change: &Change,
@@ -309,7 +310,7 @@ fn not_requeued(file: &Path, sequence: u64, error: &AppendError) -> Failure {
     Failure::new(exit, text)
 }
 
-/// Appends it anew. Waits while room is being made; nobody settles anything here, so no other
+/// Appends it again. Waits while room is being made; nobody settles anything here, so no other
 /// room comes. A signal ends the waiting.
 fn requeue(
     store: &Store,
@@ -331,7 +332,7 @@ fn requeue(
     }
 }
 
-/// What the rejection was about, with another payload or topic; the record itself accepts the
+/// Publishes what was rejected with another payload or topic; its record itself accepts the
 /// rejection.
 fn append_edited(
     store: &Store,
@@ -347,7 +348,7 @@ fn append_edited(
             return Err(StoreError::Damaged { offset }.into());
         }
         Err(ReadError::Store(error)) => return Err(error.into()),
-        // As above, for what a later version of the library may tell apart.
+        // As above; a later version of the library may have further variants.
         Err(_) => return Ok(None),
     }
     let mut envelope = message.envelope()?;
@@ -445,7 +446,7 @@ fn none_waits(change: &Change, sequence: u64, file: &Path, filtered: bool) -> St
 }
 
 fn now_micros() -> u64 {
-    // A clock before 1970 is shown as 1970; nothing depends on it.
+    // A clock before 1970 counts as 1970; nothing depends on it.
     SystemTime::now()
         .duration_since(UNIX_EPOCH)
         .map_or(0, |since| {

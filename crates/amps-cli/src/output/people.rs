@@ -1,4 +1,4 @@
-//! Words to people on standard error. They are never waited for: a thread writes them, and
+//! Messages to people on standard error. Nobody ever waits for them: a thread writes them, and
 //! those for which there is no room are dropped and counted.
 
 use std::io::{self, IsTerminal as _};
@@ -12,7 +12,7 @@ use crate::terminal;
 /// Bytes that may wait for standard error.
 const LIMIT: usize = 64 << 10;
 
-/// Takes the line away that a status stands in.
+/// Erases the line that shows a status.
 const CLEAR: &str = "\r\x1b[K";
 
 struct People {
@@ -24,11 +24,11 @@ struct People {
 
 #[derive(Default)]
 struct Said {
-    /// What stands in the last line of a terminal.
+    /// The status in the last line of a terminal.
     status: String,
-    /// Lines nobody will see.
+    /// Lines that nobody will see.
     dropped: u64,
-    /// Without a thread: nobody read in time, so nobody is asked again.
+    /// Without a thread: nobody read in time, so nothing more is tried.
     gave_up: bool,
 }
 
@@ -45,7 +45,7 @@ fn people() -> &'static People {
     })
 }
 
-/// Whether somebody looks at standard error.
+/// Whether standard error is a terminal.
 pub(crate) fn has_terminal() -> bool {
     io::stderr().is_terminal()
 }
@@ -60,14 +60,14 @@ pub(crate) fn say_text(text: &str) {
     people().say(text, terminal::text);
 }
 
-/// Shows this in the last line of a terminal until the next time; nothing takes it away.
+/// Shows this in the last line of a terminal until the next status. Nothing erases it.
 pub(crate) fn status(line: &str) {
     if has_terminal() {
         people().status(line);
     }
 }
 
-/// Waits for the last words, not for long.
+/// Waits for the last lines, but not for long.
 pub(crate) fn finish() {
     let Some(people) = PEOPLE.get() else {
         return;
@@ -123,13 +123,13 @@ impl People {
 
     fn status(&self, line: &str) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        // One that wraps could not be taken away again.
+        // A status that wraps could not be erased again.
         said.status = terminal::line(line.as_bytes())
             .chars()
             .take(columns())
             .collect();
         if let Some(writer) = &self.writer {
-            // Without room it is shown the next time.
+            // If there is no room it is shown the next time.
             writer.push_if_room(format!("{CLEAR}{}", said.status).as_bytes());
         }
     }

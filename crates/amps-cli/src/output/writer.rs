@@ -1,4 +1,4 @@
-//! A thread that writes to one descriptor, behind a bounded buffer.
+//! A thread that writes to one descriptor, with a bounded buffer.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -8,8 +8,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use tokio::sync::Notify;
 
-/// A file whose writes wait for room, also where it was set to refuse instead (`O_NONBLOCK`
-/// belongs to the pipe or terminal, so whoever shares it may have set that).
+/// A file whose writes wait for room even if it was set to non-blocking. `O_NONBLOCK` belongs to
+/// the pipe or terminal, so another process that shares it may have set it.
 pub(crate) struct Patient(File);
 
 impl Patient {
@@ -17,12 +17,12 @@ impl Patient {
         Patient(file)
     }
 
-    /// Waits until a write of at most a page would not wait. `false`: not in time.
+    /// Waits until a write of at most a page would not block. `false`: not in time.
     fn ready(&self, within: Option<Duration>) -> io::Result<bool> {
         let until = within.map(|within| Instant::now() + within);
         loop {
             let left = until.map(|until| until.saturating_duration_since(Instant::now()));
-            // What a caller waits for is seconds at most.
+            // No caller waits longer than seconds.
             let left = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = [PollFd::new(&self.0, PollFlags::OUT)];
             match poll(&mut fds, left.as_ref()) {
@@ -33,11 +33,11 @@ impl Patient {
         }
     }
 
-    /// Writes as far as that takes no longer than `within`, on the caller's thread: for words
-    /// where no thread can be had.
+    /// Writes as far as that takes no longer than `within`, on the caller's thread: for when no
+    /// thread can be made.
     pub(super) fn write_within(&mut self, bytes: &[u8], within: Duration) -> io::Result<()> {
         let until = Instant::now() + within;
-        // A pipe that is ready takes this much without waiting.
+        // A pipe that is ready takes this much without blocking.
         for part in bytes.chunks(4096) {
             if !self.ready(Some(until.saturating_duration_since(Instant::now())))? {
                 return Err(io::ErrorKind::TimedOut.into());
@@ -65,8 +65,8 @@ impl Write for Patient {
     }
 }
 
-/// Hands bytes to a thread that writes them in order. After an error nothing more is written,
-/// and whatever is pushed is gone: there is nobody to read it.
+/// Hands bytes to a thread that writes them in order. After an error nothing more is written, and
+/// whatever is pushed is dropped: nobody can read it.
 pub(super) struct Writer {
     shared: Arc<Shared>,
 }
@@ -116,7 +116,7 @@ impl Writer {
     /// Starts the thread; `limit` is how many bytes wait before there is no room.
     ///
     /// # Errors
-    /// There is no thread.
+    /// No thread can be made.
     pub(super) fn start(to: Patient, name: &str, limit: usize) -> io::Result<Self> {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
@@ -132,7 +132,7 @@ impl Writer {
         Ok(Writer { shared })
     }
 
-    /// Adds bytes whether or not there is room.
+    /// Adds bytes, whether or not there is room.
     pub(super) fn push(&self, bytes: &[u8]) {
         self.shared.lock().push(bytes);
         self.shared.work.notify_one();
@@ -163,7 +163,7 @@ impl Writer {
         loop {
             let progressed = self.shared.progressed.notified();
             let mut progressed = std::pin::pin!(progressed);
-            // Before the look: what is written meanwhile is heard of.
+            // Registered before the look, so that what is written meanwhile is not missed.
             progressed.as_mut().enable();
             if reached(&self.shared.lock()) {
                 return;
@@ -172,7 +172,7 @@ impl Writer {
         }
     }
 
-    /// Waits on this thread until everything is written, or cannot be, or for so long.
+    /// Waits on this thread until everything is written, or cannot be, but no longer than this.
     pub(super) fn written_within(&self, limit: Duration) -> bool {
         let state = self.shared.lock();
         let waited = self
@@ -241,7 +241,7 @@ mod tests {
         (reader, Patient::new(File::from(OwnedFd::from(writer))))
     }
 
-    /// Blocks the writer: the pipe is full, and it waits for a reader.
+    /// Blocks the writer: the pipe is full and waits for a reader.
     fn stuck(writer: &Writer) {
         writer.push(&vec![b'x'; 1 << 20]);
         while !writer.shared.lock().writing {

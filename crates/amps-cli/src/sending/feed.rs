@@ -1,4 +1,4 @@
-//! Lines from the input into the store.
+//! From lines of the input to messages in the store.
 
 use std::time::Duration;
 
@@ -12,13 +12,13 @@ use crate::output::{SideOutput, object};
 use crate::signals::Stop;
 use crate::units::span;
 
-/// Lines to publish behind what the store holds.
+/// Lines to publish after what the store holds.
 pub(crate) struct Input {
     pub(crate) lines: Lines,
     pub(crate) message: Box<dyn Fn(&Line) -> Message + Send>,
     /// Lines skipped because an earlier run stored them.
     pub(crate) resumed_at: u64,
-    /// A last line that is not finished keeps the run from success.
+    /// If a last line is not finished, the run is no success.
     pub(crate) unfinished_waits: bool,
     /// Messages a second.
     pub(crate) rate: Option<u64>,
@@ -32,7 +32,7 @@ pub(super) struct Fed {
     pub(super) accepted: u64,
     /// Bytes of a last line that has no end.
     pub(super) unfinished: u64,
-    /// Lines that were read from where they cannot be read again, and are not stored.
+    /// Lines that were read but not stored, from an input that cannot be read again.
     pub(super) unstored: u64,
     /// Reading ended before the input did.
     pub(super) cut: bool,
@@ -42,7 +42,7 @@ pub(super) struct Fed {
 /// Why reading ended before the end of input.
 pub(super) struct Stopped {
     pub(super) failure: Failure,
-    /// Waiting again would wait for the same thing.
+    /// Waiting at the end would be waiting for the same thing again.
     pub(super) skip_flush: bool,
 }
 
@@ -55,16 +55,16 @@ impl Stopped {
     }
 }
 
-/// How long a store may make room before that is taken for an error.
+/// How long a store may be making room before that counts as an error.
 const GROWTH: Duration = Duration::from_secs(30);
 
-/// Between two looks at whether it still does.
+/// Pause between two looks at whether it still makes room.
 const GROWTH_SLICE: Duration = Duration::from_millis(20);
 
 /// Takes lines until the input ends, a signal comes, the store stays full, or something breaks.
 ///
-/// A signal ends the reading: what was read from a pipe or a terminal is stored at once, since
-/// nobody can read it again; in a file this stops behind the last line that is stored.
+/// A signal ends the reading. What was read from a pipe or a terminal is then stored at once,
+/// since nobody can read it again; with a file, this stops after the last line that was stored.
 pub(super) async fn feed(
     client: &Client,
     input: Input,
@@ -157,13 +157,13 @@ impl Feeder<'_> {
         }
         match self.keeps {
             true => Ok(None),
-            // The reader has been woken by the same signal, and ends.
+            // The same signal has woken the reader, which ends.
             false => self.input.lines.next().await,
         }
     }
 
-    /// Stores a line; `None` when it is not to be stored any more. Room that the store is making
-    /// needs no server: it is waited for at least so long.
+    /// Stores a line; `None` if it should not be stored any more. Room that the store is making
+    /// does not depend on a server, so it is waited for at least that long.
     async fn send(&mut self, line: &Line) -> Option<Result<Receipt, PublishError>> {
         let grown = Instant::now() + GROWTH;
         let mut patience = self.patience;
@@ -199,7 +199,8 @@ impl Feeder<'_> {
         }
     }
 
-    /// Who does not hear of stored lines holds up the reading of more, and nothing else.
+    /// A reader that does not take reports of stored lines holds up the reading of more, and
+    /// nothing else.
     async fn heard(&mut self) {
         if !self.stopping {
             tokio::select! {
@@ -211,8 +212,8 @@ impl Feeder<'_> {
     }
 }
 
-/// An upper bound on messages a second. What a timer overslept is made up for, a longer
-/// pause is not: it must not be followed by a burst.
+/// An upper limit on messages a second. What a timer overslept is caught up, but a longer pause
+/// is not, since it must not be followed by a burst.
 struct Pace {
     period: Duration,
     due: Instant,
@@ -290,7 +291,7 @@ fn stopped(error: &PublishError, line: &Line, accepted: u64, patience: Duration)
             format!("{reason}: {so_far}; nothing accepted is lost"),
             waited,
         ),
-        // As with a store that stays full: what is accepted is sent, and nothing more.
+        // As with a store that stays full: what was accepted is sent, and nothing more.
         PublishFailure::Store(AppendError::Store(StoreError::Gone)) => (
             Exit::Left,
             format!("the file of the store was removed while it was open: {so_far}"),
@@ -330,7 +331,7 @@ mod tests {
         };
         pace.due = pace.after(start);
         assert_eq!(pace.due, start + Duration::from_millis(1));
-        // Overslept by two periods: the next two are due at once.
+        // The timer overslept by two periods, so the next two are due at once.
         pace.due = pace.after(start + Duration::from_millis(3));
         assert_eq!(pace.due, start + Duration::from_millis(2));
         let later = start + Duration::from_secs(60);

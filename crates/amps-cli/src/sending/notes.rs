@@ -1,4 +1,4 @@
-//! What happens on the way, told on standard error in words.
+//! What happens on the way, reported in words on standard error.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +21,8 @@ pub(super) fn tell(
     out: Arc<SideOutput>,
 ) -> impl Future<Output = ()> + use<> {
     let events = client.events();
-    // Behind the events: an outage that began before them is here, and one after it there.
+    // Asked for after the events were, so that an outage is either in this state or among the
+    // events.
     let health = client.health();
     let before = health.last_error.filter(|_| health.logons == 0);
     let before = before.map(|(server, why)| {
@@ -33,7 +34,7 @@ pub(super) fn tell(
     tell_events(events, store, before, out)
 }
 
-/// `outage`: the reasons for one that goes on, as they were told.
+/// `outage`: the reasons of one that goes on, as they were reported.
 async fn tell_events(
     mut events: Events,
     store: String,
@@ -254,7 +255,7 @@ fn moved(store: &str, place: Place) -> String {
     }
 }
 
-/// A place in one word.
+/// A place, in one word.
 pub(super) fn name(place: Place) -> &'static str {
     match place {
         Place::There => "there",

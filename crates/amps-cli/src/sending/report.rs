@@ -11,16 +11,16 @@ use crate::body;
 use crate::output::{SideOutput, object, say};
 use crate::resume::Stored;
 
-/// Rejections read from the store at once.
+/// Rejections that are read from the store at a time.
 const PAGE: usize = 256;
 
-/// How long a refusal waits for the reader of those before it.
+/// How long a refusal waits for the reader of earlier ones.
 const PATIENCE: Duration = Duration::from_secs(2);
 
 /// Rejected lines shown to a person one by one.
 const SHOWN: u64 = 20;
 
-/// The final report: this run, whoever published the messages.
+/// The final report, about this run, whichever run published the messages.
 pub(super) struct Report {
     pub(super) published: u64,
     pub(super) persisted: u64,
@@ -34,16 +34,16 @@ pub(super) struct Report {
     pub(super) resent: u64,
     /// The run ended before its input did, or was asked to end.
     pub(super) stopped: bool,
-    /// What asked first.
+    /// The first signal that asked it to end.
     pub(super) signal: Option<&'static str>,
     pub(super) recovered: u64,
     pub(super) lines: u64,
     pub(super) resumed_at: u64,
-    /// Where a next run would go on.
+    /// The line that a next run would begin with.
     pub(super) next_line: Option<u64>,
     /// Bytes of an unfinished line, which is no message.
     pub(super) unfinished: u64,
-    /// Lines that were read and are not stored.
+    /// Lines that were read but not stored.
     pub(super) unstored: u64,
     /// Refusals in the store, of this run and of others.
     pub(super) waiting_refusals: u64,
@@ -54,7 +54,7 @@ pub(super) struct Report {
 }
 
 impl Report {
-    /// Says it, the last thing on standard output.
+    /// Prints it, as the last thing on standard output.
     pub(super) fn tell(&self, out: &SideOutput) {
         let Report {
             published,
@@ -99,12 +99,13 @@ impl Report {
         ));
     }
 
-    /// Whatever the server refused in this run, whether or not it said what and when.
+    /// Everything that the server refused in this run, whether or not it said what, and whether
+    /// or not in time.
     pub(super) fn refusals(&self) -> u64 {
         self.rejected + self.late + self.unattributed
     }
 
-    /// Says on standard error where the refusals are of which `told` were printed.
+    /// Says on standard error where the refusals are, of which `told` were printed.
     pub(super) fn tell_refusals(&self, told: u64, path: Option<&Path>) {
         let named = self.rejected + self.late;
         if let (Some(path), 1..) = (path, named) {
@@ -137,13 +138,13 @@ impl Report {
     }
 }
 
-/// Tells the rejections of this run from those that waited before.
+/// Tells the rejections of this run apart from those that waited before.
 pub(super) struct Refused {
     before: HashSet<u64>,
 }
 
 impl Refused {
-    /// Looks at the store before the client does.
+    /// Looks at the store before the client is opened.
     pub(super) fn before(store: &Store) -> Self {
         let mut before = HashSet::new();
         let mut from = 0;
@@ -153,9 +154,9 @@ impl Refused {
         Refused { before }
     }
 
-    /// Says each message that was refused in this run, with the reason. Returns how many there
-    /// are. A reader who takes nothing for a while is told of no more of them: the store is to
-    /// be closed, whoever reads.
+    /// Reports each message that was refused in this run, with the reason. Returns how many there
+    /// are. If the reader takes nothing for a while no more of them are reported, since the store
+    /// must be closed whoever reads.
     pub(super) async fn tell_new(&self, store: &Store, out: &SideOutput) -> u64 {
         let (mut told, mut untold) = (0, 0);
         let mut listens = true;

@@ -1,5 +1,5 @@
-//! What is to be said while a run goes on: a progress line on a terminal, a status now and then,
-//! and what a signal means.
+//! What is reported while a run goes on: a progress line on a terminal, a status now and then,
+//! and what a signal does.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -11,10 +11,10 @@ use crate::output::{SideOutput, has_terminal, object, say, status};
 use crate::signals::Stop;
 use crate::units::span;
 
-/// Between two looks at the client's counts, on a terminal.
+/// Pause between two looks at the client's counts, on a terminal.
 const TICK: Duration = Duration::from_millis(200);
 
-/// Says it until its task is aborted.
+/// Reports until its task is aborted.
 pub(super) struct Watch {
     pub(super) client: Client,
     pub(super) out: Arc<SideOutput>,
@@ -27,7 +27,7 @@ pub(super) struct Watch {
 impl Watch {
     pub(super) async fn run(self) {
         let mut tick = has_terminal().then(Instant::now);
-        // A timer cannot be finer, and none at all would keep a processor busy.
+        // A timer cannot be finer, and without a pause this would keep a processor busy.
         let every = self.every.map(|every| every.max(Duration::from_millis(1)));
         let mut next = every.map(|every| Instant::now() + every);
         let mut told = false;
@@ -62,7 +62,7 @@ impl Watch {
         ));
     }
 
-    /// Lossy: nobody waits for who does not read it.
+    /// Lossy: nobody waits for a reader that does not read it.
     fn tell(&self) {
         let health = self.client.health();
         let counts = health.counts;

@@ -47,8 +47,8 @@ pub(super) fn dump(args: &StoreDump, out: &mut Output) -> Result<Exit, Failure> 
 }
 
 impl Select {
-    /// Whether a record concerns what was asked for. One that names no topic, sequence or
-    /// time does not when that is what was asked for.
+    /// Whether a record concerns what was asked for. If a topic, sequence or time was asked for,
+    /// a record without one does not.
     fn takes(&self, record: &Record) -> bool {
         let message = match &record.body {
             Body::Message { envelope, .. } => Some(envelope),
@@ -109,7 +109,7 @@ fn payload(body: &Body) -> Option<&[u8]> {
     }
 }
 
-/// What a record says, without a payload.
+/// What a record says, without its payload.
 fn said(body: &Body) -> Map<String, Value> {
     match body {
         Body::Message { envelope, .. } => {
@@ -181,7 +181,7 @@ fn said(body: &Body) -> Map<String, Value> {
     }
 }
 
-/// A line with the header, a line with what it says, and the payload, indented.
+/// A line with the header, a line with what the record says, and the payload, indented.
 fn text(record: &Record, hex: bool) -> Vec<String> {
     let mut lines = vec![format!(
         "{:>10}  {:<10}  sequence {:<8}  ordinal {:<8}  generation {:<4}  {:>6} bytes  {}",
@@ -210,7 +210,7 @@ fn text(record: &Record, hex: bool) -> Vec<String> {
     lines
 }
 
-/// What came from outside must not move the cursor.
+/// Text from outside must not move the cursor.
 fn printable(text: &str) -> String {
     text.chars()
         .map(|c| {
@@ -223,7 +223,7 @@ fn printable(text: &str) -> String {
         .collect()
 }
 
-/// Records shown, by verdict.
+/// Records that were shown, by verdict.
 #[derive(Default)]
 struct Counts {
     records: u64,

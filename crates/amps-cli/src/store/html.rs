@@ -1,5 +1,5 @@
-//! `amps store info --html`: a report as one page that needs nothing else. Every word from
-//! the store is escaped: topics, payloads and reasons come from outside.
+//! `amps store info --html`: a report as one page that needs nothing else. Everything from the
+//! store is escaped: topics, payloads and reasons come from outside.
 
 use std::f64::consts::TAU;
 use std::fmt::Write as _;
@@ -14,13 +14,13 @@ use crate::body;
 use crate::failure::Failure;
 use crate::show;
 
-/// Messages and rejections shown of each.
+/// How many messages, and how many rejections, are shown.
 const SHOWN: usize = 200;
 
 /// Characters of a payload in a table.
 const IN_TABLE: usize = 160;
 
-/// Arcs of the ring; of more segments neighbours share one.
+/// Arcs of the ring; if there are more segments, neighbours share one.
 const ARCS: usize = 512;
 
 const STYLE: &str = "\
@@ -177,7 +177,7 @@ impl<'a> Table<'a> {
     }
 }
 
-/// The ring of segments as a picture: filled as far as it is needed.
+/// The ring of segments as a picture: each filled as far as it is needed.
 fn ring(segments: &[SegmentMap]) -> String {
     let share = segments.len().div_ceil(ARCS).max(1);
     let arcs: Vec<&[SegmentMap]> = segments.chunks(share).collect();

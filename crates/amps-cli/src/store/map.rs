@@ -80,8 +80,8 @@ fn notable(segment: &SegmentMap) -> bool {
         || segment.header == SegmentHeaderState::Damaged
 }
 
-/// The segments as a ring: to the right in the upper row, back in the lower one. Of
-/// segments that share a cell the most remarkable one is shown.
+/// The segments as a ring: from left to right in the upper row, and back in the lower one. If
+/// segments share a cell, the most remarkable one is shown.
 fn ring(segments: &[SegmentMap]) -> Vec<String> {
     let share = segments.len().div_ceil(2 * SIDE).max(1);
     let cells: Vec<char> = segments

@@ -237,7 +237,7 @@ fn unsaved_sentence(unsaved: &Unsaved) -> String {
     }
 }
 
-/// Of a kind that the library knows and this command does not.
+/// For a kind that the library knows and this command does not.
 const NEWER: &str = "something that this version of the command has no words for";
 
 fn unsaved_object(unsaved: &Unsaved) -> Map<String, Value> {
@@ -334,7 +334,8 @@ pub(super) async fn import(args: &StoreImport, json: bool) -> Result<Exit, Failu
     let source = from.regular_file();
     let from = from.until(stop.clone());
     let out = SideOutput::stdout(json)?;
-    // An empty file is a store that is not created yet; like this nobody's store is touched.
+    // An empty file counts as a store that is not created yet; this way nobody's store is
+    // touched.
     drop(new_file(&args.file, args.mode, source.as_ref())?);
     let imported = fill(args, from, &name);
     if imported.is_err()
@@ -392,7 +393,8 @@ fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<inspect::Impo
     Ok(imported)
 }
 
-/// What no server understands is resent for ever; better that nobody takes it.
+/// A message that no server understands would be sent again for ever, so it is better not to take
+/// it.
 fn sendable(store: &Store, imported: RangeInclusive<u64>, name: &str) -> Result<(), Failure> {
     let mut message = StoredMessage::new();
     for (sequence, line) in imported.zip(1_u64..) {
@@ -415,7 +417,8 @@ fn not_imported(file: &Path, name: &str, error: &ImportError) -> Failure {
     let (exit, advice) = match error {
         ImportError::Append { error, .. } => match error {
             AppendError::Full { .. } => (Exit::NoSpace, "; give the new store a larger --capacity"),
-            // It fits no store of this shape, whatever the space: as for `publish`.
+            // It does not fit into any store of this shape, however much space there is: as for
+            // `publish`.
             AppendError::TooLarge { .. } => (Exit::Other, ""),
             AppendError::MakingRoom { .. } => (
                 Exit::NoSpace,

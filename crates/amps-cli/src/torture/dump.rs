@@ -1,4 +1,5 @@
-//! `amps torture dump`: what survived, as binary frames. Nothing in the directory changes.
+//! `amps torture dump`: the surviving messages, as binary frames. Nothing in the directory is
+//! changed.
 
 use std::io::{self, BufWriter, Write};
 
@@ -13,7 +14,7 @@ use super::{Code, FILE, Fatal, tell};
 pub(super) fn dump(args: &TortureDump) -> Code {
     match try_dump(args) {
         Ok(code) => code,
-        // A file that is no store at all is judged like one that lost everything.
+        // A file that is no store at all is judged like one that has lost everything.
         Err(Fatal {
             code: code @ Code::Damaged,
             text,
@@ -47,7 +48,7 @@ fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
         last: 0,
         count: 0,
     };
-    // Without --salvage a damaged store gives nothing away, as it would not open.
+    // Without --salvage nothing is dumped of a damaged store, since it would not open either.
     if !damaged || args.salvage {
         frames.all(&seen)?;
     }
@@ -74,13 +75,13 @@ fn try_dump(args: &TortureDump) -> Result<Code, Fatal> {
     })
 }
 
-/// The line that a rig judges by.
+/// Prints the line that a rig judges by.
 fn tell_status(line: serde_json::Map<String, serde_json::Value>) -> Result<(), Fatal> {
     data_on_stderr(&serde_json::Value::Object(line).to_string())
         .map_err(|e| Fatal::io(format!("cannot write to standard error: {e}")))
 }
 
-/// `seq u64 LE, len u32 LE, payload`, again and again.
+/// `seq u64 LE, len u32 LE, payload`, repeated.
 struct Frames {
     to: BufWriter<Patient>,
     first: u64,
