@@ -27,7 +27,8 @@ fn publish(store: &Store, n: u64) -> u64 {
         .sequence
 }
 
-/// A segment is freed behind the call that settled the last message of it.
+/// Publishes; a segment is freed only behind the call that settles the last message in it, so
+/// this may have to wait.
 fn publish_when_there_is_room(store: &Store, n: u64) -> u64 {
     let payload = format!("message {n}");
     let deadline = Instant::now() + Duration::from_secs(10);
@@ -151,7 +152,7 @@ fn a_refusal_keeps_its_message_over_restarts_until_it_is_accepted() {
     assert!(open(&path).rejections(0, 10).is_empty());
 }
 
-/// Said to accept the refusal of itself, a message settled itself and was gone.
+/// A message that claimed to accept its own refusal once settled itself and was lost.
 #[test]
 fn a_message_cannot_accept_a_refusal_of_itself_or_of_a_later_one() {
     let store = Store::memory(Options::new().capacity(1 << 20)).unwrap();
@@ -183,8 +184,9 @@ fn h26_a_requeue_is_one_message_however_often_it_is_tried() {
     assert_eq!(unsettled(&store), [(6, "message 3".to_owned())]);
 }
 
-/// A failure ack that came twice reached the handler twice, when the handler had accepted the
-/// first one meanwhile; and it could vanish with the requeued message that it did not concern.
+/// A failure ack that came twice once reached the handler twice, if the handler had accepted the
+/// first one in between. It could also vanish with a requeued message that it had nothing to do
+/// with.
 #[test]
 fn a_refusal_that_is_repeated_after_it_was_accepted_or_requeued_is_known() {
     let dir = tempfile::tempdir().unwrap();
@@ -212,7 +214,7 @@ fn a_refusal_that_is_repeated_after_it_was_accepted_or_requeued_is_known() {
     repeat(&open(&path));
 }
 
-/// A requeue tried once, and called a store full that was about to free a segment.
+/// A requeue once tried only once, and called a store full that was about to free a segment.
 #[test]
 fn every_refusal_of_a_half_full_store_is_requeued() {
     let disk = SimDisk::new();
@@ -234,7 +236,7 @@ fn every_refusal_of_a_half_full_store_is_requeued() {
             Err(error) => {
                 assert!(error.is_retryable(), "{error}");
                 turned_away += 1;
-                // The room comes from somebody who does the chores beside it.
+                // The room is made by another thread, which does the chores.
                 std::thread::scope(|scope| {
                     let (waits, until) = (&store, Instant::now() + Duration::from_secs(60));
                     let waiting =
@@ -255,8 +257,8 @@ fn every_refusal_of_a_half_full_store_is_requeued() {
     assert_eq!(store.requeue_wait(1, 2, Instant::now()).unwrap(), None);
 }
 
-/// A line published by hand between two runs that resume sent the second one back to the
-/// first line.
+/// A line published by hand, between two runs that resume, once sent the second of them back to
+/// the first line.
 #[test]
 fn a_message_without_a_tag_leaves_the_resume_point_where_it_is() {
     let dir = tempfile::tempdir().unwrap();
@@ -325,7 +327,8 @@ fn h24_a_full_ring_of_refusals_loses_none() {
         );
     }
     assert_eq!(store.rejections(0, usize::MAX).len() as u64, last);
-    // Short refusals took less room than was kept for them; what is left is filled as well.
+    // Short refusals took less room than was reserved for them, so what is left is filled as
+    // well.
     while store.append(&Envelope::publish("t"), &[7; 64]).is_ok() {}
     drop(store);
     let store = open(&path);
@@ -450,7 +453,8 @@ fn the_memory_store_keeps_the_same_rules() {
     assert_eq!(store.bounds().floor, 4999);
 }
 
-/// Each damaged place left a record of its own, and many of them found no room.
+/// Each damaged place once got a record of its own, for which there was no room if there were
+/// many.
 #[test]
 fn a_store_with_more_damage_than_room_to_name_it_is_salvaged() {
     let dir = tempfile::tempdir().unwrap();
@@ -478,7 +482,8 @@ fn a_store_with_more_damage_than_room_to_name_it_is_salvaged() {
     assert_eq!(open(&path).bounds().unsettled, kept);
 }
 
-/// A grant or a rebase close to the end of the numbers made a store that no open took.
+/// A grant or a rebase close to the end of the numbers once made a store that could not be
+/// opened.
 #[test]
 fn no_call_takes_a_store_to_numbers_that_no_open_takes() {
     const LAST: u64 = (1 << 63) - (1 << 48) - (1 << 47);
@@ -565,7 +570,7 @@ fn h29_after_a_failed_sync_nothing_is_durable_and_an_evacuation_saves_everything
     let before = store.durable();
     disk.fail(Fault::Sync(0));
     assert!(store.sync().is_err());
-    // Later syncs of the device succeed; this store never says so again.
+    // Later syncs of the device succeed, but this store must not say so.
     assert!(store.sync().is_err());
     assert_eq!(store.durable(), before);
     let mut envelope = Envelope::publish("orders");
@@ -593,7 +598,7 @@ fn h29_after_a_failed_sync_nothing_is_durable_and_an_evacuation_saves_everything
             .sequence
             > 50
     );
-    // Proved good: an independent look finds nothing wrong.
+    // To prove that it is good, an independent look finds nothing wrong.
     drop(fresh);
     let verified = amps_store::inspect::Inspection::open(&to)
         .unwrap()
@@ -602,8 +607,8 @@ fn h29_after_a_failed_sync_nothing_is_durable_and_an_evacuation_saves_everything
     assert!(verified.problems.is_empty(), "{:?}", verified.problems);
 }
 
-/// Found by the simulation: a refusal that the log had no room for was dropped with an error,
-/// and the next cumulative ack called the refused message persisted.
+/// Found by the simulation: a refusal for which the log had no room was once dropped with an
+/// error, and the next cumulative ack called the refused message persisted.
 #[test]
 fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_along() {
     let dir = tempfile::tempdir().unwrap();
@@ -611,7 +616,7 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     let store = disk.open(small()).unwrap();
     disk.fail(Fault::Sync(0));
     assert!(store.sync().is_err());
-    // Nothing is reused any more, so what is settled takes room as well.
+    // Nothing is reused any more, so settlements use up room as well.
     let (mut first, mut last) = (1, 0);
     while let Ok(appended) = store.append(&Envelope::publish("orders"), &[7; 600]) {
         last = appended.sequence;
@@ -648,8 +653,8 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     assert_eq!(original.payload(), [7; 600]);
 }
 
-/// A message that must be copied before its segment is freed is damaged under the running
-/// store, in its header or behind it: upkeep says so and stops, and frees nothing.
+/// A message that must be copied before its segment is freed is damaged under the running store,
+/// in its header or behind it. Upkeep must report that and stop, and free nothing.
 #[test]
 fn damage_under_a_running_store_ends_upkeep_and_frees_nothing() {
     for byte in [8, 24, 60] {

@@ -38,7 +38,7 @@ fn simulated() {
         let disk = SimDisk::new();
         move || disk.open(options()).unwrap()
     })
-    // Its chores wait to be asked for.
+    // This store has no thread: its chores are done here.
     .upkeep(|store| while step(store).unwrap() {})
     .check();
 }

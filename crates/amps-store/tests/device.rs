@@ -1,5 +1,5 @@
-//! What a real file shows without a power cut: all of its blocks are there before they are
-//! used, and no page of a record is dirty once a sync has returned.
+//! What can be checked on a real file without a power cut: all of its blocks are there before
+//! they are used, and no page of a record is dirty once a sync has returned.
 
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
@@ -11,14 +11,14 @@ use std::path::Path;
 use amps_store::testkit::{Bug, Mapping, open_by_steps, plant, step};
 use amps_store::{Envelope, Options, PublishStore};
 
-/// Most bytes that are dirty once a sync is done: the mark that says so, in its page.
+/// The most bytes that may be dirty after a sync: the page with the mark that records it.
 fn mark() -> u64 {
     let maps = fs::read_to_string("/proc/self/smaps").expect("Linux");
     let page = maps.lines().find_map(|l| l.strip_prefix("KernelPageSize:"));
     figure(page.expect("a page has a size")).max(16 << 10)
 }
 
-/// Bytes, of a line of `smaps`.
+/// The bytes that a line of `smaps` tells.
 fn figure(text: &str) -> u64 {
     let number = text.split_whitespace().next().expect("a figure");
     number.parse::<u64>().expect("a number") << 10
@@ -51,8 +51,8 @@ fn dirty(path: &Path) -> u64 {
     mapping.filter_map(dirty).sum()
 }
 
-/// Whether the file system under this directory has pages that a sync cleans: one in memory
-/// has none.
+/// Whether the file system of this directory has pages that a sync can clean; one in memory does
+/// not.
 fn has_clean_pages(dir: &Path) -> bool {
     let path = dir.join("control");
     let mut mapping = Mapping::create(&path, 64 << 10).expect("creates");
@@ -72,7 +72,7 @@ fn a_sync_leaves_nothing_dirty() {
     }
     let path = dir.path().join("s.store");
     let store = open_by_steps(&path, options().preallocate(true)).expect("creates");
-    // The first sync is of the whole file, the next ones of stretches of it.
+    // The first sync is of the whole file, the next ones of parts of it.
     store.sync().expect("syncs");
     for size in [300, 3000, 1000] {
         for _ in 0..mark() * 5 / 2 / size {

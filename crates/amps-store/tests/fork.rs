@@ -11,7 +11,7 @@ use amps_store::{
     StoreError, StoredMessage,
 };
 
-/// Runs `child` in a forked child and gives its exit code.
+/// Runs `child` in a forked child and returns its exit code.
 fn forked(child: impl FnOnce() -> i32) -> i32 {
     // SAFETY: the child calls only code that takes no lock held by another thread (the
     // store refuses before its lock) and leaves by `_exit`, running no destructor of the
@@ -47,7 +47,7 @@ fn h34_a_forked_child_is_refused_and_the_parent_goes_on() {
         let append = store.append(&Envelope::publish("t"), b"from the child");
         let settle = store.settle_through(1);
         let close = store.close(0);
-        // Those that cannot fail read a mapping that is not there, or wait for a lock.
+        // Calls that cannot fail could read a mapping that is not there, or wait for a lock.
         let nothing = store.rejections(0, 9).is_empty()
             && store.bounds() == Bounds::default()
             && store.numbers() == Numbers::default()
@@ -63,7 +63,7 @@ fn h34_a_forked_child_is_refused_and_the_parent_goes_on() {
         i32::from(!all)
     });
     assert_eq!(refused, 0);
-    // A child that just goes away, dropping its handle, changes nothing either.
+    // A child that just exits, dropping its handle, changes nothing either.
     let child = store.clone();
     assert_eq!(
         forked(move || {
@@ -96,7 +96,7 @@ fn h34_a_forked_child_is_refused_and_the_parent_goes_on() {
     assert!(store.rejections(0, 9).is_empty(), "its bytes are another's");
 }
 
-/// A call that only reads is as bad as one that writes: the mapping is not there.
+/// A call that only reads is as dangerous as one that writes, since the mapping is not there.
 #[test]
 fn h34_each_call_of_a_forked_child_that_can_fail_does() {
     let dir = tempfile::tempdir().unwrap();
@@ -136,8 +136,8 @@ fn h34_each_call_of_a_forked_child_that_can_fail_does() {
     assert_eq!(store.bounds().unsettled, 1);
 }
 
-/// The child took memory of its own where the mapping of its parent lies, as a large `malloc` or
-/// a new thread may, and lost it with the inherited handle.
+/// The child allocates memory of its own where its parent's mapping was, as a large `malloc` or a
+/// new thread may, and once lost it when it dropped the inherited handle.
 fn drops_its_handle_and_keeps_its_memory(store: Store, path: &std::path::Path) {
     let maps = std::fs::read_to_string("/proc/self/maps").unwrap();
     let path = path.canonicalize().unwrap();
@@ -164,7 +164,7 @@ fn drops_its_handle_and_keeps_its_memory(store: Store, path: &std::path::Path) {
             unsafe { bytes.add(at).write(7) }
         }
         drop(store);
-        // SAFETY: as above; where it was unmapped meanwhile, the child dies of a signal.
+        // SAFETY: as above. If it was unmapped meanwhile, the child dies of a signal.
         let kept = (0..len)
             .step_by(4096)
             .all(|at| unsafe { bytes.add(at).read() == 7 });
@@ -203,7 +203,7 @@ fn a_child_that_drops_an_evacuated_store_keeps_its_memory() {
     assert_eq!(new.bounds().unsettled, 1);
 }
 
-/// Where the kernel does not wipe a page in children no store could be opened at all.
+/// Where the kernel does not wipe a page in children, no store could once be opened at all.
 #[test]
 fn without_a_page_that_is_wiped_a_child_is_told_by_its_process_id() {
     let dir = tempfile::tempdir().unwrap();
@@ -231,8 +231,8 @@ fn without_a_page_that_is_wiped_a_child_is_told_by_its_process_id() {
     assert_eq!(store.bounds().unsettled, 2);
 }
 
-/// A lock is shared with every descriptor that a fork made of it. A child that lives on holds
-/// none against its parent's word, and takes none away from it.
+/// A lock is shared with every descriptor that a fork made of it. A child that lives on must
+/// neither hold a lock that its parent has given back, nor take one away from its parent.
 #[test]
 fn a_child_that_lives_on_neither_keeps_the_lock_nor_gives_it_away() {
     let dir = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! What fuzzing and long runs of the model found, told as it would have hurt. The inputs
-//! themselves are replayed by the fuzz crate, and the seeds by the model.
+//! What fuzzing and long runs of the model have found, told as it would have hurt somebody. The
+//! inputs themselves are replayed by the fuzz crate, and the seeds by the model.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use amps_store::inspect::{Body, Inspection};
@@ -23,7 +23,7 @@ fn publish(store: &Store, count: usize) {
     }
 }
 
-/// Neither a strict open nor a salvage takes what no store writes, nor changes it.
+/// What no store writes is opened by neither a strict open nor a salvage, and is not changed.
 fn refused_unchanged(disk: &SimDisk, options: &Options, bytes: &[u8], reason: &str) {
     for recovery in [Recovery::Strict, Recovery::Salvage] {
         disk.restore(bytes.to_vec());
@@ -36,8 +36,8 @@ fn refused_unchanged(disk: &SimDisk, options: &Options, bytes: &[u8], reason: &s
     }
 }
 
-/// An operator salvages a damaged store; then the power fails. The record that names the
-/// loss was not on the disk yet, and the damage that had been given up refused again.
+/// An operator salvages a damaged store; then the power fails. The record that names the loss was
+/// once not on the disk yet, so that the damage that had been given up made the next open refuse.
 #[test]
 fn salvage_holds_over_a_power_cut_right_after_it() {
     let disk = SimDisk::new();
@@ -60,7 +60,7 @@ fn salvage_holds_over_a_power_cut_right_after_it() {
     assert_eq!(store.bounds().unsettled, 19);
 }
 
-/// The header of a segment and its first record are damaged. Salvage named the record, left
+/// The header of a segment and its first record are damaged. Salvage once named the record, left
 /// the header as it was, and the next open refused again.
 #[test]
 fn salvage_mends_the_header_of_a_segment() {
@@ -78,14 +78,14 @@ fn salvage_mends_the_header_of_a_segment() {
     assert_eq!(store.bounds().unsettled, 20);
 }
 
-/// A file was cut off inside its first segment. Salvage wrote a superblock with no segment,
+/// A file was cut off inside its first segment. Salvage once wrote a superblock with no segment,
 /// which no later open took for one, and then found no room for its own records.
 #[test]
 fn a_store_without_a_whole_segment_is_refused_unchanged() {
     let disk = SimDisk::new();
     publish(&disk.open(options()).expect("creates"), 5);
     let mut bytes = disk.bytes();
-    // Also in what the store says of itself for good, and before it.
+    // Also within the store's identity, and before it.
     for len in [SEGMENTS_AT + 4000, SEGMENTS_AT, SEGMENTS_AT - 1, 8192] {
         bytes.truncate(len);
         disk.restore(bytes.clone());
@@ -104,11 +104,11 @@ fn a_store_without_a_whole_segment_is_refused_unchanged() {
     }
 }
 
-/// A mark that speaks of records after it was believed: everything published from then on
-/// counted as older than what is needed, and was gone at the next open. Left out, it took with it
-/// what it said of the records before: what a clean close had settled came back in a power cut. An
-/// epoch that follows what comes after it opened as well, and named a loss that never was once the
-/// log began behind it.
+/// A mark that speaks of records after itself was once believed: everything published from then
+/// on counted as older than what is needed, and was lost at the next open. Then such a mark was
+/// ignored, and what it said of the records before it was lost too: what a clean close had
+/// settled came back in a power cut. An epoch that claims to follow a later record was accepted
+/// as well, and named a loss that never happened once the log began behind it.
 #[test]
 fn a_mark_that_speaks_of_the_future_is_refused_unchanged() {
     const FOLLOWS: usize = 40;
@@ -122,7 +122,7 @@ fn a_mark_that_speaks_of_the_future_is_refused_unchanged() {
         bytes[at..at + 8].copy_from_slice(&(1u64 << 40).to_le_bytes());
         resign(&mut bytes);
         refused_unchanged(&disk, &options(), &bytes, "no meaning");
-        // Who looks sees it as well: it was shown as a mark like any other.
+        // A look must see it as well; it was once shown as a mark like any other.
         let file = tempfile::NamedTempFile::new().expect("a file");
         std::fs::write(file.path(), &bytes).expect("writes");
         let look = Inspection::open(file.path()).expect("a store");
@@ -131,7 +131,8 @@ fn a_mark_that_speaks_of_the_future_is_refused_unchanged() {
     }
 }
 
-/// Numbers at the end of their range opened, and the next message had none.
+/// A store with numbers at the end of their range could once be opened, and the next message had
+/// no number.
 #[test]
 fn a_store_whose_numbers_are_used_up_is_refused_unchanged() {
     let disk = SimDisk::new();
@@ -151,9 +152,9 @@ fn a_store_whose_numbers_are_used_up_is_refused_unchanged() {
     assert!(disk.bytes() == bytes);
 }
 
-/// A sync failed, so nothing was freed any more and every segment filled up; then runs died
-/// while they opened the store, or while they freed a segment. Each left an epoch in the room
-/// kept for freeing a segment, until none was left and the store took no message ever after.
+/// A sync failed, so nothing was freed any more and every segment filled up; then runs died while
+/// they opened the store, or while they freed a segment. Each left an epoch in the room reserved
+/// for freeing a segment, until none was left and the store never took a message again.
 #[test]
 fn runs_that_die_while_they_open_leave_room_to_free_a_segment() {
     for chores in 0..12 {
@@ -182,8 +183,8 @@ fn runs_that_die_while_they_open_leave_room_to_free_a_segment() {
     }
 }
 
-/// A text of an envelope announced more bytes than there is memory; reading it panicked, and
-/// with it every open of that store.
+/// A text in an envelope announced more bytes than there is memory. Reading it once panicked, and
+/// so did every open of that store.
 #[test]
 fn an_envelope_reserves_nothing_for_what_it_announces() {
     let mut bytes = vec![0, 1, b'A', 1];
@@ -191,9 +192,9 @@ fn an_envelope_reserves_nothing_for_what_it_announces() {
     assert!(Envelope::decode(&bytes).is_err());
 }
 
-/// A store was closed, and the header of a segment went bad. The open after that knew the log
-/// to be whole and wrote the header again, without a sync; then it took back that the store
-/// was closed. A power cut left the damage, and nothing to excuse it.
+/// A store was closed, and the header of a segment went bad. The next open once knew that the log
+/// was complete, wrote the header again without a sync, and then recorded that the store was
+/// open. A power cut left the damage without the clean close that made it harmless.
 #[test]
 fn a_header_that_is_mended_after_a_clean_close_stays_mended() {
     let options = options().segment_size(8 << 10);
@@ -218,15 +219,15 @@ fn a_header_that_is_mended_after_a_clean_close_stays_mended() {
     }
 }
 
-/// A record of a run that the superblock does not know of ends the log. A look took it for
-/// what the owner was just writing, though nobody had the file open.
+/// A record of a run that the superblock does not know of ends the log. A look once took it for
+/// what the owner was just writing, although nobody had the file open.
 #[test]
 fn a_record_of_an_unknown_run_is_not_being_written() {
     let disk = SimDisk::new();
     publish(&disk.open(options()).expect("creates"), 5);
     let mut bytes = disk.bytes();
     let (third, _) = record_places(&bytes)[3];
-    // Its generation.
+    // The generation of that record.
     bytes[third as usize + 32] = 9;
     resign(&mut bytes);
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -235,9 +236,9 @@ fn a_record_of_an_unknown_run_is_not_being_written() {
     assert!(!look.is_moving());
 }
 
-/// Records said that they were of runs to come. A salvage took one of them for the newest, what
-/// stood between was dead, and came back when the segment before it was freed: messages that were
-/// settled, in place of some that were not.
+/// Records claimed to be of runs to come. A salvage once took one of them for the newest, so that
+/// what stood between was dead; it came back when the segment before it was freed, with messages
+/// that were settled instead of some that were not.
 #[test]
 fn records_of_runs_that_never_were_are_refused_unchanged() {
     let disk = SimDisk::new();
@@ -247,20 +248,20 @@ fn records_of_runs_that_never_were_are_refused_unchanged() {
     drop(store);
     let mut bytes = disk.bytes();
     let (seventh, _) = record_places(&bytes)[7];
-    // Its generation.
+    // The generation of that record.
     bytes[seventh as usize + 32] = 8;
     resign(&mut bytes);
     let mut damaged = bytes.clone();
-    // A salvage would not help: that is said although there is damage, too.
+    // A salvage would not help, and that must be said although there is damage too.
     damaged[record_places(&bytes)[3].0 as usize + 20] ^= 1;
     for bytes in [bytes, damaged] {
         refused_unchanged(&disk, &options(), &bytes, "run 8");
     }
 }
 
-/// A message claimed the ordinal of the last mark. It was taken for the end of the log, what was
-/// written next went over that mark, and with the mark went what it said of the records before: a
-/// power cut brought back messages that were settled.
+/// A message claimed the ordinal of the last mark. It was once taken for the end of the log, and
+/// what was written next overwrote that mark. What the mark said of the records before it was
+/// lost with it, and a power cut brought back messages that were settled.
 #[test]
 fn records_of_one_ordinal_are_refused_unchanged() {
     let disk = SimDisk::new();
@@ -273,14 +274,14 @@ fn records_of_one_ordinal_are_refused_unchanged() {
     refused_unchanged(&disk, &options(), &bytes, "stands at");
 }
 
-/// The only header of a segment in use names an ordinal far above its records. A look took the
-/// empty log before that ordinal for what the store was before it was written to just now.
+/// The only header of a segment in use names an ordinal far above its records. A look once took
+/// the empty log before that ordinal for the state of the store a moment ago.
 #[test]
 fn a_header_of_the_future_is_not_being_written() {
     let disk = SimDisk::new();
     publish(&disk.open(options()).expect("creates"), 5);
     let mut bytes = disk.bytes();
-    // The ordinal of its first record, and its third byte.
+    // The third byte of the ordinal of its first record.
     bytes[SEGMENTS_AT + 8 + 2] = 0x5B;
     resign(&mut bytes);
     let file = tempfile::NamedTempFile::new().expect("a file");
@@ -290,8 +291,8 @@ fn a_header_of_the_future_is_not_being_written() {
     assert_eq!(look.bounds().unsettled, 5);
 }
 
-/// A device lost what was written to the first segment of the log: it says that it is free. A look
-/// took what is left for the log as it was before it was written to just now, and told of no
+/// A device lost what was written to the first segment of the log, whose header now says that it
+/// is free. A look once took what is left for the state of the log a moment ago, and reported no
 /// damage.
 #[test]
 fn a_file_at_rest_without_its_first_segment_is_damaged_and_never_called_moving() {
@@ -315,8 +316,8 @@ fn a_file_at_rest_without_its_first_segment_is_damaged_and_never_called_moving()
     assert!(!look.report().damaged.is_empty());
 }
 
-/// A copy of a store was cut short behind segments that are all full. Salvage found no room for
-/// its own records there, asked for a report, and had written to the file.
+/// A copy of a store was cut short behind segments that are all full. Salvage once found no room
+/// there for its own records, asked for a bug report, and had already written to the file.
 #[test]
 fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
     let options = options().capacity(128 << 10).segment_size(8 << 10);
@@ -332,7 +333,7 @@ fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
     let refused = disk.open(options.clone()).map(drop);
     assert!(matches!(refused, Err(OpenError::Damaged { .. })));
 
-    // Without room to lengthen it, it stays as it was.
+    // Without room to make it longer, the file stays as it was.
     let salvage = options.clone().recovery(Recovery::Salvage);
     disk.limit(Some(cut.len() as u64));
     let refused = disk.open(salvage.clone()).map(drop);
@@ -358,9 +359,9 @@ fn a_file_cut_behind_full_segments_is_lengthened_by_a_salvage() {
     assert_eq!(store.bounds().unsettled, unsettled);
 }
 
-/// The header of a free segment claimed to begin with a record that is damaged where it really
-/// stands. The walk went there and found nothing, and what is intact behind the damage was not
-/// looked for: a salvage showed less than the open after it.
+/// The header of a free segment claimed to begin with a record whose real place is damaged. The
+/// walk once went to that segment and found nothing, and what is intact behind the damage was not
+/// searched for: a salvage showed less than the open after it.
 #[test]
 fn what_stands_behind_damage_is_found_although_a_header_leads_away() {
     let options = options().segment_size(8 << 10);
@@ -386,8 +387,8 @@ fn what_stands_behind_damage_is_found_although_a_header_leads_away() {
     assert_eq!(store.bounds().unsettled, 19);
 }
 
-/// The message behind a damaged one said that it was number 0. Where programs check their sums,
-/// the open ended in a panic.
+/// The message behind a damaged one claimed to be number 0. In builds with overflow checks the
+/// open once ended in a panic.
 #[test]
 fn a_message_numbered_zero_behind_a_gap_is_damage() {
     let disk = SimDisk::new();
@@ -398,7 +399,7 @@ fn a_message_numbered_zero_behind_a_gap_is_damage() {
     drop(store);
     let mut bytes = disk.bytes();
     let places = record_places(&bytes);
-    // Its sequence.
+    // The sequence of that record.
     let at = places[11].0 as usize + 16;
     bytes[at..at + 8].fill(0);
     resign(&mut bytes);
@@ -411,9 +412,9 @@ fn a_message_numbered_zero_behind_a_gap_is_damage() {
     );
 }
 
-/// The records of one segment stood in a second one too, each copy with a hole of its own.
-/// A salvage took some from here and some from there, went on in the middle of one of them,
-/// and was refused at the next open.
+/// The records of one segment stood in a second one too, each copy with a hole of its own. A
+/// salvage once took some from one and some from the other, continued in the middle of one of
+/// them, and was refused at the next open.
 #[test]
 fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
     let options = options().segment_size(8 << 10);
@@ -434,9 +435,10 @@ fn a_log_that_would_come_from_two_segments_is_refused_unchanged() {
     assert!(disk.bytes() == bytes);
 }
 
-/// The epoch of a run claimed an ordinal above the records of that run. A salvage believed that
-/// those were dead, wrote over the epoch, and the next open found them alive. Where the walk met such
-/// an epoch nobody looked at what it declared dead, and once it was freed those records came back.
+/// The epoch of a run claimed an ordinal above the records of that run. A salvage once believed
+/// that those were dead, wrote over the epoch, and the next open found them alive. If the walk
+/// came across such an epoch, nobody checked what it declared dead, and once it was freed those
+/// records came back.
 #[test]
 fn an_epoch_that_is_not_the_first_of_its_run_is_refused_unchanged() {
     let options = options().preallocate(true);
@@ -460,9 +462,9 @@ fn an_epoch_that_is_not_the_first_of_its_run_is_refused_unchanged() {
     }
 }
 
-/// A run died while it freed a segment of a store at its capacity, so that none was free, and
-/// more died while they opened it; then a message was damaged. There was no room to name it, and
-/// a salvage ended in `LogFull`.
+/// A run died while it freed a segment of a store at its capacity, so that no segment was free,
+/// and more runs died while they opened the store; then a message was damaged. There was no room
+/// to name the loss, and a salvage ended with `LogFull`.
 #[test]
 fn a_salvage_at_the_capacity_without_room_to_name_the_loss_raises_it() {
     let options = options().segment_size(8 << 10).preallocate(true);
@@ -505,8 +507,9 @@ fn a_salvage_at_the_capacity_without_room_to_name_the_loss_raises_it() {
 
 const STUBBORN: u64 = 1;
 
-/// Damages a stubborn message that stands in the log once, and salvages the store. Whether its
-/// capacity was raised; `None`: there is no such message, or none that was durable.
+/// Damages a message that is never settled and stands in the log once, and salvages the store.
+/// Returns whether its capacity was raised; `None`: there is no such message, or it was not
+/// durable.
 fn salvage_without_one(disk: &SimDisk, options: &Options, capacity: u64) -> Option<bool> {
     let all = intact_messages(&disk.bytes());
     let once = |m: &&Intact| all.iter().filter(|n| n.sequence == m.sequence).count() == 1;
@@ -554,8 +557,8 @@ fn salvage_without_one(disk: &SimDisk, options: &Options, capacity: u64) -> Opti
 }
 
 /// A message was refused and waited for the application; then its bytes were damaged. A mark
-/// counted it as settled, so the damage was taken for one that nobody minds, and the refusal
-/// waited without its message.
+/// counted it as settled, so the damage once counted as harmless, and the refusal waited without
+/// its message.
 #[test]
 fn damage_to_a_message_that_was_refused_is_damage() {
     let disk = SimDisk::new();
@@ -586,10 +589,10 @@ fn damage_to_a_message_that_was_refused_is_damage() {
     }
 }
 
-/// A bit flipped in a settled message at the head of a log, and nobody minded. The open gave up
-/// the segment behind that one and kept the first. What was written over the second was cut short
-/// by the power; an open began with the first again, found a hole behind it, and called what nobody
-/// needs damaged.
+/// A bit flipped in a settled message at the head of a log, which was harmless. The open once
+/// gave up the segment behind that one and kept the first. What was written over the second was
+/// cut short by a power cut; then an open began with the first segment again, found a hole behind
+/// it, and reported damage to records that nobody needs.
 #[test]
 fn what_the_marks_gave_up_is_given_up_as_a_whole() {
     let options = options().segment_size(8 << 10).preallocate(true);
@@ -603,7 +606,8 @@ fn what_the_marks_gave_up_is_given_up_as_a_whole() {
         store.settle_through(store.bounds().last).expect("settles");
         while step(&store).expect("a good disk") {}
     }
-    // All before is freed by now, and none of these: more than half of the ring is free.
+    // Everything before these is freed by now, and none of these is, since more than half of the
+    // ring is free.
     let first = 0;
     for segment in [1, 2] {
         publish_into(segment, &store, &disk);
@@ -662,10 +666,10 @@ fn publish_into(segment: u64, store: &Store, disk: &SimDisk) {
     }
 }
 
-/// A message had been copied, so that its segment could be freed, and a mark said that the segment is
-/// needed no more; then the copy was damaged. A salvage found the message where it stood first. But
-/// the mark still spoke: one more flipped bit in that segment, which nobody minded, and the message
-/// was gone in silence. The salvage copies it again.
+/// A message had been copied so that its segment could be freed, and a mark said that the segment
+/// is not needed any more; then the copy was damaged. A salvage once found the message in its
+/// first place but left the mark in force: one more flipped bit in that segment counted as
+/// harmless, and the message was lost silently. So the salvage must copy it again.
 #[test]
 fn a_message_whose_copy_was_damaged_is_copied_again_by_the_salvage() {
     let options = options().segment_size(8 << 10).preallocate(true);
@@ -727,7 +731,7 @@ fn a_message_whose_copy_was_damaged_is_copied_again_by_the_salvage() {
                 flips += 1;
                 assert!(!is_lost_with(&disk, flipped), "{}", flipped.sequence);
             }
-            // Nor where the power fails within the salvage.
+            // Nor may it be lost if the power fails during the salvage.
             for moment in disk.take_moments() {
                 for seed in 0..8 {
                     let disk = moment.fork();

@@ -1,6 +1,6 @@
-//! Stores of every format version, opened for ever: the bytes are in `tests/golden/`, those of
-//! version 2 in `v2/` there, what they hold stands beside them, and a reader written from
-//! `store-format.md` alone agrees.
+//! Stores of every format version, which must open for ever: the bytes are in `tests/golden/`,
+//! those of version 2 in `v2/` there, with what they hold beside them. A reader written only from
+//! `store-format.md` must agree.
 
 // Helpers outside of test functions; a failure is the test's.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
@@ -184,7 +184,7 @@ fn golden_stores_open() {
     }
 }
 
-/// `None`, with a note, where there is no Python.
+/// `None`, with a note, if there is no Python.
 fn python(path: &Path) -> Option<(String, Option<i32>)> {
     let reader = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/reader/read_store.py");
     let output = match Command::new("python3").arg(reader).arg(path).output() {
@@ -282,8 +282,8 @@ fn a_reader_written_from_the_page_agrees_on_what_it_cannot_read() {
     }
 }
 
-/// A byte of a header or body is another one, and all checksums fit: what a field means is agreed
-/// on, whatever it holds.
+/// One byte of a header or body is changed, and all checksums are made to fit: program and reader
+/// must agree on what a field means, whatever it holds.
 #[test]
 fn a_reader_written_from_the_page_agrees_on_fields_of_any_value() {
     let rounds = std::env::var("AMPS_READER_ROUNDS").map_or(30, |n| n.parse().unwrap());
@@ -313,8 +313,8 @@ fn a_reader_written_from_the_page_agrees_on_fields_of_any_value() {
                 _ => 0xFF,
             };
         }
-        // A field that makes a header impossible leaves what stands in that record to be signed as
-        // one, and a listing shows such a one inside the log by its numbers.
+        // A field that makes a header impossible leaves what stands inside that record to be
+        // signed as a record, and a listing would show it inside the log by its numbers.
         if amps_store::testkit::record_places(&bytes) != places {
             continue;
         }
@@ -348,7 +348,7 @@ fn a_reader_written_from_the_page_agrees_on_what_is_no_store() {
         amps_store::testkit::resign(&mut bytes);
         bytes
     };
-    // As an open says it, and the exit code of the reader.
+    // As an open calls it, and the exit code of the reader.
     let cases: [(&str, Vec<u8>, i32); 10] = [
         ("empty", vec![], 4),
         ("zeros", vec![0; 9999], 4),
@@ -375,7 +375,8 @@ fn a_reader_written_from_the_page_agrees_on_what_is_no_store() {
         let Ok(output) = Command::new("python3").arg(reader).arg(&path).output() else {
             return println!("skipped: python3 cannot be run");
         };
-        // Zeros where headers of segments should be are damage, which an open of a whole one tells.
+        // Zeros where segment headers should be are damage, which an open of a complete file
+        // reports.
         let found = match (output.status.code(), code) {
             (Some(3), 0) => Some(0),
             (found, _) => found,
@@ -384,7 +385,8 @@ fn a_reader_written_from_the_page_agrees_on_what_is_no_store() {
     }
 }
 
-/// The page says how to do without superblocks: a reader written from it lists the same then.
+/// The page says how to read a store without superblocks; a reader written from it must list the
+/// same records then.
 #[test]
 fn a_reader_written_from_the_page_needs_no_superblock() {
     let dir = tempfile::tempdir().unwrap();
@@ -399,8 +401,8 @@ fn a_reader_written_from_the_page_needs_no_superblock() {
             return println!("skipped: python3 cannot be run");
         };
         let mut bytes = std::fs::read(&whole).unwrap();
-        // Without what a store says of itself for good, the headers of segments tell; with a damaged
-        // one, the records are asked for the size of a segment.
+        // Without the identity, the segment headers tell; if one of them is damaged, the records
+        // are used to find the size of a segment.
         for (gone, damaged_header) in [(8192, false), (first, false), (first, true)] {
             bytes[..gone].fill(0);
             if damaged_header {
@@ -415,14 +417,14 @@ fn a_reader_written_from_the_page_needs_no_superblock() {
                 "both superblocks are damaged\n"
             );
             assert_eq!(output.status.code(), Some(3));
-            // But for the next sequence, which grants and number floors have a part in.
+            // Except for the next sequence, which also depends on grants and number floors.
             let records = |stdout: &[u8]| {
                 let text = String::from_utf8_lossy(stdout).into_owned();
                 text.lines().skip(1).map(str::to_owned).collect::<Vec<_>>()
             };
             let (found, all) = (records(&output.stdout), records(&expected.stdout));
             assert!(all.ends_with(&found), "{name}: {found:?}");
-            // The marks tell where the log begins: with nothing that is needed before it.
+            // The marks tell where the log begins: nothing before that is needed.
             let before = &all[..all.len() - found.len()];
             let is_needed = |line: &&String| {
                 let field: Vec<&str> = line.split('\t').collect();
@@ -471,7 +473,7 @@ impl Numbers {
 #[test]
 fn a_reader_written_from_the_page_agrees_on_random_stores() {
     let rounds = std::env::var("AMPS_READER_ROUNDS").map_or(12, |n| n.parse().unwrap());
-    // Over more than a lap, and whole.
+    // Over more than a lap, and undamaged.
     let mut met = [0; 2];
     for round in 0..rounds {
         let mut numbers = Numbers(round);
@@ -490,7 +492,7 @@ fn a_reader_written_from_the_page_agrees_on_random_stores() {
             if numbers.below(3) == 0 {
                 let mut bytes = std::fs::read(&path).unwrap();
                 let mut places = amps_store::testkit::record_places(&bytes);
-                // The newest first, in which damage shows.
+                // The newest first, since damage to those shows.
                 places.sort_by_key(|(at, _)| {
                     let ordinal = bytes[*at as usize + 24..][..8].try_into().unwrap();
                     std::cmp::Reverse(u64::from_le_bytes(ordinal))
@@ -521,7 +523,7 @@ fn a_reader_written_from_the_page_agrees_on_random_stores() {
     assert!(rounds < 12 || met.iter().all(|n| *n > 0), "{met:?}");
 }
 
-/// What the random stores meet now and then.
+/// What the random stores must show now and then.
 #[test]
 fn a_reader_written_from_the_page_agrees_on_damage_and_on_what_is_set_aside() {
     for is_durable in [false, true] {
@@ -579,7 +581,7 @@ fn random_run(store: &Store, numbers: &mut Numbers) {
     }
 }
 
-/// Any bytes, any length: a look ends, and ends without a panic.
+/// Any bytes of any length: a look ends, and ends without a panic.
 #[test]
 fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
     let dir = tempfile::tempdir().unwrap();
@@ -617,7 +619,7 @@ fn mutated_golden_stores_are_looked_at_and_repaired_without_a_panic() {
             assert_eq!(shown, seen.info().unsettled, "{name}, round {round}");
             let report = match repair_to(&path, &to) {
                 Ok(report) => report,
-                // Of a file without a record there is nothing to save, and nothing is shown.
+                // A file without a record has nothing to save, and shows nothing.
                 Err(RepairError::NothingLeft(_)) => {
                     assert_eq!(
                         (shown, seen.info().last_ordinal, to.exists()),
@@ -704,8 +706,8 @@ fn golden_envelope_bytes() {
     assert_eq!(requeued.origin, Origin::Requeue { accepts: 1000 });
 }
 
-/// Writes the golden stores of a *new* format version. Those that exist are never written
-/// again: a program that cannot read them has broken its promise.
+/// Writes the golden stores of a *new* format version. Those that exist are never written again:
+/// a program that cannot read them has broken its promise.
 #[test]
 #[ignore = "writes files; only for a new format version"]
 fn write_golden_stores() {
@@ -845,7 +847,7 @@ fn write_golden_store(name: &str, path: &Path) {
             store.sync().unwrap();
             store.reject(25, "late", 1_700_000_000_000_100).unwrap();
         }
-        // No store writes it, and every open takes it: what a reader makes of odd bodies.
+        // What no store writes, although every open takes it: how a reader handles odd bodies.
         "odd" => {
             for n in 1..=12 {
                 let padding = "x".repeat(100);
@@ -867,7 +869,7 @@ fn write_golden_store(name: &str, path: &Path) {
     }
 }
 
-/// Writes what no store writes into the records of one that has some of each kind.
+/// Writes things that no store writes into the records of a store that has some of each kind.
 fn make_odd(bytes: &mut [u8]) {
     let long_forms = [
         &b"\xFB\0\0\xFC\x01\0\0\0t\xFB\0\0\xFC\x01\0\0\0\xFD\x07\0\0\0\0\0\0\0"[..],
@@ -890,7 +892,7 @@ fn make_odd(bytes: &mut [u8]) {
             (1, 4) => envelope(&long_forms),
             (1, 5) => envelope(b"\0\x02\xFF\xFE\0\0\0\0\0\0\0\0"),
             (1, 6) => envelope(b"\0\x01t\0\0\0\0\0\0\0\0\0"),
-            // Of a refusal that waits, but for byte 9; and of itself.
+            // A requeue of a refusal that waits, except for byte 9; and one that accepts itself.
             (1, 7) => envelope(&requeue_of(8)),
             (1, 11) => {
                 envelope(&requeue_of(11));
@@ -903,7 +905,7 @@ fn make_odd(bytes: &mut [u8]) {
             }
             // The settlement of 12 becomes an acceptance of 10, with a body.
             (2, _) => (bytes[at + 8], bytes[at + 16]) = (4, 10),
-            // Behind the tag of a mark that has none.
+            // Bytes behind the tag of a mark that has none.
             (6, _) => bytes[at + 80..at + 144].fill(0xFF),
             _ => continue,
         }
@@ -913,7 +915,7 @@ fn make_odd(bytes: &mut [u8]) {
     amps_store::testkit::resign(bytes);
 }
 
-/// Takes this machine's name and process out of a store.
+/// Removes the name and the process ids of this machine from a store.
 fn anonymous(path: &Path) {
     let mut bytes = std::fs::read(path).unwrap();
     let identity = &mut bytes[8192..12288];

@@ -1,4 +1,4 @@
-//! The file grows with the backlog, and gives its end back when the backlog is gone.
+//! The file grows with the backlog, and is shortened when the backlog is gone.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::path::Path;
@@ -13,9 +13,9 @@ use amps_store::{
 /// What stands before the first segment.
 const SUPERBLOCKS: u64 = 12 << 10;
 const SEGMENT: u64 = 8192;
-/// Of a new store.
+/// Length of a new store.
 const SHORTEST: u64 = SUPERBLOCKS + 4 * SEGMENT;
-/// For waits that take a deadline: none, for a busy machine is no failure.
+/// For waits that take a deadline. There is none, since a busy machine is no failure.
 const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
 
 fn options() -> Options {
@@ -61,7 +61,7 @@ fn unsettled(store: &Store) -> Vec<u64> {
     batch.iter().map(whole).collect()
 }
 
-/// All there is to do for a store that nobody publishes to for a while.
+/// Does everything there is to do for a store that nobody publishes to for a while.
 fn chores(store: &Store) {
     idle(store);
     let mut turns = 0;
@@ -83,7 +83,8 @@ fn a_backlog_that_is_gone_gives_its_room_back_while_the_store_runs() {
     for _ in 0..3 {
         fill(&store);
         assert!(len(&path) > 35 * SEGMENT, "{} bytes are full", len(&path));
-        // One stays, and one is refused: both have to move to the front of the file.
+        // One message stays unsettled and one is refused; both have to move to the front of the
+        // file.
         let (stubborn, refused) = (store.bounds().next - 7, store.bounds().next - 3);
         let rejected = store.reject(refused, "no", 1).unwrap();
         assert!(matches!(rejected, Rejected::Logged { .. }));
@@ -92,7 +93,7 @@ fn a_backlog_that_is_gone_gives_its_room_back_while_the_store_runs() {
             .filter(|s| *s != stubborn)
             .collect();
         store.settle(&settled).unwrap();
-        // However long the store's thread takes, on a machine that has other things to do.
+        // However long the store's thread takes on a machine that has other things to do.
         while len(&path) > SHORTEST + SEGMENT {
             idle(&store);
             std::thread::yield_now();
@@ -122,7 +123,7 @@ fn a_preallocated_file_keeps_its_length_over_restarts() {
     let whole = SUPERBLOCKS + 38 * SEGMENT;
     drop(Store::open(&path, options().preallocate(true)).unwrap());
     for clean in [true, false, true] {
-        // The option is that of the creation: the file knows.
+        // The option counts at creation; later the file knows it.
         let store = Store::open(&path, options()).unwrap();
         assert_eq!(len(&path), whole);
         fill(&store);
@@ -142,7 +143,7 @@ fn a_closed_store_is_no_longer_than_it_has_to_be() {
     let store = disk.open(options()).unwrap();
     while publish(&store).is_ok() || step(&store).unwrap() {}
     store.settle_through(store.bounds().last).unwrap();
-    // Freed, and not given back yet.
+    // Freed, but not given back yet.
     let grown = disk.bytes().len();
     idle(&store);
     while disk.bytes().len() == grown {
@@ -173,7 +174,7 @@ fn a_crash_at_any_step_of_a_return_leaves_a_store_that_opens() {
         lengths.insert(disk.bytes().len());
         let opened = copy.open(options()).unwrap();
         assert_eq!(unsettled(&opened), [stubborn]);
-        // What grows over it again shows nothing of what stood there.
+        // What grows in its place must show nothing of what stood there.
         while publish(&opened).is_ok() || step(&opened).unwrap() {}
         let before = unsettled(&opened);
         drop(opened);
@@ -200,7 +201,7 @@ fn a_backlog_at_the_border_does_not_move_the_end_of_the_file() {
             }
         };
         published(base);
-        // By up to the room of one segment up and down, wherever the border is.
+        // Up and down by as much as one segment holds, wherever the border is.
         for wave in 1..=8 {
             let mut lengths = Vec::new();
             for _ in 0..40 {
@@ -219,8 +220,8 @@ fn a_backlog_at_the_border_does_not_move_the_end_of_the_file() {
     assert!(moved > 20, "no border was met: {moved}");
 }
 
-/// The superblock that names fewer segments may be in force though its write failed: whatever
-/// is appended then must stand where a recovery looks.
+/// The superblock that names fewer segments may be in force although writing it failed, so
+/// whatever is appended then must be where a recovery looks.
 #[test]
 fn a_return_that_fails_half_way_takes_nothing_along() {
     let mut met = 0;
@@ -228,12 +229,12 @@ fn a_return_that_fails_half_way_takes_nothing_along() {
         let disk = SimDisk::new();
         let store = disk.open(options()).unwrap();
         while publish(&store).is_ok() || step(&store).unwrap() {}
-        // The oldest stays: its segment is full of it and cannot be cut, what is behind can.
+        // The oldest message stays, so its segment cannot be cut off, but what is behind it can.
         store.settle_through(store.bounds().last).unwrap();
         idle(&store);
         let mut frozen = disk.bytes();
         while !has_failed(&store) {
-            // Nothing but a return writes the superblock here.
+            // Only a return of segments writes the superblock here.
             disk.clear_faults();
             disk.fail(Fault::WriteAround(failing));
             frozen = disk.bytes();
@@ -273,8 +274,8 @@ fn an_end_that_cannot_be_cut_off_is_cut_off_by_the_next_open() {
     assert_eq!(disk.bytes().len() as u64, SHORTEST);
 }
 
-/// What is set aside stays until the ring reuses its place: a repair can still save it. A return of
-/// the free end of the file cut it off.
+/// What is set aside stays until the ring needs its place, since a repair can still save it. A
+/// return of the free end of the file once cut it off.
 #[test]
 fn a_return_leaves_what_is_set_aside_at_the_end_of_the_file() {
     let disk = SimDisk::new();
@@ -320,7 +321,7 @@ fn a_return_leaves_what_is_set_aside_at_the_end_of_the_file() {
         long > SHORTEST + 4 * SEGMENT,
         "{long} bytes could be returned"
     );
-    // The log moves on to the front of the file, where all else is free.
+    // The log moves to the front of the file, where everything else is free.
     for _ in 0..60 {
         publish(&store).unwrap();
         store.settle_through(store.bounds().last).unwrap();
@@ -331,8 +332,9 @@ fn a_return_leaves_what_is_set_aside_at_the_end_of_the_file() {
     assert_eq!(set_aside(), behind);
 }
 
-/// The page: needed bytes and charges stay within two segments less than there are, each less its
-/// header, the four largest records that may open it, and the largest record.
+/// As `store-format.md` says: needed bytes and charges stay within two segments less than there
+/// are, each without its header, the four largest records that may begin it, and the largest
+/// record.
 #[test]
 fn two_segments_stay_free_for_the_log_itself() {
     for (capacity, size, usable) in [
@@ -348,7 +350,7 @@ fn two_segments_stay_free_for_the_log_itself() {
         let store = disk.open(options).unwrap();
         let segments = (capacity - SUPERBLOCKS) / size;
         assert_eq!(store.bounds().limit_bytes, (segments - 2) * usable);
-        // And no publish is taken beyond it.
+        // And no publish beyond that is accepted.
         let (mut taken, mut refused) = (0, None);
         while refused.is_none() {
             match store.append(&Envelope::publish("t"), &[7; 100]) {
@@ -370,7 +372,8 @@ fn two_segments_stay_free_for_the_log_itself() {
     }
 }
 
-/// A file of three segments took no message any more once its first was full, though all was settled.
+/// A file of three segments once took no message any more when its first one was full, although
+/// everything was settled.
 #[test]
 fn a_new_file_goes_round_for_ever_on_a_full_disk() {
     let small = Options::new().capacity(40 * SEGMENT);
@@ -392,7 +395,7 @@ fn a_new_file_goes_round_for_ever_on_a_full_disk() {
     }
 }
 
-/// The promised sizes, on a real disk: files of their full length without a hole.
+/// The sizes that the README promises, on a real disk: files of their full length without a hole.
 #[test]
 fn a_new_store_costs_what_the_readme_says() {
     use std::os::unix::fs::MetadataExt;
@@ -433,13 +436,13 @@ fn capacity(segments: u64) -> u64 {
     SUPERBLOCKS + segments * SEGMENT
 }
 
-/// Everything that fits.
+/// Publishes everything that fits.
 fn fill_up(store: &Store) -> u64 {
     while publish(store).is_ok() || step(store).unwrap() {}
     store.bounds().unsettled
 }
 
-/// A full store could not be given more room: its messages had to be moved to another one.
+/// A full store could once not be given more room: its messages had to be moved to another one.
 #[test]
 fn a_larger_capacity_is_for_good() {
     for preallocate in [false, true] {
@@ -453,7 +456,7 @@ fn a_larger_capacity_is_for_good() {
             from: capacity(38),
             to: capacity(100),
         };
-        // Bytes that are no whole segment count for nothing.
+        // Bytes that are less than a segment do not count.
         let grown = options().grow_to(capacity(100) + SEGMENT - 1);
         let store = disk.open(grown.clone()).unwrap();
         assert_eq!(store.report().growth, Some(larger));
@@ -466,7 +469,7 @@ fn a_larger_capacity_is_for_good() {
         assert!(disk.bytes().len() as u64 <= capacity(100));
         let limit = store.bounds().limit_bytes;
         drop(store);
-        // The file knows: nobody has to ask again, and who does changes nothing.
+        // The file knows its capacity: nobody has to ask again, and asking again changes nothing.
         for options in [options(), grown.clone(), options()] {
             let store = disk.open(options).unwrap();
             assert_eq!(store.report().growth, None);
@@ -524,7 +527,7 @@ fn a_larger_capacity_is_in_force_or_not_whenever_the_power_fails() {
                     drop(store);
                     let store = disk.open(options()).unwrap();
                     assert_eq!(store.bounds().limit_bytes, limit, "{what}, opened again");
-                    // What it says it has room for, it takes.
+                    // If it says that it has room, it must take messages.
                     let full = fill_up(&store);
                     assert_eq!(full > before * 3, limit == large, "{full} messages, {what}");
                     drop(store);
@@ -536,7 +539,7 @@ fn a_larger_capacity_is_in_force_or_not_whenever_the_power_fails() {
     }
 }
 
-/// Whoever asks for more than there is keeps a store that works.
+/// Whoever asks for more room than there is keeps a store that works.
 #[test]
 fn a_capacity_that_the_disk_has_no_room_for_stays_as_it_was() {
     for preallocate in [false, true] {
@@ -547,7 +550,7 @@ fn a_capacity_that_the_disk_has_no_room_for_stays_as_it_was() {
         let limit = store.bounds().limit_bytes;
         drop(store);
         let len = disk.bytes().len();
-        // No room, as far as can be told ahead; and none when it comes to it.
+        // No room as far as that can be told in advance, or no room when it is needed.
         for room in [Some(capacity(99)), None] {
             if room.is_none() && !preallocate {
                 continue;
@@ -573,7 +576,7 @@ fn a_capacity_that_the_disk_has_no_room_for_stays_as_it_was() {
             );
         }
     }
-    // Nor is any address asked for that no store can have.
+    // Nor is address space requested that no store can have.
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     drop(Store::open(&path, options()).unwrap());

@@ -1,5 +1,5 @@
-//! Histories that break publish stores, each under its number: what happened to the disk,
-//! and what must come out.
+//! Histories that break publish stores, with their numbers in `docs/histories.md`: what happened
+//! to the disk, and what must come out.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::collections::BTreeMap;
@@ -202,7 +202,7 @@ fn h30_what_a_failed_write_back_lost_is_written_again() {
         disk.fail(Fault::Sync(0));
         assert!(store.sync().is_err());
         drop(store);
-        // The page cache still shows everything, and thinks it clean.
+        // The page cache still shows everything, and takes it for clean.
         let store = disk.open(options()).unwrap();
         assert_eq!(sequences(&store).len(), 100);
         let last = publish(&store, 64);
@@ -224,7 +224,7 @@ fn h36_records_inside_a_payload_are_payload() {
         for _ in 1..=20 {
             publish(&store, 100);
         }
-        // The log so far, headers and checksums included, is the next payload.
+        // The log so far, with headers and checksums, becomes the next payload.
         let from = place(&disk, 1) as usize / 8 * 8 - 200;
         let image = disk.bytes()[from - shift..][..4000].to_vec();
         let inner = store
@@ -242,7 +242,8 @@ fn h36_records_inside_a_payload_are_payload() {
                 .unwrap();
             first + found
         };
-        // Somewhere in its header: the record is gone, what is in it is bare.
+        // Damage somewhere in its header: the record is lost, and what is in its payload stands
+        // free.
         for at in (payload - 64..payload).step_by(3) {
             let before = disk.bytes();
             disk.scribble(at as u64, |bytes| bytes[0] ^= 0x55);
@@ -276,7 +277,7 @@ fn h37_of_many_that_create_a_store_at_once_one_owns_it() {
                 std::thread::spawn(move || {
                     barrier.wait();
                     let opened = Store::open(&*path, small());
-                    // Nobody gives up what it has before all have tried.
+                    // Nobody may drop its store before all have tried.
                     barrier.wait();
                     match opened {
                         Ok(store) => Some(publish(&store, 10)),
@@ -344,6 +345,6 @@ fn h38_no_flipped_bit_settles_or_changes_anything_in_silence() {
             }
         }
     }
-    // Every kind of outcome was met: the check is not vacuous.
+    // Every kind of outcome occurred, so the check is not vacuous.
     assert!(outcomes.iter().all(|n| *n > 0), "{outcomes:?}");
 }

@@ -33,7 +33,7 @@ impl Hostile {
         (self.bytes.len() - FIRST) / self.segment
     }
 
-    /// Says that a segment holds records from this ordinal on; gives where they go.
+    /// Marks a segment as used from this ordinal on; returns where its records go.
     fn used(&mut self, segment: usize, first_ordinal: u64) -> std::ops::Range<usize> {
         let at = FIRST + segment * self.segment;
         self.bytes[at..at + self.segment].fill(0);
@@ -43,7 +43,7 @@ impl Hostile {
         at + RECORDS..at + self.segment
     }
 
-    /// Writes a record; gives its end.
+    /// Writes a record; returns its end.
     fn record(&mut self, at: usize, kind: u8, sequence: u64, ordinal: u64, body: &[u8]) -> usize {
         let len = 40 + body.len();
         let b = &mut self.bytes[at..at + len];

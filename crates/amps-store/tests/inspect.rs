@@ -137,9 +137,9 @@ fn what_is_no_store_is_said_to_be_none() {
     assert!(matches!(directory, Err(OpenError::NotAStore { .. })));
 }
 
-/// Creates a store, and waits before this call of the system, but for those that fill it. A look begins there, and before this
-/// read of it the creation goes on to its end. What the look saw, and whether it read so often;
-/// `None`: the creation makes no such call.
+/// Creates a store, and stops it before this system call (not counting those that fill the file).
+/// A look begins there, and before its given read the creation goes on to its end. Returns what
+/// the look saw, and whether it read that often; `None`: the creation makes no such call.
 fn look_beside_a_creation(
     path: &Path,
     call: u64,
@@ -163,7 +163,7 @@ fn look_beside_a_creation(
             })));
             drop(Store::open(path, options().preallocate(true)).unwrap());
             watch_calls(None);
-            // Nobody waits for it where there were not so many calls.
+            // If there were fewer calls, nobody waits for this.
             let _ = says_done.send(());
         });
         when.recv().ok()?;
@@ -190,14 +190,16 @@ fn look_beside_a_creation(
     })
 }
 
-/// The superblocks come last. A look that began before them found stamps of the first open
-/// behind them a moment later: "both superblock copies are blank, and data follows".
+/// The superblocks are written last. A look that began before them once found stamps of the first
+/// open behind them a moment later, and said "both superblock copies are blank, and data
+/// follows".
 #[test]
 fn a_store_that_is_being_created_is_missing_or_empty_and_never_damaged() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("s");
     let (mut calls, mut read) = (0, 0);
-    // By looks that began before there was a store, and how often that came about meanwhile.
+    // How many looks began before there was a store, and how often it was created during one of
+    // them.
     let (mut missing, mut straddled) = (0, 0);
     while let Some((look, reads_so_often)) = look_beside_a_creation(&path, calls, read) {
         match look {
@@ -222,7 +224,7 @@ fn a_store_that_is_being_created_is_missing_or_empty_and_never_damaged() {
     );
 }
 
-/// Ends the writer, also when the reader fails.
+/// Ends the writer even if the reader fails.
 struct Ending<'a>(&'a AtomicBool);
 
 impl Drop for Ending<'_> {
@@ -231,9 +233,9 @@ impl Drop for Ending<'_> {
     }
 }
 
-/// Busy is not damaged: while a writer laps the ring, every look is a state the store had. The
-/// writer goes on between any two looks; what it may do within one,
-/// `a_look_shows_nothing_older_than_its_beginning` does at every read of it.
+/// Busy is not damaged: while a writer goes round the ring, every look shows a state that the
+/// store had. The writer runs between any two looks here; what it may do within one is tested by
+/// `a_look_shows_nothing_older_than_its_beginning`, at every read.
 #[test]
 fn h35_an_inspector_over_turning_segments_is_right() {
     for (capacity, segment) in [(64 << 10, 8 << 10), (1 << 20, 64 << 10)] {
@@ -273,7 +275,7 @@ fn h35_an_inspector_over_turning_segments_is_right() {
                     );
                     match Inspection::open(&path) {
                         Ok(inspection) => break (at_least, floor, inspection),
-                        // It laps the ring while this thread waits for a processor.
+                        // The writer goes round the ring while this thread waits for a processor.
                         Err(OpenError::Busy { .. }) => {}
                         Err(error) => panic!("{error}"),
                     }
@@ -310,8 +312,8 @@ fn h35_an_inspector_over_turning_segments_is_right() {
     }
 }
 
-/// A refusal was damaged together with the publish behind it, and verify named the message of that
-/// publish alone.
+/// A refusal was damaged together with the publish behind it, and verify once named only the
+/// message of that publish.
 #[test]
 fn verify_says_where_refusals_may_be_missing_beside_a_message() {
     let dir = tempfile::tempdir().unwrap();
@@ -352,8 +354,8 @@ fn verify_says_where_refusals_may_be_missing_beside_a_message() {
     }
 }
 
-/// A file that was cut shows what it had settled before, and says how much may be missing: it
-/// said one message where all were gone.
+/// A file that was cut shows what it had settled before, and must say how much may be missing: it
+/// once said one message where all were lost.
 #[test]
 fn what_a_cut_file_may_have_lost_is_counted() {
     let dir = tempfile::tempdir().unwrap();
@@ -388,7 +390,7 @@ fn what_a_cut_file_may_have_lost_is_counted() {
     }
 }
 
-/// The header of a segment whose first record is damaged was taken for a sign that the store
+/// The header of a segment whose first record is damaged was once taken for a sign that the store
 /// was just being written.
 #[test]
 fn a_damaged_first_record_of_a_segment_is_told_and_is_not_busy() {

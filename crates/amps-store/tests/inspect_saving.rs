@@ -54,8 +54,8 @@ fn damage(path: &Path, sequence: u64) {
     std::fs::write(path, &bytes).unwrap();
 }
 
-/// What is left of the segment that a copy was cut in was passed over: of a file that ends in its
-/// first one nothing was shown or saved, though every message was there.
+/// What is left of the segment in which a copy was cut was once skipped: of a file that ends in
+/// its first segment nothing was shown or saved, although every message was there.
 #[test]
 fn a_file_that_was_cut_within_a_segment_is_shown_and_saved_up_to_there() {
     let dir = tempfile::tempdir().unwrap();
@@ -168,7 +168,7 @@ fn records_set_aside_are_saved_and_the_hole_is_named() {
     }
     store.settle(&[9]).unwrap();
     drop(store);
-    // What a power cut may do: nothing here was synced.
+    // As a power cut may leave it: nothing here was synced.
     damage(&old, 4);
     let seen = Inspection::open(&old).unwrap();
     assert_eq!(seen.info().set_aside_sequences, Some((5, 10)));
@@ -197,8 +197,8 @@ fn records_set_aside_are_saved_and_the_hole_is_named() {
     assert_eq!(publish(&store, 11), 11);
 }
 
-/// A late refusal and the message written before it stand behind a hole, and the message's first
-/// record is damaged: the one behind the hole is what is left of it.
+/// A late refusal and the message written before it stand behind a hole, and the first record of
+/// that message is damaged: the one behind the hole is all that is left of it.
 #[test]
 fn a_late_refusal_set_aside_is_saved_with_its_message() {
     let disk = SimDisk::new();
@@ -233,8 +233,8 @@ fn a_late_refusal_set_aside_is_saved_with_its_message() {
     assert_eq!(message.payload(), b"message 25");
 }
 
-/// Behind a hole stands what was decided of messages before it: accepted, requeued, refused and
-/// settled ones. A repair takes it as if it followed, each by the rules of the log.
+/// Behind a hole stands what was decided about messages before it: accepted, requeued, refused
+/// and settled ones. A repair takes that as if it followed the log, each by the rules of the log.
 #[test]
 fn what_is_set_aside_decides_about_what_stands_before_the_hole() {
     let disk = SimDisk::new();
@@ -379,7 +379,7 @@ fn an_export_carries_every_field_and_any_payload_over() {
         "an import moves no resume point"
     );
     let (before, after) = (messages(&old, Filter::all()), messages(&new, Filter::all()));
-    // All but the settled one, behind the one that was there.
+    // All except the settled one, behind the message that was there.
     assert_eq!((before.len(), after.len()), (7, 1 + 6));
     for (a, b) in before.iter().zip(&after[1..]) {
         assert_eq!(a.payload, b.payload);
@@ -448,7 +448,7 @@ fn a_bad_import_names_its_line() {
     );
 }
 
-/// A mark that stands behind a hole settles what lies below it, and no refusal that waits there.
+/// A mark behind a hole settles what lies below it, but no refusal that waits there.
 #[test]
 fn a_mark_set_aside_settles_what_it_covers_and_no_refusal() {
     let disk = SimDisk::new();
@@ -486,7 +486,7 @@ fn a_mark_set_aside_settles_what_it_covers_and_no_refusal() {
     );
 }
 
-/// Where a hole stands and what is missing in it is told for the second one as for the first.
+/// Place and contents of a second hole must be reported as those of the first.
 #[test]
 fn each_hole_is_named_by_its_place_and_its_sequences() {
     let disk = SimDisk::new();

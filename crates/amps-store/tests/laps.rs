@@ -1,4 +1,4 @@
-//! A thousand turns of the ring, with records of every size that may stand in it.
+//! A thousand turns of the ring, with records of every size that may be in it.
 
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
@@ -53,11 +53,11 @@ fn a_thousand_laps_keep_what_is_unsettled_whatever_its_size() {
         .client_name("laps");
     let mut store = disk.open(options.clone()).expect("creates");
     let (mut rng, mut kept, mut written) = (Rng::new(43), VecDeque::new(), 0);
-    // How many records of a segment end so many bytes before its end.
+    // How many records of a segment end this many bytes before its end.
     let mut ends: BTreeMap<u64, u64> = BTreeMap::new();
     let (mut lap, mut sizes) = (0, [0; 3]);
     while lap < LAPS {
-        // The largest, nothing at all, one byte less or more than a multiple of eight, any.
+        // The largest, an empty one, one byte more or less than a multiple of eight, or any.
         let len = match rng.below(8) {
             0 => most,
             1 => 0,
@@ -100,8 +100,9 @@ fn a_thousand_laps_keep_what_is_unsettled_whatever_its_size() {
         }
     }
     assert!(sizes[0] > 1000 && sizes[1] > 1000, "{sizes:?}");
-    // Copies and epochs may take what publishes leave at the end of a segment: so publishes
-    // end at a border before it, exactly and one step less; where that is, the counts tell.
+    // Copies and epochs may take the room that publishes leave at the end of a segment. So
+    // publishes end at a border somewhat before it, exactly or one step short; the counts show
+    // where that is.
     let room = |end: u64| ends.get(&end).copied().unwrap_or(0);
     let border = ends.iter().find(|(_, n)| **n > 20).map(|(end, _)| *end);
     let border = border.expect("records end at the same place again and again");
@@ -109,8 +110,8 @@ fn a_thousand_laps_keep_what_is_unsettled_whatever_its_size() {
     assert!(room(border) > 20 && room(border + 8) > 20, "{ends:?}");
 }
 
-/// A message that outlived many laps stood in a segment of much younger ones; when that was reused,
-/// only the sequences published into it were looked for.
+/// A message that outlived many laps stood in a segment of much younger ones. When that segment
+/// was reused, only the sequences published into it were once looked for.
 #[test]
 fn a_copy_among_younger_messages_is_forgotten_with_its_segment() {
     let store = Store::memory(Options::new().capacity(68 << 10)).unwrap();

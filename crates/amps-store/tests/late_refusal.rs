@@ -6,8 +6,8 @@
 use amps_store::testkit::{Cut, Fault, Rng, SimDisk, intact_messages, last_ordinal, step};
 use amps_store::{Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
 
-/// Appends a message and settles it, doing chores only when there is no room; whether
-/// there was room at once.
+/// Appends a message and settles it, doing chores only if there is no room; returns whether there
+/// was room at once.
 fn append(store: &Store, patient: bool) -> bool {
     loop {
         match store.append(&Envelope::publish("t"), &[7; 700]) {
@@ -67,8 +67,8 @@ fn small_segments() -> Options {
         .preallocate(true)
 }
 
-/// A message was settled, then refused after all. Room for the refusal was made by freeing the
-/// segment the message stood in: the refusal was kept, and waited without its message.
+/// A message was settled, then refused after all. Room for the refusal was once made by freeing
+/// the segment of that message: the refusal was kept, but waited without its message.
 #[test]
 fn room_for_a_late_refusal_does_not_cost_its_message() {
     let options = small_segments().segment_size(8 << 10).preallocate(true);
@@ -108,10 +108,10 @@ fn room_for_a_late_refusal_does_not_cost_its_message() {
     assert!(copied > 0, "there was always room");
 }
 
-/// A message was settled, and a mark said that the segment it stood in is needed no more; then it
-/// was refused after all, and its bytes were damaged before that segment was freed. Nobody minds
-/// damage there, so the refusal waited without its message. It was written again, behind the
-/// refusal: then the power was cut between the two.
+/// A message was settled, and a mark said that its segment is not needed any more; then it was
+/// refused after all, and its bytes were damaged before that segment was freed. Damage counts as
+/// harmless there, so the refusal once waited without its message. Then the message was written
+/// again, but behind the refusal, and the power could be cut between the two.
 #[test]
 fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
     let disk = SimDisk::new();
@@ -129,7 +129,7 @@ fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
     store.settle_through(1).expect("settles");
     store.sync().expect("syncs");
     publish(1);
-    // That the first one is durable stands in a mark, which is so from here on.
+    // A mark says that the first one is durable, and does so from here on.
     store.sync().expect("syncs");
     store.reject(5, "late", 1).expect("a good disk");
     drop(store);
@@ -158,14 +158,15 @@ fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
     assert!(kept[0] > 0 && kept[1] > 1, "{kept:?}");
 }
 
-/// After a failed sync a refusal may be held in memory only. A mark that settles its message takes
-/// both from the next open: it knows neither the refusal nor that the message is to be sent.
+/// After a failed sync a refusal may be held in memory only. A mark that settles its message
+/// would take both from the next open: it would know neither of the refusal nor that the message
+/// must be sent.
 #[test]
 fn a_refusal_held_in_memory_is_settled_by_no_mark() {
     let options = || Options::new().capacity(68 << 10);
     let (mut held_ones, mut marked) = (0, 0);
-    // The end of the room is met at many places: only where a refusal does not fit and a mark
-    // does, one is written.
+    // The room runs out at many different places: the mark in question is written only where a
+    // refusal does not fit but a mark does.
     for len in (0..500).step_by(8) {
         for keep in [20u64, 40, 80] {
             for short in 0..4 {
@@ -181,7 +182,7 @@ fn a_refusal_held_in_memory_is_settled_by_no_mark() {
                 }
                 let mut held = Vec::new();
                 for (nth, sequence) in (first..=last).enumerate() {
-                    // Short ones first, which come nearer to the end by small steps.
+                    // Short ones first, which get closer to the end in small steps.
                     let reason = match nth < short {
                         true => "n".repeat(nth * 8),
                         false => "n".repeat(128),

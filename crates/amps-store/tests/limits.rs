@@ -1,7 +1,7 @@
-//! A real file fails where a limit, a permission or a missing part can be brought about.
+//! A real file runs into limits, missing permissions and missing parts.
 //!
-//! Apart from the sweep, since this starts processes: one that is just being started holds
-//! every lock its parent held, and the sweep opens again what it has just closed.
+//! Apart from the sweep, because these tests start processes: a process that is just being
+//! started holds every lock of its parent, and the sweep opens again what it has just closed.
 
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
@@ -28,7 +28,7 @@ fn real_options() -> Options {
     Options::new().capacity(1 << 20).client_name("sweep")
 }
 
-/// Not a test of its own: what a process under a limit does. It says what it stored.
+/// Not a test by itself: what a process under a limit does. It prints what it stored.
 #[test]
 #[ignore = "started by the tests that set its limits"]
 fn child_under_a_limit() {
@@ -68,7 +68,7 @@ fn child_under_a_limit() {
 
 #[test]
 fn a_file_size_limit_at_creation_is_an_error_and_no_signal() {
-    // The last one is beyond the cap.
+    // The last one is beyond the capacity.
     assert_eq!(
         under_limits(&[0, 1, 7, 8, 15, 16, 17, 100, 300, 400, 4096]),
         (10, 1)
@@ -80,8 +80,8 @@ fn a_file_size_limit_while_growing_is_an_error_and_no_signal() {
     assert_eq!(under_limits(&[528, 550, 600, 700, 1024, 1500]), (0, 6));
 }
 
-/// Runs a child under each limit, in blocks of 512 bytes: how many were refused a store, and
-/// how many stored what they said.
+/// Runs a child under each limit, in blocks of 512 bytes. Returns how many could not create a
+/// store, and how many stored what they said.
 fn under_limits(limits: &[u64]) -> (u32, u32) {
     let dir = tempfile::tempdir().expect("a directory");
     let (mut refused, mut stored) = (0, 0);
@@ -89,7 +89,8 @@ fn under_limits(limits: &[u64]) -> (u32, u32) {
         let path = dir.path().join(format!("{blocks}.store"));
         let child = Command::new("sh")
             .arg("-c")
-            // Ignored, as the amps command ignores it: the write then fails with EFBIG.
+            // The signal is ignored, as the amps command ignores it, so that the write fails with
+            // EFBIG.
             .arg(format!(
                 "trap '' XFSZ; ulimit -f {blocks}; \"$0\" \"$@\" 2>&1 | cat"
             ))
@@ -110,7 +111,7 @@ fn under_limits(limits: &[u64]) -> (u32, u32) {
         let Some(last) = number("stored ") else {
             assert!(said.contains("no store: "), "{said}");
             refused += 1;
-            // What is left of the attempt does not stand in the way.
+            // What is left of the attempt must not get in the way.
             drop(Store::open(&path, real_options()).expect("space is back"));
             continue;
         };
@@ -132,7 +133,7 @@ fn under_limits(limits: &[u64]) -> (u32, u32) {
 /// Set in a child process: an empty file system of its own, of a few MiB.
 const MOUNT: &str = "AMPS_SWEEP_MOUNT";
 
-/// Not a test of its own: what a process does that can fill the file system it is on.
+/// Not a test by itself: what a process does that can fill the file system it is on.
 #[test]
 #[ignore = "started by the tests that set its limits"]
 fn child_on_a_full_file_system() {
@@ -155,7 +156,7 @@ fn child_on_a_full_file_system() {
     };
     fill();
 
-    // Every block is there: nothing of its life needs another one.
+    // Every block is there: nothing in its life needs another one.
     let soon = || Instant::now() + Duration::from_secs(60);
     for n in 1..=20_000u64 {
         let at = ahead
@@ -176,7 +177,7 @@ fn child_on_a_full_file_system() {
     let ahead = Store::open(mount.join("ahead.store"), real_options()).expect("opens");
     assert_eq!(observe(&ahead), kept);
 
-    // This one says that it cannot grow, loses nothing, and grows once there is room.
+    // This one reports that it cannot grow, loses nothing, and grows once there is room.
     let mut last = 0;
     let error = loop {
         let next = grows.bounds().next;
@@ -201,8 +202,8 @@ fn child_on_a_full_file_system() {
     println!("\nthe file system was full");
 }
 
-/// The file system is one in memory, in a mount namespace of its own. Where those may not be
-/// made, this says so and proves nothing.
+/// The file system is one in memory, in a mount namespace of its own. Where such namespaces
+/// cannot be made, this says so and proves nothing.
 #[test]
 fn a_full_file_system_stops_no_store_that_has_its_blocks() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -287,7 +288,7 @@ fn a_truncated_file_is_refused_or_salvaged_and_never_a_panic() {
         }
         std::fs::write(&path, &bytes[..len]).expect("writes");
         if let Ok(store) = Store::open(&path, real_options().recovery(Recovery::Salvage)) {
-            // What lost its settlement with the rest may come back, as it was.
+            // A message whose settlement was lost with the rest may come back, as it was.
             let found = observe(&store);
             salvaged += u64::from(!found.unsettled.is_empty());
             assert!(
@@ -345,8 +346,8 @@ fn a_hole_punched_into_the_log_is_damage() {
     );
 }
 
-/// Who may not write is told so, by the path, and can still look: `root`, whom no mode stops, hears
-/// of it in the same words.
+/// Whoever may not write is told so, with the path, and can still look. For `root`, whom no mode
+/// stops, the error must have the same words.
 #[test]
 fn what_may_not_be_written_is_named() {
     let dir = tempfile::tempdir().expect("a directory");

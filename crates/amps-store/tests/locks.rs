@@ -16,8 +16,8 @@ fn small() -> Options {
     Options::new().capacity(64 << 10)
 }
 
-/// A process that holds every descriptor of this one, as each does between its fork and its exec,
-/// for as long as this lives.
+/// A process that holds every descriptor of this one for as long as this value lives, as every
+/// child does between its fork and its exec.
 struct Child(libc::pid_t);
 
 impl Child {
@@ -26,7 +26,8 @@ impl Child {
         let pid = unsafe { libc::fork() };
         assert!(pid >= 0, "fork failed");
         if pid == 0 {
-            // SAFETY: as above; it dies with the thread that forked it, if that forgets it.
+            // SAFETY: as above. It also dies with the thread that forked it, in case that never
+            // kills it.
             unsafe {
                 libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
                 loop {
@@ -48,8 +49,8 @@ impl Drop for Child {
     }
 }
 
-/// Does something again and again, while there is a child that was forked before its first call
-/// of the system, before its second, and so on to its last: how many those are.
+/// Repeats something while there is a child that was forked before its first system call, then
+/// before its second, and so on to its last. Returns how many calls there are.
 fn with_a_child_since_each_call(mut work: impl FnMut(u64)) -> u64 {
     for nth in 0.. {
         let (mut calls, child) = (0, Rc::new(RefCell::new(None)));
@@ -69,8 +70,8 @@ fn with_a_child_since_each_call(mut work: impl FnMut(u64)) -> u64 {
     unreachable!("finitely many calls")
 }
 
-/// It said that everything was evacuated and that the new store is in use, by this process: by
-/// a program that another thread was just starting.
+/// An evacuation once failed with "everything was evacuated, and the new store is in use by this
+/// process": what used it was a program that another thread was just starting.
 #[test]
 fn an_evacuation_succeeds_whenever_another_thread_starts_a_program() {
     let dir = tempfile::tempdir().unwrap();
@@ -94,7 +95,7 @@ fn a_store_that_was_dropped_is_free_whenever_another_thread_starts_a_program() {
     assert!(calls > 5, "{calls} calls");
 }
 
-/// Not only a store that was opened: an open that was refused had the lock as well.
+/// This concerns not only a store that was opened: an open that was refused had the lock as well.
 #[test]
 fn an_open_that_was_refused_leaves_no_lock_whenever_another_thread_starts_a_program() {
     let dir = tempfile::tempdir().unwrap();
@@ -108,7 +109,7 @@ fn an_open_that_was_refused_leaves_no_lock_whenever_another_thread_starts_a_prog
     assert!(calls > 3, "{calls} calls");
 }
 
-/// Nobody's lock is waited for here.
+/// No lock is waited for here.
 fn assert_is_free(path: &Path) {
     let file = File::open(path).unwrap();
     file.try_lock().unwrap();
@@ -127,7 +128,7 @@ fn a_store_of_this_process_is_waited_for_a_moment() {
     let mut attempts = 0;
     watch_calls(Some(Box::new(move |call| {
         attempts += u32::from(call == Call::Lock);
-        // It goes behind the first attempt.
+        // The other thread drops it after the first attempt.
         if attempts == 2 {
             drop(store.take());
         }
@@ -137,7 +138,7 @@ fn a_store_of_this_process_is_waited_for_a_moment() {
     assert!(opened.is_ok());
 }
 
-/// A lock of somebody else is waited for as long as was asked, and not at all unless asked.
+/// Another process's lock is waited for as long as was asked, and not at all unless asked.
 #[test]
 fn the_lock_of_another_is_waited_for_as_long_as_was_asked() {
     let dir = tempfile::tempdir().unwrap();
@@ -153,8 +154,8 @@ fn the_lock_of_another_is_waited_for_as_long_as_was_asked() {
     let mut attempts = 0;
     watch_calls(Some(Box::new(move |call| {
         attempts += u32::from(call == Call::Lock);
-        // Far longer than the moment for a lock of one's own would be no test of chance: this
-        // ends by what is seen, and not by the clock.
+        // Waiting for much longer than it waits for its own lock would make this a test of
+        // chance; so it ends by what is seen, not by the clock.
         if attempts == 100
             && let Some(other) = other.take()
         {
@@ -171,7 +172,7 @@ fn names(dir: &Path, name: &str) -> Option<String> {
     Some(store.client_name())
 }
 
-/// A file that was put in the place of the one that was opened, before that was locked: its lock
+/// Another file was put in the place of the one that was opened, before that was locked: the lock
 /// would guard a file that nobody finds any more.
 #[test]
 fn a_file_that_was_replaced_before_it_was_locked_is_not_the_one_that_is_opened() {
@@ -190,7 +191,7 @@ fn a_file_that_was_replaced_before_it_was_locked_is_not_the_one_that_is_opened()
     watch_calls(None);
     assert_eq!(found.as_deref(), Some("second"));
 
-    // Removed: there is none, or a new one is made.
+    // Removed: then there is no file, or a new one is made.
     for removed in [false, true] {
         let (gone, mut done) = (path.clone(), false);
         watch_calls(Some(Box::new(move |call| {
@@ -209,7 +210,7 @@ fn a_file_that_was_replaced_before_it_was_locked_is_not_the_one_that_is_opened()
 }
 
 /// The entry that a power cut must not take is that of the target. The directory of the link was
-/// synced, where nothing had changed.
+/// once synced instead, in which nothing had changed.
 #[test]
 fn a_store_created_through_a_dangling_link_has_its_own_directory_synced() {
     let dir = tempfile::tempdir().unwrap();

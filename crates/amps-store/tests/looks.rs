@@ -1,9 +1,9 @@
-//! What a store says of itself to who has it, without a trait to be brought in first.
+//! What a store says about itself, callable without importing a trait first.
 #![allow(missing_docs, clippy::unwrap_used)]
 
 use amps_store::{Envelope, Level, Options, Store, StoredMessage};
 
-/// It took `use amps_store::PublishStore` to ask a store where to go on.
+/// It once took `use amps_store::PublishStore` to ask a store where to continue.
 #[test]
 fn a_store_is_asked_where_it_stands() {
     let options = Options::new().client_name("looks").capacity(1 << 20);

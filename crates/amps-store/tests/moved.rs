@@ -20,7 +20,7 @@ fn append(store: &Store, payload: &str) -> Result<u64, AppendError> {
     appended.map(|appended| appended.sequence)
 }
 
-/// Where the store says its file is, from now on.
+/// Where the store says that its file is, from now on.
 fn places(store: &Store) -> Receiver<Place> {
     let (tell, told) = channel();
     store.observe(Arc::new(move |signal| match signal {
@@ -38,7 +38,8 @@ fn unsettled(path: &Path) -> (u64, u64) {
     (store.bounds().unsettled, store.numbers().grant)
 }
 
-/// It took messages for hours and called them durable, in a file that was gone.
+/// A store once accepted messages for hours and called them durable, in a file that had been
+/// removed.
 #[test]
 fn a_store_whose_file_is_removed_says_so_and_can_be_evacuated() {
     for level in [Level::Os, Level::Disk] {
@@ -70,7 +71,7 @@ fn a_store_whose_file_is_removed_says_so_and_can_be_evacuated() {
             Place::Gone,
             "who comes later hears it"
         );
-        // Sending goes on: numbers are granted, and what a server says is taken in.
+        // Sending goes on: numbers are granted, and what a server says is recorded.
         let durable = store.durable();
         store.raise_grant(100).unwrap();
         assert_eq!(store.settle_through(1).unwrap(), 1);
@@ -89,7 +90,7 @@ fn a_store_whose_file_is_removed_says_so_and_can_be_evacuated() {
     }
 }
 
-/// The close was called clean.
+/// Such a close was once called clean.
 #[test]
 fn a_close_looks_whether_the_file_is_there() {
     let dir = tempfile::tempdir().unwrap();
@@ -127,7 +128,7 @@ fn a_store_whose_file_is_renamed_goes_on_where_it_is() {
     append(&store, "three").unwrap();
     fs::rename(at("moved"), at("s")).unwrap();
     assert_eq!(places.recv().unwrap(), Place::There);
-    // Another name is enough.
+    // Another name is enough for the file to count as there.
     fs::hard_link(at("s"), at("moved")).unwrap();
     fs::remove_file(at("s")).unwrap();
     assert_eq!(places.recv().unwrap(), Place::Renamed);

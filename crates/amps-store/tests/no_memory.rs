@@ -1,5 +1,5 @@
-//! A process that gets no more memory ends at once, wherever in the store that is. What it had
-//! stored is there, and nothing else.
+//! A process that gets no more memory ends at once, wherever in the store that happens. What it
+//! had stored is there, and nothing else.
 
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
@@ -17,12 +17,12 @@ use cap::Cap;
 #[global_allocator]
 static HEAP: Cap<System> = Cap::new(System, usize::MAX);
 
-/// Set in a child process: where its store is, and how many bytes more it gets.
+/// Set in a child process: where its store is, and how many more bytes it gets.
 const CHILD: &str = "AMPS_MEMORY_CHILD";
 const MORE: &str = "AMPS_MEMORY_MORE";
 
 const STEPS: u64 = 1500;
-/// Children, each with another limit below what an unlimited one takes.
+/// How many children there are, each with another limit below what an unlimited one needs.
 const LIMITS: usize = 60;
 
 fn options() -> Options {
@@ -51,7 +51,7 @@ enum Step {
     Reject(u64),
 }
 
-/// What is done as the n-th step, after everything before it.
+/// The n-th step, given the state after all earlier ones.
 fn step(n: u64, state: &State) -> Step {
     let newest = state.next;
     match n % 12 {
@@ -96,7 +96,7 @@ impl State {
     }
 }
 
-/// Not a test of its own: what a process does that gets so much memory and no more.
+/// Not a test by itself: what a process does that gets this much memory and no more.
 #[test]
 #[ignore = "started by the tests that set its limits"]
 fn child_without_memory() {
@@ -113,7 +113,7 @@ fn child_without_memory() {
     let store = match Store::open(&path, options()) {
         Ok(store) => store,
         Err(OpenError::Io { .. }) => {
-            // The system's own calls tell a lack of memory as an error.
+            // System calls report a lack of memory as an error.
             println!("\ndid 0");
             return;
         }
@@ -190,7 +190,7 @@ fn a_process_without_memory_loses_nothing_and_invents_nothing() {
             let step = step(n, &state);
             state.apply(step);
         }
-        // The step it died in may have come to its end.
+        // The step in which it died may have been finished.
         let mut one_more = state.clone();
         one_more.apply(step(did, &state));
         let store = Store::open(&path, options()).expect("opens, whatever happened");

@@ -1,5 +1,5 @@
-//! Many publishers at once on a simulated disk, and power cuts at any moment of it: whatever
-//! anybody was told is durable is there, and nothing else than what was published.
+//! Many publishers at once on a simulated disk, with power cuts at any moment: everything that
+//! was called durable is there, and nothing that was not published.
 
 #![allow(clippy::expect_used, reason = "a test ends where it cannot go on")]
 
@@ -21,7 +21,7 @@ fn options() -> Options {
         .client_name("publishers")
 }
 
-/// A message that says who wrote it, and can be told to be whole.
+/// A message that says who wrote it, and by which one can tell that it is complete.
 fn payload(publisher: u64, count: u64) -> Vec<u8> {
     let mut rng = Rng::new(publisher << 32 | count);
     let filling = rng.below(400);
@@ -45,8 +45,8 @@ fn unsettled(store: &Store) -> Vec<(u64, Vec<u8>)> {
         .collect()
 }
 
-/// The messages of each publisher come in its order, each as it was published; and up to the
-/// last settled and from there to the last, none is missing.
+/// The messages of each publisher come in its order, each as it was published. None is missing up
+/// to the last settled one, and none from there to the last.
 fn check(found: &[(u64, Vec<u8>)]) {
     let mut last = [None; PUBLISHERS as usize];
     for pair in found.windows(2) {
@@ -112,7 +112,7 @@ fn a_sync_that_leaves_something_out_is_caught() {
     }
 }
 
-/// The bug is in what the one who syncs does.
+/// The bug is planted in what the syncing thread does.
 fn publish_and_cut(seed: u64, bug: Option<Bug>) {
     let mut rng = Rng::new(seed);
     let disk = SimDisk::new();
@@ -127,7 +127,7 @@ fn publish_and_cut(seed: u64, bug: Option<Bug>) {
             plant(bug);
             keep_house(&store, &stop);
         });
-        // However it ends, the others end too.
+        // However this thread ends, the others must end too.
         let judged = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             let mut before = Durable::default();
             for n in 0..CUTS {
@@ -153,8 +153,8 @@ fn publish_and_cut(seed: u64, bug: Option<Bug>) {
     });
 }
 
-/// A backup that is taken while publishers work is a legal state of some moments, or says that
-/// it is damaged; never anything that nobody published. They write between any two blocks of it.
+/// A copy taken while publishers work either shows a legal state or says that it is damaged; it
+/// never shows anything that nobody published. They write between any two blocks of the copy.
 #[test]
 fn a_copy_of_a_live_file_is_legal_or_says_that_it_is_damaged() {
     let dir = tempfile::tempdir().expect("a directory");
@@ -185,7 +185,7 @@ fn a_copy_of_a_live_file_is_legal_or_says_that_it_is_damaged() {
     live(1000, &mut rng);
     let (mut legal, mut damaged) = (0, 0);
     for n in 0..CUTS {
-        // From none to about a lap of the ring while a copy is made.
+        // Between none and about a lap of the ring is written during the copy.
         let most = 1 + n % 20;
         let file = std::fs::File::open(&path).expect("it is there");
         let (mut copied, mut block) = (Vec::new(), [0; 4096]);

@@ -1,5 +1,5 @@
-//! A repair makes a second store that sends under the same numbers: who may have the first one
-//! meanwhile, which it takes on at all, and what a look says of who has a store.
+//! A repair makes a second store that sends under the same numbers. Who may have the first one
+//! open meanwhile, which stores are repaired at all, and what a look says about who has a store.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
@@ -21,8 +21,9 @@ fn left_behind(dir: &Path) -> PathBuf {
     path
 }
 
-/// It was decided once, before the repair, by a list that does not show every lock; a publisher
-/// could begin in the middle of it, and sent what the copy sends again.
+/// Whether the store was in use was once decided before the repair, by a list that does not show
+/// every lock. A publisher could begin in the middle of the repair, and sent what the copy sends
+/// again.
 #[test]
 fn nobody_opens_a_store_while_it_is_repaired() {
     let dir = tempfile::tempdir().unwrap();
@@ -30,7 +31,7 @@ fn nobody_opens_a_store_while_it_is_repaired() {
     let said = Rc::new(RefCell::new(Vec::new()));
     let (path, heard) = (old.clone(), said.clone());
     watch_calls(Some(Box::new(move |call| {
-        // While the old one is read, and while the new one is written.
+        // While the old store is read, and while the new one is written.
         if matches!(call, Call::Read | Call::SyncData) {
             let refused = Store::open(&path, Options::new().capacity(64 << 10));
             let Err(OpenError::Locked { owner, .. }) = refused else {
@@ -45,7 +46,7 @@ fn nobody_opens_a_store_while_it_is_repaired() {
     let said = said.borrow();
     assert!(said.len() > 3, "{said:?}");
     assert!(said.iter().all(|s| s.contains("or a repair is reading it")));
-    // And it is free again, without waiting for anything.
+    // Afterwards it is free again, without waiting for anything.
     drop(Store::open(&old, Options::new()).unwrap());
 }
 
@@ -85,7 +86,7 @@ fn where_there_are_no_locks_a_repair_waits_to_be_told() {
     assert_eq!((report.saved, fail_calls(None)), (1, 1));
 }
 
-/// The copy was a twin of the store that the messages had gone to.
+/// The copy was once a twin of the store that the messages had gone to.
 #[test]
 fn an_evacuated_store_is_repaired_only_when_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -108,13 +109,14 @@ fn an_evacuated_store_is_repaired_only_when_told() {
     assert_eq!(copy.bounds().unsettled, 1);
 }
 
-/// It said "saved 0", and that all is well, of a file that had lost everything.
+/// Of a file that had lost everything a repair once said "saved 0", and that all is well.
 #[test]
 fn nothing_is_made_of_a_file_that_has_nothing_but_its_superblocks() {
     let dir = tempfile::tempdir().unwrap();
     let (old, new) = (left_behind(dir.path()), dir.path().join("new"));
     let file = OpenOptions::new().write(true).open(&old).unwrap();
-    // In the header of the first record, behind that of the segment, and behind the superblocks.
+    // In the header of the first record, right behind the segment header, and right behind the
+    // superblocks.
     for len in [12288 + 96, 12288 + 64, 12288] {
         file.set_len(len).unwrap();
         let refused = repair_to(&old, &new);
@@ -127,7 +129,7 @@ fn nothing_is_made_of_a_file_that_has_nothing_but_its_superblocks() {
     }
 }
 
-/// It was accepted, though 64 KiB is the least that is documented.
+/// A smaller capacity was once accepted, although 64 KiB is documented as the least.
 #[test]
 fn less_than_the_least_capacity_is_refused() {
     let dir = tempfile::tempdir().unwrap();
@@ -151,7 +153,7 @@ fn a_look_tells_who_has_a_store_and_says_so_where_it_cannot() {
     let dir = tempfile::tempdir().unwrap();
     let path = left_behind(dir.path());
     let state = || Inspection::open(&path).unwrap().info();
-    // Within a PID namespace, as of a container, locks of others are hidden.
+    // Within a PID namespace, like that of a container, the locks of others are hidden.
     let sees_all = std::fs::read_link("/proc/self/ns/pid")
         .is_ok_and(|name| name.to_str() == Some("pid:[4026531836]"));
     let died = state();
@@ -161,7 +163,7 @@ fn a_look_tells_who_has_a_store_and_says_so_where_it_cannot() {
         assert!(sees_all);
         assert_eq!(died.state(), StoreState::Crashed);
     }
-    // A repair is no owner.
+    // A repair is not an owner.
     let reading = std::fs::File::open(&path).unwrap();
     reading.try_lock_shared().unwrap();
     assert_ne!(state().state(), StoreState::Live);

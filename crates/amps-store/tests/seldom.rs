@@ -1,5 +1,5 @@
-//! What nobody looks at until it is wrong: what an open read, what is no store, a child that
-//! inherited one.
+//! What nobody notices until it is wrong: what an open has read, what is not a store, a store
+//! inherited by a child.
 #![allow(clippy::unwrap_used)]
 
 use amps_store::testkit::{SimDisk, step};
@@ -13,7 +13,7 @@ fn small() -> Options {
 fn an_open_says_how_much_of_the_log_it_read() {
     let disk = SimDisk::new();
     let store = disk.open(small()).unwrap();
-    // Over several segments, and closed: behind its end nothing is searched.
+    // Over several segments, and closed, so that nothing is searched behind its end.
     for _ in 0..60 {
         store.append(&Envelope::publish("t"), &[7; 1000]).unwrap();
         while step(&store).unwrap() {}
@@ -36,7 +36,7 @@ fn what_is_no_regular_file_is_no_store_and_is_not_written() {
     }
 }
 
-/// Its bytes may be another owner's by now.
+/// Its bytes may belong to another owner by now.
 #[test]
 fn a_closed_store_writes_no_superblock() {
     let disk = SimDisk::new();
@@ -55,8 +55,8 @@ fn a_closed_store_writes_no_superblock() {
     assert!(disk.bytes() == before);
 }
 
-/// A refusal that comes late takes room that nobody kept for it; where there is none, it is said,
-/// and nothing is written.
+/// A refusal that comes late takes room that was not reserved for it. If there is none, that is
+/// reported and nothing is written.
 #[test]
 fn a_late_refusal_without_room_changes_nothing() {
     let disk = SimDisk::new();
@@ -76,7 +76,7 @@ fn a_late_refusal_without_room_changes_nothing() {
     assert!(matches!(store.reject(9, "late", 1), Ok(Rejected::NoRoom)));
     assert_eq!(store.bounds(), bounds);
     assert!(store.rejections(0, 9).is_empty() && disk.bytes() == bytes);
-    // One that is in time has its room.
+    // A refusal in time finds its room.
     assert!(matches!(
         store.reject(10, "no", 1),
         Ok(Rejected::Logged { late: false, .. })

@@ -1,4 +1,4 @@
-//! What a store tells those who wait: nothing too much, and nothing too late.
+//! What a store signals to those who wait: no more than necessary, and never too late.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::ops::ControlFlow;
@@ -15,7 +15,7 @@ fn small() -> Options {
     Options::new().capacity(64 << 10).client_name("tester")
 }
 
-/// Keeps what it hears.
+/// Keeps what it is told.
 fn listener() -> (Observer, Arc<Mutex<Vec<Signal>>>) {
     let heard = Arc::new(Mutex::new(Vec::new()));
     let to = heard.clone();
@@ -26,8 +26,8 @@ fn listener() -> (Observer, Arc<Mutex<Vec<Signal>>>) {
     (observer, heard)
 }
 
-/// Found by a review: at level `Disk` a store in memory accepted messages and gave none to be
-/// sent, and at any level it called them safe from a power cut.
+/// Found by a review: at level `Disk` a store in memory once accepted messages and never let them
+/// be sent, and at any level it called them safe from a power cut.
 #[test]
 fn a_store_in_memory_calls_nothing_durable() {
     for level in [Level::Disk, Level::Interval(Duration::from_millis(1))] {
@@ -38,7 +38,8 @@ fn a_store_in_memory_calls_nothing_durable() {
     let (observer, heard) = listener();
     store.observe(observer);
     for n in 0..2000u64 {
-        // Long enough that segments are freed, which takes what counts as a sync inside.
+        // Long enough that segments are freed, which needs something that counts as a sync
+        // internally.
         store.append(&Envelope::publish("t"), &[7; 100]).unwrap();
         store.settle_through(n).unwrap();
     }
@@ -49,8 +50,8 @@ fn a_store_in_memory_calls_nothing_durable() {
     store.close(2000).unwrap();
 }
 
-/// Found by a review: a failed superblock write ends durability as a failed sync does, and
-/// nobody was told; whoever waited for it waited for ever.
+/// Found by a review: a failed superblock write ends durability like a failed sync, but once
+/// nobody was told, and whoever waited for durability waited for ever.
 #[test]
 fn a_failed_superblock_write_is_told_at_once() {
     let disk = SimDisk::new();
@@ -66,7 +67,7 @@ fn a_failed_superblock_write_is_told_at_once() {
     assert!(matches!(asked, Err(StoreError::SyncFailed(_))));
 }
 
-/// Found by a review: a settlement that had to free a segment synced, and kept that to itself.
+/// Found by a review: a settlement that had to free a segment once synced and told nobody.
 #[test]
 fn a_sync_inside_a_settlement_is_told_too() {
     let disk = SimDisk::new();
@@ -76,7 +77,7 @@ fn a_sync_inside_a_settlement_is_told_too() {
     store.observe(observer);
     let synced = disk.syncs();
     let mut refused = 0;
-    // Chores are done by nobody, so that in the end a settlement has to.
+    // Nobody does chores, so that in the end a settlement has to.
     while disk.syncs() == synced {
         match store.append(&Envelope::publish("t"), &[7; 100]) {
             Ok(_) => {}

@@ -1,6 +1,6 @@
-//! Files that claim more than they hold: what is a hole is not read, and no memory is kept for it.
-//! Bytes read are counted by the store, those of the heap by the allocator, for the whole process:
-//! one test at a time.
+//! Files that claim more than they hold: holes are not read, and no memory is used for them.
+//! Bytes read are counted by the store, bytes of the heap by the allocator, for the whole
+//! process; so one test runs at a time.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
@@ -23,8 +23,8 @@ const SEGMENT: u64 = 64 << 10;
 /// Where the first one begins.
 const SEGMENTS_AT: u64 = 12 << 10;
 const MESSAGES: u64 = 20;
-/// What a look at one of these files may read, several times over and by windows of 64 KiB, and
-/// what it may keep.
+/// What a look at one of these files may read, several times over and in windows of 64 KiB, and
+/// how much memory it may use.
 const FEW_BYTES: u64 = 24 << 20;
 const LITTLE_MEMORY: usize = 48 << 20;
 
@@ -32,7 +32,7 @@ fn alone() -> MutexGuard<'static, ()> {
     ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// Does something that reads and keeps little.
+/// Runs something that must read and keep little.
 fn frugally<T>(what: &str, act: impl FnOnce() -> T) -> T {
     let (read, before) = (bytes_read(), HEAP.allocated());
     HEAP.set_limit(before + LITTLE_MEMORY).unwrap();
@@ -66,7 +66,7 @@ fn edit(path: &Path) -> File {
         .unwrap()
 }
 
-/// Has both superblocks name that many segments, under a cap of as many.
+/// Makes both superblocks name this many segments, with a capacity of as many.
 fn name_segments(file: &File, segments: u64) {
     for at in [0, 4096] {
         let mut copy = [0; 4096];
@@ -84,7 +84,7 @@ fn is_sparse(file: &File) -> bool {
     metadata.blocks() * 512 < metadata.len()
 }
 
-/// `truncate -s 62G` behind two superblocks kept a look busy for minutes.
+/// `truncate -s 62G` behind two superblocks once kept a look busy for minutes.
 #[test]
 fn superblocks_before_62_gib_of_nothing_are_seen_at_once() {
     let _alone = alone();
@@ -117,7 +117,7 @@ fn superblocks_before_62_gib_of_nothing_are_seen_at_once() {
     }
 }
 
-/// Zeros of any length are a creation that did not come to its end, and were all read.
+/// Zeros of any length are an unfinished creation, and all of them were once read.
 #[test]
 fn a_hole_of_62_gib_is_no_store_at_once() {
     let _alone = alone();
@@ -127,7 +127,7 @@ fn a_hole_of_62_gib_is_no_store_at_once() {
     file.set_len(62 << 30).unwrap();
     let look = frugally("the look", || Inspection::open(&path).err());
     assert!(matches!(look, Some(OpenError::Missing { .. })));
-    // Data at the far end makes it something else, which nobody writes over.
+    // Data at the far end makes it something else, which nobody may overwrite.
     file.write_all_at(b"x", (62 << 30) - 1).unwrap();
     let look = frugally("the look", || Inspection::open(&path).err());
     assert!(matches!(look, Some(OpenError::NotAStore { .. })));
@@ -170,7 +170,8 @@ fn a_superblock_that_names_terabytes_costs_what_is_there() {
     assert!(!is_sparse(&file));
 }
 
-/// The holes lie between what is there: one finding, and no memory for what is in none.
+/// The holes lie between what is there: one finding, and no memory for segments that are in no
+/// file.
 #[test]
 fn data_at_the_far_end_of_a_hole_is_seen() {
     let _alone = alone();
@@ -198,7 +199,7 @@ fn data_at_the_far_end_of_a_hole_is_seen() {
     let repaired = frugally("the repair", || repair_to(&path, &to).unwrap());
     assert_eq!(repaired.saved, MESSAGES);
 
-    // So far away that an account of what lies between would take gigabytes.
+    // So far away that keeping account of what lies between would take gigabytes.
     let segments = (1 << 43) / SEGMENT - 1;
     name_segments(&file, segments);
     file.set_len(SEGMENTS_AT + segments * SEGMENT).unwrap();
@@ -210,8 +211,8 @@ fn data_at_the_far_end_of_a_hole_is_seen() {
     assert!(matches!(opened, Some(OpenError::Broken { .. })));
 }
 
-/// `cp --sparse=always` leaves out the zeros. A store into such a hole killed the publisher where
-/// the disk was full.
+/// `cp --sparse=always` leaves out the zeros. Storing into such a hole once killed the publisher
+/// if the disk was full.
 #[test]
 fn the_holes_of_a_copy_get_their_blocks_before_it_is_mapped() {
     let _alone = alone();
@@ -255,8 +256,9 @@ fn the_holes_of_a_copy_get_their_blocks_before_it_is_mapped() {
     store.append(&Envelope::publish("t"), b"more").unwrap();
 }
 
-/// A file without superblocks is searched for segment headers, and what looks like them may have been
-/// made to cost: as many as there are blocks, each with a key of its own and a record of a megabyte.
+/// A file without superblocks is searched for segment headers, and what looks like headers may be
+/// made expensive on purpose: as many as there are blocks, each with a key of its own and a
+/// record of a megabyte.
 #[test]
 fn a_search_for_segment_headers_costs_no_more_than_the_file() {
     let _alone = alone();
@@ -284,7 +286,7 @@ fn a_search_for_segment_headers_costs_no_more_than_the_file() {
     assert!(!dir.path().join("new").exists());
 }
 
-/// A terabyte of nothing behind a store without superblocks.
+/// A terabyte of holes behind a store without superblocks.
 #[test]
 fn a_store_without_superblocks_is_no_longer_than_what_it_holds() {
     let _alone = alone();

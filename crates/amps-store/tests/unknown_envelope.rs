@@ -1,5 +1,5 @@
-//! An intact message whose envelope this program does not know: each call has a clear answer, and
-//! its bytes stay until an operator decides.
+//! An intact message whose envelope this program does not know: each call gives a clear answer,
+//! and its bytes stay until an operator decides.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +17,7 @@ fn options() -> Options {
     Options::new().capacity(64 << 10).client_name("tester")
 }
 
-/// Gives these messages an operation that nobody knows.
+/// Gives these messages an operation that does not exist.
 fn make_unknown(bytes: &mut [u8], unknown: &[u64]) {
     let messages = intact_messages(bytes).into_iter();
     let concerned = messages.filter(|m| unknown.contains(&m.sequence));
@@ -66,7 +66,7 @@ fn every_call_answers_for_a_message_of_an_unknown_kind() {
         let error = message.envelope().unwrap_err().to_string();
         assert!(error.contains("version"), "{error}");
     }
-    // It cannot be published again by a program that cannot read it, and goes on waiting.
+    // A program that cannot read it cannot publish it again, so it goes on waiting.
     let requeued = store.requeue(4, 1);
     assert!(
         matches!(requeued, Err(AppendError::Envelope(_))),
@@ -92,7 +92,7 @@ fn a_look_shows_a_message_of_an_unknown_kind_and_does_not_call_it_damage() {
     store_with_unknown(&path);
     let seen = Inspection::open(&path).unwrap();
     let found = seen.verify().unwrap();
-    // An open takes it, so it is no damage; and it is told.
+    // An open takes it, so it is not damage; but it is reported.
     assert!(found.is_sound(), "{:?}", found.problems);
     let told = found.problems.iter();
     let told = told.filter(|p| p.severity == Severity::Notice && p.text.contains("envelope"));
@@ -113,7 +113,7 @@ fn a_look_shows_a_message_of_an_unknown_kind_and_does_not_call_it_damage() {
             (5, true, Unsettled)
         ]
     );
-    // An export cannot write it down, and counts it; an import makes nothing up.
+    // An export cannot write it, and counts it; an import does not invent it.
     let mut lines = Vec::new();
     let all = Filter::new().state(Unsettled).state(Rejected);
     let done = export(&seen, all, &mut lines).unwrap();
@@ -157,7 +157,7 @@ fn repair_and_evacuate_keep_the_bytes_of_a_message_of_an_unknown_kind() {
     assert_eq!(bytes(&evacuated), before);
 }
 
-/// A repair left such a message out without a word when it stood behind a hole.
+/// A repair once left such a message out without a word if it stood behind a hole.
 #[test]
 fn a_repair_saves_what_is_set_aside_whatever_its_envelope_says() {
     let disk = SimDisk::new();

@@ -1,4 +1,4 @@
-//! Stores of format version 1 become ones of version 2, and what a store says of itself for good.
+//! Stores of format version 1 are converted to version 2, and keep the identity that they get.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -42,7 +42,8 @@ fn only_an_open_that_writes_converts_a_store() {
     let store = Store::open_existing(&path, Options::new()).unwrap();
     assert_eq!(store.report().converted_from, Some(1));
     drop(store);
-    // Of a program that knows version 1 only, one copy would be enough to be refused.
+    // If only one copy were written, it would be enough for a program that knows only version 1
+    // to refuse.
     assert_eq!(versions(&std::fs::read(&path).unwrap()), [2, 2]);
     let store = Store::open_existing(&path, Options::new()).unwrap();
     assert_eq!(store.report().converted_from, None);
@@ -57,7 +58,7 @@ fn only_an_open_that_writes_converts_a_store() {
     assert_eq!(after.len(), before.len() + 1);
 }
 
-/// The power is cut before each call of the open that converts a store: the next one finds what
+/// The power is cut before each call of the open that converts a store: the next open finds what
 /// this one would have found.
 #[test]
 fn a_power_cut_in_a_conversion_costs_nothing() {
@@ -103,7 +104,8 @@ fn a_store_says_for_good_what_it_is() {
     store.rebase(5000).unwrap();
     store.close(500).unwrap();
     assert!(disk.bytes()[IDENTITY] == identity);
-    // Damaged, or not there since the creation did not come so far, it is written again.
+    // If it is damaged, or missing because the creation did not get that far, it is written
+    // again.
     for damage in [0xFF, 0] {
         disk.scribble(8192, |bytes| bytes[..4096].fill(damage));
         let store = disk.open(options.clone()).unwrap();

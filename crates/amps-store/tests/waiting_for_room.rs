@@ -1,5 +1,5 @@
 //! Whoever was turned away for want of room is told of the next change, whoever else finds room
-//! meanwhile, and is not told when nothing changed.
+//! meanwhile, and is not told if nothing changed.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::ops::ControlFlow;
@@ -15,7 +15,7 @@ fn options() -> Options {
     Options::new().capacity(256 << 10).client_name("waiting")
 }
 
-/// How often an observer heard of room from now on.
+/// Counts how often an observer is told of room from now on.
 fn rooms(store: &Store) -> Arc<AtomicUsize> {
     let heard = Arc::new(AtomicUsize::new(0));
     let count = heard.clone();
@@ -35,7 +35,8 @@ fn publish(store: &Store, bytes: usize) -> Result<u64, AppendError> {
     appended.map(|appended| appended.sequence)
 }
 
-/// Until only a settlement can make room for a large message, and a small one still fits.
+/// Fills the store until only a settlement can make room for a large message, while a small one
+/// still fits.
 fn fill(store: &Store, mut upkeep: impl FnMut()) {
     loop {
         match publish(store, BIG) {
@@ -51,8 +52,8 @@ fn fill(store: &Store, mut upkeep: impl FnMut()) {
     }
 }
 
-/// One flag said that somebody waits. Whoever found room cleared it, a small message while a
-/// large one waited, and the large one was never told again, with the store empty.
+/// There was once one flag for "somebody waits". Whoever found room cleared it: a small message
+/// while a large one waited, and the large one was never told again, even with the store empty.
 #[test]
 fn a_small_message_that_fits_takes_no_wake_up_from_a_large_one() {
     let store = Store::memory(options()).unwrap();
@@ -69,8 +70,8 @@ fn a_small_message_that_fits_takes_no_wake_up_from_a_large_one() {
     assert_eq!(take(&heard), 0, "nobody waits any more");
 }
 
-/// The same with the order turned round: of two that were told, one finds room after the other
-/// was turned away again.
+/// The same in the other order: two are told, and one finds room after the other was turned away
+/// again.
 #[test]
 fn the_success_of_one_takes_no_wake_up_from_another_that_tried_before() {
     let store = Store::memory(options()).unwrap();
@@ -79,7 +80,7 @@ fn the_success_of_one_takes_no_wake_up_from_another_that_tried_before() {
     let first = store.bounds().first_unsettled.unwrap();
     store.settle_through(first).unwrap();
     assert!(take(&heard) > 0);
-    // Both try: the larger one in vain, the other one with success.
+    // Both try: the larger one fails, the other one succeeds.
     assert!(publish(&store, 3 * BIG).is_err());
     publish(&store, BIG / 2).unwrap();
     store.settle_through(first + 4).unwrap();
@@ -87,7 +88,8 @@ fn the_success_of_one_takes_no_wake_up_from_another_that_tried_before() {
     publish(&store, 3 * BIG).unwrap();
 }
 
-/// A requeue is a publish: it may be turned away, must not take a wake-up, and makes room.
+/// A requeue is also a publish: it may be turned away, must not take a wake-up from others, and
+/// makes room.
 #[test]
 fn a_requeue_wakes_who_waits_and_not_itself() {
     let store = Store::memory(options()).unwrap();
@@ -100,12 +102,12 @@ fn a_requeue_wakes_who_waits_and_not_itself() {
     fill(&store, || ());
     assert!(publish(&store, 2 * BIG).is_err());
     take(&heard);
-    // Who waits until there is room tries again whenever it is told: told of its own failure,
-    // it went round for ever.
+    // Whoever waits for room tries again whenever it is told. Told of its own failure, it once
+    // tried for ever.
     let full = store.requeue(large, 2);
     assert!(full.is_err_and(|error| error.is_retryable()));
     assert_eq!(take(&heard), 0, "nothing changed");
-    // It takes what is left, and gives back what the refusal took.
+    // It takes what is left, and gives back the room of the refusal.
     let again = store.requeue(refused, 2).unwrap().unwrap().sequence;
     assert!(take(&heard) > 0, "the refusal is gone, and nobody is told");
     assert!(publish(&store, 2 * BIG).is_err());
@@ -117,12 +119,12 @@ fn a_requeue_wakes_who_waits_and_not_itself() {
     assert!(store.requeue(large, 2).unwrap().is_some());
 }
 
-/// With the helper's work to do, the room comes from the helper: everything is settled, and every
-/// segment in use.
+/// If the helper has work to do, the room comes from the helper: everything is settled, and every
+/// segment is in use.
 #[test]
 fn upkeep_goes_on_for_a_large_message_while_small_ones_find_room() {
     let disk = SimDisk::new();
-    // As few segments as there can be, and none more: a file that may grow does so when somebody waits.
+    // As few segments as possible, and no more: a file that may grow does so when somebody waits.
     let few = options().capacity((12 << 10) + 6 * (16 << 10));
     let store = disk
         .open(few.segment_size(16 << 10).preallocate(true))
@@ -151,7 +153,7 @@ fn upkeep_goes_on_for_a_large_message_while_small_ones_find_room() {
     assert!(turned_away > 5 && small > 5, "{turned_away} {small}");
 }
 
-/// Room that cannot come any more: who waits for it must learn that.
+/// If no room can come any more, whoever waits for it must learn that.
 #[test]
 fn the_end_of_a_store_is_told_to_who_waits_for_room() {
     let disk = SimDisk::new();
@@ -164,8 +166,9 @@ fn the_end_of_a_store_is_told_to_who_waits_for_room() {
     assert!(!publish(&store, BIG).unwrap_err().is_retryable());
 }
 
-/// A large segment grows in pieces. Told of each piece, of the failure and of the cut behind it,
-/// whoever waited asked for another growth each time, and disk and threads were busy for ever.
+/// A large segment grows in pieces. Those who waited were once told of each piece, of the failure
+/// and of the cut after it, and asked for growth again each time, so that disk and threads were
+/// busy for ever.
 #[test]
 fn a_growth_that_goes_on_failing_is_told_once() {
     const SEGMENT: u64 = 9 << 20;
@@ -190,7 +193,7 @@ fn a_growth_that_goes_on_failing_is_told_once() {
         told = take(&heard);
     }
     assert!(store.bounds().unsettled > 0);
-    // Space comes, and who tries again is told.
+    // When space comes, whoever tries again is told.
     disk.limit(None);
     assert!(publish(&store, 1 << 20).is_err());
     while step(&store).unwrap() {}

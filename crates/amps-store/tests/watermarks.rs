@@ -1,4 +1,4 @@
-//! A store that fills up says so once, and once more when it has room again.
+//! A store that fills up reports it once, and once more when it has room again.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 use std::ops::ControlFlow;
@@ -13,7 +13,7 @@ fn options() -> Options {
 
 type Told = Arc<Mutex<Vec<(bool, u64, u64)>>>;
 
-/// What an observer hears of watermarks from now on: high, live and limit.
+/// What an observer is told of watermarks from now on: high, live and limit.
 fn listen(store: &Store) -> Told {
     let told = Told::default();
     let heard = told.clone();
@@ -39,14 +39,14 @@ fn publish(store: &Store) {
     store.append(&Envelope::publish("t"), &[7; 200]).unwrap();
 }
 
-/// Publishes until so many percent of the limit are taken.
+/// Publishes until this many percent of the limit are taken.
 fn fill(store: &Store, percent: u64) {
     while store.bounds().live_bytes * 100 < store.bounds().limit_bytes * percent {
         publish(store);
     }
 }
 
-/// Settles from below until at most so many percent are taken.
+/// Settles from below until at most this many percent are taken.
 fn drain(store: &Store, percent: u64) {
     while store.bounds().live_bytes * 100 > store.bounds().limit_bytes * percent {
         let first = store.bounds().first_unsettled.unwrap();
@@ -198,7 +198,7 @@ fn crossings_of_many_threads_are_told_in_order() {
             scope.spawn(|| {
                 for _ in 0..5000 {
                     let full = store.append(&Envelope::publish("t"), &[7; 200]).is_err();
-                    // Nobody settles before the high one is crossed, so it is.
+                    // Nobody settles before the high one is crossed, so it will be.
                     let bounds = store.bounds();
                     if full || bounds.live_bytes * 100 > bounds.limit_bytes * 4 {
                         store.settle_through(bounds.last).unwrap();

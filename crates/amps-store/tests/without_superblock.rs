@@ -1,6 +1,6 @@
-//! A store of which both superblock copies are damaged: one flipped bit in each made every message
-//! unreachable, and the file was said to be no store. The key of its checksums and the size of its
-//! segments can be told from the segments' headers.
+//! A store whose superblock copies are both damaged. One flipped bit in each once made every
+//! message unreachable, and the file was said to be no store. The key of the checksums and the
+//! size of a segment follow from the segment headers.
 
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
@@ -19,7 +19,7 @@ const IDENTITY_AT: usize = 2 * BLOCK;
 const SEGMENTS_AT: usize = 3 * BLOCK;
 const SEGMENT: usize = 8192;
 
-/// A bit of each field of a superblock, of the zeros between them, and of the checksum.
+/// A bit in each field of a superblock, in the zeros between them, and in the checksum.
 const FIELDS: [usize; 26] = [
     0, 7, 8, 12, 16, 24, 32, 35, 36, 40, 41, 48, 56, 64, 72, 80, 88, 96, 104, 112, 114, 116, 371,
     883, 888, 4095,
@@ -30,7 +30,7 @@ fn live(path: &Path) -> Store {
     let options = Options::new()
         .capacity(12 * SEGMENT as u64)
         .segment_size(SEGMENT as u64)
-        // How far it would grow depends on how fast the helper is.
+        // Otherwise its length would depend on how fast the helper is.
         .preallocate(true);
     let store = Store::open(path, options.client_name("orders")).unwrap();
     store.raise_grant(10_000).unwrap();
@@ -66,21 +66,20 @@ impl Dir {
         self.0.path().join(name)
     }
 
-    /// Without what a store says of itself for good, which stores that began as ones of version 1 do
-    /// not have.
+    /// Without the identity, which stores that began with version 1 do not have.
     fn unclean(&self) -> Vec<u8> {
         let mut bytes = self.whole();
         bytes[IDENTITY_AT..][..BLOCK].fill(0);
         bytes
     }
 
-    /// With what it says for good.
+    /// With the identity.
     fn whole(&self) -> Vec<u8> {
         drop(live(&self.path("live")));
         fs::read(self.path("live")).unwrap()
     }
 
-    /// Repairs these bytes, and looks at what came of it.
+    /// Repairs these bytes, and looks at the result.
     fn repaired(&self, bytes: &[u8], options: &RepairOptions) -> Result<Saved, RepairError> {
         let (old, new) = (self.path("old"), self.path("new"));
         fs::write(&old, bytes).unwrap();
@@ -126,7 +125,7 @@ impl Saved {
         }
     }
 
-    /// Of all messages; what they say is in the message.
+    /// The sequences of all messages; their contents are in the messages.
     fn sequences(&self) -> Vec<u64> {
         self.messages.iter().map(|m| m.0).collect()
     }
@@ -145,7 +144,7 @@ impl Saved {
         // Nothing counts as sent, and no number that may have been used is given out.
         assert_eq!((self.inspection.grant, self.inspection.rebase), (0, None));
         let seen = self.messages.last().map_or(0, |m| m.0);
-        // A copy of a store of version 1 has one block more than that.
+        // The copy of a store of version 1 has one block more than that.
         let file_size = whole.inspection.file_size - BLOCK as u64;
         assert!(self.report.next > seen + file_size / 40);
         assert_eq!(self.inspection.next, self.report.next);
@@ -158,7 +157,7 @@ fn flip_both(bytes: &mut [u8], at: usize) {
     bytes[BLOCK + at] ^= 1;
 }
 
-/// Everybody who meets it calls it a damaged store, and changes nothing.
+/// Everything that meets it calls it a damaged store, and changes nothing.
 fn is_called_damaged(path: &Path) {
     let before = fs::read(path).unwrap();
     for recovery in [Recovery::Strict, Recovery::Salvage] {
@@ -202,7 +201,7 @@ fn a_flipped_bit_in_each_superblock_loses_no_message() {
         }
         assert!(!without.identity);
     }
-    // What a store says for good tells the name, whatever the copies show.
+    // The identity has the name, whatever the superblock copies show.
     let mut bytes = dir.whole();
     bytes[..2 * BLOCK].fill(0);
     let saved = dir.saved(&bytes);
@@ -231,7 +230,7 @@ fn what_stands_in_place_of_the_superblocks_makes_no_difference() {
             is_called_damaged(&dir.path("old"));
             let saved = dir.saved(&bytes);
             saved.holds_all_of(&whole);
-            // Nothing shows a name, so it is a new one; and it is told.
+            // Nothing shows a name, so a new one is made up, and that is reported.
             assert_eq!(saved.without().name_from, NameFrom::New);
             assert!(saved.without().client_name.starts_with("amps-"));
             let mine = RepairOptions::new()
@@ -250,7 +249,7 @@ fn what_stands_in_place_of_the_superblocks_makes_no_difference() {
     }
 }
 
-/// The copy is a store as any: it publishes, above all numbers of before, and opens again.
+/// The copy is a store like any other: it publishes above all earlier numbers, and opens again.
 #[test]
 fn the_copy_goes_on() {
     let dir = Dir::new();
@@ -262,14 +261,14 @@ fn the_copy_goes_on() {
     let store = Store::open(&new, Options::new().client_name("orders")).unwrap();
     assert_eq!(store.bounds().unsettled, before.unsettled);
     assert_eq!(store.numbers().found_grant, 0);
-    // The marks' floor, and not one that follows from what is left.
+    // The floor of the marks, and not one that merely follows from what is left.
     assert!(store.bounds().floor <= before.floor);
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
     let new_one = store.append_wait(&Envelope::publish("t"), b"new", deadline);
     let at = new_one.unwrap();
     assert_eq!(at.sequence, saved.report.next);
     assert!(at.sequence > before.last_sequence);
-    // As at a logon: what was saved goes out above what the server knows of that name.
+    // As at a logon: what was saved is sent above what the server knows of that name.
     let first = saved.messages[0].0;
     let rebase = store.rebase(before.grant).unwrap();
     assert_eq!(
@@ -308,8 +307,8 @@ fn golden_stores_are_saved_without_their_superblocks() {
     assert!(seen >= 20, "{seen}");
 }
 
-/// One header alone tells the key as well, where a record fits; and where a segment begins is seen
-/// of its first record.
+/// A single header tells the key as well, if a record fits it; where a segment begins then shows
+/// in its first record.
 #[test]
 fn a_single_segment_header_will_do() {
     let dir = Dir::new();
@@ -339,7 +338,8 @@ fn a_single_segment_header_will_do() {
     assert!(told > 2, "{told}");
 }
 
-/// Headers that tell different keys: what most of them tell is one store, and the rest is named.
+/// Headers that give different keys: the key that most of them give is one store's, and the
+/// others are reported.
 #[test]
 fn of_two_stores_in_one_file_one_is_saved_and_the_other_named() {
     let dir = Dir::new();
@@ -361,7 +361,7 @@ fn of_two_stores_in_one_file_one_is_saved_and_the_other_named() {
     }
 }
 
-/// Whether a store was evacuated only its superblock knows: it is saved, and that is said.
+/// Only the superblock knows whether a store was evacuated. The store is saved, and that is said.
 #[test]
 fn an_evacuated_store_may_be_one_that_nobody_knows_it_of() {
     let dir = Dir::new();
@@ -386,7 +386,7 @@ fn what_has_no_segment_header_is_no_store() {
         bytes[SEGMENTS_AT + segment * SEGMENT + 4] ^= 1;
     }
     let old = dir.path("old");
-    // Nor a text, nor one that holds what looks like one header.
+    // Neither is a text, nor one that contains something like a single header.
     let mut text = b"Dear reader,\n".repeat(2000);
     text[SEGMENTS_AT + 4..][..4].copy_from_slice(b"SEG1");
     text[SEGMENTS_AT + 24] = 1;
@@ -401,7 +401,7 @@ fn what_has_no_segment_header_is_no_store() {
         ));
         assert!(!dir.path("new").exists());
     }
-    // A newer program's is its own.
+    // A store of a newer program is left to that program.
     let mut newer = dir.unclean();
     (newer[8], newer[BLOCK + 8]) = (3, 3);
     resign(&mut newer);
@@ -455,14 +455,14 @@ fn damage_besides_is_told_as_ever() {
     );
 }
 
-/// Two names are none, and neither are two capacities.
+/// If the copies show two names, neither counts, and the same goes for capacities.
 #[test]
 fn what_the_copies_do_not_show_alike_counts_for_nothing() {
     let dir = Dir::new();
     let mut bytes = dir.unclean();
     flip_both(&mut bytes, 70);
     bytes[372] ^= 1;
-    // 65,536 segments more.
+    // 65,536 more segments.
     bytes[58] ^= 1;
     let saved = dir.saved(&bytes);
     assert_eq!(saved.without().name_from, NameFrom::New);
@@ -473,8 +473,8 @@ fn what_the_copies_do_not_show_alike_counts_for_nothing() {
     );
 }
 
-/// The first messages that were open are damaged, and the one behind them is settled: what is left would
-/// make all of them settled ones.
+/// The first messages that were unsettled are damaged, and the one behind them is settled: going
+/// only by what is left would settle all of them.
 #[test]
 fn no_floor_follows_from_what_is_left() {
     let dir = Dir::new();
@@ -501,12 +501,12 @@ fn no_floor_follows_from_what_is_left() {
             _ => None,
         })
         .collect();
-    // The one that a repair writes first.
+    // The floor in the mark that a repair writes first.
     assert!(floors[0] < first, "{floors:?}, {first}");
 }
 
-/// Records that stand where a segment could begin, in the middle of one: marks between others, and a
-/// message behind a damaged record. The size of a segment is not taken from them.
+/// Records at places where a segment could begin, in the middle of one: marks between others, and
+/// a message behind a damaged record. The size of a segment must not follow from them.
 #[test]
 fn a_record_behind_a_block_s_beginning_makes_no_segment() {
     const STRIDE: usize = 144;
@@ -535,7 +535,8 @@ fn a_record_behind_a_block_s_beginning_makes_no_segment() {
         let longer = STRIDE - (offset(second) - offset(first)) + 1;
         for number in 0..1000 {
             let at = append(longer);
-            // Now and then two messages in a row, so that a mark comes to stand there as well.
+            // Now and then two messages in a row, so that a mark comes to stand at such a place
+            // too.
             if with_marks && number % 90 != 0 {
                 store.settle_through(at.sequence.saturating_sub(5)).unwrap();
             }
@@ -545,7 +546,7 @@ fn a_record_behind_a_block_s_beginning_makes_no_segment() {
         let kind = if with_marks { 6 } else { 1 };
         let mut places = (1..4).map(|s| SEGMENTS_AT + s * SEGMENT + 9 * BLOCK + 64);
         let place = places.find(|place| bytes[place + 8] == kind).unwrap();
-        // Until a header is missing, nobody asks the records.
+        // Records are looked at only if a header is missing.
         bytes[SEGMENTS_AT + 5 * SEGMENT + 30] ^= 1;
         if !with_marks {
             bytes[place - 20] ^= 1;
@@ -558,12 +559,14 @@ fn a_record_behind_a_block_s_beginning_makes_no_segment() {
     }
 }
 
-/// Segments that were freed look like the beginning of the log, and what was written over some of them
-/// like a hole in it: behind that all was set aside, and messages came back that had been settled.
+/// Segments that were freed look like the beginning of the log, and what was written over some of
+/// them looks like a hole in it. Everything behind that was once set aside, and messages came
+/// back that had been settled.
 #[test]
 fn what_was_freed_is_no_part_of_a_log_without_superblocks() {
-    // With one that waits for long, its copies are synced, and the marks call what is before durable.
-    // With none nothing is synced, and what is missing is nothing that must be there.
+    // With a message that waits for long, its copies are synced, and the marks call what is
+    // before them durable. Without one nothing is synced, and nothing that is missing has to be
+    // there.
     for waits_long in [false, true] {
         let mut freed = 0;
         for count in (200..600).step_by(13) {
@@ -576,7 +579,8 @@ fn what_was_freed_is_no_part_of_a_log_without_superblocks() {
     }
 }
 
-/// Whether the file holds whole messages from before the start.
+/// Whether a repair of this file, which still holds intact messages from before the start, leaves
+/// them out.
 fn is_saved_without_what_was_freed(count: u64, waits_long: bool) -> bool {
     use amps_store::testkit::{SimDisk, intact_messages, step};
     let disk = SimDisk::new();

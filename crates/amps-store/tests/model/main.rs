@@ -1,6 +1,6 @@
-//! The real log on a simulated disk against a reference model, under generated actions:
-//! append, settle, refuse, accept, requeue, sync, chores, process crashes, power cuts, all of
-//! them also between the beginning and the end of a sync, failing syncs, a disk that fills, flipped bits.
+//! The real log on a simulated disk against a reference model, under generated actions: append,
+//! settle, refuse, accept, requeue, sync, chores, process crashes, power cuts (all of them also
+//! between the beginning and the end of a sync), failing syncs, a disk that fills, flipped bits.
 //!
 //! The model is a list of what was done, each with the ordinals it took. Whatever happens
 //! to the disk, what an open recovers must be the state after some prefix of that list,
@@ -32,7 +32,7 @@ use starts::{
 };
 use world::{Meanwhile, World};
 
-/// A run whose choices are these bytes: what a fuzzer drives.
+/// A run whose choices are these bytes, for fuzzers.
 pub fn play(tape: &[u8]) {
     drop(played(tape));
 }
@@ -50,7 +50,7 @@ fn world(seed: u64) -> World {
     World::new(seed, Rng::new(seed)).with_time()
 }
 
-/// Runs a seed, and gives what became of its world.
+/// Runs a seed, and returns its world.
 fn run(seed: u64) -> World {
     let mut world = world(seed);
     watched(&mut world, World::explore);
@@ -90,7 +90,7 @@ fn what_long_runs_found() {
     for seed in [
         1298, 4329, 3690, 8632, 39246, 48802, 62701, 72404, 2060, 35694, 49291,
     ] {
-        // They were found when a sync was one step.
+        // These were found when a sync was a single step.
         let mut world = World::new(seed, Rng::new(seed));
         watched(&mut world, World::explore);
     }
@@ -99,7 +99,7 @@ fn what_long_runs_found() {
     run(76523);
 }
 
-/// What many seeds must have met.
+/// Everything that many seeds together must have met.
 const MET: [&str; 18] = [
     "a clean close",
     "a crash behind a failed sync",
@@ -214,7 +214,7 @@ fn every_planted_bug_is_caught() {
     for bug in Bug::ALL
         .iter()
         .copied()
-        // Those of a real file are caught in `device.rs`.
+        // Those that need a real file are caught in `device.rs`.
         .filter(|b| ![Bug::AsyncSync, Bug::SparseFile].contains(b))
         .filter(|b| only.as_ref().is_none_or(|o| *o == format!("{b:?}")))
     {

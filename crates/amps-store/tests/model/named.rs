@@ -1,16 +1,16 @@
-//! Histories that chance takes long to meet.
+//! Histories that random runs take long to find.
 
 use amps_store::testkit::{Cut, Rng, SimDisk, step};
 use amps_store::{AppendError, Envelope, Options, PublishStore, Rejected, Store};
 
 use super::state::{State, observe};
 
-/// A ring as full as it gets of messages that are all refused (`docs/histories.md` H24).
+/// The ring is full of messages that are all refused (`docs/histories.md` H24).
 pub(crate) fn every_message_is_refused() {
     refuse_everything(None);
 }
 
-/// The same where the disk is full before the ring is: a refusal finds its room all the same.
+/// The same if the disk is full before the ring is: a refusal still finds its room.
 pub(crate) fn every_message_is_refused_on_a_full_disk() {
     for grown in 0..4 {
         refuse_everything(Some(grown * 8192));
@@ -54,8 +54,8 @@ fn refuse_everything(grows: Option<u64>) {
 }
 
 /// The power fails twice: first the tail of a settlement is lost, then the head of the epoch
-/// written over it. The epoch's bytes happen to be those of the lost tail, and the old head
-/// is there again: the settlement of the dead run must not be.
+/// written over it. The bytes of the epoch happen to be those of the lost tail, and the old head
+/// is back. The settlement of the dead run must not come back to life.
 pub(crate) fn a_torn_head_meets_a_tail_by_chance() {
     let mut met = false;
     for pad in (0..600).step_by(8) {

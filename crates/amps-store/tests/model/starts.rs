@@ -1,5 +1,5 @@
-//! Histories about the start of the log: what happens while it moves, and what a damaged file says
-//! of records at it.
+//! Histories about the start of the log: what happens while it moves, and what a damaged file
+//! says about records near it.
 
 use amps_store::testkit::{Cut, Fault, Rng, SimDisk, begin_step, end_step, is_under_way, step};
 use amps_store::{
@@ -36,8 +36,8 @@ fn start(disk: &SimDisk) -> u64 {
     number(copy + 896)
 }
 
-/// Messages come, and are settled one by one some time later, but for the first, which keeps marks
-/// from being written; chores are begun, and ended later.
+/// Messages come and are settled one by one some time later, except for the first, which keeps
+/// marks from being written. Chores are begun, and ended later.
 fn live(store: &Store, count: u64) {
     for n in 0..count {
         let last = publish_of(store, 1200);
@@ -51,12 +51,13 @@ fn live(store: &Store, count: u64) {
     }
 }
 
-/// Messages that are open at a time: they take half the ring, so that a segment is often freed as soon as
-/// the last of its messages is settled.
+/// How many messages are open at a time: they take half the ring, so that a segment is often
+/// freed as soon as the last of its messages is settled.
 const LAG: u64 = 15;
 
-/// A late refusal of a message that stands before a start which is just being written: it brings
-/// its message along, also if the write fails, and may have reached the disk all the same.
+/// A late refusal of a message that stands before a start which is just being written. The
+/// refusal must bring its message along, even if the write fails, since it may have reached the
+/// disk all the same.
 pub(crate) fn a_late_refusal_meets_a_start_that_is_written() {
     let (mut met, mut held) = (0, 0);
     let cases = [0, 2, 4].map(|nth| [(false, nth), (true, nth)]);
@@ -127,7 +128,7 @@ fn moved() -> (SimDisk, u64, u64) {
     (disk, before, durable)
 }
 
-/// What was durable when the start moved is damaged, and no mark is left that says it was: the
+/// What was durable when the start moved is damaged, and no mark is left that says so; but the
 /// superblock does.
 pub(crate) fn what_the_superblock_calls_durable_is_missed() {
     let (disk, _, durable) = moved();
@@ -148,15 +149,15 @@ pub(crate) fn what_the_superblock_calls_durable_is_missed() {
         matches!(opened, Err(OpenError::Damaged { .. })),
         "{opened:?}"
     );
-    // Salvaged, it is over.
+    // After a salvage it is over.
     let salvage = options().recovery(Recovery::Salvage);
     drop(disk.open(salvage).expect("salvages"));
     drop(disk.open(options()).expect("damage so named is over"));
 }
 
-/// The first record of the log is unreadable, and what stands behind it is intact: damage if it was
-/// durable, and else the end of the log, with the rest set aside. An open that dies before it has
-/// told so leaves that to the next.
+/// The first record of the log is unreadable, and what stands behind it is intact. That is damage
+/// if it was durable; otherwise the log ends there, with the rest set aside. An open that dies
+/// before it has reported this must leave it to the next.
 pub(crate) fn the_first_record_of_the_log_is_missed_until_it_is_told() {
     for synced in [false, true] {
         let disk = SimDisk::new();
