@@ -1,5 +1,5 @@
-//! What an ack is about, and what one with odd fields is worth: nothing is settled, refused or
-//! called durable on an ack that does not say so of a publish of ours.
+//! What an ack is about, and what one with odd fields means: nothing is settled, refused or
+//! called durable by an ack that does not say so about a publish of ours.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -26,15 +26,16 @@ fn told(events: &mut Events) -> Vec<Event> {
     std::iter::from_fn(|| events.try_next()).collect()
 }
 
-/// Everything the peer sent before was taken in when this returns: acks keep their order.
+/// When this returns, everything that the peer sent before has been handled: acks keep their
+/// order.
 async fn settles_one(peer: &mut Peer, receipt: Receipt, figure: u64) {
     peer.ok(figure).await;
     assert_eq!(receipt.await, Outcome::Persisted { via: Via::Ack });
 }
 
-/// A command's answer came after its time was over; the number in it is another publisher's,
-/// under which the server files what has none. It settled publishes up to that number, and
-/// refused one.
+/// The answer to a command came after its time was up. The number in it is another publisher's,
+/// to whom the server assigns whatever has no number. It once settled publishes up to that
+/// number, and refused one.
 #[tokio::test(start_paused = true)]
 async fn the_answer_to_another_command_is_about_no_publish() {
     for publish_ids in [false, true] {
@@ -75,7 +76,7 @@ async fn the_answer_to_another_command_is_about_no_publish() {
         let own = [&logon, &start, &asked, &subscribe, &unsubscribe];
         let mut ids: Vec<String> = own.map(|frame| frame.id.clone().unwrap()).to_vec();
         ids.extend(["c0", "c99999", "c99999999999999999999"].map(String::from));
-        // What differs from an id by its spelling is not that id.
+        // Something that differs from an id in its spelling is not that id.
         ids.push(asked.id.clone().unwrap().replace('c', "c0"));
         for id in &ids {
             for kind in ["persisted", "processed", "completed"] {
@@ -93,8 +94,8 @@ async fn the_answer_to_another_command_is_about_no_publish() {
     }
 }
 
-/// No publish carries such an id, so none of them is acked under it. A refusal may be of one of
-/// them all the same, and nobody says of which.
+/// No publish carries such an id, so none is acked by it. A refusal with it may still be of one
+/// of them, but nothing says of which.
 #[tokio::test(start_paused = true)]
 async fn an_id_that_nobody_gave_out_names_no_publish() {
     for publish_ids in [false, true] {
@@ -136,14 +137,14 @@ async fn an_id_that_nobody_gave_out_names_no_publish() {
             told(&mut events).iter().filter(|e| numbered(e)).count(),
             refusals
         );
-        // An empty id is none.
+        // An empty id counts as none.
         peer.frame(r#"{"c":"ack","a":"persisted","status":"failure","cid":"","s":3}"#)
             .await;
         assert!(matches!(receipts.remove(1).await, Outcome::Rejected { .. }));
     }
 }
 
-/// The figure of somebody else's logon settled what this client had sent.
+/// The figure in somebody else's logon answer once settled what this client had sent.
 #[tokio::test(start_paused = true)]
 async fn a_logon_ack_for_another_name_is_not_believed() {
     let (builder, mut listener) = pair();
@@ -176,7 +177,7 @@ async fn a_logon_ack_for_another_name_is_not_believed() {
     }
     assert_eq!(why.as_deref(), Some("pub-10"));
     assert_eq!(client.health().unsettled, 5);
-    // A server that does not say whom it means, means us.
+    // A server that names nobody means us.
     let (mut peer, logon) = Peer::accept(&mut listener).await;
     let id = logon.id.unwrap();
     peer.frame(&format!(
@@ -276,7 +277,7 @@ async fn only_the_logons_own_ack_is_its_answer() {
     }
     peer.accept_logon(&logon, 0).await;
     assert_eq!(peer.publishes_to(3).await.len(), 3, "all of them again");
-    // A second answer on a link that is logged on is none.
+    // On a link that is logged on, a second answer does not count.
     peer.frame(&format!(
         r#"{{"c":"ack","a":"processed","status":"success","cid":"{id}","s":2}}"#
     ))
@@ -287,8 +288,8 @@ async fn only_the_logons_own_ack_is_its_answer() {
     }
 }
 
-/// A reason of escapes, 300 KiB of text and 1.8 MiB of header, ended the link; the next logon's
-/// figure covered the refused message, and the refusal was gone.
+/// A reason made of escapes, with 300 KiB of text and 1.8 MiB of header, once ended the link. The
+/// figure of the next logon covered the refused message, and the refusal was lost.
 #[tokio::test(start_paused = true)]
 async fn a_refusal_with_odd_fields_is_a_refusal() {
     let escaped = "\\u00e9".repeat(300 << 10);
@@ -320,7 +321,7 @@ async fn a_refusal_with_odd_fields_is_a_refusal() {
             other => panic!("{other:?}"),
         }
     }
-    // A field that nobody knows, a list in it, a number that is none elsewhere.
+    // A field that nobody knows, with a list in it, and something that is not a number elsewhere.
     let last = reasons.len() + 1;
     peer.frame(&format!(
         r#"{{"why":[{{"}}":1}}],"c":"ack","a":"persisted","matches":-1,"status":"failure","s":{last},"reason":"no"}}"#
@@ -337,7 +338,7 @@ async fn a_refusal_with_odd_fields_is_a_refusal() {
     );
 }
 
-/// A server that wrote numbers in a way of its own was left and found again for ever.
+/// A server that wrote numbers in its own way was once left and connected to again for ever.
 #[tokio::test(start_paused = true)]
 async fn a_number_that_cannot_be_read_costs_what_it_said_and_no_more() {
     let odd = [
@@ -348,7 +349,7 @@ async fn a_number_that_cannot_be_read_costs_what_it_said_and_no_more() {
     let mut receipts = published(&client, 5).await;
     let mut events = client.events();
     let (mut peer, logon) = Peer::accept(&mut listener).await;
-    // Whatever the figure was: nothing is settled on it, and everything is sent.
+    // Whatever the figure was meant to be, nothing is settled by it, and everything is sent.
     let id = logon.id.unwrap();
     peer.frame(&format!(
         r#"{{"c":"ack","a":"processed","status":"success","cid":"{id}","s":4.0}}"#
@@ -407,7 +408,7 @@ async fn a_figure_with_no_numbers_above_it_is_not_the_stores_failure() {
     }
 }
 
-/// Acks that were read count, whatever ends the link behind them.
+/// Acks that were read count, whatever ends the link after them.
 #[tokio::test(start_paused = true)]
 async fn an_ack_read_before_nonsense_is_an_ack() {
     let text = br#"{"c":"ack","a":"persisted","status":"success","s":5}"#;
@@ -427,7 +428,7 @@ async fn an_ack_read_before_nonsense_is_an_ack() {
     }
 }
 
-/// A server that reads nothing before it is rid of its acks must not be waited for.
+/// A server that reads nothing until it has sent all of its acks must not be waited for.
 #[tokio::test(start_paused = true)]
 async fn acks_are_read_while_the_server_reads_nothing() {
     let (builder, mut listener) = pair();
@@ -435,7 +436,7 @@ async fn acks_are_read_while_the_server_reads_nothing() {
     let mut receipts = published(&client, 1).await;
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(1).await;
-    // More than the link takes, so that some of it waits from now on.
+    // More than the link takes, so that some of it waits from here on.
     for _ in 0..200 {
         client.publish("t", vec![b'x'; 8000]).await.unwrap();
     }
@@ -466,7 +467,7 @@ async fn publish_ids_are_sequences_whatever_goes_out_on_the_wire() {
     peer.frame(r#"{"c":"ack","a":"persisted","status":"failure","cid":"2","reason":"no"}"#)
         .await;
     assert!(matches!(receipts.remove(1).await, Outcome::Rejected { .. }));
-    // A number of the numbering that the rebase ended.
+    // A number of the numbering that ended with the rebase.
     peer.frame(r#"{"c":"ack","a":"persisted","status":"success","cid":"1","s":400}"#)
         .await;
     peer.frame(r#"{"c":"ack","a":"persisted","status":"success","cid":"4"}"#)
@@ -476,7 +477,7 @@ async fn publish_ids_are_sequences_whatever_goes_out_on_the_wire() {
         Outcome::Persisted { via: Via::Ack }
     );
     assert_eq!(client.health().unsettled, 2, "an id names one message");
-    // Number and id of different messages: a refusal of nobody in particular.
+    // Number and id belong to different messages, so it is not known what was refused.
     peer.frame(&format!(
         r#"{{"c":"ack","a":"persisted","status":"failure","cid":"1","s":{},"reason":"no"}}"#,
         wires[2]
@@ -523,7 +524,7 @@ async fn a_refusal_by_id_of_what_was_not_sent_is_not_believed() {
     let health = client.health();
     assert_eq!((health.unsettled, health.rejections), (4, 0));
     assert_eq!(health.counts.unattributed, 3);
-    // A number 0 is none, and contradicts no id.
+    // A number 0 counts as none, and so does not contradict the id.
     peer.frame(r#"{"c":"ack","a":"persisted","status":"failure","cid":"2","s":0}"#)
         .await;
     assert!(matches!(receipts.remove(0).await, Outcome::Rejected { .. }));
@@ -533,7 +534,7 @@ fn file_options() -> Options {
     options().client_name(NAME)
 }
 
-/// A close that told the store of one number less made the last message look foreign.
+/// A close that told the store of one number less once made the last message look foreign.
 #[tokio::test(start_paused = true)]
 async fn after_a_clean_close_the_servers_figure_is_our_own() {
     for beyond in [0, 1] {
@@ -563,7 +564,7 @@ async fn after_a_clean_close_the_servers_figure_is_our_own() {
             client.publish_flush(LONG).await.unwrap();
             assert_eq!(client.health().counts.persisted_at_logon, 10);
         } else {
-            // Nobody sent that one.
+            // Nobody sent this one.
             assert_eq!(peer.next().await.unwrap().body, b"0");
             assert_eq!(client.health().unsettled, 10);
         }
@@ -585,7 +586,7 @@ async fn skipped_numbers_are_no_gap() {
     peer.publishes_to(10).await;
     peer.ok(10).await;
     client.publish_flush(LONG).await.unwrap();
-    // As after kill -9: what the file held then.
+    // As after kill -9: the contents of the file at that moment.
     std::fs::copy(path(1), path(2)).unwrap();
     let store = Store::open(path(2), file_options()).unwrap();
     let (builder, _listener) = pair();
@@ -602,7 +603,7 @@ async fn skipped_numbers_are_no_gap() {
     assert!(!told(&mut events).iter().any(gap));
 }
 
-/// Whether a refusal was the last word is told whatever the last attempt ended with.
+/// Whether a logon was refused must be told, whatever the outcome of the last attempt.
 #[tokio::test(start_paused = true)]
 async fn a_refused_logon_is_remembered_until_one_is_accepted() {
     let (builder, mut listener) = pair();
@@ -618,7 +619,7 @@ async fn a_refused_logon_is_remembered_until_one_is_accepted() {
         assert!(peer.next().await.is_none());
     };
     refuse(&mut listener).await;
-    // A server that is in trouble of another kind.
+    // A server that has a different problem.
     drop(Peer::accept(&mut listener).await);
     let (mut peer, logon) = Peer::accept(&mut listener).await;
     let (_, reason) = client.health().logon_refused.unwrap();

@@ -1,4 +1,4 @@
-//! What a store found when it was opened is told, however late one listens.
+//! What a store found when it was opened is reported, however late one begins to listen.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -17,7 +17,7 @@ fn publish(store: &impl PublishStore, byte: u8) -> u64 {
     appended.unwrap().sequence
 }
 
-/// Where the payload of such a message starts on the disk.
+/// Where the payload of this message starts on the disk.
 fn place(disk: &SimDisk, byte: u8) -> u64 {
     let bytes = disk.bytes();
     let found = bytes
@@ -42,7 +42,7 @@ async fn what_a_power_cut_left_behind_a_hole_is_told_and_a_refusal_in_it_by_name
     }
     store.reject(1, "no", 7).unwrap();
     drop(store);
-    // Nothing was synced, and the pages of the second message never arrived.
+    // Nothing was synced, and the pages of the second message never reached the disk.
     let (lost, back) = (place(&disk, 2), place(&disk, 3) - 200);
     disk.cut_sectors(|at| at < lost - 200 || at + 512 > back);
     let store = disk.open(options()).unwrap();

@@ -64,8 +64,9 @@ async fn it_may_be_used_and_dropped_inside_a_runtime() {
     assert_eq!(waiting.outcome(), Outcome::Unknown);
 }
 
-/// What was known when the client went was asked of a thread that went with it: a receipt of an
-/// acked message said `Unknown`, and one of a durable message that its store is closed.
+/// What was known when the client ended was once asked of a thread that ended with it: the
+/// receipt of an acked message said `Unknown`, and that of a durable one said that its store is
+/// closed.
 #[test]
 fn receipts_events_and_subscriptions_remember_when_the_client_is_gone() {
     let dir = tempfile::tempdir().unwrap();
@@ -96,7 +97,7 @@ fn receipts_events_and_subscriptions_remember_when_the_client_is_gone() {
         receipts.push(client.publish("t", format!("{n}")).unwrap());
     }
     receipts[3].durable().unwrap();
-    // Behind the acks: they were read together.
+    // After the acks, since they were read together.
     while client.failed().list().is_empty() {
         std::thread::yield_now();
     }
@@ -116,7 +117,7 @@ fn receipts_events_and_subscriptions_remember_when_the_client_is_gone() {
     assert!(matches!(&outcomes[2], Outcome::Rejected { .. }));
     assert_eq!(outcomes[3], Outcome::Unknown, "nothing came for it");
     assert_eq!(settled.outcome(), Outcome::Unknown);
-    // Read to their ends, with what came before.
+    // Read to their end, with everything that came before it.
     let read: Vec<_> = subscription.collect();
     assert_eq!(read[0].as_ref().unwrap().data.as_ref(), b"delivered");
     assert!(matches!(read[1..], [Err(SubscriptionEnd::Closed)]));
@@ -127,8 +128,8 @@ fn receipts_events_and_subscriptions_remember_when_the_client_is_gone() {
     assert!(events.into_iter().any(|event| shut_down(&event)));
 }
 
-/// Inside a task, whose share of its worker may be used up: a wait that is not the runtime's own
-/// would get no answer for ever.
+/// Inside a task that may have used up its budget: a wait that does not belong to the runtime
+/// would never get an answer.
 #[tokio::test]
 async fn a_blocking_wait_in_a_task_without_a_share_left_ends() {
     let (builder, listener) = pair();
@@ -136,7 +137,7 @@ async fn a_blocking_wait_in_a_task_without_a_share_left_ends() {
     let store = Store::open(dir.path().join("store"), options()).unwrap();
     let client = builder.store(store).open_blocking().unwrap();
     let mut events = client.events();
-    // Not before: there is no other event than those of the logon.
+    // Not earlier, since there must be no other events than those of the logon.
     serve(listener);
     while tokio::task::coop::has_budget_remaining() {
         let mut spend = std::pin::pin!(tokio::task::coop::consume_budget());
@@ -163,8 +164,8 @@ fn dropped_it_closes_its_store() {
     assert_eq!(amps_store::PublishStore::bounds(&store).unsettled, 1);
 }
 
-/// Serves links on a thread of its own: refuses what says so, says nothing to what is large,
-/// acks everything else.
+/// Serves links on a thread of its own: refuses what asks to be refused, does not answer large
+/// messages, and acks everything else.
 fn refuse(mut listener: amps_client::connector::MemoryListener) {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread()
@@ -189,10 +190,10 @@ fn refuse(mut listener: amps_client::connector::MemoryListener) {
     });
 }
 
-/// A client in reach of its own handlers.
+/// A client that its own handlers can reach.
 type Slot = Arc<Mutex<Option<Arc<BlockingClient>>>>;
 
-/// What handlers call, and what came of it.
+/// What handlers call, and its result.
 type Call = fn(&BlockingClient) -> String;
 
 fn made(slot: &Slot, call: Call, told: &Sender<String>) {
@@ -206,7 +207,7 @@ fn made(slot: &Slot, call: Call, told: &Sender<String>) {
     told.send(call(&client)).unwrap();
 }
 
-/// Each way a handler can be called, doing this inside.
+/// Runs this inside every kind of handler.
 fn in_handlers(call: Call) -> Vec<(&'static str, String)> {
     let in_async = |builder: Builder, slot: Slot, told: Sender<String>| {
         builder.on_failed_write(move |_: FailedWrite| {
@@ -289,8 +290,8 @@ fn a_publish_in_a_handler_never_waits_for_room() {
                     Err(error) => {
                         assert!(error.is_retryable(), "{error}");
                         match client.send_deadline(error.message.as_ref().clone(), LONG) {
-                            // The file may have grown between the two calls, once or twice; a
-                            // call that waits meets room each time.
+                            // The file may have grown between the two calls, once or twice; then
+                            // a call that waits finds room each time.
                             Ok(receipt) if came < 100 => {
                                 came += 1;
                                 sent.push(receipt);
@@ -368,7 +369,7 @@ fn every_call_of_the_async_client_is_there() {
         matches!(event, Event::State { state: now, .. } if *now == state)
     };
     while !logged_on(&events.next_within(LONG).unwrap()) {}
-    // Whatever else there is to tell: it ends, and with it the wait.
+    // Whatever else is reported, the stream ends, and so does the wait.
     while events.try_next().is_some() {}
     while events.next_within(Duration::ZERO).is_some() {}
     assert_eq!(events.dropped(), 0);

@@ -1,4 +1,4 @@
-//! Every future of the client, dropped at an await point: what was asked for is done or not
+//! Every future of the client is dropped at an await point: what was asked for is done or not
 //! done as its documentation says, and nothing is lost.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
@@ -115,11 +115,11 @@ async fn a_subscription_that_nobody_waits_for_is_given_up() {
             (end.verb.as_str(), end.sub_id),
             ("Unsubscribe", place.sub_id)
         );
-        // While it waits for the answer, the second time.
+        // The second time while it waits for the answer.
         cancelled(client.subscribe(Subscribe::topic("t"))).await;
     }
     drop(peer);
-    // Nothing of it is placed again but what was asked for last.
+    // Only what was asked for last is placed again.
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     let place = peer.next().await.unwrap();
     assert_eq!(place.verb, "Subscribe");

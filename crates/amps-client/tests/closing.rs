@@ -47,7 +47,7 @@ async fn a_close_that_is_cancelled_at_once_goes_on_closing() {
     let store = Store::open(&path, options()).unwrap();
     let client = builder.store(store).open().await.unwrap();
     client.publish("t", "1").await.unwrap();
-    // Never polled a second time, and the client lives on.
+    // Never polled a second time, while the client lives on.
     drop(started(Box::pin(client.close(Duration::ZERO))).await);
     let mut events = client.events();
     loop {
@@ -65,7 +65,7 @@ async fn a_close_that_is_cancelled_at_once_goes_on_closing() {
 
 #[tokio::test(start_paused = true)]
 async fn a_handler_may_close_what_is_being_closed() {
-    // The handler closes before the driver waits for it, and while it does.
+    // The handler closes before the driver waits for it, and then while it does.
     for late in [false, true] {
         let (builder, mut listener) = pair();
         let slot: Arc<Mutex<Option<Client>>> = Arc::default();
@@ -136,7 +136,7 @@ async fn what_is_published_up_to_the_last_moment_is_in_the_report() {
     let store = memory();
     let racing = store.clone();
     let store = Quirks {
-        // Behind the last look at the store, before its close.
+        // After the last look at the store, before its close.
         close: Some(Box::new(move || {
             let envelope = amps_store::Envelope::publish("t");
             racing.append(&envelope, b"late").unwrap();
@@ -154,7 +154,7 @@ async fn a_flush_covers_what_was_stored_when_it_was_called() {
     let client = builder.store(memory()).open().await.unwrap();
     client.publish("t", "1").await.unwrap();
     let flush = started(Box::pin(client.publish_flush(HOUR))).await;
-    // Stored before the driver had a turn to look.
+    // Stored before the driver could look.
     client.publish("t", "2").await.unwrap();
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(2).await;

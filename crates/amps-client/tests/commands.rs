@@ -118,7 +118,7 @@ async fn a_command_that_may_be_repeated_outlives_its_link_and_others_do_not() {
     peer.processed(&frame).await;
     command.await.unwrap().unwrap();
 
-    // Nobody answers any more: its time is over at some point, and so is the client's.
+    // Nobody answers any more: at some point its time is up, and so is the client's.
     drop(peer);
     let begun = Instant::now();
     let brief = retried.clone().timeout(Duration::from_secs(5));
@@ -192,7 +192,7 @@ async fn deliveries_and_records_that_no_subscription_takes_reach_the_last_chance
         .await;
     peer.frame(r#"{"c":"oof","sub_id":"theirs","t":"t"}gone"#)
         .await;
-    // Three records in one frame are told once.
+    // Three records in one frame are reported once.
     let record = r#"{"l":1}x"#;
     let records = format!(
         r#"{{"c":"sow","query_id":"s77","t":"t"}}{}"#,

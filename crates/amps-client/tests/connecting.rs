@@ -47,7 +47,7 @@ async fn link_lost(events: &mut Events) -> (LinkEnd, Option<Duration>) {
 
 #[tokio::test(start_paused = true)]
 async fn attempts_into_a_black_hole_come_further_and_further_apart() {
-    // The time limit of an attempt is as long as a link must live to count as good.
+    // The time limit of an attempt is as long as a link must live to count as healthy.
     let client = into_the_black_hole(Backoff::default().seed(7))
         .open()
         .await
@@ -137,7 +137,7 @@ async fn the_time_without_a_logon_may_be_limited_with_all_it_is_spent_on() {
         let error = client.wait_logged_on(LONG).await.unwrap_err();
         assert!(matches!(error, LogonError::GaveUp { .. }), "{error}");
         let took = begun.elapsed();
-        // An attempt that has begun is finished.
+        // An attempt that has begun is finished first.
         assert!(limit <= took && took.as_secs() <= 70, "{took:?}");
         let why = client.health().gave_up.unwrap();
         assert!(why.contains("logon"), "{why}");
@@ -151,7 +151,7 @@ async fn the_time_without_a_logon_may_be_limited_with_all_it_is_spent_on() {
     let hole = into_the_black_hole(FixedDelay(LONG));
     let client = hole.give_up_after(limit).open().await.unwrap();
     gave_up(&client, begun).await;
-    // It starts anew with every logon, however long that lasted.
+    // The time starts anew with every logon, however short that was.
     let (builder, mut listener) = pair();
     let client = builder.give_up_after(limit).open().await.unwrap();
     for _ in 0..3 {
@@ -166,7 +166,7 @@ async fn the_time_without_a_logon_may_be_limited_with_all_it_is_spent_on() {
     gave_up(&client, Instant::now()).await;
 }
 
-/// Names its server so many times.
+/// Names its server this many times.
 struct Names(Server, u32);
 
 impl ServerChooser for Names {
@@ -244,7 +244,7 @@ async fn options_that_cannot_be_meant_are_refused() {
     assert!(refused(builder).await.contains("chooser"));
 }
 
-/// Opens nothing, and says so beforehand.
+/// Cannot connect, and says so in advance.
 #[derive(Debug)]
 struct Closed;
 
@@ -298,10 +298,10 @@ async fn a_refusal_told_before_is_not_the_outcome_of_the_attempt_that_runs() {
         peer.ack(&ack).await;
     });
     assert!(matches!(refused, Err(LogonError::Refused { .. })));
-    // While nothing is under way it is the latest word.
+    // While no attempt is under way, the refusal is the latest news.
     let again = client.wait_logged_on(LONG).await;
     assert!(matches!(again, Err(LogonError::Refused { .. })));
-    // The next attempt has reached the server, which thinks about it.
+    // The next attempt has reached the server, which has not answered yet.
     let (mut peer, logon) = Peer::accept(&mut listener).await;
     let waiting = started(Box::pin(client.wait_logged_on(LONG))).await;
     peer.accept_logon(&logon, 0).await;

@@ -1,5 +1,5 @@
-//! A flush returns when everything it covers is settled and every refusal among it has been in
-//! the hands of the application.
+//! A flush returns when everything that it covers is settled and the application has seen every
+//! refusal among it.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -16,8 +16,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 /// Longer than anything real, and over at once while the clock is paused.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A program that flushes and returns, as the guide has it: the refusals that came last were
-/// lost with the handlers that had not begun, up to all of them.
+/// A program flushes and returns, as the guide recommends. The refusals that came last, up to all
+/// of them, were once lost with the handlers that had not begun.
 #[tokio::test]
 async fn every_refusal_has_been_in_its_handler_when_a_flush_returns() {
     for takes in [true, false] {
@@ -66,7 +66,7 @@ async fn every_refusal_has_been_in_its_handler_when_a_flush_returns() {
             }
         );
         assert!(!report.all_persisted());
-        // The next one is about what came since.
+        // The next flush is about what came since.
         client.publish("t", "8").await.unwrap();
         peer.publishes_to(8).await;
         peer.ok(8).await;
@@ -77,7 +77,7 @@ async fn every_refusal_has_been_in_its_handler_when_a_flush_returns() {
     }
 }
 
-/// Whoever publishes and then flushes is told of everything, however soon the answers came.
+/// Whoever publishes and then flushes is told of everything, however early the answers came.
 #[tokio::test]
 async fn what_was_answered_before_the_flush_is_in_its_report_once() {
     let (builder, mut listener) = pair();
@@ -101,7 +101,7 @@ async fn what_was_answered_before_the_flush_is_in_its_report_once() {
     assert!(client.publish_flush(LONG).await.unwrap().all_persisted());
 }
 
-/// A server's figure is no ack: such a message may have been refused.
+/// A server's figure is not an ack: such a message may have been refused.
 #[tokio::test]
 async fn what_a_logon_covers_is_not_all_persisted() {
     let dir = tempfile::tempdir().unwrap();
@@ -119,7 +119,7 @@ async fn what_a_logon_covers_is_not_all_persisted() {
     assert!(!report.all_persisted());
 }
 
-/// Bounded by the timeout alone: a handler that never returns.
+/// Only the timeout bounds it: here a handler never returns.
 #[tokio::test(start_paused = true)]
 async fn a_handler_that_never_returns_is_in_the_error() {
     let (builder, mut listener) = pair();
@@ -156,7 +156,7 @@ async fn a_handler_that_never_returns_is_in_the_error() {
         ),
         "{flushed:?}"
     );
-    // Neither of them told what it had counted. One that nobody waits for does not either.
+    // Neither of them reported what it had counted, and neither does one that nobody waits for.
     drop(started(Box::pin(client.publish_flush(HOUR))).await);
     for refused in 1..4 {
         client.failed().accept(refused).unwrap();
@@ -168,8 +168,8 @@ async fn a_handler_that_never_returns_is_in_the_error() {
     assert!(report.clean && begun.elapsed() >= HOUR);
 }
 
-/// In a handler a flush does not wait for handlers; a task that the handler spawned is no
-/// handler, and the one that waits for it is what it waits for.
+/// Inside a handler a flush does not wait for handlers. A task that the handler spawned is not a
+/// handler, so its flush waits for the handler, which in turn waits for that task.
 #[tokio::test(start_paused = true)]
 async fn a_flush_inside_a_handler_waits_for_none_and_one_in_a_task_of_it_does() {
     let (builder, mut listener) = pair();
@@ -248,13 +248,13 @@ async fn refusals_of_an_earlier_run_are_waited_for() {
         "{flushed:?}"
     );
     let flush = started(Box::pin(client.publish_flush(HOUR))).await;
-    // One is taken over by somebody else meanwhile; that ends the wait as well.
+    // One is accepted by somebody else meanwhile; that ends the wait as well.
     gate.add_permits(1);
     client.failed().accept(3).unwrap();
     assert_eq!(flush.await.unwrap().waiting, 0);
 }
 
-/// A flush that failed, or was not waited for, told nothing: the next one does.
+/// A flush that failed, or was not waited for, reported nothing: the next one does.
 #[tokio::test(start_paused = true)]
 async fn what_a_flush_could_not_tell_the_next_one_does() {
     let (builder, mut listener) = pair();
@@ -307,7 +307,7 @@ async fn what_a_flush_could_not_tell_the_next_one_does() {
     assert!(!report.all_persisted());
 }
 
-/// When nobody calls handlers any more, what waits is known to wait.
+/// When nobody calls handlers any more, refusals that wait are known to wait.
 #[tokio::test]
 async fn a_flush_that_waits_for_a_handler_ends_with_the_client() {
     let (builder, mut listener) = pair();

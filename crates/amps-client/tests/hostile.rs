@@ -1,6 +1,6 @@
-//! A server that means harm, or is broken beyond sense, and a live client: what it sends is
-//! answered by a typed end of the link at most, costs bounded memory, settles nothing that was
-//! not sent, and the next server is served as if nothing had been.
+//! A hostile or completely broken server, and a live client. What such a server sends at most
+//! ends the link with a typed error, costs bounded memory, and settles nothing that was not sent;
+//! and the next server is served as if nothing had happened.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -124,7 +124,7 @@ async fn a_frame_that_drips_for_ever_holds_nobody_up() {
     let heartbeat = Duration::from_secs(5);
     let (client, mut events) = open(builder.store(memory()).heartbeat(heartbeat)).await;
     client.publish("t", "1").await.unwrap();
-    // Inside the answer to the logon, then inside a frame behind it.
+    // Inside the answer to the logon, then inside a frame after it.
     let (mut peer, _) = Peer::accept(&mut listener).await;
     let drip = |mut peer: Peer| async move {
         peer.raw(&[0, 0, 0xFF, 0xFF, b'{']).await;
@@ -158,7 +158,7 @@ async fn a_flood_takes_no_memory_and_settles_nothing() {
     let (builder, mut listener) = pair();
     let builder = builder
         .store(memory())
-        // As slow as a handler can be.
+        // As slow as a handler may be.
         .on_last_chance(|_| std::thread::yield_now());
     let (client, mut events) = open(builder).await;
     for n in 0..COUNT {
@@ -181,7 +181,7 @@ async fn a_flood_takes_no_memory_and_settles_nothing() {
     ];
     bounded(16 << 20, async {
         for text in &floods {
-            // A few MB of it, in pieces that do not fit its frames.
+            // A few MB of it, in pieces that do not match its frames.
             let chunk = frame(text).repeat(1 + 100_000 / text.len());
             for _ in 0..20 {
                 peer.raw(&chunk).await;
@@ -189,7 +189,7 @@ async fn a_flood_takes_no_memory_and_settles_nothing() {
         }
     })
     .await;
-    // The link still stands.
+    // The link is still there.
     let last = client.publish("t", "last").await.unwrap();
     peer.publishes_to(COUNT + 1).await;
     assert_eq!(client.health().unsettled, COUNT + 1);
@@ -203,7 +203,7 @@ async fn a_flood_takes_no_memory_and_settles_nothing() {
     assert!(read <= 1024 && events.dropped() > 0, "{read}");
 }
 
-/// Numbers that follow from a seed.
+/// Numbers determined by a seed.
 struct Dice(u64);
 
 impl Dice {
@@ -219,7 +219,8 @@ impl Dice {
     }
 }
 
-/// An ack for anything but what was sent: numbers far off, ids of nobody, words of no sense.
+/// An ack for something that was not sent: distant numbers, ids that nobody gave out, words
+/// without meaning.
 fn lie(dice: &mut Dice) -> Vec<u8> {
     let mut text = String::from(r#"{"c":"ack""#);
     let kind = dice.pick(&[
@@ -294,7 +295,7 @@ async fn acks_for_anything_settle_nothing() {
     assert!(ends > 10, "some were beyond what a link survives: {ends}");
     assert_eq!(client.health().unsettled, COUNT);
     assert_eq!(client.health().rejections, 0);
-    // Who goes on with an honest server finds everything there, in order, once.
+    // An honest server then gets everything, in order and once.
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     let mut sent = Vec::new();
     while sent.len() < COUNT as usize {
@@ -312,7 +313,7 @@ async fn acks_for_anything_settle_nothing() {
     for receipt in receipts {
         assert_eq!(receipt.await, Outcome::Persisted { via: Via::Ack });
     }
-    // An answer that is none may have ended it; it did not hang.
+    // A nonsensical answer may have ended it, but it did not hang.
     drop(subscribing.await.unwrap());
 }
 

@@ -1,5 +1,5 @@
-//! What a server sends cannot make the client's memory grow without bound: a live client,
-//! under an allocator that counts.
+//! What a server sends cannot make the client's memory grow without bound: a live client, under
+//! an allocator that counts.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,7 +43,7 @@ async fn a_subscription_named_many_times_gets_the_message_once() {
     let _alone = ALONE.lock().await;
     let (client, mut peer, mut subscription) = subscribed(Subscribe::topic("t")).await;
     let name = format!("s{}", subscription.id());
-    // Mentions of a subscription that is not there cost nothing either.
+    // Naming a subscription that does not exist costs nothing either.
     let ids = format!("{name},s9999,").repeat(50_000);
     let many = frame(
         &format!(r#"{{"c":"p","t":"t","sids":"{ids}"}}"#),
@@ -194,7 +194,7 @@ async fn commands_wait_while_the_server_reads_nothing() {
         let request = Request::new("no_ack").acks([]);
         request.correlation_id(n.to_string()).body(vec![0; 10_000])
     };
-    // Before, all of them were taken: 100 MB.
+    // Before, all of them were accepted: 100 MB.
     let taken = bounded(8 << 20, async {
         for n in 0..10_000 {
             match client.command(command(n)).await {
@@ -212,7 +212,7 @@ async fn commands_wait_while_the_server_reads_nothing() {
     client.publish("t", "x").await.unwrap();
     let flushed = client.publish_flush(Duration::from_secs(1)).await;
     assert!(matches!(flushed, Err(FlushError::Timeout { .. })));
-    // What was taken goes out, what timed out does not, and the link goes on.
+    // What was accepted is sent, what timed out is not, and the link goes on.
     for n in 0..taken {
         let frame = peer.next().await.unwrap();
         assert_eq!((frame.verb.as_str(), frame.body.len()), ("no_ack", 10_000));
@@ -248,7 +248,7 @@ async fn a_command_that_nobody_waits_for_leaves_its_place_to_another() {
         peer.processed(&frame).await;
     });
     answer.unwrap();
-    // Those that are waited for keep theirs.
+    // Those that somebody waits for keep their place.
     let waiting = MAX_WAITING + 1;
     let mut refused = 0;
     let waiting: Vec<_> = (0..waiting)

@@ -21,13 +21,13 @@ const GAUGES: Duration = Duration::from_secs(2);
 
 #[derive(Default)]
 struct Everything {
-    /// By name, with ` kind=…` behind it if there is such a label: the values of histograms one
+    /// By name, followed by ` kind=…` if there is such a label; for histograms the values one
     /// after the other.
     values: BTreeMap<String, Vec<f64>>,
     described: BTreeMap<String, (Option<Unit>, String)>,
 }
 
-/// Keeps what it is told under the names it is told it for.
+/// Keeps what it is told, under the given name.
 #[derive(Clone, Default)]
 struct Kept(Arc<Mutex<Everything>>);
 
@@ -111,7 +111,7 @@ impl Kept {
         values[0]
     }
 
-    /// The series that there are, and their names.
+    /// The series that exist, and their names.
     fn series(&self) -> (Vec<String>, BTreeSet<String>) {
         let all = self.0.lock().unwrap();
         let series: Vec<_> = all.values.keys().cloned().collect();
@@ -120,7 +120,7 @@ impl Kept {
         (series, names)
     }
 
-    /// Runs `story` where what is counted is kept.
+    /// Runs `story` while everything counted is kept.
     fn during<T>(&self, story: impl Future<Output = T>) -> T {
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -158,7 +158,7 @@ impl Recorder for Kept {
     }
 }
 
-/// Every name of the page, in its table or its alerts.
+/// Every name on the page, in its table or in its alerts.
 fn page() -> (BTreeSet<String>, BTreeSet<String>) {
     let page = include_str!("../../../docs/metrics.md");
     let mut all = BTreeSet::new();
@@ -176,7 +176,7 @@ fn page() -> (BTreeSet<String>, BTreeSet<String>) {
     (listed, all)
 }
 
-/// An alert on a series that comes with its first event misses that event.
+/// An alert on a series that appears with its first event misses that event.
 #[test]
 fn every_series_is_there_from_the_start_described_and_on_its_page() {
     let kept = Kept::default();
@@ -204,7 +204,7 @@ fn every_series_is_there_from_the_start_described_and_on_its_page() {
         assert_eq!(listed, names, "docs/metrics.md lists what there is");
         assert_eq!(mentioned, names, "and its alerts are about nothing else");
 
-        // Everything happens once; no series is new.
+        // Everything happens once, and no new series appears.
         let receipt = client.publish("t", "1").await.unwrap();
         let mut peer = Peer::logged_on(&mut listener, 0).await;
         peer.publishes_to(1).await;
@@ -286,7 +286,7 @@ async fn a_day(kept: &Kept) {
     for n in 0..10 {
         receipts.push(client.publish("t", n.to_string()).await.unwrap());
     }
-    // A backlog shows while there is no link.
+    // A backlog is counted while there is no link.
     tokio::time::sleep(GAUGES).await;
     assert_eq!((kept.of("unsettled"), kept.of("in_flight")), (10.0, 0.0));
     assert_eq!(
@@ -294,7 +294,7 @@ async fn a_day(kept: &Kept) {
         (10.0, 0.0)
     );
     assert!(kept.of("oldest_unsettled_seconds") > 0.0);
-    // Sent once, and lost with the link; four of them got there.
+    // Sent once, and lost with the link; four of them arrived.
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     peer.publishes_to(10).await;
     drop(peer);
@@ -332,7 +332,7 @@ async fn a_day(kept: &Kept) {
     ] {
         assert_eq!(kept.of(name), count, "{name}");
     }
-    // Those of a batch that acks settled, not those that a logon or a refusal did.
+    // The messages of a batch that acks settled, not those settled by a logon or a refusal.
     let ages = kept.all_of("publish_to_ack_seconds");
     assert!((1..=5).contains(&ages.len()), "{ages:?}");
     assert!(

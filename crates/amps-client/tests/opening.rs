@@ -1,5 +1,5 @@
-//! What earlier runs left is told once the application has the client, on any runtime, and is
-//! not lost for who looks at the events first thing.
+//! What earlier runs left is reported once the application has the client, on any runtime, and is
+//! not lost on whoever asks for the events at once.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -22,7 +22,7 @@ fn with_refusals(count: u64) -> Store {
     store
 }
 
-/// A client that tells which refusals it is told of, by either handler. Nobody listens.
+/// A client that says which refusals it is told of, by either handler. No server listens.
 fn telling(handler: bool, store: Store) -> (Builder, UnboundedReceiver<u64>) {
     let (told, heard) = mpsc::unbounded_channel();
     let builder = builder(MemoryConnector::new()).store(store);
@@ -49,14 +49,15 @@ fn refused(events: &mut Events) -> Vec<u64> {
     .collect()
 }
 
-/// On several threads the handlers ran while `open` was still at work.
+/// On several threads the handlers once ran while `open` was still at work.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn no_handler_is_called_before_open_has_returned() {
     for handler in [true, false] {
         let (builder, mut heard) = telling(handler, with_refusals(1));
         let mut opening = builder.open();
         let client = (&mut opening).await.unwrap();
-        // The call has not let go of the client: nothing is told, however long that takes.
+        // The call has not handed over the client, so nothing is reported, however long that
+        // takes.
         let early = tokio::time::timeout(Duration::from_millis(200), heard.recv()).await;
         assert!(early.is_err(), "told before the call was over");
         drop(opening);
@@ -66,7 +67,7 @@ async fn no_handler_is_called_before_open_has_returned() {
     }
 }
 
-/// Who keeps the future that is done is not kept waiting.
+/// Keeping the completed future must not keep anybody waiting.
 #[tokio::test(start_paused = true)]
 async fn the_first_call_that_waits_for_handlers_lets_them_begin() {
     for call in 0..4 {
@@ -83,7 +84,7 @@ async fn the_first_call_that_waits_for_handlers_lets_them_begin() {
                 _ => {
                     let report = client.close(LONG).await;
                     assert_eq!((report.clean, report.handlers), (true, 0));
-                    // Without a handler there is nobody whom a close would wait for.
+                    // Without a handler there is nobody for whom a close would wait.
                     if !handler {
                         continue;
                     }
@@ -95,7 +96,7 @@ async fn the_first_call_that_waits_for_handlers_lets_them_begin() {
     }
 }
 
-/// The store's lock goes with the client, whoever keeps the future that is done.
+/// The store's lock is released with the client, even if the completed future is kept.
 #[tokio::test]
 async fn a_future_that_is_done_keeps_no_store_open() {
     let dir = tempfile::tempdir().unwrap();
@@ -109,7 +110,7 @@ async fn a_future_that_is_done_keeps_no_store_open() {
     drop(opening);
 }
 
-/// They were told to nobody when the client was faster than who asks it for its events.
+/// They were once told to nobody, if the client was faster than whoever asked for its events.
 #[test]
 fn the_first_stream_of_events_has_what_was_told_before_it() {
     const REFUSALS: u64 = 100;
@@ -154,7 +155,7 @@ fn the_first_stream_of_events_has_what_was_told_before_it() {
     assert_eq!(refused.count() as u64, REFUSALS);
 }
 
-/// More of them than a stream keeps: the latest, and the others are counted.
+/// If there are more than a stream keeps: the latest ones, and the others are counted.
 #[tokio::test]
 async fn what_the_first_stream_has_of_the_past_is_bounded() {
     const REFUSALS: u64 = 3000;

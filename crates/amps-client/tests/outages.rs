@@ -1,4 +1,4 @@
-//! What is said of outages: little, however long they take.
+//! What is reported about outages: little, however long they take.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -20,7 +20,7 @@ use tracing::{Level, Metadata, Subscriber};
 
 const MINUTE: Duration = Duration::from_secs(60);
 
-/// Writes down what is said at `info` and above, and counts the rest.
+/// Records what is logged at `info` and above, and counts the rest.
 #[derive(Clone, Default)]
 struct Said(Arc<Mutex<(Vec<String>, usize)>>);
 
@@ -78,7 +78,7 @@ impl Said {
     }
 }
 
-/// Holds `words` and nothing that only a programmer reads.
+/// Checks that it contains `words`, and nothing that only a programmer can read.
 #[track_caller]
 fn says(line: &str, words: &[&str]) {
     for word in words {
@@ -168,7 +168,7 @@ async fn what_an_earlier_run_left_is_told_with_its_age() {
     assert!(age >= 3600, "{line}");
 }
 
-/// A server that takes every logon and hangs up: pairs of lines for each would be a flood.
+/// A server that accepts every logon and hangs up: a pair of lines for each would be a flood.
 #[tokio::test(start_paused = true)]
 async fn links_that_are_lost_at_once_do_not_flood_the_log() {
     let (said, _listening) = Said::listen();

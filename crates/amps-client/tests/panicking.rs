@@ -1,5 +1,5 @@
-//! Code of the application's that panics inside the client's task: an attempt fails, and the
-//! client goes on.
+//! The application's own code panics inside the client's task: an attempt fails, and the client
+//! goes on.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -43,13 +43,15 @@ impl Once {
     }
 }
 
-/// The words of the attempt that failed by a panic. Then everything is as if nothing had been.
+/// Returns the message of the attempt that failed by a panic. Afterwards everything goes on as if
+/// nothing had happened.
 async fn goes_on(client: Client, mut events: Events, mut listener: MemoryListener) -> String {
     let receipt = client.publish("t", "1").await.unwrap();
     let serving = async {
         loop {
-            // Attempts that end before their logon is answered are none: an authenticator is asked
-            // when the connection is open, and its panic closes it without a word.
+            // Attempts that end before their logon is sent do not count: an authenticator is
+            // asked when the connection is open, and if it panics the connection is closed
+            // without a word.
             let mut peer = Peer::connected(&mut listener).await;
             let Some(logon) = peer.next().await else {
                 continue;
@@ -103,7 +105,7 @@ fn client() -> Builder {
         .store(memory())
 }
 
-/// The second reaches a server that says nothing.
+/// The second attempt reaches a server that says nothing.
 #[derive(Debug)]
 struct Panics(MemoryConnector, MemoryConnector, Arc<Once>);
 
@@ -292,7 +294,7 @@ async fn a_panic_of_a_server_chooser_is_a_failed_attempt() {
         }
         let words = goes_on(client, events, listener).await;
         assert!(once.is_over(), "{what}");
-        // What fails already needs no reason more.
+        // What fails anyway needs no further reason.
         let expected = format!("the server chooser panicked: a defect in {what}");
         assert!(what == "failed" || words == expected, "{what}: {words}");
     }
@@ -323,7 +325,7 @@ async fn a_panic_of_a_delay_strategy_is_a_delay() {
             .connector(Arc::new(connector));
         let client = client.open().await.unwrap();
         let events = client.events();
-        // A link that lived for long is a good one.
+        // A link that lived long counts as healthy.
         let peer = Peer::logged_on(&mut listener, 0).await;
         tokio::time::sleep(Duration::from_secs(60)).await;
         drop(peer);

@@ -18,13 +18,13 @@ fn assert_discreet(shown: &str) {
     let bytes = SECRET.len();
     let expected = format!("{bytes} bytes: \"at most thirty-two bytes of this...\"");
     assert!(shown.contains(&expected), "{shown}");
-    // As text or as numbers.
+    // Neither as text nor as numbers.
     assert!(!shown.contains("nothing"), "{shown}");
     assert!(!shown.contains("110, 111, 116"), "{shown}");
 }
 
-/// `main() -> Result<_, Box<dyn Error>>` prints the error's debug output when it fails: that was
-/// the whole payload.
+/// `main() -> Result<_, Box<dyn Error>>` prints the error's debug output when it fails; that once
+/// contained the whole payload.
 #[tokio::test]
 async fn an_error_that_hands_a_message_back_does_not_print_it() {
     let (builder, _listener) = pair();

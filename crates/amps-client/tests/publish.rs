@@ -181,7 +181,7 @@ async fn h19_numbers_rise_on_every_link_while_eight_threads_publish() {
     assert_eq!(client.health().unsettled, 0);
 }
 
-/// A topic that was not `'static` had to be copied by who had it.
+/// A topic that was not `'static` once had to be copied by the caller.
 #[tokio::test]
 async fn a_topic_may_come_from_a_configuration() {
     let configured: Vec<String> = vec!["orders".to_owned()];
@@ -208,7 +208,7 @@ async fn a_topic_may_come_from_a_configuration() {
     }
 }
 
-/// What was set as `expiration` was read as `lifetime`, and everything else so.
+/// What was set as `expiration` was once read as `lifetime`, and other fields likewise.
 #[test]
 fn a_message_is_read_as_it_is_set_and_as_a_store_gives_it_back() {
     let message = Message::publish("t", "body")
@@ -242,7 +242,7 @@ async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
     let waiting = Box::pin(client.publish("orders", vec![1; 1000]));
     drop(started(waiting).await);
     assert_eq!(store.bounds().last, count);
-    // A deadline that is over: it looks for room once.
+    // A deadline that has passed: it looks for room once.
     let late = client
         .send_deadline(Message::publish("orders", vec![2; 1000]), Duration::ZERO)
         .await;
@@ -256,7 +256,7 @@ async fn h32_a_publish_cancelled_while_waiting_stored_nothing() {
         "{last}"
     );
     assert_eq!(error.message.payload()[0], 2);
-    // Room wakes a waiting publish, and a dropped receipt does not stop its message.
+    // Room wakes a publish that waits, and dropping its receipt does not stop the message.
     let last = client.clone();
     let waiting = Box::pin(async move { last.publish("orders", vec![3; 1000]).await });
     let waiting = tokio::spawn(started(waiting).await);
@@ -511,7 +511,7 @@ async fn h31_a_message_that_breaks_every_link_is_told_and_can_be_given_up() {
         }
     };
     assert!(delay >= Some(longest / 2), "{delay:?}");
-    // What waits behind it is seen, and goes on growing.
+    // What waits behind it can be seen, and goes on growing.
     client.publish("orders", "more").await.unwrap();
     let health = client.health();
     assert_eq!((health.unsettled, health.first_unsettled), (3, Some(1)));

@@ -1,4 +1,4 @@
-//! What the server refuses, against a scripted one: who gets it back, when, and what may be done
+//! What the server refuses, against a scripted one: who gets it back, when, and what can be done
 //! with it.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
@@ -291,8 +291,8 @@ async fn a_handler_that_fails_or_panics_leaves_the_refusal_waiting() {
     assert_eq!(calls.load(Ordering::SeqCst), 4);
 }
 
-/// A client at level Disk whose server refused its first message, and what was done in
-/// which order until the handler was called or the store failed.
+/// A client at level Disk whose server refused its first message. Returns what was done, in
+/// order, until the handler was called or the store failed.
 async fn refused_at_disk(fails: bool) -> Vec<String> {
     let dir = tempfile::tempdir().unwrap();
     let store = Store::open(dir.path().join("store"), options().level(Level::Disk)).unwrap();
@@ -322,7 +322,7 @@ async fn refused_at_disk(fails: bool) -> Vec<String> {
     let mut events = client.events();
     client.publish("orders", "1").await.unwrap();
     let mut peer = Peer::logged_on(&mut listener, 0).await;
-    // Sent at all only when it is durable.
+    // It is sent only once it is durable.
     peer.publishes_to(1).await;
     assert!(client.store().unwrap().durable().sequence >= 1);
     peer.refuse(1, "no").await;
@@ -403,7 +403,7 @@ async fn refusals_can_be_accepted_and_requeued_by_hand() {
     assert_eq!(waiting, [3]);
 }
 
-/// A requeue tried once, and called a store full that was about to free a segment.
+/// A requeue once tried only once, and called a store full that was about to free a segment.
 #[tokio::test]
 async fn every_refusal_of_a_half_full_store_is_requeued() {
     let disk = SimDisk::new();
@@ -476,7 +476,7 @@ async fn close_lets_the_handler_see_the_refusals_that_came_last() {
     assert!(client.failed().list().is_empty());
 }
 
-/// A handler would have been shown no message, and its `Ok` would have let the bytes go.
+/// The handler would have been shown no message, and its `Ok` would have removed the bytes.
 #[tokio::test(start_paused = true)]
 async fn a_refused_message_that_cannot_be_read_waits_for_an_operator_and_no_handler_has_it() {
     let disk = SimDisk::new();
@@ -514,7 +514,7 @@ async fn a_refused_message_that_cannot_be_read_waits_for_an_operator_and_no_hand
     assert_eq!(peer.publishes_to(3).await.len(), 2);
     peer.refuse(3, "not entitled").await;
     peer.ok(1).await;
-    // In order of sequence: that of 2 was passed over before.
+    // In order of sequence: the refusal of 2 was passed over before.
     assert_eq!(reports.recv().await.unwrap().sequence, 3);
     let left = client.publish_flush(LONG).await.unwrap();
     assert_eq!((left.rejected, left.left), (2, 0));

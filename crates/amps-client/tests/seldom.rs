@@ -1,5 +1,5 @@
-//! What happens seldom, and matters then: a rebase allowed by an operator, a disk that fails under
-//! a client, refusals that must outlive a power cut before anybody acts on them.
+//! What happens seldom, and matters then: a rebase that an operator allows, a disk that fails
+//! under a client, refusals that must survive a power cut before anybody acts on them.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -19,7 +19,7 @@ use common::{LONG, Peer, builder, memory, options, pair};
 use tokio::io::BufStream;
 use tokio::sync::mpsc;
 
-/// The first event that this says something about.
+/// The first event for which this returns something.
 async fn told<T>(events: &mut Events, wanted: impl Fn(&Event) -> Option<T>) -> T {
     let found = async {
         loop {
@@ -31,8 +31,8 @@ async fn told<T>(events: &mut Events, wanted: impl Fn(&Event) -> Option<T>) -> T
     tokio::time::timeout(LONG, found).await.expect("told")
 }
 
-/// Two foreign figures in one run stop a client, as somebody else may use its name. Once the
-/// operator has looked, it goes on above them.
+/// Two foreign figures in one run stop a client, since somebody else may use its name. Once the
+/// operator has checked, it goes on above them.
 #[tokio::test(start_paused = true)]
 async fn a_client_that_stopped_for_a_shared_name_goes_on_when_it_is_allowed_to() {
     let (builder, mut listener) = pair();
@@ -56,7 +56,7 @@ async fn a_client_that_stopped_for_a_shared_name_goes_on_when_it_is_allowed_to()
     assert!(again.sequence > Some(theirs) && again.body == b"one");
 }
 
-/// What cannot become durable is not sent at `Disk`, and that sending ends is told.
+/// At `Disk`, what cannot become durable is not sent, and that sending has stopped is reported.
 #[tokio::test(start_paused = true)]
 async fn a_sync_that_fails_under_a_client_ends_sending_and_is_told() {
     let disk = SimDisk::new();
@@ -123,7 +123,7 @@ async fn at_disk_refusals_are_durable_before_a_handler_sees_them() {
     drop(client);
 }
 
-/// And where it cannot be made durable, no handler acts on it: it waits.
+/// If it cannot be made durable, no handler acts on it: it waits.
 #[tokio::test]
 async fn a_refusal_that_cannot_be_made_durable_waits_and_that_is_told() {
     let dir = tempfile::tempdir().unwrap();
@@ -153,7 +153,7 @@ async fn a_refusal_that_cannot_be_made_durable_waits_and_that_is_told() {
     assert_eq!(client.health().rejections, 3);
 }
 
-/// Also the first message of a run is one of this run.
+/// The first message of a run is also of that run.
 #[tokio::test]
 async fn a_refusal_of_the_first_message_of_a_run_is_of_this_run() {
     let dir = tempfile::tempdir().unwrap();
@@ -183,7 +183,7 @@ async fn a_refusal_of_the_first_message_of_a_run_is_of_this_run() {
     }
 }
 
-/// A stream that keeps what is written until it is told to send it, as those do that encrypt.
+/// A stream that keeps what is written until it is flushed, like one that encrypts.
 #[derive(Debug)]
 struct Buffered(MemoryConnector);
 

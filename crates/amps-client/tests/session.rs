@@ -143,13 +143,13 @@ async fn endless_challenges_are_a_refusal() {
     }
 }
 
-/// Never answers: the one, or the other.
+/// Never answers either the first or the second question.
 struct Silent {
     at_once: bool,
     looked: Arc<AtomicUsize>,
 }
 
-/// Counts how often it is looked at, and is never ready.
+/// Counts how often it is polled, and is never ready.
 struct Never(Arc<AtomicUsize>);
 
 impl Future for Never {
@@ -282,7 +282,7 @@ async fn a_server_that_knows_no_heartbeats_is_not_dead_for_its_silence() {
         .unwrap();
     let mut events = client.events();
     let mut peer = Peer::logged_on(&mut listener, 0).await;
-    // It ignores the command, and says something else now and then.
+    // It ignores the command, and sends something else now and then.
     for n in 1..=5 {
         client.publish("t", "x").await.unwrap();
         loop {
@@ -296,14 +296,15 @@ async fn a_server_that_knows_no_heartbeats_is_not_dead_for_its_silence() {
         client.publish_flush(LONG).await.unwrap();
         tokio::time::sleep(Duration::from_secs(10)).await;
     }
-    // Nothing came for a hundred intervals: it has no heartbeats, so that is no news.
+    // Nothing came for a hundred intervals: it has no heartbeats, so that means nothing.
     tokio::time::sleep(Duration::from_secs(200)).await;
     while let Some(event) = events.try_next() {
         assert!(!matches!(event, Event::LinkLost { .. }), "{event:?}");
     }
     drop(peer);
     assert_eq!(link_lost(&mut events).await, LinkEnd::Closed);
-    // One that owes an answer, and says nothing at all any more, is gone, confirmed or not.
+    // A server that owes an answer and says nothing at all any more is gone, whether it confirmed
+    // or not.
     let mut peer = Peer::logged_on(&mut listener, 5).await;
     client.publish("t", "x").await.unwrap();
     let silent = tokio::time::Instant::now();
@@ -356,7 +357,7 @@ async fn without_a_store_messages_are_sent_and_forgotten() {
     assert_eq!(frame.verb, "Flush");
     peer.processed(&frame).await;
     flush.await.unwrap().unwrap();
-    // A flush that is under way when the link breaks cannot be confirmed.
+    // A flush that is under way when the link is lost cannot be confirmed.
     let flush = tokio::spawn({
         let client = client.clone();
         async move { client.publish_flush(LONG).await }
@@ -381,7 +382,7 @@ async fn without_a_store_a_flush_has_its_own_time_limit() {
         "{flushed:?}"
     );
     peer.next().await.unwrap();
-    // No limit is none, not that of other commands.
+    // No limit means none, and not that of other commands.
     let flush = started(Box::pin(client.publish_flush(Duration::MAX))).await;
     let frame = peer.next().await.unwrap();
     tokio::time::sleep(Duration::from_secs(100_000)).await;
@@ -456,7 +457,7 @@ async fn without_a_store_a_refusal_is_told_and_not_dropped() {
     assert_eq!(client.health().counts.unattributed, 1);
 }
 
-/// Fills the send buffer of a client without a store; how many messages went in.
+/// Fills the send buffer of a client without a store; returns how many messages fitted.
 fn fill_direct(client: &Client) -> u64 {
     let mut count = 0;
     while client
@@ -475,7 +476,7 @@ async fn without_a_store_a_lost_link_takes_its_messages_along_and_says_so() {
     let mut events = client.events();
     let peer = Peer::logged_on(&mut listener, 0).await;
     client.wait_logged_on(LONG).await.unwrap();
-    // The server reads nothing, so the pipe fills, and then the buffer.
+    // The server reads nothing, so the pipe fills up, and then the buffer.
     let waiting = loop {
         let before = fill_direct(&client);
         let mut waiting = Box::pin(client.publish("t", "waits"));
@@ -499,7 +500,7 @@ async fn without_a_store_a_lost_link_takes_its_messages_along_and_says_so() {
     };
     assert!(unsent >= (1 << 20) / 10_100, "{unsent}");
     assert_eq!(client.health().counts.unsent, unsent);
-    // Nothing of it goes out on the next link, least of all before its logon is answered.
+    // None of it is sent on the next link, least of all before its logon is answered.
     let (mut peer, logon) = Peer::accept(&mut listener).await;
     let flushed = client.publish_flush(LONG).await;
     assert!(
@@ -578,7 +579,7 @@ async fn a_subscription_dropped_while_the_driver_is_swamped_is_unsubscribed_all_
         let place = peer.next().await.unwrap();
         peer.processed(&place).await;
     });
-    // More questions than its queue holds, before it has a turn.
+    // More questions than its queue holds, before it gets to run.
     client.publish("t", "1").await.unwrap();
     let mut flushes = Vec::new();
     for _ in 0..300 {
@@ -680,7 +681,7 @@ async fn a_query_asked_before_the_first_logon_waits_for_it() {
     assert_eq!(placed.verb, "Sow");
     peer.processed(&placed).await;
     let mut answer = query.await.unwrap();
-    // Once it was asked, a lost link ends it: asking again would repeat the answer.
+    // Once it has been asked, a lost link ends it: asking again would repeat the answer.
     drop(peer);
     assert!(matches!(
         answer.next().await,

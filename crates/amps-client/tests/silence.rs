@@ -1,5 +1,5 @@
-//! A server that says nothing any more is left for the next one, unless its silence means
-//! nothing: with the heartbeats that are asked for by default.
+//! A server that falls silent is left for the next one, unless its silence means nothing. All of
+//! this with the default heartbeats.
 
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
@@ -22,7 +22,7 @@ use common::{Frame, NAME, Peer, memory};
 const FIRST: &str = "first.example:9007";
 const SECOND: &str = "second.example:9007";
 
-/// A client of two servers, with everything about heartbeats as it comes.
+/// A client with two servers, and with the defaults for heartbeats.
 async fn client(store: impl Into<Option<Store>>) -> (Client, Events, MemoryListener) {
     let connector = MemoryConnector::new();
     let listener = connector.listen();
@@ -42,7 +42,7 @@ async fn client(store: impl Into<Option<Store>>) -> (Client, Events, MemoryListe
     (client, events, listener)
 }
 
-/// The next link, logged on, and the question for heartbeats that is asked on it.
+/// The next link, logged on, and the request for heartbeats on it.
 async fn asked(listener: &mut MemoryListener, figure: u64) -> (Peer, Frame) {
     let mut peer = Peer::logged_on(listener, figure).await;
     let start = peer.next().await.unwrap();
@@ -54,7 +54,7 @@ async fn asked(listener: &mut MemoryListener, figure: u64) -> (Peer, Frame) {
     (peer, start)
 }
 
-/// The next frame that is no beat.
+/// The next frame that is not a beat.
 async fn next(peer: &mut Peer) -> Frame {
     loop {
         let frame = peer.next().await.unwrap();
@@ -65,14 +65,14 @@ async fn next(peer: &mut Peer) -> Frame {
     }
 }
 
-/// Reads, and says nothing, until the client leaves; how long it stayed.
+/// Reads, and says nothing, until the client leaves; returns how long it stayed.
 async fn is_left(peer: &mut Peer) -> Duration {
     let begun = Instant::now();
     while peer.next().await.is_some() {}
     begun.elapsed()
 }
 
-/// That the first server was left for its silence, and that the second took over.
+/// The first server was left for its silence, and the second took over.
 async fn second_took_over(events: &mut Events) {
     let mut left = false;
     loop {
@@ -132,7 +132,7 @@ async fn a_subscriber_leaves_a_server_that_confirmed_heartbeats_and_went_silent(
     let id = placed.sub_id.unwrap();
     first.deliver(&id, "t", "1|1|", b"a").await;
     assert_eq!(&*reader.next().await.unwrap().unwrap().data, b"a");
-    // It reads, and so waits for nothing but messages.
+    // It only subscribes, and so waits for nothing but messages.
     whole_seconds(is_left(&mut first).await, 25);
 
     let (mut second, start) = asked(&mut listener, 0).await;
@@ -168,13 +168,13 @@ async fn a_server_that_answers_nothing_is_left_only_while_it_owes_an_answer() {
     let (client, mut events, mut listener) = client(memory()).await;
     let (mut first, _) = asked(&mut listener, 0).await;
     for sequence in 1..=3 {
-        // An idle link is left alone, however long.
+        // An idle link is left alone, however long that takes.
         let idle = tokio::time::timeout(Duration::from_secs(10_000), is_left(&mut first)).await;
         assert!(idle.is_err(), "left after {idle:?}");
         assert!(!was_left(&mut events));
         client.publish("orders", "x").await.unwrap();
         assert_eq!(next(&mut first).await.sequence, Some(sequence));
-        // It is slow, but not silent for too long.
+        // It is slow, but never silent for too long.
         tokio::time::sleep(Duration::from_secs(29)).await;
         first.ok(sequence).await;
         client.publish_flush(common::LONG).await.unwrap();

@@ -22,7 +22,7 @@ async fn moved(client: &Client) -> Place {
     tokio::time::timeout(LONG, told).await.expect("it is told")
 }
 
-/// Every message was called stored and durable, in a file that nobody will open again.
+/// Every message was once called stored and durable, in a file that nobody would ever open again.
 #[tokio::test]
 async fn what_is_stored_is_sent_when_the_file_is_gone() {
     let dir = tempfile::tempdir().unwrap();
@@ -54,7 +54,7 @@ async fn what_is_stored_is_sent_when_the_file_is_gone() {
         assert!(matches!(durable, Err(StoreError::Gone)), "{durable:?}");
     }
 
-    // The server comes late, and gets both: the first one under a grant raised since.
+    // The server comes late, and gets both; the first one under a grant that was raised since.
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     assert_eq!(peer.publishes_to(2).await.len(), 2);
     peer.ok(1).await;
@@ -67,7 +67,8 @@ async fn what_is_stored_is_sent_when_the_file_is_gone() {
     fresh.close(u64::MAX).unwrap();
 }
 
-/// It waited for a device that nothing reaches any more, and so did what is behind it.
+/// A give-up once waited for a device that nothing reaches any more, and so did everything behind
+/// it.
 #[tokio::test]
 async fn a_give_up_keeps_nobody_back_when_the_file_is_gone() {
     let dir = tempfile::tempdir().unwrap();
@@ -86,7 +87,7 @@ async fn a_give_up_keeps_nobody_back_when_the_file_is_gone() {
     assert_eq!(sent.len(), 1, "{sent:?}");
 }
 
-/// It was called clean, and what is left was called safe in the store.
+/// The close was once called clean, and what is left was called safe in the store.
 #[tokio::test]
 async fn a_close_says_that_the_file_is_gone() {
     let dir = tempfile::tempdir().unwrap();

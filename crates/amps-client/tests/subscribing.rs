@@ -1,4 +1,4 @@
-//! Subscribing where nobody listens: it is said, and not waited for in silence.
+//! Subscribing where no server listens is reported, and not silently waited for.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -14,7 +14,7 @@ use amps_client::{Client, CommandError, Event, LinkEnd, LogonError, Subscribe};
 use common::{LONG, NAME, Peer, pair, started};
 use tokio::time::Instant;
 
-/// A machine on which nothing listens, until it is said that something does.
+/// A machine on which nothing listens until the test says so.
 #[derive(Debug)]
 struct Port {
     listens: AtomicBool,
@@ -37,7 +37,7 @@ impl Connector for Port {
     }
 }
 
-/// It waited for a server for ever, and said nothing.
+/// A subscribe once waited for a server for ever, and said nothing.
 #[tokio::test(start_paused = true)]
 async fn within_a_second_it_is_said_that_nothing_listens() {
     for servers in 1..=3 {
@@ -56,7 +56,7 @@ async fn within_a_second_it_is_said_that_nothing_listens() {
         }
         let client = builder.open().await.unwrap();
         let begun = Instant::now();
-        // As often as one asks, at the first attempt and while it waits for the next one.
+        // As often as one asks, during the first attempt and while it waits for the next one.
         for _ in 0..3 {
             let error = client.subscribe(Subscribe::topic("t")).await.unwrap_err();
             let CommandError::Unreachable { server, why } = &error else {
@@ -72,7 +72,7 @@ async fn within_a_second_it_is_said_that_nothing_listens() {
             servers,
             "each was tried"
         );
-        // The client goes on, and a subscription can be placed as soon as somebody listens.
+        // The client goes on, and a subscription can be placed as soon as something listens.
         port.listens.store(true, Ordering::SeqCst);
         let mut peer = Peer::logged_on(&mut listener, 0).await;
         client.wait_logged_on(LONG).await.unwrap();
@@ -117,7 +117,7 @@ async fn a_client_that_has_given_up_places_nothing() {
     assert!(matches!(waited, Err(LogonError::GaveUp { .. })));
 }
 
-/// One that was placed before is placed again, however long that takes.
+/// A subscription that was placed before is placed again, however long that takes.
 #[tokio::test(start_paused = true)]
 async fn a_subscription_that_stands_waits_for_the_server_to_come_back() {
     let open = MemoryConnector::new();

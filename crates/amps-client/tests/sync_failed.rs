@@ -1,4 +1,4 @@
-//! A device that fails is told when it fails, at every level.
+//! A failing device is reported when it fails, at every level.
 #![allow(clippy::unwrap_used, clippy::expect_used, missing_docs)]
 
 mod common;
@@ -12,14 +12,14 @@ use amps_store::testkit::{Call, FailingCalls, fail_calls};
 use amps_store::{Level, PublishStore, Store};
 use common::{LONG, options, pair};
 
-/// At `Disk` sending stops, which was told; at the other levels it goes on, and nothing was said
-/// before the close failed.
+/// At `Disk` sending stops, which was reported; at the other levels it goes on, and once nothing
+/// was said before the close failed.
 #[tokio::test]
 async fn a_failed_sync_is_told_when_it_happens() {
     for level in [Level::Interval(Duration::from_millis(1)), Level::Disk] {
         let dir = tempfile::tempdir().unwrap();
         let store = Store::open(dir.path().join("store"), options().level(level)).unwrap();
-        // Called in the store's own thread: its next sync fails.
+        // Called on the store's own thread: its next sync fails.
         store.observe(Arc::new(|_| {
             fail_calls(Some(FailingCalls {
                 call: Call::SyncRange,

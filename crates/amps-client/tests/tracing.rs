@@ -1,4 +1,4 @@
-//! What a client tells `tracing`: in which span, and never a payload or a password.
+//! What a client reports to `tracing`: in which span, and never a payload or a password.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
@@ -14,7 +14,7 @@ use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
 
-/// Writes down every span and event of the thread, each with the spans it is in.
+/// Records every span and event of the thread, each with the spans it is in.
 #[derive(Clone, Default)]
 struct Recorder(Arc<Mutex<Recorded>>);
 
@@ -34,7 +34,7 @@ impl Visit for Text {
 }
 
 impl Recorded {
-    /// The span that is entered, behind those it was made in.
+    /// The span that is entered, after those in which it was created.
     fn path(&self) -> &str {
         self.entered.last().map_or("", |at| &self.spans[*at])
     }
@@ -112,7 +112,7 @@ async fn everything_stands_in_a_span_and_nothing_shows_a_payload() {
         }
     );
     answer.unwrap();
-    // A stranger's frame and the end of the link are told as well.
+    // A frame for nobody, and the end of the link, are reported as well.
     peer.frame(r#"{"c":"p","t":"t","sub_id":"s1"}pay10ad"#)
         .await;
     peer.frame(r#"{"c":"odd"}pay10ad"#).await;

@@ -1,4 +1,4 @@
-//! A store in trouble, and limits on what is on the way, as an application sees them: through
+//! A store in trouble, and limits on what may be on its way, as an application sees them through
 //! a whole client.
 
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
@@ -27,7 +27,7 @@ async fn told<T>(events: &mut Events, mut wanted: impl FnMut(Event) -> Option<T>
     }
 }
 
-/// So often, then no more.
+/// True this many times, then false.
 fn times(count: u64) -> impl Fn() -> bool {
     let left = AtomicU64::new(count);
     move || {
@@ -67,7 +67,7 @@ async fn a_grant_that_cannot_be_raised_stops_sending_until_it_can() {
         _ => None,
     });
     assert_eq!(stopped.await, 0);
-    // It is tried again by itself, told no more often, and told when it is over.
+    // It is tried again without being asked, reported only once, and its end is reported.
     loop {
         match events.next().await.unwrap() {
             Event::SendingResumed => break,
@@ -230,7 +230,7 @@ async fn no_more_is_on_the_way_than_allowed_and_answers_make_room() {
         peer.refuse(3, "no").await;
         peer.publishes_to(most + 3).await;
         assert!(timeout(HOUR, peer.next()).await.is_err());
-        // What a lost link had on the way does not count on the next one.
+        // What was on its way on a lost link does not count on the next one.
         drop(peer);
         let mut peer = Peer::logged_on(&mut listener, 3).await;
         peer.publishes_to(3 + most).await;

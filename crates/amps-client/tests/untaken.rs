@@ -1,4 +1,4 @@
-//! Refusals when there is no failed-write handler: told all the same, once in every run.
+//! Refusals without a failed-write handler: they are reported all the same, once in every run.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -27,7 +27,7 @@ async fn refused(events: &mut Events) -> (u64, bool) {
     }
 }
 
-/// It got an ack that was put together from constants.
+/// The handler once got an ack that was made up of constants.
 #[tokio::test]
 async fn the_last_chance_handler_gets_the_ack_as_it_came() {
     let (builder, mut listener) = pair();
@@ -44,7 +44,7 @@ async fn the_last_chance_handler_gets_the_ack_as_it_came() {
     client.publish("t", "2").await.unwrap();
     let mut peer = Peer::logged_on(&mut listener, 0).await;
     let frames = peer.publishes_to(2).await;
-    // One that names the message by its id alone, in an ack of another kind.
+    // An ack of another kind, which names the message only by its id.
     peer.ack(&Ack {
         command_id: frames[1].id.as_deref(),
         reason: Some("not entitled"),
@@ -66,8 +66,8 @@ async fn the_last_chance_handler_gets_the_ack_as_it_came() {
     assert_eq!(refused(&mut events).await, (1, false));
 }
 
-/// At later opens nothing was said of them but one line in the log. More of them than the queue
-/// of the handler takes, one of them refused in this run only: each is told once.
+/// At later opens only one line in the log once mentioned them. There are more of them than the
+/// handler's queue holds, and one is refused only in this run: each must be reported once.
 #[tokio::test]
 async fn refusals_of_earlier_runs_are_told_again_once_and_all_of_them() {
     const EARLIER: u64 = 3000;

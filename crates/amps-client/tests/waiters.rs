@@ -1,5 +1,5 @@
-//! Everybody who waits for room in the store gets it once it is there, whoever else found some
-//! meanwhile.
+//! Everybody who waits for room in the store gets it once it is there, whoever else found some in
+//! between.
 #![allow(missing_docs, clippy::unwrap_used, clippy::expect_used)]
 
 mod common;
@@ -23,7 +23,8 @@ fn big(bytes: usize) -> Message {
     Message::publish("orders", vec![b'x'; bytes])
 }
 
-/// Until only the server can make room for a message of this size: the highest sequence.
+/// Fills the store until only the server can make room for a message of this size; returns the
+/// highest sequence.
 fn fill(client: &Client, bytes: usize) -> u64 {
     let begun = Instant::now();
     loop {
@@ -42,8 +43,8 @@ fn fill(client: &Client, bytes: usize) -> u64 {
     }
 }
 
-/// A large message waits, a small one finds room, the server takes everything. The wait ended
-/// never: the small one had taken the wake-up that the large one was owed.
+/// A large message waits, a small one finds room, and the server takes everything. The wait once
+/// never ended: the small one had consumed the wake-up meant for the large one.
 async fn a_large_one_is_woken(store: Store) {
     let (builder, mut listener) = pair();
     let client = builder.store(store).open().await.unwrap();
@@ -77,8 +78,8 @@ async fn a_large_message_is_woken_after_a_small_one_found_room_in_a_file_of_full
     a_large_one_is_woken(Store::open(dir.path().join("s"), options).unwrap()).await;
 }
 
-/// The same by an operator's requeue, which is a publish too; and one requeue that waits beside
-/// publishes of other sizes.
+/// The same with an operator's requeue, which is also a publish; and with one requeue that waits
+/// while publishes of other sizes do.
 #[tokio::test]
 async fn publishes_and_requeues_of_every_size_wait_for_the_same_room() {
     let (builder, mut listener) = pair();
@@ -104,7 +105,7 @@ async fn publishes_and_requeues_of_every_size_wait_for_the_same_room() {
     let requeue = started(Box::pin(failed.requeue_wait(2, LONG))).await;
     let again = client.failed().requeue(1).unwrap().unwrap();
     peer.publishes_to(again).await;
-    // From here on whatever comes is taken, and so everybody finds room in turn.
+    // From here on everything is accepted, so everybody finds room in turn.
     let server = tokio::spawn(async move {
         peer.ok(again).await;
         while let Some(frame) = peer.next().await {
@@ -129,7 +130,7 @@ async fn publishes_and_requeues_of_every_size_wait_for_the_same_room() {
     server.abort();
 }
 
-/// Threads that block wait like tasks do.
+/// Blocking threads wait as tasks do.
 #[test]
 fn threads_that_wait_for_room_are_woken_as_well() {
     let runtime = tokio::runtime::Runtime::new().unwrap();
@@ -164,7 +165,7 @@ fn threads_that_wait_for_room_are_woken_as_well() {
     server.abort();
 }
 
-/// What cannot come any more is not waited for: the store was closed, or a sync failed.
+/// Nobody waits for room that cannot come any more: the store was closed, or a sync failed.
 #[tokio::test]
 async fn who_waits_for_room_learns_that_the_store_has_ended() {
     let (builder, _listener) = pair();

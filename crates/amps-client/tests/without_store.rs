@@ -20,7 +20,7 @@ use tokio::sync::{Semaphore, mpsc};
 
 const PERSISTED: Outcome = Outcome::Persisted { via: Via::Ack };
 
-/// A moment in which everybody does what there is to do: the clock stands still until then.
+/// A moment in which everything runs that can: the paused clock advances only then.
 const MOMENT: Duration = Duration::from_millis(1);
 
 async fn open(builder: Builder, listener: &mut MemoryListener) -> (Client, Peer) {
@@ -66,7 +66,7 @@ fn unattributed(events: &[Event]) -> usize {
         .count()
 }
 
-/// A handler that reports, and takes everything over.
+/// A handler that reports each refusal, and accepts it.
 fn reporting(builder: Builder) -> (Builder, mpsc::UnboundedReceiver<FailedWrite>) {
     let (failed, reports) = mpsc::unbounded_channel();
     let builder = builder.on_failed_write(move |f| {
@@ -76,7 +76,7 @@ fn reporting(builder: Builder) -> (Builder, mpsc::UnboundedReceiver<FailedWrite>
     (builder, reports)
 }
 
-/// No ack could be asked for, and a failed-write handler was refused.
+/// An ack could once not be asked for without a store, and a failed-write handler was refused.
 #[tokio::test(start_paused = true)]
 async fn a_message_may_ask_for_an_ack_and_its_refusal_reaches_the_handler() {
     let (builder, mut listener) = pair();
@@ -105,7 +105,7 @@ async fn a_message_may_ask_for_an_ack_and_its_refusal_reaches_the_handler() {
     assert!(frames[3].id.is_none() && frames[3].acks.is_empty());
     assert_eq!(receipts[3].command_id(), None);
     assert_eq!(client.health().unsettled, 3);
-    // In any order: an ack is about one message.
+    // In any order, since each ack is about one message.
     let reason = "n".repeat(200);
     refusal(&mut peer, &frames[1], &reason).await;
     success(&mut peer, &frames[2]).await;
@@ -123,7 +123,7 @@ async fn a_message_may_ask_for_an_ack_and_its_refusal_reaches_the_handler() {
     assert!(matches!(&outcomes[1], Outcome::Rejected { reason } if reason.as_str().len() == 128));
     outcomes.remove(1);
     assert_eq!(outcomes, [PERSISTED, PERSISTED, Outcome::Unknown]);
-    // Who asks again hears the same.
+    // Whoever asks again gets the same answer.
     assert_eq!((&mut receipts[0]).await, PERSISTED);
     let health = client.health();
     assert_eq!(health.unsettled, 0);
@@ -150,7 +150,7 @@ async fn without_a_handler_the_last_chance_handler_gets_the_refusal_as_it_came()
     let (told, mut acks) = mpsc::unbounded_channel();
     let builder = builder.on_last_chance(move |ack| told.send(ack).unwrap());
     let (client, mut peer) = open(builder, &mut listener).await;
-    // Nobody holds the receipt, and the refusal is told all the same.
+    // Nobody holds the receipt, and the refusal is reported all the same.
     drop(ask(&client, "1").await);
     let receipt = ask(&client, "2").await;
     let frames = [peer.next().await.unwrap(), peer.next().await.unwrap()];
@@ -197,7 +197,7 @@ async fn nothing_but_an_ack_that_names_the_message_settles_it() {
     let id = frame.id.clone().unwrap();
     let digits = id.trim_start_matches(|c: char| !c.is_ascii_digit());
     let letter = &id[..id.len() - digits.len()];
-    // What says nothing of it, or does not say that it is persisted.
+    // Acks that are not about it, or do not say that it is persisted.
     for other in [
         format!(r#""cid":"{letter}0{digits}""#),
         format!(r#""cid":" {id}""#),
@@ -233,7 +233,7 @@ async fn nothing_but_an_ack_that_names_the_message_settles_it() {
         peer.frame(&format!(r#"{{"c":"ack",{ack},"cid":"{id}"}}"#))
             .await;
     }
-    // Of another command, another subscription: not about publishes at all.
+    // About another command or a subscription, and so not about publishes at all.
     for other in [
         format!(r#""cid":"c{digits}""#),
         format!(r#""cid":"{id}","sub_id":"s999""#),
@@ -248,7 +248,7 @@ async fn nothing_but_an_ack_that_names_the_message_settles_it() {
     assert!(is_pending(&mut receipt));
     assert_eq!(unattributed(&told(&mut events)), 0);
     assert!(acks.try_recv().is_ok(), "and nothing is dropped in silence");
-    // Refusals that may be of a publish, and name none.
+    // Refusals that may be of a publish, but name none.
     for other in [r#""cid":"x""#, r#""cid":"p99""#, r#""s":1"#] {
         peer.frame(&format!(
             r#"{{"c":"ack","a":"persisted","status":"failure",{other}}}"#
@@ -260,7 +260,7 @@ async fn nothing_but_an_ack_that_names_the_message_settles_it() {
     assert_eq!(unattributed(&told(&mut events)), 3);
     success(&mut peer, &frame).await;
     assert_eq!(receipt.await, PERSISTED);
-    // The same again, and a refusal behind the success: too late to change anything.
+    // The same again, and a refusal after the success: too late to change anything.
     success(&mut peer, &frame).await;
     refusal(&mut peer, &frame, "late").await;
     tokio::time::sleep(MOMENT).await;
@@ -291,7 +291,7 @@ async fn what_a_link_leaves_open_is_unknown_and_no_other_link_settles_it() {
     assert_eq!(client.health().unsettled, 0);
     let error = client.send(asking("between")).await.unwrap_err();
     assert!(matches!(error.reason, PublishFailure::NotConnected));
-    // Before the logon, behind it, and when there is something to settle again.
+    // Before the logon, after it, and when there is something to settle again.
     let (mut peer, logon) = Peer::accept(&mut listener).await;
     success(&mut peer, &old[0]).await;
     peer.accept_logon(&logon, 0).await;
@@ -312,12 +312,12 @@ async fn what_a_link_leaves_open_is_unknown_and_no_other_link_settles_it() {
     assert!(reports.try_recv().is_err());
 }
 
-/// A server that guesses ids acks what it has not read.
+/// A server that guesses ids once acked what it had not read.
 #[tokio::test(start_paused = true)]
 async fn what_was_not_handed_to_the_link_cannot_be_acked() {
     let (builder, mut listener) = pair();
     let (client, mut peer) = open(builder, &mut listener).await;
-    // The pipe is full, and the write buffer, with the first of these.
+    // The first of these fills the pipe and the write buffer.
     for _ in 0..2 {
         client.publish("orders", vec![b'x'; 300_000]).await.unwrap();
         tokio::time::sleep(MOMENT).await;
@@ -362,7 +362,7 @@ async fn no_more_messages_wait_for_acks_than_may() {
         matches!(error.reason, PublishFailure::Deadline(_)),
         "{error}"
     );
-    // Those that ask for nothing need no place.
+    // Messages that ask for no ack need no place.
     client.publish("orders", "free").await.unwrap();
     assert_eq!(peer.next().await.unwrap().body, b"free");
     let waiting = started(Box::pin(client.send(asking("3")))).await;
@@ -436,7 +436,7 @@ async fn a_flush_waits_for_acks_and_handlers_and_says_of_what_nothing_is_known()
         ),
         "{error}"
     );
-    // Published behind its begin: it is none of this flush's business.
+    // Published after it began, so it does not concern this flush.
     let flush = flushing(LONG);
     let asked = peer.next().await.unwrap();
     drop(ask(&client, "3").await);
@@ -461,7 +461,7 @@ async fn a_flush_waits_for_acks_and_handlers_and_says_of_what_nothing_is_known()
         (1, 0, 0)
     );
     assert!(report.all_persisted());
-    // That the server has processed it says nothing of what became of it.
+    // That the server has processed it says nothing about what became of it.
     client.publish("orders", "4").await.unwrap();
     peer.next().await.unwrap();
     let flush = flushing(LONG);
@@ -526,7 +526,7 @@ async fn a_handler_may_publish_flush_and_close() {
         let client = inside.lock().unwrap().take().unwrap();
         let done = done.clone();
         async move {
-            // It holds the only place itself.
+            // This message itself has the only place.
             let error = client.send(asking("2")).await.unwrap_err();
             assert!(matches!(error.reason, PublishFailure::Unacked(1)));
             client.publish("orders", "3").await?;
@@ -613,7 +613,7 @@ fn a_runtime_that_is_shut_down_leaves_no_receipt_waiting() {
     drop((client, peer));
 }
 
-/// Nothing watched a link on which the server owed an ack and sent nothing.
+/// Once nothing watched a link on which the server owed an ack and sent nothing.
 #[tokio::test(start_paused = true)]
 async fn a_server_that_owes_an_ack_and_falls_silent_is_left() {
     let (builder, mut listener) = pair();

@@ -1,4 +1,4 @@
-//! What a test may take of the heap, counted by the allocator.
+//! How much heap a test may use, counted by the allocator.
 
 #![allow(unreachable_pub)]
 
@@ -9,10 +9,10 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
-/// The peak belongs to the whole process: one test at a time.
+/// The peak is that of the whole process, so one test runs at a time.
 pub static ALONE: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
 
-/// Does something that may take so many bytes of heap at once.
+/// Runs something that may use this many bytes of heap at a time.
 pub async fn bounded<T>(bytes: usize, work: impl Future<Output = T>) -> T {
     let before = HEAP.current_usage();
     HEAP.reset_peak_usage();

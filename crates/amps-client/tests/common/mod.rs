@@ -1,4 +1,4 @@
-//! A scripted server on the codec: the test says what it reads and what it answers.
+//! A scripted server, made of the codec: the test says what it reads and what it answers.
 
 #![allow(
     dead_code,
@@ -177,7 +177,7 @@ impl Peer {
         }
     }
 
-    /// Reads publishes up to this wire number; their numbers.
+    /// Reads publishes up to this number on the wire; returns their frames.
     pub async fn publishes_to(&mut self, last: u64) -> Vec<Frame> {
         let mut frames = Vec::new();
         while frames.last().and_then(|f: &Frame| f.sequence) != Some(last) {
@@ -226,12 +226,12 @@ impl Peer {
     }
 
     pub async fn raw(&mut self, bytes: &[u8]) {
-        // The client may have hung up already; the test notices by what it reads.
+        // The client may have hung up already; the test notices that by what it reads.
         let _ = self.stream.write_all(bytes).await;
     }
 }
 
-/// Polls a future once, and gives it back: it must not be done.
+/// Polls a future once, and returns it. It must not be done.
 pub async fn started<F: Future + Unpin>(mut future: F) -> F {
     poll_fn(|cx| {
         assert!(Pin::new(&mut future).poll(cx).is_pending());
@@ -241,8 +241,8 @@ pub async fn started<F: Future + Unpin>(mut future: F) -> F {
     future
 }
 
-/// Until only the server can make room: the store grows beside its publishers, and a refusal
-/// that comes while it does is followed by room.
+/// Fills the store until only the server can make room: the store grows while publishers wait,
+/// and a refusal that comes during growth is followed by room.
 pub fn fill(client: &Client) -> u64 {
     let mut count = 0;
     let begun = Instant::now();

@@ -1,4 +1,4 @@
-//! A store that does as a test says.
+//! A store that behaves as a test says.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -10,22 +10,22 @@ use amps_store::{
 
 type Hook<T> = Option<Box<dyn Fn() -> T + Send + Sync>>;
 
-/// A store in memory, but for what a test does in its place.
+/// A store in memory, except for what a test does in its place.
 pub struct Quirks {
     pub store: Store,
-    /// Nothing becomes durable, however often it is asked for, until this is true.
+    /// Nothing becomes durable, however often that is asked for, until this is true.
     pub durable: Option<Arc<AtomicBool>>,
     /// What to do before a close.
     pub close: Hook<()>,
-    /// What becomes of raising the grant, if not what should.
+    /// The outcome of raising the grant, if it should be another one.
     pub raise_grant: Hook<Option<StoreError>>,
-    /// What reading the next messages fails with, if it does.
+    /// The error of reading the next messages, if that should fail.
     pub read_unsettled: Hook<Option<ReadError>>,
-    /// What becomes of a refusal, if not what should.
+    /// The outcome of a refusal, if it should be another one.
     pub reject: Hook<Option<Rejected>>,
-    /// What to do before a sync, asked for or waited for.
+    /// What to do before a sync, whether it is waited for or not.
     pub before_sync: Hook<()>,
-    /// What a sync fails with, if it does.
+    /// The error of a sync, if it should fail.
     pub sync: Hook<Option<StoreError>>,
     /// How many appends found no room.
     pub turned_away: Arc<AtomicU64>,
