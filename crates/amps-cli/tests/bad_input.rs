@@ -39,7 +39,7 @@ fn a_missing_file_is_named_and_leaves_no_store_behind() {
     assert!(!store.exists());
 }
 
-/// Such a command line had words for people only, unlike every other failure.
+/// Such a command line once printed only text for people, unlike every other failure.
 #[test]
 fn a_command_line_that_makes_no_sense_is_an_object_too() {
     for (words, names) in [
@@ -74,8 +74,8 @@ fn a_command_line_that_makes_no_sense_is_an_object_too() {
     }
 }
 
-/// The flush timeout is for a server and for a full store; room that the store is making needs
-/// neither.
+/// The flush timeout is for a server and for a full store; room that the store is making has
+/// nothing to do with either.
 #[test]
 fn a_store_that_grows_is_waited_for_whatever_the_flush_timeout() {
     let dir = Dir::new();
@@ -98,7 +98,7 @@ fn a_directory_cannot_be_published() {
     .says(&["directory"]);
 }
 
-/// One that Linux lets nobody read, whoever runs this.
+/// A file that Linux lets nobody read, whoever runs this.
 #[test]
 fn a_file_without_permission_is_named() {
     let dir = Dir::new();
@@ -324,7 +324,7 @@ fn a_full_store_says_how_many_lines_it_took() {
 fn no_space_is_told_and_no_signal_kills_us() {
     let dir = Dir::new();
     let store = dir.path("s.store");
-    // 512-byte or 1024-byte blocks, according to the shell: 32 or 64 KiB.
+    // In blocks of 512 or 1024 bytes, depending on the shell: 32 or 64 KiB.
     let script = r#"ulimit -f 64; exec "$@""#;
     let mut command = Command::new("sh");
     command
@@ -356,7 +356,8 @@ fn no_space_is_told_and_no_signal_kills_us() {
 fn a_disk_that_fills_while_publishing_is_no_space_and_not_a_full_store() {
     let dir = Dir::new();
     let store = dir.path("s.store");
-    // 6 or 12 MiB, according to the shell: more than the store starts with, less than its cap.
+    // 6 or 12 MiB, depending on the shell: more than the store starts with, less than its
+    // capacity.
     let script = r#"ulimit -f 12288; exec "$@""#;
     let mut command = Command::new("sh");
     command
@@ -406,7 +407,7 @@ fn a_store_that_is_not_there_is_named() {
     }
 }
 
-/// Found by a review: all of it was accepted and none of it sent.
+/// Found by a review: all of it was once accepted and none of it sent.
 #[test]
 fn messages_in_memory_cannot_be_durable() {
     for level in ["disk", "interval:10ms"] {

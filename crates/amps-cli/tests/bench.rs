@@ -1,4 +1,4 @@
-//! `amps bench` tells figures, and says what it was asked for.
+//! `amps bench` reports figures, and measures what it was asked for.
 #![allow(clippy::unwrap_used, clippy::expect_used)]
 
 mod common;

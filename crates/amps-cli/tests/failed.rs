@@ -1,4 +1,4 @@
-//! Refusals decided for one message or for many.
+//! Decisions about refusals, for one message or for many.
 
 #![allow(
     clippy::unwrap_used,
@@ -30,7 +30,7 @@ fn waiting(store: &Path) -> Vec<u64> {
         .collect()
 }
 
-/// Ten refusals, of odd messages to "odd" and of even ones to "even".
+/// Ten refusals: odd messages were for the topic "odd", even ones for "even".
 fn refused(dir: &Dir) -> PathBuf {
     let server = Server::start(None, &["--reject-topic", "odd", "--reject-topic", "even"]);
     let store = dir.path("s.store");
@@ -65,7 +65,7 @@ fn ranges_filters_and_all_choose_what_is_changed() {
     let accepted = failed(&store, &["accept", &range, &all[9].to_string()]).expect(0);
     assert_eq!(accepted.report()["accepted"], 4);
     assert_eq!(waiting(&store), all[3..9]);
-    // One that is not there is told, and the others are done.
+    // A sequence that is not there is reported, and the others are done.
     failed(
         &store,
         &["accept", &all[0].to_string(), &all[3].to_string()],
@@ -145,7 +145,7 @@ fn a_message_can_be_given_up_without_a_server() {
     let mut list = amps();
     let left = run(list.args(["--json", "store", "list"]).arg(&store)).expect(0);
     assert_eq!(left.report()["listed"], 2);
-    // A filter that takes none, one that does, and all: never nothing in silence.
+    // A filter that matches nothing, one that matches something, and all: never silently nothing.
     let none = failed(&store, &["give-up", "--topic", "u"]).expect(0);
     assert_eq!(none.report()["given_up"], 0);
     let one = failed(&store, &["give-up", "--topic", "t", "--first", "3"]).expect(0);

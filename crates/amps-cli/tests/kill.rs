@@ -23,7 +23,7 @@ fn lines() -> u64 {
     if full_size() { 1_000_000 } else { 20_000 }
 }
 
-/// A publisher that says each line it has stored.
+/// A publisher that reports each line that it has stored.
 fn publisher(server: &Server, dir: &Dir, input: &Path) -> Running {
     Running::start(
         amps()
@@ -50,7 +50,7 @@ fn publisher(server: &Server, dir: &Dir, input: &Path) -> Running {
     )
 }
 
-/// Reads what the publisher says until it has stored `line`; `false` when it ended before.
+/// Reads what the publisher reports until it has stored `line`; `false` if it ended before.
 fn reaches(publisher: &mut Running, line: u64) -> bool {
     while let Some(text) = publisher.line() {
         let said: Value = serde_json::from_str(&text).expect("one object per line");
@@ -61,8 +61,8 @@ fn reaches(publisher: &mut Running, line: u64) -> bool {
     false
 }
 
-/// The server's journal, read as a subscriber reads it, is `input` and nothing else: a
-/// marker published last is the line right behind it.
+/// The server's journal, read as a subscriber reads it, is `input` and nothing else: a marker
+/// that was published last is the line right after it.
 #[track_caller]
 fn assert_exactly_once(server: &Server, input: &[u8], count: u64) {
     const MARKER: &str = "the end of the test";
@@ -103,7 +103,8 @@ fn points(random: &mut Random, kills: u64, lines: u64) -> Vec<u64> {
     points
 }
 
-/// The first kill meets work whatever the machine does; how many do is its affair.
+/// The first kill happens during work on any machine; how many of the others do depends on the
+/// machine.
 #[track_caller]
 fn assert_at_work(struck: u64) {
     println!("{struck} of {KILLS} kills met a publisher at work");
@@ -123,8 +124,8 @@ fn a_publisher_killed_twenty_times_publishes_each_line_once_and_in_order() {
     let mut killed = 0;
     for point in points(&mut random, KILLS, count) {
         let mut publisher = publisher(&server, &dir, &input);
-        // A publisher that finds the point passed dies at its first stored line; one that
-        // finds nothing to store may end before it is killed, and does not count.
+        // A publisher that has passed the point already is killed at its first stored line. One
+        // that finds nothing to store may end before it is killed, and does not count.
         killed += u64::from(reaches(&mut publisher, point));
         publisher.kill();
     }

@@ -1,4 +1,4 @@
-//! Passwords come from the environment or a file, and are shown nowhere.
+//! Passwords come from the environment or a file, and are never shown.
 
 #![allow(
     clippy::unwrap_used,
@@ -36,7 +36,7 @@ fn user_and_password_come_from_the_environment() {
         .env("AMPS_USER", "anna")
         .env("AMPS_PASSWORD", PASSWORD);
     run_with_input(&mut command, b"1\n").expect(0);
-    // The command line says more than the environment, and the URI more than either.
+    // The command line takes precedence over the environment, and the URI over both.
     let mut command = publish();
     command.env("AMPS_SERVER", "tcp://127.0.0.1:1/amps/json");
     command

@@ -1,4 +1,4 @@
-//! Output never decides: whatever becomes of standard output and standard error, what is
+//! Output never decides anything: whatever happens to standard output and standard error, what is
 //! stored, sent and settled stays the same, and the exit code tells the truth.
 
 #![allow(
@@ -17,14 +17,14 @@ use std::process::{Command, Stdio};
 
 use common::{Dir, NOBODY, Server, amps, run, run_with_input};
 
-/// Standard output or error that nobody reads any more.
+/// A standard output or error that nobody reads any more.
 fn closed() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     Stdio::from(OwnedFd::from(writer))
 }
 
-/// One whose reader has stalled: it takes not a byte. The reader must be kept.
+/// One whose reader has stalled: it takes no byte. The reader must be kept.
 fn stalled() -> (std::io::PipeReader, Stdio) {
     let (reader, mut writer) = std::io::pipe().unwrap();
     nonblocking(&writer, true);
@@ -92,7 +92,7 @@ fn a_drain_nobody_listens_to_sends_everything() {
         if json {
             command.arg("--json");
         }
-        // The report could not be given to anybody.
+        // The report could be given to nobody.
         assert_eq!(code(command.stdout(closed()).stderr(closed())), 1);
         assert_eq!(left(&store), 0);
     }
@@ -109,7 +109,7 @@ fn a_full_standard_error_costs_the_words_and_nothing_else() {
     let report = String::from_utf8(output.stdout).unwrap();
     assert!(report.contains("persisted 100"), "{report}");
     assert_eq!(left(&store), 0);
-    // An error that cannot be told is still an error.
+    // An error that cannot be reported is still an error.
     let missing = dir.path("none.store");
     assert_eq!(code(drain(&server, &missing).stderr(full())), 1);
     assert_eq!(code(amps().arg("nonsense").stderr(full())), 2);
@@ -166,9 +166,9 @@ fn a_stalled_reader_of_standard_output_gets_the_report_when_all_is_done() {
         .stderr(Stdio::null())
         .spawn()
         .unwrap();
-    // The command holds the other copy of the pipe's writing end, which must not outlive it.
+    // The command has the other copy of the pipe's writing end, which must not outlive it.
     drop(command);
-    // Closed and unlocked while the report still waits: another process may have the store.
+    // The store is closed and unlocked while the report still waits: another process may have it.
     while run(amps().args(["--json", "store", "info"]).arg(&store)).report()["state"] != "closed" {
         std::thread::yield_now();
     }
@@ -184,7 +184,8 @@ fn a_stalled_reader_of_standard_output_gets_the_report_when_all_is_done() {
     assert_eq!(child.wait().unwrap().code(), Some(0));
 }
 
-/// It was told as the failure of the command, and once more as that of telling it.
+/// This was once reported as the failure of the command, and once more as the failure to report
+/// it.
 #[test]
 fn an_output_that_fails_is_told_once() {
     let dir = Dir::new();
@@ -202,7 +203,7 @@ fn an_output_that_fails_is_told_once() {
     );
 }
 
-/// The third signal only ended it.
+/// Once only the third signal ended it.
 #[test]
 fn an_import_waits_for_the_reader_of_its_report_until_the_second_signal() {
     let dir = Dir::new();
@@ -217,7 +218,7 @@ fn an_import_waits_for_the_reader_of_its_report_until_the_second_signal() {
     command.stdout(stdout).stderr(Stdio::piped());
     let child = command.spawn().unwrap();
     drop(command);
-    // At first it is empty, which is an error of the look.
+    // At first the file is empty, which a look calls an error.
     let info = || run(amps().args(["--json", "store", "info"]).arg(&new));
     while info().objects().pop().unwrap_or_default()["state"] != "closed" {
         std::thread::yield_now();

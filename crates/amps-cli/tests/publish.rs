@@ -71,7 +71,7 @@ fn the_report_has_the_fields_of_the_contract() {
     }
 }
 
-/// Servers that take turns in being down fail an attempt each; that is one outage.
+/// If servers are down in turn, each fails an attempt; that is one outage.
 #[test]
 fn an_outage_is_told_once_for_each_server_and_not_for_each_attempt() {
     let dir = Dir::new();
@@ -153,7 +153,7 @@ fn refused_lines_are_told_and_wait_for_somebody() {
     assert!(!rejected[0]["reason"].as_str().unwrap().is_empty());
     assert_journal(&server, b"{\"a\":1}\n{\"a\":3}\n");
 
-    // The next run did not refuse anything, whatever still waits.
+    // The next run was not refused anything, whatever still waits.
     run_with_input(
         publish(&server.uri)
             .args(["--resume", "--store"])

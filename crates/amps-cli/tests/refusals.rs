@@ -1,5 +1,5 @@
-//! What the command makes of refusals: of messages, late, without a name, and of logons; against
-//! a scripted server.
+//! What the command does about refusals: of messages, in time, late or without a name, and of
+//! logons. Against a scripted server.
 
 #![allow(
     clippy::unwrap_used,
@@ -17,7 +17,7 @@ use std::sync::mpsc;
 use amps_client::protocol::{FrameDecoder, Header, Verb};
 use common::{Dir, Running, amps, run, run_with_input};
 
-/// A server that does as its script says, with one connection after the other.
+/// A server that follows its script, for one connection after the other.
 struct Scripted {
     uri: String,
 }
@@ -44,7 +44,7 @@ struct Link {
 }
 
 impl Link {
-    /// Verb, command id and sequence of the next frame; none when the peer is gone.
+    /// Verb, command id and sequence of the next frame; `None` if the peer is gone.
     fn next(&mut self) -> Option<(bool, Option<String>, Option<u64>)> {
         loop {
             if let Some(frame) = self.decoder.next_frame().unwrap() {
@@ -82,7 +82,7 @@ impl Link {
             bytes.extend_from_slice(&u32::try_from(text.len()).unwrap().to_be_bytes());
             bytes.extend_from_slice(text.as_bytes());
         }
-        // A peer that is gone is noticed by what is read.
+        // That the peer is gone is noticed by what is read.
         let _ = self.stream.write_all(&bytes);
     }
 
@@ -223,7 +223,7 @@ fn with_publish_ids_a_refusal_by_id_names_its_message() {
     let sent: Vec<_> = ids.recv().unwrap();
     assert_eq!(sent[2], (Some("3".to_owned()), 3));
 
-    // As drain does.
+    // The same with drain.
     let server = Scripted::start(|mut link| {
         link.accept();
         let ids = link.publishes(1);
@@ -247,8 +247,8 @@ fn with_publish_ids_a_refusal_by_id_names_its_message() {
     assert_eq!(report["persisted"], 1);
 }
 
-/// Publishes one line to a server that refuses the logon and another one, which `script` is;
-/// ends the input after that server was through with its first link.
+/// Publishes one line to a server that refuses the logon and then to another one, which follows
+/// `script`. Ends the input once that server has finished its first link.
 fn after_a_refusal(script: fn(&mut Link)) -> Option<i32> {
     let refusing = Scripted::start(|mut link| {
         link.log_on(r#""status":"failure","reason":"not entitled""#);
@@ -267,7 +267,7 @@ fn after_a_refusal(script: fn(&mut Link)) -> Option<i32> {
     running.wait()
 }
 
-/// Which code it was hung on which server was tried last.
+/// The exit code once depended on which server was tried last.
 #[test]
 fn a_refused_logon_ends_with_7_unless_one_was_accepted_after_it() {
     let down = |link: &mut Link| {

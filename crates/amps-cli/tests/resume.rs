@@ -1,4 +1,4 @@
-//! `--resume` goes on in the input it knows, and in no other one without a word.
+//! `--resume` continues in the input that it knows, and never silently in another one.
 
 #![allow(
     clippy::unwrap_used,
@@ -42,13 +42,13 @@ impl Rig {
         command
     }
 
-    /// Publishes this file, which is called the same every time.
+    /// Publishes a file with this content, which always has the same name.
     fn file(&self, content: &str, more: &[&str]) -> Ran {
         let path = self.dir.file("app.log", content);
         run(self.command(more).arg("--file").arg(path))
     }
 
-    /// What the server has of everything so far.
+    /// Everything that the server has received so far.
     #[track_caller]
     fn assert_there(&self, expected: &str) {
         let count = expected.lines().count().to_string();
@@ -76,7 +76,7 @@ fn the_same_input_and_one_that_grew_go_on_in_silence() {
         (&1.into(), "")
     );
     assert_eq!(grown.report()["next_line"], 4);
-    // Standard input is an input as well.
+    // Standard input may be the input as well.
     let stdin = b"one\ntwo\nthree\nfour\n";
     run_with_input(&mut rig.command(RESUME), stdin).expect(0);
     rig.assert_there("one\ntwo\nthree\nfour\n");
@@ -103,7 +103,7 @@ fn another_input_under_the_same_name_is_an_error_that_says_what_was_found() {
         let refused = run_with_input(&mut rig.command(RESUME), other.as_bytes()).expect(1);
         assert_eq!(refused.report()["published"], 0);
     }
-    // On purpose.
+    // With an option that says so.
     let purpose = rig
         .file("four\nfive\nsix\nseven\n", &["--resume-from", "2"])
         .expect(0);
@@ -111,7 +111,7 @@ fn another_input_under_the_same_name_is_an_error_that_says_what_was_found() {
     let goes_on = "four\nfive\nsix\nseven\neight\n";
     assert_eq!(rig.file(goes_on, RESUME).expect(0).report()["published"], 1);
     rig.assert_there("one\ntwo\nthree\nfive\nsix\nseven\neight\n");
-    // There is no such line to go on with.
+    // There is no such line to continue with.
     rig.file("x\n", &["--resume-from", "9"]).expect(1);
     rig.file("x\n", &["--resume-from", "0"]).expect(2);
 }
@@ -136,7 +136,7 @@ fn a_last_line_that_is_still_written_waits() {
     let complete = ["--resume", "--final-line"];
     let last = rig.file("one\nthree\nfour\nfive", &complete).expect(0);
     assert_eq!(last.report()["published"], 1);
-    // It is a line from now on, also when its newline comes.
+    // From now on it counts as a line, even when its newline comes.
     assert_eq!(
         rig.file("one\nthree\nfour\nfive", RESUME)
             .expect(0)
@@ -191,7 +191,7 @@ fn a_named_pipe_is_opened_once() {
         command.arg("--file").arg(&pipe);
         command.stdout(Stdio::piped()).stderr(Stdio::piped());
         let child = command.spawn().unwrap();
-        // Waits for the reader, and ends the only writer there is.
+        // Waits for the reader, and ends the only writer that there is.
         let mut writer = fs::OpenOptions::new().write(true).open(&pipe).unwrap();
         for n in from..=published {
             writeln!(writer, "{n}").unwrap();

@@ -1,9 +1,9 @@
-//! The command where the system has little for it: no more threads, and name servers that say
-//! nothing.
+//! The command when the operating system has little left for it: no more threads, or name servers
+//! that do not answer.
 //!
-//! Both need rights that not every machine gives: a user of our own making for the one (root and
-//! `setpriv`), namespaces for the other. Where they are missing a test says so and is no proof;
-//! with `AMPS_SCARCE=1` that is a failure.
+//! Both need rights that are not available everywhere: the first a user of its own (root and
+//! `setpriv`), the second namespaces. Without them a test says so and proves nothing; with
+//! `AMPS_SCARCE=1` that is a failure.
 
 #![cfg(target_os = "linux")]
 #![allow(
@@ -24,14 +24,14 @@ use std::time::{Duration, Instant};
 use common::{Dir, NOBODY, Server, ran};
 use serde_json::Value;
 
-/// Says loudly that nothing was tried.
+/// Says clearly that nothing was tried.
 fn skipped(why: &str) {
     assert!(std::env::var_os("AMPS_SCARCE").is_none(), "{why}");
     println!("SKIPPED, nothing was tried: {why}");
     eprintln!("SKIPPED, nothing was tried: {why}");
 }
 
-/// A user that nothing else runs as, so that what it may have is ours alone.
+/// A user that nothing else runs as, so that its limits concern only this test.
 const USER: &str = "54321";
 
 fn limited(threads: u32, program: &Path) -> Command {
@@ -42,12 +42,12 @@ fn limited(threads: u32, program: &Path) -> Command {
     command
 }
 
-/// However few threads may be made, a run either says so and stops, or sends everything. It
+/// However few threads may be made, a run either reports that and stops, or sends everything. It
 /// does not panic, hang, or go on without what it needs.
 #[test]
 fn with_few_threads_a_run_sends_everything_or_says_what_it_lacks() {
     let dir = Dir::new();
-    // Where that user can read it, wherever the build keeps it.
+    // Where that user can read it, wherever the build is.
     let program = dir.path("amps");
     std::fs::copy(env!("CARGO_BIN_EXE_amps"), &program).unwrap();
     let everyone = |path: &Path| {
@@ -62,7 +62,7 @@ fn with_few_threads_a_run_sends_everything_or_says_what_it_lacks() {
     }
     let server = Server::start(None, &[]);
     let port = server.uri.rsplit(':').next().unwrap();
-    // By its name: that is looked up on a thread, too.
+    // By its name, which is also looked up on a thread.
     let by_name = format!("tcp://localhost:{port}");
     let input = dir.file("in", b"1\n2\n3\n");
     everyone(&input);
@@ -108,8 +108,8 @@ fn with_few_threads_a_run_sends_everything_or_says_what_it_lacks() {
     assert!(sent > 0 && refused > 0, "{sent} sent, {refused} refused");
 }
 
-/// What is left is saved without a thread more than the run has: the new store could not be opened
-/// for want of one, and was said not to be there.
+/// What is left must be saved without another thread. The new store could once not be opened
+/// without one, and was said not to exist.
 #[test]
 fn what_a_removed_store_held_is_saved_where_no_thread_can_be_made() {
     let dir = Dir::new();
@@ -136,7 +136,7 @@ fn what_a_removed_store_held_is_saved_where_no_thread_can_be_made() {
         stored.clear();
         assert!(output.read_line(&mut stored).unwrap() > 0, "it is stored");
     }
-    // As that user: not every root may limit others.
+    // As that user, since not every root may limit others.
     let mut no_more = Command::new("setpriv");
     no_more.args(["--reuid", USER, "--clear-groups", "prlimit"]);
     no_more.arg(format!("--pid={}", publisher.id()));
@@ -159,7 +159,7 @@ fn what_a_removed_store_held_is_saved_where_no_thread_can_be_made() {
 /// Set in the namespaces that the test makes for itself.
 const INSIDE: &str = "AMPS_TEST_INSIDE";
 
-/// A look-up cannot be called off, and takes half a minute here; the process does not wait for it.
+/// A look-up cannot be cancelled, and takes half a minute here; the process does not wait for it.
 #[test]
 fn a_run_ends_with_its_report_whatever_a_name_server_does() {
     if std::env::var_os(INSIDE).is_some() {
@@ -224,7 +224,7 @@ fn with_a_silent_name_server() {
         let took = reported.elapsed();
         assert!(took < Duration::from_secs(8), "{command}: {took:?}");
     }
-    // A server that asks where to listen hears the first signal, too.
+    // A server that is looking up where to listen must also react to the first signal.
     let mut amps = common::amps();
     amps.args(["serve", "--listen", "tcp://amps.example:9007/amps/json"]);
     let mut run = amps.stderr(Stdio::piped()).spawn().unwrap();

@@ -1,4 +1,4 @@
-//! `amps serve`: who can reach it, what it takes, and what it tells.
+//! `amps serve`: who can reach it, what it accepts, and what it reports.
 
 #![allow(
     clippy::unwrap_used,
@@ -14,7 +14,7 @@ use std::process::{Child, Stdio};
 use common::{Server, amps, run, run_with_input};
 use rustix::process::{Pid, Signal, kill_process};
 
-/// A server with its words, and where it listens.
+/// A server whose messages are read, and where it listens.
 fn serve(options: &[&str]) -> (Child, String) {
     let mut command = amps();
     command.arg("serve").args(options);
@@ -27,7 +27,7 @@ fn serve(options: &[&str]) -> (Child, String) {
     (child, uri.expect("listening URI").to_owned())
 }
 
-/// Everything it said to people until it was told to end.
+/// Everything that it said to people until it was told to end.
 fn words(mut child: Child) -> String {
     kill_process(Pid::from_child(&child), Signal::TERM).unwrap();
     let mut words = String::new();
@@ -64,7 +64,7 @@ fn a_server_that_anyone_can_reach_says_so() {
     );
 }
 
-/// The library had them, the command had no words for them.
+/// The library could do this, but the command had no options for it.
 #[test]
 fn topics_without_a_log_and_challenges_can_be_asked_for() {
     let server = Server::start(None, &["--unlogged-topic", "u", "--sow-topic", "s"]);
@@ -87,7 +87,7 @@ fn topics_without_a_log_and_challenges_can_be_asked_for() {
     let mut publish = amps();
     let uri = server.uri.replace("tcp://", "tcp://ann:pw@");
     publish.args(["publish", "--topic", "t", "--flush-timeout", "1s"]);
-    // The command has a password, and no answer to a challenge.
+    // The command has a password, but cannot answer a challenge.
     let ran = run_with_input(publish.args(["--server", &uri]), b"line\n").expect(5);
     ran.says(&["the server asks for an answer to a challenge"]);
 }

@@ -1,9 +1,9 @@
 //! SIGKILL at any moment of a writer's life: nothing that was appended is lost, nothing
 //! that was discarded comes back, and no number is given out twice.
 //!
-//! Judged from outside by `docs/torture.md` alone. 400 kills by default,
-//! `AMPS_ROUNDS=n` for another number; `AMPS_SEED` repeats a run's choices. Where a kill falls
-//! is the machine's affair: with `AMPS_FULL=1` it is asserted that they fell everywhere.
+//! Judged from outside, only by `docs/torture.md`. 400 kills by default, `AMPS_ROUNDS=n` for
+//! another number; `AMPS_SEED` repeats a run's choices. Where a kill hits depends on the machine;
+//! with `AMPS_FULL=1` it is asserted that they hit everywhere.
 
 #![allow(
     clippy::unwrap_used,
@@ -21,25 +21,25 @@ use std::time::{Duration, Instant};
 use common::rig::{Oracle, Rule, dumped};
 use common::{Dir, Random, Running, amps};
 
-/// Kills before a store is given up for a fresh one, so that creation is met often.
+/// Kills before a store is replaced by a fresh one, so that many hit a creation.
 const LIFE: u64 = 40;
 
 fn rounds() -> u64 {
     std::env::var("AMPS_ROUNDS").map_or(400, |n| n.parse().expect("AMPS_ROUNDS is a number"))
 }
 
-/// Whether to assert what only chance decides: on a machine with nothing else to do.
+/// Whether to assert what depends on chance: on a machine that does nothing else.
 fn full() -> bool {
     std::env::var_os("AMPS_FULL").is_some() && rounds() >= 400
 }
 
-/// A number from 1 to `most`, every order of magnitude as likely as the others.
+/// A number from 1 to `most`, with every order of magnitude equally likely.
 fn log_uniform(random: &mut Random, most: u64) -> u64 {
     let bits = random.below(u64::from(most.ilog2()) + 1);
     ((1 << bits) + random.below(1 << bits)).min(most)
 }
 
-/// Burns time without giving the processor away, so that a kill may hit any instruction.
+/// Burns time without giving up the processor, so that a kill may hit any instruction.
 fn spin(time: Duration) {
     let until = Instant::now() + time;
     while Instant::now() < until {
@@ -59,7 +59,8 @@ struct Plan {
 
 impl Plan {
     fn new(random: &mut Random, seed: u64, run: u64, capacity: u64) -> Self {
-        // The largest record is a quarter of a segment, and that a sixteenth of the cap or so.
+        // The largest record is a quarter of a segment, and that about a sixteenth of the
+        // capacity.
         let longest = if capacity < 1 << 20 { 1800 } else { 12_000 };
         let min = random.below(64);
         let max = min + log_uniform(random, longest - min);
@@ -74,7 +75,7 @@ impl Plan {
             sync_every: log_uniform(random, 200),
             discard_lag: match random.below(4) {
                 0 => 0,
-                // Never reached: the ring fills up.
+                // Never reached, since the ring fills up before.
                 1 => 1 << 40,
                 _ => log_uniform(random, 300),
             },
@@ -106,7 +107,7 @@ impl Plan {
     }
 }
 
-/// What a test saw, so that it cannot have seen nothing.
+/// What a test has seen, to prove that it did see something.
 #[derive(Debug, Default)]
 struct Seen {
     killed_before_open: u64,
@@ -115,7 +116,7 @@ struct Seen {
     no_store_yet: u64,
     messages: u64,
     live_dumps: u64,
-    /// Writers that write for ever and were heard first: each of them is killed at work.
+    /// Writers that write for ever and were heard from first: each of them is killed at work.
     sure_to_work: u64,
 }
 
@@ -150,7 +151,7 @@ fn one_life(plan: &Plan, dir: &Path, oracle: &mut Oracle, random: &mut Random, s
     let mut writer = Running::start(&mut plan.command(dir));
     let early = random.below(4) == 0;
     if early {
-        // In open, in creation, or before the first instruction.
+        // During open, during creation, or before the first instruction.
         spin(Duration::from_micros(log_uniform(random, 1 << 14)));
     } else {
         for _ in 0..log_uniform(random, 1 << 9) {
@@ -209,7 +210,8 @@ fn a_larger_store_killed_hundreds_of_times_loses_nothing() {
 fn a_kill_during_creation_leaves_an_empty_store_or_none() {
     let mut random = Random::new("creation killed");
     let (mut none, mut empty) = (0, 0);
-    // What a creation takes on this machine, however busy it is: the kills fall around that.
+    // How long a creation takes on this machine, however busy it is: kills are spread around
+    // that.
     let mut usual = Duration::ZERO;
     for run in 0..rounds() / 4 {
         let dir = Dir::new();
@@ -246,7 +248,7 @@ fn a_kill_during_creation_leaves_an_empty_store_or_none() {
     }
 }
 
-/// The oracle is no use if it is content with anything.
+/// An oracle that is content with anything would be useless.
 mod the_oracle_sees {
     use super::*;
     use common::rig::Dumped;

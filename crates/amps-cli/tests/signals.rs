@@ -1,4 +1,4 @@
-//! What a signal ends, and what it leaves behind.
+//! What a signal ends, and what is left behind.
 
 #![allow(
     clippy::unwrap_used,
@@ -78,11 +78,11 @@ fn what_was_read_from_a_pipe_is_stored_without_pace_and_half_a_line_is_not() {
     let server = Server::start(None, &[]);
     let store = dir.path("s.store");
     let mut command = publish(&server.uri);
-    // At this pace the last of them would come in minutes.
+    // At this pace the last of them would take minutes.
     command.args(["--rate", "1", "--store"]).arg(&store);
     let mut run = Running::start(&mut command);
-    // Small enough that a pipe takes and gives it whole: who has heard of its first line knows
-    // that all of it was read.
+    // Few enough that a pipe takes and returns them as a whole: whoever has heard of the first
+    // line knows that all of them were read.
     run.write(&[numbered_lines(150, 20), b"half".to_vec()].concat()[..]);
     stored(&mut run, 1);
     run.signal(Signal::TERM);
@@ -123,7 +123,7 @@ fn a_file_that_was_not_read_to_its_end_is_no_success_and_is_gone_on_with() {
     assert_eq!(rest["next_line"], 301);
 }
 
-/// A process whose standard output and standard error are heard.
+/// A process whose standard output and standard error are read.
 struct Heard {
     child: std::process::Child,
     stdout: BufReader<std::process::ChildStdout>,
@@ -276,7 +276,7 @@ fn a_named_pipe_nobody_writes_to_can_be_left() {
     assert_eq!((code, &report["published"]), (Some(0), &0.into()));
 }
 
-/// The signal interrupts the wait for data before anybody has counted it: what was read next
+/// The signal interrupts the wait for data before anything has counted it. The next read once
 /// waited for ever, or took a named pipe that nobody writes to for one at its end.
 #[test]
 fn an_import_that_waits_for_its_input_is_ended_by_a_signal_and_imports_nothing() {
@@ -309,7 +309,7 @@ fn an_import_that_waits_for_its_input_is_ended_by_a_signal_and_imports_nothing()
     }
 }
 
-/// It waited for the lock as if no signal had come, until the third.
+/// Waiting for the lock once ignored signals, until the third.
 #[test]
 fn who_waits_for_a_store_that_is_open_is_ended_by_a_signal() {
     let dir = Dir::new();
@@ -374,13 +374,13 @@ fn a_blocked_standard_output_holds_up_the_last_words_until_the_second_signal() {
     let mut child = command.spawn().unwrap();
     drop(command);
     let mut stdin = child.stdin.take().unwrap();
-    // More than the words about them find room for: the reading of more is held back.
+    // More than there is room for in reports about them, so the reading of more is held back.
     let feed = std::thread::spawn(move || {
         let _ = stdin.write_all(&numbered_lines(100_000, 20));
         stdin
     });
     let pid = Pid::from_raw(child.id().cast_signed()).unwrap();
-    // What is stored is sent and settled, whoever reads the words.
+    // What is stored is sent and settled, whoever reads the reports.
     let mut before = 0;
     loop {
         let mut command = amps();

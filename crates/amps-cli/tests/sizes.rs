@@ -1,4 +1,4 @@
-//! How large a store's file is, and the messages that it takes.
+//! How large a store's file is, and how large the messages that it takes.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod common;
@@ -29,7 +29,7 @@ fn line(bytes: usize) -> Vec<u8> {
     line
 }
 
-/// A hundred publishers of small messages cost 6.4 GB of disk before the first message.
+/// A hundred publishers of small messages once took 6.4 GB of disk before the first message.
 #[test]
 fn a_store_for_small_messages_is_small_and_takes_them() {
     let dir = Dir::new();
@@ -37,18 +37,18 @@ fn a_store_for_small_messages_is_small_and_takes_them() {
     let small = ["--max-message", "64KiB"];
     publish(&path, &small, &line(64 << 10)).expect(5);
     assert_eq!(fs::metadata(&path).unwrap().len(), 1052 << 10);
-    // What is larger is refused in words that help, and what was taken before is kept.
+    // A larger message is refused with helpful words, and what was taken before is kept.
     publish(&path, &[], &line(66 << 10))
         .expect(5)
         .says(&["too large", "--max-message"]);
-    // What cannot be had of a file that is there is said.
+    // What an existing file cannot provide is reported.
     publish(&path, &["--max-message", "1MiB"], b"small\n")
         .expect(5)
         .says(&["66560 bytes", "a new file"]);
     let info = run(&mut store(&["info"], &path)).expect(0).report();
     assert_eq!(info["unsettled"], 2);
 
-    // Unless set it is 16 MiB, in four segments.
+    // By default it is 16 MiB, in four segments.
     let path = dir.path("usual.store");
     publish(&path, &[], &line(1_000_000)).expect(5);
     let info = run(&mut store(&["info"], &path)).expect(0).report();
@@ -59,7 +59,7 @@ fn a_store_for_small_messages_is_small_and_takes_them() {
     assert_eq!(info["file_bytes"], 12288 + (16 << 20));
 }
 
-/// Messages of any size go over into a store that is made for them.
+/// Messages of any size can be moved into a store that is made for them.
 #[test]
 fn large_messages_are_published_and_imported_into_a_store_made_for_them() {
     let dir = Dir::new();
@@ -77,13 +77,13 @@ fn large_messages_are_published_and_imported_into_a_store_made_for_them() {
         .expect(0)
         .report();
     assert_eq!(report["imported"], 1);
-    // In memory as well.
+    // The same in memory.
     let mut command = amps();
     command.args(["publish", "--topic", "t", "--server", NOBODY]);
     command.args(["--flush-timeout", "100ms", "--max-message", "2MiB"]);
     run_with_input(&mut command, &line(2 << 20)).expect(5);
 
-    // No file is left of a store that cannot be.
+    // A store that is impossible leaves no file.
     let path = dir.path("none.store");
     publish(&path, &["--max-message", "64MiB"], b"x\n")
         .expect(2)

@@ -33,8 +33,8 @@ fn json(arguments: &[&str], file: &Path) -> Command {
     command
 }
 
-/// Payloads by sequence: text, nothing, bytes that are no text, words a terminal obeys, and
-/// markup.
+/// Payloads by sequence: text, nothing, bytes that are not text, control sequences for a
+/// terminal, and markup.
 fn payloads() -> Vec<Vec<u8>> {
     vec![
         b"{\"n\":1}".to_vec(),
@@ -48,8 +48,8 @@ fn payloads() -> Vec<Vec<u8>> {
     ]
 }
 
-/// A store with eight messages, one a minute from noon on: 1 is settled, 6 too, 7 is refused;
-/// odd ones are of topic "odd", even ones of topic "even".
+/// A store with eight messages, one a minute from noon on: 1 and 6 are settled, 7 is refused. Odd
+/// ones have the topic "odd", even ones "even".
 fn stocked(dir: &Dir) -> PathBuf {
     let path = dir.path("stocked.store");
     let store = Store::open(
@@ -236,7 +236,7 @@ fn the_html_report_needs_nothing_and_escapes_everything() {
         page.matches("</table").count()
     );
 
-    // Only a new file is written, and never over a store.
+    // Only a new file is ever written, and never over a store.
     let before = fs::read(&file).unwrap();
     run(store(&["info", "--html"], &out).arg(&file)).expect(1);
     run(store(&["info", "--html"], &file).arg(&file)).expect(1);
@@ -301,7 +301,8 @@ fn repair_saves_what_is_intact_and_names_the_rest() {
     assert!(text.text().contains("not saved: ") && text.text().contains("message 5"));
 }
 
-/// Some said 3 and some 0, and what was left out or not found said 1.
+/// Some commands once ended with 3 and some with 0, and what was left out or not found ended with
+/// 1.
 #[test]
 fn whatever_shows_a_damaged_store_ends_with_3() {
     let dir = Dir::new();
@@ -313,7 +314,7 @@ fn whatever_shows_a_damaged_store_ends_with_3() {
     for sequence in ["2", "5", "99"] {
         run(&mut store(&["get", sequence], &file)).expect(3);
     }
-    // What is damaged was called settled or never stored.
+    // A damaged message was once called settled, or never stored.
     run(&mut store(&["get", "5"], &file)).says(&["message 5 is damaged", "amps store repair"]);
     run(amps().args(["failed", "list"]).arg(&file)).expect(3);
     for sequence in ["7", "99"] {
@@ -321,7 +322,7 @@ fn whatever_shows_a_damaged_store_ends_with_3() {
     }
 }
 
-/// A reader that had enough made a damaged store a sound one: 0.
+/// If the reader had read enough, a damaged store once ended with 0.
 #[test]
 fn a_damaged_store_ends_with_3_whatever_becomes_of_the_output() {
     let dir = Dir::new();
@@ -375,7 +376,8 @@ fn no_space_for_the_output_ends_with_8() {
     }
 }
 
-/// The number was looked for in an open store, which was left as if its process had died.
+/// The number was once looked for in a store opened for writing, which then looked as if its
+/// process had died.
 #[test]
 fn an_unknown_refusal_leaves_a_closed_store_closed() {
     let dir = Dir::new();
@@ -399,7 +401,7 @@ fn repair_leaves_a_store_in_use_alone() {
     drop(owner);
 }
 
-/// An export without what an import gives anew.
+/// An export without the fields that an import sets anew.
 fn content(objects: &[Value]) -> Vec<Value> {
     let mut objects = objects.to_vec();
     for object in &mut objects {
@@ -415,7 +417,8 @@ fn export_and_import_round_trip_any_payload() {
     let mut random = Random::new("export and import");
     let dir = Dir::new();
     let file = dir.path("any.store");
-    // The default shape begins with few segments: the import has to wait for it to grow.
+    // A store of the default shape begins with few segments, so the import has to wait until it
+    // grows.
     let store = Store::open(&file, Options::new().capacity(8 << 20)).unwrap();
     for n in 0..3000 {
         let payload: Vec<u8> = (0..random.below(1500))
@@ -487,7 +490,7 @@ fn a_bad_line_leaves_no_store_behind() {
     .says(&["--capacity"]);
     assert!(!to.exists());
 
-    // What is there is never written over.
+    // An existing file is never overwritten.
     let file = stocked(&dir);
     let before = fs::read(&file).unwrap();
     run_with_input(&mut store(&["import"], &file), good.as_bytes()).expect(1);
@@ -509,7 +512,7 @@ fn a_live_store_is_never_called_damaged() {
                 .args(["--sync-every", "20", "--discard-lag", "40"]),
         );
         while !publisher.line().unwrap().starts_with("durable") {}
-        // What it says must be read, or it would wait at a full pipe.
+        // Its output must be read, or it would wait at a full pipe.
         let file = path.join("torture.store");
         let looks = std::thread::spawn(move || {
             for round in 0..8 {

@@ -1,4 +1,4 @@
-//! The files of stores, as an operator meets them: who has one, and what may be made of it.
+//! The files of stores, as operators see them: who has one open, and what may be made of it.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod common;
@@ -97,7 +97,7 @@ fn a_capacity_below_the_least_is_a_usage_error() {
     assert!(!path.exists());
 }
 
-/// A publisher that meets a repair says so, and waits for it when told.
+/// A publisher that meets a repair says so, and waits for it when told to.
 #[test]
 fn a_store_that_is_being_repaired_is_waited_for_when_told() {
     let dir = Dir::new();
@@ -113,7 +113,7 @@ fn a_store_that_is_being_repaired_is_waited_for_when_told() {
         .stderr(Stdio::piped())
         .spawn()
         .unwrap();
-    // Until it has slept so often with the store open: it asks for the lock again and again.
+    // Waits until it has slept this often with the store open: it asks for the lock repeatedly.
     let process = PathBuf::from(format!("/proc/{}", waiting.id()));
     let store = path.canonicalize().unwrap();
     let is_open = || {
@@ -142,8 +142,8 @@ fn a_store_that_is_being_repaired_is_waited_for_when_told() {
     ran(waiting.wait_with_output().unwrap()).expect(5);
 }
 
-/// From within a PID namespace the lock of a publisher outside is hidden, and its process id says
-/// nothing: "left by a process that died" was said of a store that was open.
+/// Inside a PID namespace the lock of a publisher outside is hidden, and its process id means
+/// nothing. An open store was once described as "left by a process that died".
 #[test]
 fn within_a_pid_namespace_a_store_that_is_open_is_not_called_crashed() {
     let unshare = |program: &[&str]| {
@@ -171,7 +171,7 @@ fn within_a_pid_namespace_a_store_that_is_open_is_not_called_crashed() {
     let mut command = unshare(&[env!("CARGO_BIN_EXE_amps"), "--json", "store", "info"]);
     let info = run(command.arg(&path)).expect(0).report();
     assert_eq!(info["state"], "unknown");
-    // Nor is it repaired, though no list shows the lock.
+    // Nor is it repaired, although no list shows the lock.
     let new = dir.path("new.store");
     let mut command = unshare(&[env!("CARGO_BIN_EXE_amps"), "store", "repair"]);
     run(command.arg(&path).arg("--to").arg(&new))
@@ -184,7 +184,7 @@ fn within_a_pid_namespace_a_store_that_is_open_is_not_called_crashed() {
     assert_eq!(info["state"], "closed");
 }
 
-/// They were readable by everybody who may enter the directory.
+/// Such files were once readable by everybody who may enter the directory.
 #[test]
 fn what_is_created_is_for_its_owner_alone() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -235,8 +235,8 @@ fn what_is_created_is_for_its_owner_alone() {
     assert_eq!(mode & 0o7777, 0o666, "what exists keeps its own");
 }
 
-/// It was made a store of, with a report that all was sent: a name mistyped, or a file that lost
-/// its contents, looked like success.
+/// An empty file was once made into a store, with a report that everything was sent: a mistyped
+/// name, or a file that had lost its contents, looked like success.
 #[test]
 fn an_empty_file_is_not_all_sent() {
     let dir = Dir::new();
@@ -255,10 +255,10 @@ fn an_empty_file_is_not_all_sent() {
     }
 }
 
-/// Nobody takes what is published.
+/// No server takes what is published.
 const ALONE: [&str; 4] = ["--server", NOBODY, "--flush-timeout", "1s"];
 
-/// A publisher that is fed by hand, up to its end.
+/// A publisher whose input is written by the test, up to its end.
 struct Fed {
     child: std::process::Child,
     input: std::process::ChildStdin,
@@ -295,7 +295,7 @@ impl Fed {
         }
     }
 
-    /// The end of the input, the report, what was said, and the exit code.
+    /// Ends the input; returns the report, what was said, and the exit code.
     fn end(mut self) -> (serde_json::Value, String, i32) {
         drop(self.input);
         let mut output = String::new();
@@ -312,8 +312,8 @@ impl Fed {
     }
 }
 
-/// The report said that messages stay in a store that nobody would ever find, and that they could
-/// be drained from there.
+/// The report once said that messages stay in a store that nobody would ever find, and that they
+/// could be drained from there.
 #[test]
 fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
     use std::os::unix::fs::PermissionsExt as _;
@@ -365,7 +365,7 @@ fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
     }
 }
 
-/// All was sent, and the store with the place in the input is gone all the same.
+/// Everything was sent, and the store with the place in the input is lost all the same.
 #[test]
 fn a_store_removed_before_the_report_is_told_whatever_is_left() {
     let dir = Dir::new();
@@ -382,7 +382,7 @@ fn a_store_removed_before_the_report_is_told_whatever_is_left() {
     );
 }
 
-/// What was taken in is still sent, for as long as a flush may take.
+/// What was accepted is still sent, for as long as a flush may take.
 #[test]
 fn what_a_removed_store_holds_is_still_sent() {
     let dir = Dir::new();
@@ -434,7 +434,8 @@ fn a_store_renamed_while_it_is_open_goes_on_and_is_not_looked_for_at_its_old_pla
     assert_eq!(info["unsettled"], 2);
 }
 
-/// A mode could not be chosen, and a repair that root made could not be opened by the publisher.
+/// A mode could once not be chosen, and a repair made by root could not be opened by the
+/// publisher.
 #[test]
 fn a_mode_is_given_to_what_is_created_and_a_copy_is_never_more_open() {
     use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
@@ -492,7 +493,7 @@ fn a_mode_is_given_to_what_is_created_and_a_copy_is_never_more_open() {
     assert!(!at("none").exists());
 }
 
-/// A store that was full stayed full: `--capacity` was passed over in silence.
+/// A store that was full once stayed full: `--capacity` was silently ignored.
 #[test]
 fn a_capacity_given_to_a_store_that_exists_raises_it_or_says_why_not() {
     let dir = Dir::new();

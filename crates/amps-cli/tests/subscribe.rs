@@ -1,4 +1,4 @@
-//! `amps subscribe` where there is nobody to subscribe at.
+//! `amps subscribe` when there is no server.
 
 #![allow(
     clippy::unwrap_used,
@@ -13,7 +13,7 @@ use std::process::Stdio;
 
 use common::{Server, amps, run_with_input};
 
-/// For ten seconds it said nothing, and then once and never again.
+/// It once said nothing for ten seconds, and then once and never again.
 #[test]
 fn an_empty_topic_is_refused_before_anybody_connects() {
     common::run(common::amps().args(["subscribe", "--topic", "", "--server", common::NOBODY]))
@@ -23,7 +23,7 @@ fn an_empty_topic_is_refused_before_anybody_connects() {
 
 #[test]
 fn a_subscriber_says_that_nothing_listens_and_goes_on_when_something_does() {
-    // A port of which it is known that nobody else listens there.
+    // A port on which certainly nothing else listens.
     let server = Server::start(None, &[]);
     let uri = server.uri.clone();
     drop(server);
@@ -40,7 +40,7 @@ fn a_subscriber_says_that_nothing_listens_and_goes_on_when_something_does() {
     let _server = Server::start_at(&uri, None, &[]);
     let said = words.next().unwrap().unwrap();
     assert!(said.contains("logged on") && said.contains(port), "{said}");
-    // It may subscribe behind the first of these.
+    // The subscription may begin after the first of these.
     let mut out = BufReader::new(subscriber.stdout.take().unwrap()).lines();
     let mut publishing = amps();
     publishing.args(["publish", "--topic", "t", "--server", &uri]);

@@ -1,4 +1,4 @@
-//! `tcps://` addresses: who is trusted, and what is said when nobody is.
+//! `tcps://` addresses: who is trusted, and what is reported if nobody is.
 
 #![allow(
     clippy::unwrap_used,
@@ -103,7 +103,7 @@ fn what_is_published_over_tls_is_drained_and_subscribed_to_over_tls() {
     assert_eq!(run(&mut subscribe).expect(0).text(), "1\n2\n3\n");
 }
 
-/// A publisher gets no connection, and says why. It is killed then.
+/// A publisher gets no connection, and says why. Then it is killed.
 #[track_caller]
 fn is_refused(publish: &mut Command, why: &str) {
     let mut child = publish
@@ -116,7 +116,8 @@ fn is_refused(publish: &mut Command, why: &str) {
     let input = child.stdin.take();
     let said = BufReader::new(child.stderr.take().unwrap());
     let mut heard = Vec::new();
-    // A server that hangs up may be noticed before its reason is: the next attempt tells.
+    // That the server hangs up may be noticed before its reason is read: the next attempt reports
+    // it.
     let told = said.lines().map(Result::unwrap).any(|line| {
         heard.push(line.clone());
         line.contains("no connection to") && line.contains(why)
@@ -166,7 +167,7 @@ fn the_certificates_of_the_system_are_trusted_unless_others_are_named() {
     let server = files.server(&[]);
     let nothing = files.dir.path("nothing");
     std::fs::create_dir(&nothing).unwrap();
-    // Where the system's certificates are said to be.
+    // Sets where the system's certificates are.
     let publish = |system: &str| {
         let mut publish = files.publish(&server.uri);
         publish
@@ -233,7 +234,8 @@ fn options_that_make_no_sense_are_refused_before_anything_is_created() {
     serve(&["--listen", SECURE, "--tls-client-ca", &ca]).says(&["--tls-cert"]);
 }
 
-/// The certificates were read once, at the start: who renewed one had to restart every publisher.
+/// Certificates were once read only at the start: whoever renewed one had to restart every
+/// publisher.
 #[test]
 fn certificates_renewed_on_disk_need_no_restart() {
     let files = Files::new("127.0.0.1");
@@ -259,8 +261,8 @@ fn certificates_renewed_on_disk_need_no_restart() {
     assert_eq!(report["left"], 0);
 }
 
-/// "No usable private key", it said of an encrypted one; and of a chain with a byte order mark
-/// nothing, for it took the second certificate for the first.
+/// For an encrypted key the error once said "no usable private key". For a chain with a byte
+/// order mark there was none, since the second certificate was taken for the first.
 #[test]
 fn files_that_are_no_plain_pem_are_told_what_they_are() {
     let files = Files::new("127.0.0.1");

@@ -55,7 +55,7 @@ fn what_is_written_is_dumped() {
     text.lines()
         .for_each(|line| oracle.hear(rule(1, 16, 600), line));
     assert_eq!((oracle.begun, oracle.durable), (100, 100));
-    // 42 in the log after the sixth sync: all but 20 are settled; and so again after 42 more.
+    // 42 are in the log after the sixth sync: all except 20 are settled, and again after 42 more.
     let lag: Vec<&str> = text.lines().filter(|l| l.starts_with("discard")).collect();
     let expected = [
         "discarding 22",

@@ -1,4 +1,4 @@
-//! A store that holds what this program cannot read.
+//! A store that contains something this program cannot read.
 
 #![allow(
     clippy::unwrap_used,
@@ -23,7 +23,7 @@ fn crc32(bytes: &[u8], seed: u32) -> u32 {
     !bytes.iter().fold(!seed, step)
 }
 
-/// Such a message made a drain connect again for ever, and none behind it went out.
+/// Such a message once made a drain connect again for ever, and none behind it was sent.
 #[test]
 fn a_drain_leaves_a_message_of_an_unknown_kind_to_the_operator_and_sends_the_others() {
     let dir = Dir::new();

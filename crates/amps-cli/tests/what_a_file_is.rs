@@ -1,5 +1,5 @@
-//! A store that is damaged, a file that is none, and a store of a newer program: three words and
-//! three codes, whoever looks.
+//! A damaged store, a file that is no store, and a store of a newer program: three different
+//! words and exit codes, whichever command looks.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod common;
@@ -79,7 +79,7 @@ fn commands(dir: &Dir, file: &Path) -> Vec<Command> {
     all
 }
 
-/// They were all "damaged", with code 3, or any other error, with 1.
+/// They were once all "damaged", with code 3, or some other error, with code 1.
 #[test]
 fn no_store_and_a_newer_one_are_told_apart_by_every_command() {
     let dir = Dir::new();
@@ -119,7 +119,8 @@ fn no_store_and_a_newer_one_are_told_apart_by_every_command() {
     }
 }
 
-/// There is no way back, and nothing was said of it, not even by a command that changed nothing else.
+/// There is no way back, and once nothing was said about it, not even by a command that changed
+/// nothing else.
 #[test]
 fn a_store_that_gets_a_newer_format_is_told_so() {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../amps-store/tests/golden");
@@ -153,7 +154,8 @@ fn a_store_that_gets_a_newer_format_is_told_so() {
     }
 }
 
-/// A store whose superblocks are whole was called no store, whatever became of the rest.
+/// A store whose superblocks are intact was once called no store, because of what had become of
+/// the rest.
 #[test]
 fn a_store_that_no_open_takes_is_called_damaged() {
     let dir = Dir::new();
@@ -169,7 +171,7 @@ fn a_store_that_no_open_takes_is_called_damaged() {
     }
 }
 
-/// Its segment headers tell that it is one, of this format, and `repair` mends it.
+/// Its segment headers show that it is a store of this format, and `repair` saves it.
 #[test]
 fn a_store_without_superblocks_is_damaged_for_all_but_repair() {
     let dir = Dir::new();
@@ -195,7 +197,7 @@ fn a_store_without_superblocks_is_damaged_for_all_but_repair() {
     assert_eq!(fs::read(&headless).unwrap(), before, "it is as it was");
 }
 
-/// Only a report that nobody printed knew of it.
+/// Once this was only in a report that nobody printed.
 #[test]
 fn a_file_system_that_keeps_no_promise_is_told() {
     let dir = Dir::new();

@@ -1,5 +1,5 @@
-//! A store of which both superblocks are damaged, as an operator meets it: one flipped bit in each
-//! copy made every message unreachable, and every command said that the file is no store.
+//! A store whose superblocks are both damaged, as operators see it. One flipped bit in each copy
+//! once made every message unreachable, and every command said that the file is no store.
 #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
 
 mod common;
@@ -133,12 +133,12 @@ fn a_name_and_numbers_may_be_given() {
     );
     assert_eq!(without["possible_duplicates"], 1);
     assert!(report["next"].as_u64().unwrap() > 1_000_000_000);
-    // Without one, the store says what it was called, since its creation and for good.
+    // Without the option, the identity in the file has the name.
     let kept = dir.path("kept.store");
     let text = repair(&old, &kept, &[]).expect(0).text();
     let words = "the client name is orders, as the store says for good";
     assert!(text.contains(words), "{text}");
-    // Where that is gone as well, a new name is made, and said.
+    // If that is damaged as well, a new name is made up and reported.
     let mut bytes = fs::read(&old).unwrap();
     bytes[8192..12288].fill(0);
     fs::write(&old, bytes).unwrap();
@@ -149,11 +149,11 @@ fn a_name_and_numbers_may_be_given() {
         "{}",
         ran.text()
     );
-    // One that no server would take is refused before anything is created.
+    // A name that no server would accept is refused before anything is created.
     let none = dir.path("none.store");
     repair(&old, &none, &["--client-name", "x[y]"]).expect(2);
     assert!(!none.exists());
-    // A store with a superblock keeps what that says.
+    // A store with a superblock keeps the name in that.
     repair(&whole, &none, &["--client-name", "mine"])
         .expect(0)
         .says(&["changed nothing"]);

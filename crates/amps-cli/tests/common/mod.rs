@@ -1,4 +1,4 @@
-//! The `amps` binary as a user meets it: processes, files and exit codes.
+//! The `amps` binary as users see it: processes, files and exit codes.
 #![allow(
     dead_code,
     unreachable_pub,
@@ -19,7 +19,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 use tokio::signal::unix::{SignalKind, signal};
 
-/// A server nobody runs: the discard port of the loopback interface.
+/// A server that nobody runs: the discard port of the loopback interface.
 pub const NOBODY: &str = "tcp://127.0.0.1:9/amps/json";
 
 /// The binary under test, without anything inherited from the terminal.
@@ -30,8 +30,9 @@ pub fn amps() -> Command {
     command
 }
 
-/// What was ignored when the tests were started, as nohup has it, stays ignored in every program that
-/// they start, and who waits for its end waits for ever. What is caught here has its default there.
+/// Signals that were ignored when the tests were started, as by nohup, stay ignored in every
+/// program that they start, and whoever waits for such a program to end waits for ever. Signals
+/// that are caught here have their default in those programs.
 fn signals_by_default() {
     static ONCE: Once = Once::new();
     ONCE.call_once(|| {
@@ -50,14 +51,14 @@ fn signals_by_default() {
             SignalKind::terminate(),
         ] {
             if ignored >> (kind.as_raw_value() - 1) & 1 == 1 {
-                // Caught from here on, whether or not anybody listens.
+                // Caught from here on, whether or not anything listens.
                 drop(signal(kind).expect("it can be caught"));
             }
         }
     });
 }
 
-/// What a finished run left behind.
+/// What a finished run has printed and returned.
 pub struct Ran {
     pub code: Option<i32>,
     pub stdout: Vec<u8>,
@@ -65,7 +66,7 @@ pub struct Ran {
 }
 
 impl Ran {
-    /// Fails the test, with everything the run said, unless it ended with `code`.
+    /// Fails the test, and prints everything that the run said, unless it ended with `code`.
     #[track_caller]
     pub fn expect(self, code: i32) -> Self {
         assert_eq!(
@@ -106,7 +107,7 @@ impl Ran {
             .collect()
     }
 
-    /// The last object, which is the report.
+    /// The last object, the report.
     #[track_caller]
     pub fn report(&self) -> Value {
         self.objects().pop().expect("a report")
@@ -129,7 +130,7 @@ pub fn run_with_input(command: &mut Command, input: &[u8]) -> Ran {
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let input = input.to_vec();
     let writer = std::thread::spawn(move || {
-        // A run that ends early closes the pipe; the test judges it by its exit code.
+        // A run that ends early closes the pipe; the test goes by its exit code.
         let _ = stdin.write_all(&input);
     });
     let output = child.wait_with_output().expect("the run ends");
@@ -145,7 +146,7 @@ pub fn ran(output: Output) -> Ran {
     }
 }
 
-/// Waits until a process takes signals for itself: until then they end it.
+/// Waits until a process handles signals itself: until then they end it.
 pub fn listens(pid: u32) {
     let status = format!("/proc/{pid}/status");
     loop {
@@ -160,7 +161,7 @@ pub fn listens(pid: u32) {
     }
 }
 
-/// A running process of the binary. Dropped, it is killed.
+/// A running process of the binary. It is killed when this is dropped.
 pub struct Running {
     child: Child,
     lines: BufReader<ChildStdout>,
@@ -189,7 +190,7 @@ impl Running {
         let mut line = String::new();
         match self.lines.read_line(&mut line).expect("stdout can be read") {
             0 => None,
-            // A line without its end was cut by a kill.
+            // A line without its newline was cut by a kill.
             _ if !line.ends_with('\n') => None,
             _ => Some(line.trim_end().to_owned()),
         }
@@ -202,7 +203,7 @@ impl Running {
             .expect("the process reads");
     }
 
-    /// Sends it a signal, by its own pid.
+    /// Sends it a signal, to its own pid.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.child.id().cast_signed()).expect("a pid");
         kill_process(pid, signal).expect("it is our child");
@@ -229,7 +230,8 @@ impl Running {
         panic!("no such {event}");
     }
 
-    /// Its end, with its standard input still open: the exit code and the report.
+    /// Waits for its end with its standard input still open; returns the exit code and the
+    /// report.
     #[track_caller]
     pub fn end(mut self) -> (Option<i32>, Value) {
         let report = self.hear("report", |_| true);
@@ -241,13 +243,13 @@ impl Running {
         self.stdin = None;
     }
 
-    /// SIGKILL, by its own pid, and waits for its end.
+    /// Sends SIGKILL to its own pid, and waits for its end.
     pub fn kill(mut self) {
         self.child.kill().expect("it is our child");
         self.child.wait().expect("it ends");
     }
 
-    /// SIGKILL; what was said before it is heard to the end.
+    /// Sends SIGKILL, and passes on everything that it had printed before.
     pub fn kill_and_hear(mut self, mut hear: impl FnMut(&str)) {
         self.child.kill().expect("it is our child");
         while let Some(line) = self.line() {
@@ -256,7 +258,7 @@ impl Running {
         self.child.wait().expect("it ends");
     }
 
-    /// Its end, with its standard input still open.
+    /// Waits for its end with its standard input still open.
     pub fn wait_open(mut self) -> Option<i32> {
         while self.line().is_some() {}
         self.child.wait().expect("it ends").code()
@@ -302,7 +304,7 @@ impl Server {
         server
     }
 
-    /// SIGKILL, and a new process at the same address with the same journal.
+    /// Sends SIGKILL, and starts a new process at the same address with the same journal.
     pub fn kill_and_restart(&mut self) {
         self.kill();
         self.begin();
@@ -331,7 +333,7 @@ impl Server {
     }
 }
 
-/// A directory that goes away, and paths in it.
+/// A temporary directory, and paths in it.
 pub struct Dir(tempfile::TempDir);
 
 impl Dir {
@@ -363,11 +365,11 @@ pub fn numbered_lines(count: u64, len: usize) -> Vec<u8> {
     out
 }
 
-/// Small, reproducible random numbers.
+/// Small random numbers that can be reproduced.
 pub struct Random(u64);
 
 impl Random {
-    /// Seeded from `AMPS_SEED`, else freshly; the seed is printed.
+    /// Seeded from `AMPS_SEED`, or otherwise freshly; the seed is printed.
     pub fn new(test: &str) -> Self {
         let seed = match std::env::var("AMPS_SEED") {
             Ok(text) => text.parse().expect("AMPS_SEED is a number"),
@@ -386,7 +388,7 @@ impl Random {
     }
 }
 
-/// Full size is asked for.
+/// Whether the full size is asked for.
 pub fn full_size() -> bool {
     std::env::var_os("AMPS_FULL").is_some_and(|v| v == "1")
 }

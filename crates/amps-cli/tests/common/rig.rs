@@ -8,7 +8,7 @@ use serde_json::Value;
 
 use super::{amps, run};
 
-/// What the payloads of a run follow from, but for their sequence.
+/// What determines the payloads of a run, besides their sequences.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rule {
     pub seed: u64,
@@ -48,7 +48,7 @@ impl Rule {
     }
 }
 
-/// What a dump gave.
+/// The result of a dump.
 #[derive(Debug)]
 pub struct Dumped {
     pub frames: Vec<(u64, Vec<u8>)>,
@@ -73,7 +73,7 @@ pub fn dump(dir: &Path) -> Command {
     command
 }
 
-/// Dumps a store that is whole; `None`: there is none.
+/// Dumps an undamaged store; `None`: there is no store.
 #[track_caller]
 pub fn dumped(dir: &Path) -> Option<Dumped> {
     let ran = run(&mut dump(dir));
@@ -127,17 +127,17 @@ fn number(line: &str, key: &str) -> u64 {
         .unwrap()
 }
 
-/// What the writers of one store said so far, as far as it binds, and what was found when
-/// the last one was dead.
+/// What the writers of one store have promised so far, and what was found when the last one was
+/// dead.
 #[derive(Clone, Debug, Default)]
 pub struct Oracle {
-    /// The rule of each run that began, by its first sequence.
+    /// The rule of each run that has begun, by its first sequence.
     rules: BTreeMap<u64, Rule>,
     /// Unsettled messages after the last run.
     before: Vec<u64>,
-    /// Lowest number the run may give out.
+    /// The lowest number that the run may give out.
     next: u64,
-    /// First sequence of the run, once it said so.
+    /// The first sequence of the run, once it has said so.
     start: Option<u64>,
     pub begun: u64,
     pub durable: u64,
@@ -147,7 +147,7 @@ pub struct Oracle {
 }
 
 impl Oracle {
-    /// Takes in a line of a writer under `rule`; every line must be one of the contract's.
+    /// Reads a line of a writer under `rule`; every line must be one of those in the contract.
     #[track_caller]
     pub fn hear(&mut self, rule: Rule, line: &str) {
         let (word, rest) = line.split_once(' ').unwrap_or((line, ""));
@@ -198,8 +198,8 @@ impl Oracle {
         }
     }
 
-    /// Judges a dump made when the writer had said at least what `earlier` heard, and at
-    /// most what this one heard.
+    /// Judges a dump that was made when the writer had said at least what `earlier` has read, and
+    /// at most what this oracle has read.
     #[track_caller]
     fn judge(&self, earlier: &Oracle, dumped: &Dumped) {
         let found = dumped.sequences();
@@ -214,14 +214,14 @@ impl Oracle {
         }
         let start = self.start.unwrap_or(self.next.max(1));
         let last = found.last().copied().unwrap_or(0);
-        // Everything there is: what the runs before left, and this run up to some number.
+        // Everything that there is: what earlier runs left, and this run up to some number.
         let mut there = self.before.clone();
         let last_of_run = last.max(earlier.durable).max(earlier.discarded);
         if self.start.is_some() && self.begun >= start {
             assert!(last <= self.begun, "an invention; {}", context());
             there.extend(start..=last_of_run.min(self.begun));
         }
-        // All of it above a floor that moved from `discarded` to `discarding`.
+        // All of it above a floor somewhere between `discarded` and `discarding`.
         let floors = earlier.discarded..=self.discarding.max(earlier.discarded);
         let floor = found.first().map_or(*floors.end(), |first| {
             assert!(first > floors.start(), "{first} came back; {}", context());
@@ -233,14 +233,14 @@ impl Oracle {
         assert!(next > last && next > earlier.durable, "{}", context());
     }
 
-    /// Judges a dump of a store whose writer lives: `earlier` is this oracle before the dump.
+    /// Judges a dump of a store whose writer is alive; `earlier` is this oracle before the dump.
     #[track_caller]
     pub fn judge_live(&self, earlier: &Oracle, dumped: &Dumped) {
         self.judge(earlier, dumped);
     }
 
-    /// Judges a dump after the writer was killed, which loses nothing that was appended.
-    /// What it found is what the next run must find.
+    /// Judges a dump after the writer was killed, which loses nothing that was appended. What is
+    /// found now must be found by the next run.
     #[track_caller]
     pub fn judge_killed(&mut self, dumped: Option<&Dumped>) {
         let Some(dumped) = dumped else {
