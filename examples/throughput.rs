@@ -1,5 +1,5 @@
-//! How many messages a second go through the whole client to a server that only reads and
-//! acks, over loopback TCP: with a file store, and without a store.
+//! How many messages a second go through the whole client to a server that only reads and acks,
+//! over loopback TCP: with a file store, and without a store.
 //!
 //! `cargo run --release --example throughput [messages]`
 
@@ -90,7 +90,7 @@ fn cpu_time() -> Result<f64, Failure> {
     Ok(ticks as f64 / 100.0)
 }
 
-/// Reads everything, acks the highest number after each read.
+/// Reads everything, and acks the highest number after each read.
 fn serve(listener: TcpListener) -> Result<(), Failure> {
     let listener = listener.into_std()?;
     let runtime = tokio::runtime::Builder::new_current_thread()

@@ -59,7 +59,7 @@ async fn every_message_arrives_once_and_in_order_over_broken_links() {
             .unwrap();
         let mut events = client.events();
         let breaking = async {
-            // Every one of the first links breaks.
+            // Each of the first links breaks.
             let mut logons = 0;
             while logons < 8 {
                 if let Some(Event::State {
@@ -226,7 +226,7 @@ async fn a_subscriber_from_the_start_sees_every_message_once_over_a_broken_link(
     sandbox.stop().await;
 }
 
-/// A server that words its answers in the other way, and takes nothing on topic `no`.
+/// A server that answers in the other dialect, and refuses everything on topic `no`.
 async fn other_implementation() -> (Sandbox, amps_client::connector::MemoryConnector) {
     Sandbox::builder()
         .dialect(Dialect::PerMessage)
@@ -262,7 +262,7 @@ async fn with_publish_ids_a_server_that_answers_each_message_by_id_loses_and_hid
             sandbox.inject(&Fault::CloseAfter(100));
         }
         if n % 500 == 400 {
-            // Answers that are under way are lost with the link, and the rest never got there.
+            // Answers that are under way are lost with the link, and the others were never sent.
             while !matches!(events.next().await.unwrap(), Event::LinkLost { .. }) {}
             sandbox.clear_faults();
         }
@@ -286,7 +286,7 @@ async fn with_publish_ids_a_server_that_answers_each_message_by_id_loses_and_hid
         }
     }
     assert_eq!(client.health().counts.unattributed, 0);
-    // It forgets duplicates with the link: a message may be there twice, none is missing.
+    // It forgets duplicates with the link, so a message may be there twice, but none is missing.
     let there: HashSet<String> = bodies(&sandbox, "pub").into_iter().collect();
     let expected = (0..COUNT).filter(|n| n % 10 != 9);
     assert_eq!(there, expected.map(|n| n.to_string()).collect());
@@ -312,7 +312,7 @@ async fn without_publish_ids_the_refusals_of_such_a_server_are_told_and_given_to
         let topic = if n % 10 == 9 { "no" } else { "orders" };
         last = Some(client.publish(topic, format!("{n}")).await.unwrap());
     }
-    // Nothing covers the last message, which was refused: it stays in the store.
+    // No success covers the last message, which was refused, so it stays in the store.
     let Err(FlushError::Timeout { left, handlers }) = client.publish_flush(LONG).await else {
         panic!("one is left");
     };

@@ -40,7 +40,7 @@ fn publisher(server: &str) -> Builder {
         ))
 }
 
-/// Publishes so many messages, each once some earlier ones are settled.
+/// Publishes these messages, each once some earlier ones are settled.
 async fn publish(client: &Client, numbers: std::ops::Range<u64>) {
     for n in numbers {
         client.publish("orders", format!("{n}")).await.unwrap();
@@ -75,7 +75,7 @@ async fn logged_on(events: &mut Events) {
     while !logged_on(&events.next().await.unwrap()) {}
 }
 
-/// Runs it, which must come to an end.
+/// Runs something that must come to an end.
 async fn soon<T>(work: impl Future<Output = T>) -> T {
     tokio::time::timeout(LONG, work).await.expect("it ends")
 }
@@ -172,7 +172,7 @@ async fn over_tls_with_an_authority_of_ones_own() {
 async fn over_tls_that_is_cut_inside_a_record() {
     let authority = Authority::new("ours");
     let sandbox = secured(&authority.sign("127.0.0.1"), None).await;
-    // What is encrypted is nothing to a proxy.
+    // A proxy can do nothing with what is encrypted.
     let port = sandbox.uris()[0].port();
     let behind: Uri = format!("tcp://127.0.0.1:{port}/amps/json").parse().unwrap();
     let proxy = Proxy::start(&behind).await.unwrap();
@@ -188,7 +188,7 @@ async fn over_tls_that_is_cut_inside_a_record() {
     sandbox.stop().await;
 }
 
-/// Whatever the client tries, no link comes about, and no message is lost by it.
+/// Whatever the client tries, no link is made, and no message is lost by that.
 async fn never_connects(sandbox: &Sandbox, tls: TlsConnectorBuilder) -> LinkEnd {
     let client = publisher(&sandbox.uri())
         .connector(through(tls))
@@ -252,7 +252,7 @@ async fn a_client_certificate_opens_what_is_closed_without_it() {
         let (chain, key) = (identity.chain.as_str(), identity.key.as_str());
         authority.trusted().client_certificate_pem(chain, key)
     };
-    // With TLS 1.3 the server refuses only after the client believes itself connected.
+    // With TLS 1.3 the server refuses only after the client thinks that it is connected.
     never_connects(&sandbox, authority.trusted()).await;
     never_connects(&sandbox, with(&stranger)).await;
     let client = publisher(&sandbox.uri())
@@ -302,7 +302,7 @@ async fn over_a_network_that_delays() {
     let (sandbox, proxy) = behind_a_proxy().await;
     let delay = Duration::from_secs(3);
     proxy.set(Weather::Delay(delay));
-    // Before anything that may go out.
+    // Before anything that may be sent.
     let begun = Instant::now();
     let client = publisher(&proxy.uri().to_string())
         .heartbeat(Duration::from_secs(10))
@@ -337,7 +337,7 @@ async fn a_link_that_went_dead_is_noticed_by_its_silence() {
     let mut events = client.events();
     logged_on(&mut events).await;
     publish(&client, 0..100).await;
-    // Nobody says anything for long, and both sides know that the other is there.
+    // Neither side says anything for long, but both know that the other is there.
     let quiet = tokio::time::timeout(interval * 20, link_lost(&mut events)).await;
     assert!(quiet.is_err(), "{quiet:?}");
 

@@ -42,7 +42,7 @@ async fn a_client_sends_from_it_over_broken_links_and_in_a_second_life() {
         .await
         .unwrap();
     let place = Place::default();
-    // Published before anybody listened, and left by a client that ends.
+    // Published before any server listened, and left by a client that ends.
     let first = client(&sandbox, &place)
         .server("tcp://127.0.0.1:9/amps/json")
         .open()
@@ -67,7 +67,7 @@ async fn a_client_sends_from_it_over_broken_links_and_in_a_second_life() {
     assert!(matches!(refused.await, Outcome::Rejected { .. }));
     let refused = failed.recv().await.unwrap();
     assert_eq!(&refused.original.unwrap().payload()[..], b"no");
-    // Links break, and the store is full now and then: it has room for some hundreds.
+    // Links break, and the store is full now and then: it has room for a few hundred messages.
     sandbox.inject(&Fault::CutAfter(200));
     for n in 50..3000 {
         second.publish("orders", format!("{n}")).await.unwrap();

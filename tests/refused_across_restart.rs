@@ -35,7 +35,7 @@ fn client(store: Store) -> Builder {
     ))
 }
 
-/// What the next process finds after a SIGKILL now.
+/// What the next process would find after a SIGKILL now.
 fn killed(path: &Path) -> PathBuf {
     let next = path.with_extension("next");
     std::fs::copy(path, &next).unwrap();
@@ -78,7 +78,7 @@ async fn refused_and_logged_but_not_handled_before_the_crash() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("orders.store");
     let sandbox = sandbox().await;
-    // Nobody accepts it: the handler of the first process fails.
+    // Nobody accepts it, since the handler of the first process fails.
     let first = client(open(&path))
         .server(sandbox.uri())
         .on_failed_write(|_| std::future::ready(Err("not now".into())))
@@ -96,7 +96,7 @@ async fn refused_and_logged_but_not_handled_before_the_crash() {
         .open()
         .await
         .unwrap();
-    // No server is needed to be told.
+    // No server is needed for this.
     is_the_original(&mut told).await;
     second.close(LONG).await;
     drop(second);
@@ -146,7 +146,7 @@ async fn refused_before_the_crash_with_the_ack_never_read() {
         .await
         .unwrap();
     publish_three(&first).await;
-    // The server has judged the refused one once what follows it is in the journal.
+    // The server has decided about the refused message once what follows it is in the journal.
     first.publish("taken", r#"{"order":4}"#).await.unwrap();
     tokio::time::timeout(LONG, async {
         while sandbox.journal().unwrap().len() < 3 {

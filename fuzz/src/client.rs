@@ -28,8 +28,8 @@ use tokio::sync::oneshot;
 
 use crate::bounded;
 
-/// Any stream is cut into the same frames however it arrives; any frame has a header or an
-/// error inside it; a header that was read is read again from what it is written as.
+/// Any stream is cut into the same frames however it arrives. Any frame has a header, or an error
+/// at a place inside it. A header that was read is read back from what it is written as.
 pub fn protocol(data: &[u8]) {
     bounded((2 << 20) + 32 * data.len(), || {
         let Some((&how, stream)) = data.split_first() else {
@@ -41,7 +41,7 @@ pub fn protocol(data: &[u8]) {
         for frame in whole.iter().map(|f| &f[..]).chain([stream]) {
             read_header(frame);
         }
-        // Where the choices end there is nothing to write.
+        // When the choices run out there is nothing more to write.
         let _ = written(&mut Unstructured::new(data));
     });
 }
@@ -158,7 +158,7 @@ fn read_header(frame: &[u8]) {
         verb: header.verb.clone(),
         ..again
     };
-    // What a command cannot carry is what only servers say.
+    // Fields that a command cannot carry are sent only by servers.
     let expected = Header {
         expiration: None,
         lease_period: None,
@@ -204,8 +204,8 @@ fn written(choices: &mut Unstructured<'_>) -> Result<()> {
     Ok(())
 }
 
-/// Any text is an address or an error; an address is what it is shown as, and never shows
-/// its password.
+/// Any text is an address or an error. An address means what it is shown as, and never shows its
+/// password.
 pub fn uri(data: &[u8]) {
     bounded((1 << 20) + 32 * data.len(), || {
         let Ok(text) = std::str::from_utf8(data) else {
@@ -237,12 +237,12 @@ pub fn uri(data: &[u8]) {
     });
 }
 
-/// Whatever a server says and whenever links are lost: every message is in one place, none
-/// is settled as a success that was never handed to a transport, none overtakes another.
+/// Whatever a server says and whenever links are lost: every message is in exactly one place,
+/// none is settled as a success that was never handed to a transport, and none overtakes another.
 pub fn session(data: &[u8]) {
     bounded(64 << 20, || {
         let mut choices = Unstructured::new(data);
-        // Where the choices end, the run ends.
+        // When the choices run out the run ends.
         let _ = Machines::new(&mut choices).and_then(|mut m| m.run(&mut choices));
     });
 }
@@ -329,7 +329,7 @@ impl Machines {
                 break;
             }
             self.step(choices)?;
-            // The device takes its time: what comes meanwhile comes before.
+            // The device takes its time: what comes meanwhile is handled first.
             if choices.ratio(1, 2)?
                 && let Some(job) = self.job.take()
             {
@@ -361,7 +361,7 @@ impl Machines {
                     1 => Subscribe::sow("t"),
                     _ => Subscribe::sow_and_subscribe("t"),
                 };
-                // Refused while too many wait.
+                // It is refused while too many wait.
                 self.placing.extend(self.amps.subscribe(spec));
                 if choices.ratio(1, 4)? {
                     self.subscriptions.pop();
@@ -369,7 +369,7 @@ impl Machines {
             }
             14 => {
                 let until = self.now.at + Duration::from_secs(5);
-                // Refused while not logged on, or while too many wait.
+                // It is refused while not logged on, or while too many wait.
                 drop(self.amps.command(Request::new("sow_delete"), until));
             }
             15 => {
@@ -383,7 +383,7 @@ impl Machines {
         Ok(())
     }
 
-    /// A server says this, at the logon or behind it.
+    /// A server sends this, at the logon or after it.
     fn receive(&mut self, frame: &[u8]) {
         self.open();
         self.pump();
@@ -399,7 +399,7 @@ impl Machines {
                 assert!(once && bytes <= frame.len(), "a frame is delivered once");
             }
         }
-        // Of what was placed just now, earlier frames may have come.
+        // Earlier frames may have been for what was placed just now.
         self.placing.retain_mut(|placing| match placing.try_recv() {
             Ok(Ok(subscription)) => {
                 self.subscriptions.push(subscription);
@@ -443,7 +443,7 @@ impl Machines {
         assert_eq!(self.ups, before + 1, "a logon that was accepted is told");
     }
 
-    /// Everything that is due, until nothing moves.
+    /// Does everything that is due, until nothing changes any more.
     fn pump(&mut self) {
         let mut cx = Context::from_waker(Waker::noop());
         for _ in 0..100_000 {
@@ -569,22 +569,22 @@ impl Link for Watched {
     }
 }
 
-/// The connection, as the server has it. There is one at a time.
+/// The connection, as the server sees it. There is one at a time.
 #[derive(Clone, Default)]
 struct Wire(Arc<Mutex<Connection>>);
 
 #[derive(Default)]
 struct Connection {
     is_open: bool,
-    /// Came and was not read.
+    /// Arrived, but not read yet.
     incoming: VecDeque<u8>,
     /// Nothing more comes.
     ended: bool,
-    /// All that the client wrote.
+    /// Everything that the client wrote.
     written: Vec<u8>,
-    /// It takes nothing now.
+    /// It takes nothing at the moment.
     is_full: bool,
-    /// Bytes that are read or written at once, at most.
+    /// How many bytes are read or written at a time, at most.
     piece: usize,
 }
 
@@ -619,7 +619,7 @@ impl Connector for Wire {
     }
 }
 
-/// The client's end of it.
+/// The client's end of the connection.
 struct End(Wire);
 
 impl Drop for End {
@@ -703,7 +703,7 @@ fn frame(choices: &mut Unstructured<'_>, published: u64) -> Result<Bytes> {
             _ => "\"reason\":\"no\"".to_owned(),
         });
     }
-    // Most of what a server says to a publisher is an ack.
+    // Most of what a server sends to a publisher is acks.
     let start = [
         r#"{"c":"ack","#,
         r#"{"c":"ack","a":"persisted","status":"success","#,

@@ -7,10 +7,10 @@ use peak_alloc::PeakAlloc;
 #[global_allocator]
 static HEAP: PeakAlloc = PeakAlloc;
 
-/// The peak belongs to the whole process: one piece of work at a time.
+/// The peak is that of the whole process, so one piece of work runs at a time.
 static ALONE: Mutex<()> = Mutex::new(());
 
-/// Does something that may take so many bytes of heap at once.
+/// Runs something that may use this many bytes of heap at a time.
 pub fn bounded(bytes: usize, work: impl FnOnce()) {
     let _alone = ALONE.lock().unwrap_or_else(PoisonError::into_inner);
     let before = HEAP.current_usage();

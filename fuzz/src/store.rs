@@ -12,7 +12,7 @@ use arbitrary::{Arbitrary, Unstructured};
 use crate::bounded;
 pub(crate) use text::any_envelope;
 
-/// Heap for a file of so many bytes: the simulated disk holds some copies of it, the index
+/// Heap for a file of this many bytes: the simulated disk holds some copies of it, the index has
 /// a word and a chunk for each record, and nothing else may grow.
 fn allowance(file: usize) -> usize {
     (16 << 20) + 128 * file
@@ -23,8 +23,8 @@ pub fn open_bytes(data: &[u8]) {
     bounded(allowance(data.len()), || judge::judge(data));
 }
 
-/// A good store with a few fields, records or segments changed and its checksums made to
-/// fit again.
+/// A good store in which a few fields, records or segments were changed, and whose checksums were
+/// made to fit again.
 pub fn open_mutated(data: &[u8]) {
     let bytes = mutate::mutate(data);
     if let Some(to) = std::env::var_os("AMPS_FUZZ_SAVE") {

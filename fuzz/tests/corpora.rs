@@ -1,5 +1,5 @@
-//! The committed corpora and every input that once found something, replayed; and a few
-//! thousand inputs of no meaning, so that no target passes for want of corpora.
+//! Replays the committed corpora and every input that once found something, and a few thousand
+//! meaningless inputs, so that no target passes just because there are no corpora.
 
 use std::path::Path;
 
@@ -15,7 +15,7 @@ fn replay(target: &str, random: u64, body: fn(&[u8])) {
         let mut paths: Vec<_> = files.map(|f| f.expect("lists").path()).collect();
         paths.sort();
         for path in paths {
-            // Shown with a failure: this is the one.
+            // Shown with a failure: this is the input.
             println!("{}", path.display());
             body(&std::fs::read(path).expect("reads"));
             count += 1;

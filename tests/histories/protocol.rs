@@ -23,7 +23,7 @@ fn world() -> World {
     world_with(Settings::new(NAME), config())
 }
 
-/// One publisher, and a server that says nothing of its own accord: the test does.
+/// One publisher, and a server that says nothing by itself: the test speaks for it.
 fn silent() -> World {
     let server = config().ack_interval(Duration::from_secs(1 << 30));
     let mut settings = Settings::new(NAME);
@@ -95,13 +95,13 @@ impl World {
         );
     }
 
-    /// Runs until the publisher read everything that is under way.
+    /// Runs until the publisher has read everything that is under way.
     fn a_moment(&mut self) {
         self.run(A_MOMENT);
     }
 }
 
-/// Fifty messages of another life of this name, so that the server knows it.
+/// Publishes fifty messages in another life of this name, so that the server knows it.
 fn another_life(world: &mut World, count: u64) {
     let other = world.add(Settings::new(NAME));
     world.start(other);
@@ -247,7 +247,7 @@ fn h05_a_crash_after_the_rebase_needs_no_second_one() {
         if bytes_sent {
             assert!(world.run_until(end, |w| w.servers[0].bodies(NAME).len() > before));
         } else {
-            // Nothing that was handed over since has left.
+            // Nothing that was handed over since has been written.
             let link = world.link(0);
             link.up = Default::default();
             link.up.lost = true;
@@ -315,7 +315,7 @@ fn h06_a_restored_old_copy_believes_no_foreign_figure() {
             .found_grant,
         50
     );
-    // Life goes on, far beyond what the copy knows.
+    // The original goes on, far beyond what the copy knows.
     for _ in 0..50 {
         world.publish(0, 10);
         world.drain();
@@ -424,7 +424,7 @@ fn h08_one_refusal_between_successes() {
         assert_eq!(*world.fate(sequence), Fate::Persisted(Via::Ack));
     }
     assert!(matches!(world.fate(sent[2]), Fate::Rejected(_)));
-    // The simulation compared the bytes that came back with those published.
+    // The simulation has compared the bytes that came back with those published.
     assert_eq!(world.publishers[0].handled, [(sent[2], false, false)]);
     assert_eq!(world.servers[0].bodies(NAME), [b"1", b"2", b"4", b"5"]);
 }
@@ -442,7 +442,7 @@ fn h09_a_refusal_logged_before_a_kill_reaches_the_handler_of_the_next_process() 
     world.publishers[0].settings.no_handler = false;
     world.restart(0);
     world.run(A_WHILE);
-    // Before any network, with the original bytes, and known to be of an earlier run.
+    // Before any network, with the original bytes, and marked as of an earlier run.
     assert_eq!(world.publishers[0].handled, [(sent[2], false, true)]);
     assert!(world.publishers[0].book.waiting().is_empty());
 }
@@ -452,7 +452,7 @@ fn h10_a_refusal_whose_ack_was_lost_is_covered_at_logon_and_counted_apart() {
     for killed in [false, true] {
         let mut world = world();
         let sent = world.say_bodies(&ONE_REFUSED);
-        // The server decides about all five; not a byte of its acks comes back.
+        // The server decides about all five, but not a byte of its acks arrives.
         let end = world.now + A_WHILE;
         assert!(world.run_until(end, |w| w.totals().sent == 5));
         world.link(0).down.lost = true;

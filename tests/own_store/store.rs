@@ -1,5 +1,5 @@
-//! A publish store of one's own: a map behind a lock. What it keeps stands in `Contents`,
-//! in the place of a file, a database or whatever else survives the process.
+//! A publish store as a user may write it: a map behind a lock. What it keeps is in `Contents`,
+//! which stands for a file, a database or whatever else survives the process.
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -23,7 +23,7 @@ pub(crate) struct Contents {
     messages: BTreeMap<u64, Kept>,
     live: u64,
     last: u64,
-    /// The next message gets the number behind this one.
+    /// The next message gets the number after this one.
     before: u64,
     /// Numbers up to here were granted at some time.
     number_floor: u64,
@@ -39,7 +39,7 @@ struct Kept {
     refusal: Option<Rejection>,
 }
 
-/// The place of a store: cloned, it is the same one.
+/// The place of a store. Clones are the same place.
 pub(crate) type Place = Arc<Mutex<Contents>>;
 
 /// The store, open.
@@ -84,7 +84,7 @@ impl Contents {
 impl OwnStore {
     pub(crate) fn open(place: &Place) -> Self {
         let mut contents = lock(place);
-        // Any number granted may have been sent.
+        // Any number that was granted may have been sent.
         contents.before = contents.last.max(contents.number_floor).max(contents.grant);
         let (found_grant, first_of_run) = (contents.grant, contents.next());
         drop(contents);
@@ -103,7 +103,7 @@ impl OwnStore {
         }
     }
 
-    /// Called with no lock held: observers call back.
+    /// Called without holding a lock, since observers call back.
     fn signal(&self, signal: Signal) {
         let observers = std::mem::take(&mut lock(&self.run).observers);
         let kept = observers.into_iter().filter(|o| o(signal).is_continue());
@@ -315,7 +315,7 @@ impl PublishStore for OwnStore {
         let from = contents.unsettled().next().unwrap_or(contents.next());
         let delta = (above + 1).cast_signed() - from.cast_signed();
         let rebase = Rebase { from, delta };
-        // One step: the old grant stays a bound for the next number.
+        // In one step. The old grant remains a lower bound for the next number.
         contents.number_floor = contents.number_floor.max(contents.grant);
         (contents.rebase, contents.grant) = (Some(rebase), from - 1);
         Ok(rebase)
@@ -326,7 +326,7 @@ impl PublishStore for OwnStore {
     }
 
     fn durable(&self) -> Durable {
-        // As durable as it gets, at once.
+        // It is as durable as it gets, at once.
         let contents = lock(&self.place);
         Durable {
             ordinal: contents.ordinal,

@@ -8,7 +8,7 @@ use amps_store::Rebase;
 
 use super::Rng;
 
-/// Numbers under which each message ever went out, per client name.
+/// Numbers under which each message has ever been sent, per client name.
 #[derive(Default)]
 pub struct Wires {
     by_name: HashMap<String, HashMap<Vec<u8>, BTreeSet<u64>>>,
@@ -34,7 +34,7 @@ impl Wires {
 pub enum Fate {
     Unsettled,
     Persisted(Via),
-    /// Refused, in the log at this ordinal; none: in memory only, after a failed sync.
+    /// Refused, and in the log at this ordinal; `None`: in memory only, after a failed sync.
     Rejected(Option<u64>),
     /// A power cut took it before it was durable.
     Lost,
@@ -46,7 +46,7 @@ pub struct Message {
     /// Where its record is in the log.
     pub ordinal: u64,
     pub fate: Fate,
-    /// A server persisted it once, whatever a power cut made of that knowledge since.
+    /// A server persisted it at some time, whatever a power cut has made of that knowledge since.
     pub was_persisted: bool,
 }
 
@@ -58,10 +58,10 @@ pub struct Refusal {
     pub late: bool,
     /// How often the handler saw it.
     pub handled: u32,
-    /// The application took it over.
+    /// The application accepted it.
     pub accepted: bool,
-    /// The one before, accepted: a message that was given up can be refused as well, and a
-    /// power cut may take the second one alone.
+    /// The earlier one, which was accepted: a message that was given up can be refused as well,
+    /// and a power cut may take only the second refusal.
     pub before: Option<Box<Refusal>>,
 }
 
@@ -73,11 +73,11 @@ pub struct Book {
     pub refusals: BTreeMap<u64, Refusal>,
     /// What an operator gave up on.
     pub gave_up: BTreeSet<u64>,
-    /// Numbers under which messages last went out.
+    /// The number under which each message was last sent.
     pub sent: BTreeMap<u64, u64>,
-    /// The same, for what the original sent of which this is a restored copy.
+    /// The same for what the original has sent, if this is a restored copy.
     pub elsewhere: BTreeMap<u64, u64>,
-    /// Whose every number on the wire is.
+    /// The payload that each number on the wire belongs to.
     pub owners: BTreeMap<u64, Vec<u8>>,
     /// The durable send grant.
     pub grant: u64,
@@ -103,8 +103,8 @@ impl Book {
             .collect()
     }
 
-    /// Whether an operator gave up on every message of this range that is known to be there,
-    /// and on one at least.
+    /// Whether an operator gave up on every message in this range that is known to exist, and on
+    /// at least one.
     pub fn given_up(&self, first: u64, last: u64) -> bool {
         let mut there = self.messages.range(first..=last);
         self.gave_up.range(first..=last).next().is_some()
@@ -138,7 +138,7 @@ impl Book {
         self.messages.insert(sequence, message);
     }
 
-    /// A number that no message has, if it has none.
+    /// Notes that this number belongs to no message, unless a message has it.
     pub fn skipped(&mut self, sequence: u64) {
         self.messages.entry(sequence).or_insert(Message {
             body: Vec::new(),
@@ -171,7 +171,7 @@ impl Book {
         self.sent.insert(sequence, wire);
     }
 
-    /// The number a message goes out under.
+    /// The number under which a message is sent.
     pub fn wire(&self, sequence: u64) -> u64 {
         match self.rebase {
             Some(rebase) if sequence >= rebase.from => sequence.wrapping_add_signed(rebase.delta),
@@ -187,8 +187,8 @@ impl Book {
     }
 }
 
-/// The payload of a message: nothing but these numbers decides it. A body that begins with
-/// `R` is one that servers refuse.
+/// The payload of a message, determined by these numbers alone. Servers refuse bodies that begin
+/// with `R`.
 pub fn body(seed: u64, publisher: usize, lineage: u64, run: u64, sequence: u64) -> Vec<u8> {
     let mut rng = Rng::new(
         seed ^ (publisher as u64).rotate_left(50)

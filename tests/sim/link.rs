@@ -18,7 +18,7 @@ pub enum Arrival {
 pub struct Pipe {
     queue: VecDeque<(Duration, Arrival)>,
     latest: Duration,
-    /// What is sent vanishes: half of a half-open link.
+    /// What is sent is lost: half of a half-open link.
     pub lost: bool,
     ended: bool,
 }
@@ -41,7 +41,7 @@ impl Pipe {
         self.queue.push_back((self.latest, Arrival::End));
     }
 
-    /// Loses what is under way behind some byte, in the middle of a frame as likely as not.
+    /// Loses what is under way from some byte on, often in the middle of a frame.
     pub fn cut(&mut self, at: Duration, rng: &mut Rng) {
         let whole: usize = self.waiting();
         let mut keep = rng.below(whole as u64 + 1) as usize;
@@ -92,7 +92,7 @@ pub struct Link {
 }
 
 impl Link {
-    /// The publisher writes, and it arrives at `at`.
+    /// The publisher writes this, and it arrives at `at`.
     pub fn write(&mut self, now: Duration, at: Duration, bytes: Vec<u8>) {
         self.tap.writes(now, &bytes);
         self.up.send(at, bytes);

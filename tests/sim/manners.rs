@@ -1,5 +1,5 @@
-//! How a server says things. What it says stays true; how often, in which words and beside
-//! what else is what no document promises, so servers here try all of it.
+//! How a server says things. What it says stays true, but no document promises how often it says
+//! it, in which words, and what else it says; so the servers here try all of that.
 
 use amps_client::protocol::{
     Ack, AckKind, FrameDecoder, Header, LogonAck, Status, Verb, append_frame, encode_heartbeat,
@@ -7,7 +7,7 @@ use amps_client::protocol::{
 
 use super::Rng;
 
-/// What a server does that another does not.
+/// What one server does and another does not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Manners {
     /// Answers a duplicate with what became of the message, instead of dropping it without a
@@ -15,24 +15,24 @@ pub struct Manners {
     pub acks_duplicates: bool,
     /// Acks of every kind and status, with any id, that say nothing of any message.
     pub chatter: bool,
-    /// Says things again, and lower figures behind higher ones.
+    /// Says things again, and lower figures after higher ones.
     pub repeats: bool,
     /// A refusal is an ack of any kind.
     pub any_kind: bool,
     /// A refusal names its message by the command id alone.
     pub ids_only: bool,
-    /// A refusal comes ahead of the successes before it, which the documents do not rule out
+    /// A refusal comes before the successes that precede it, which the documents do not rule out
     /// (`docs/protocol.md` §11).
     pub failure_first: bool,
     /// Refuses a logon now and then.
     pub refuses_logons: bool,
     /// Says less at a logon than it knows.
     pub lower_logons: bool,
-    /// Ends a link now and then with what is no frame.
+    /// Ends a link now and then with bytes that are no frame.
     pub breaks_off: bool,
 }
 
-/// How often which of it happened.
+/// How often each of these happened.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Said {
     pub duplicates: u64,
@@ -60,7 +60,7 @@ impl std::ops::AddAssign for Said {
     }
 }
 
-/// What becomes of the link behind what was said.
+/// What happens to the link after what was said.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Then {
     GoOn,
@@ -77,7 +77,7 @@ const KINDS: [AckKind; 6] = [
 ];
 
 impl Manners {
-    /// Puts what the rules say into these manners' words.
+    /// Rewords what the rules say, in these manners.
     pub fn put(
         &self,
         bytes: &[u8],
@@ -109,7 +109,7 @@ impl Manners {
                     ..Ack::new(AckKind::Processed, Status::Failure)
                 };
                 encode(&refused, &mut out);
-                // Whoever is refused has to leave by itself, now and then.
+                // Now and then the refused client has to leave by itself.
                 let then = match rng.one_in(2) {
                     true => Then::Close,
                     false => Then::GoOn,
@@ -211,15 +211,15 @@ impl Manners {
         }
     }
 
-    /// Something that concerns no message.
+    /// Something that is about no message.
     fn chat(&self, out: &mut Vec<u8>, logged_on: bool, rng: &mut Rng, said: &mut Said) {
         said.chatter += 1;
         let figure = 1 + rng.below(40);
         let plain = figure;
         let figure = Some(figure);
         let number = rng.below(40).to_string();
-        // Ids of the session's own form that it never gave, or that wait no longer; while it
-        // logs on, none that could be the logon's.
+        // Ids in the session's own form that it never gave out, or that are not waited for any
+        // more; while it logs on, none that could be that of the logon.
         let own = match logged_on {
             true => format!("c{}", rng.below(6)),
             false => format!("c{}", 1000 + rng.below(6)),
@@ -228,7 +228,7 @@ impl Manners {
         let ids = [None, Some("zz9"), Some(number.as_str()), Some(own.as_str())];
         let id = ids[rng.below(4) as usize];
         match rng.below(8) {
-            // Any kind but the one that settles.
+            // Any kind except the one that settles.
             0 | 1 if later != AckKind::Persisted => encode(
                 &Ack {
                     command_id: id,
@@ -237,7 +237,7 @@ impl Manners {
                 },
                 out,
             ),
-            // Persisted, and nobody knows whether.
+            // Persisted, with a status that nobody knows.
             2 => encode(
                 &Ack {
                     command_id: id,
@@ -250,7 +250,7 @@ impl Manners {
                 let text = format!(r#"{{"c":"ack","a":"persisted","s":{plain}}}"#);
                 append_frame(out, |out| out.extend_from_slice(text.as_bytes())).expect("small");
             }
-            // Of a subscription, or under an id that no publish has, or of a command of the
+            // About a subscription, or with an id that no publish has, or about a command of the
             // session's.
             4 => encode(
                 &Ack {
@@ -275,7 +275,7 @@ impl Manners {
                     out,
                 );
             }
-            // A refusal of nobody knows what.
+            // A refusal of it is unknown what.
             6 if logged_on && rng.one_in(4) => {
                 said.nameless += 1;
                 encode(&Ack::refused(None, None, "whoever it was"), out);
@@ -293,7 +293,7 @@ impl Manners {
     }
 }
 
-/// Whether a failure is about a message: the rules say no other ones of these kinds but to a
+/// Whether a failure is about a message: the rules say other failures of these kinds only to a
 /// logon, which has no number.
 fn kind_of_message(kind: AckKind, header: &Header<'_>) -> bool {
     let own = header
@@ -325,7 +325,7 @@ fn split(bytes: &[u8]) -> Vec<Vec<u8>> {
     frames
 }
 
-/// Moves each persisted failure ahead of the success right before it.
+/// Moves each persisted failure before the success that directly precedes it.
 fn failures_first(frames: &mut [Vec<u8>]) {
     let kind = |frame: &[u8]| {
         let header = parse(frame);

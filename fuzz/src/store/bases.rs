@@ -5,7 +5,7 @@ use std::sync::OnceLock;
 use amps_store::testkit::{Cut, Rng, SimDisk, resign, step};
 use amps_store::{Envelope, Options, PublishStore, Recovery, Store};
 
-/// Stores of every shape that ordinary life gives them.
+/// Stores of every shape that they get in ordinary use.
 pub(super) fn bases() -> &'static [Vec<u8>] {
     static BASES: OnceLock<Vec<Vec<u8>>> = OnceLock::new();
     BASES.get_or_init(|| {
@@ -173,7 +173,7 @@ fn rebased() -> SimDisk {
     disk
 }
 
-/// Takes out what differs from run to run: id, key, and who opened it.
+/// Replaces what differs from run to run: id, key, and who opened it.
 fn named_alike(mut bytes: Vec<u8>) -> Vec<u8> {
     for copy in [0, 4096] {
         bytes[copy + 24..copy + 36].fill(7);

@@ -14,10 +14,10 @@ use amps_store::{
     Batch, Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
 };
 
-/// Chores a small store may have at once.
+/// How many chores a small store may have at a time.
 const CHORES: usize = 20_000;
 
-/// Opens the bytes in both modes, looks at them, uses and reopens what opened.
+/// Opens the bytes in both modes, looks at them, and uses and reopens what opened.
 pub(super) fn judge(bytes: &[u8]) {
     let whole = Whole::of(bytes);
     let options = Options::new().capacity(64 << 10);
@@ -40,7 +40,8 @@ pub(super) fn judge(bytes: &[u8]) {
             let (disk, salvaged) = open(bytes, &options);
             match (salvaged, error) {
                 (Ok(store), OpenError::Damaged { .. }) => {
-                    // Damage so named never refuses again: reopened strictly from here on.
+                    // Damage that was named never makes an open refuse again, so it is opened
+                    // strictly from here on.
                     live(
                         &disk,
                         store,
@@ -56,7 +57,7 @@ pub(super) fn judge(bytes: &[u8]) {
     }
 }
 
-/// Looking takes two looks and a pause when something is wrong: not at every input.
+/// A look takes two scans and a pause if something is wrong, which is too slow for every input.
 fn may_look(bytes: &[u8]) -> bool {
     cfg!(not(fuzzing)) || bytes.iter().fold(0u8, |sum, b| sum.rotate_left(1) ^ b) % 8 == 0
 }
@@ -64,13 +65,13 @@ fn may_look(bytes: &[u8]) -> bool {
 fn open(bytes: &[u8], options: &Options) -> (SimDisk, Result<Store, OpenError>) {
     let disk = SimDisk::new();
     disk.restore(bytes.to_vec());
-    // A file may ask for growth up to a cap of its own; this disk has no room for that.
+    // A file may ask for growth up to a capacity of its own; this disk has no room for that.
     disk.limit(Some(bytes.len() as u64 + (64 << 10)));
     let store = disk.open(options.clone());
     (disk, store)
 }
 
-/// A refused file is as it was.
+/// A refused file must be as it was.
 fn refused(disk: &SimDisk, bytes: &[u8], error: &OpenError) {
     if let OpenError::Damaged { ranges, .. } = error {
         assert!(!ranges.is_empty(), "damage without a place");
@@ -78,7 +79,7 @@ fn refused(disk: &SimDisk, bytes: &[u8], error: &OpenError) {
     assert!(disk.bytes() == bytes, "refused, and changed: {error}");
 }
 
-/// Every whole message in the file: nothing else may ever come out of it.
+/// Every intact message in the file: nothing else may ever come out of it.
 struct Whole {
     messages: BTreeMap<u64, BTreeSet<Vec<u8>>>,
     bytes: Vec<u8>,
@@ -98,9 +99,9 @@ impl Whole {
         }
     }
 
-    /// Whether an intact record stands in it that no store writes: of a run to come, with a number
-    /// that none gets to, without meaning, the second of its ordinal in one run, or an epoch that is
-    /// not the first of its run.
+    /// Whether it contains an intact record that no store writes: of a run to come, with a number
+    /// that is never reached, without meaning, the second of its ordinal in one run, or an epoch
+    /// that is not the first of its run.
     fn is_forged(&self) -> bool {
         const USED_UP: u64 = (1 << 63) - (1 << 48);
         let file = memory_file(&self.bytes);
@@ -194,7 +195,7 @@ impl State {
     }
 }
 
-/// What opened is opened again, after a crash and after a power cut, used and closed.
+/// What opened is opened again, after a crash and after a power cut, then used and closed.
 fn live(disk: &SimDisk, store: Store, options: &Options, whole: &Whole) {
     let found = State::of(&store, whole);
     let next = store.bounds().next;
@@ -231,8 +232,9 @@ fn is_meaningless(record: &Record) -> bool {
     speaks && is_intact && matches!(record.body, Body::Unreadable(_))
 }
 
-/// `None`: where the first open had no reason to look, as behind a clean close, stood a record that
-/// no store writes, and this open refuses. It must have stood in the file as it was given.
+/// `None`: this open refuses because of a record that no store writes, in a place where the first
+/// open had no reason to look, such as behind a clean close. It must have been in the file as it
+/// was given.
 fn again(disk: &SimDisk, options: &Options, what: &str, whole: &Whole) -> Option<Store> {
     match disk.open(options.clone()) {
         Ok(store) => Some(store),
@@ -249,7 +251,7 @@ fn again(disk: &SimDisk, options: &Options, what: &str, whole: &Whole) -> Option
     }
 }
 
-/// The ordinary life of a store goes on.
+/// The store goes on in ordinary use.
 fn use_it(disk: &SimDisk, store: Store, options: &Options, mut state: State, whole: &Whole) {
     let mut sent = Vec::new();
     for n in 0..8u8 {
@@ -320,16 +322,17 @@ fn upkeep(store: &Store) {
     panic!("upkeep never ends");
 }
 
-/// The same bytes as a file, looked at: what is shown is what an open finds.
+/// A look at the same bytes as a file: what it shows is what an open finds.
 fn look(bytes: &[u8], strict: &Result<Store, OpenError>, found: Option<&State>) {
     let file = memory_file(bytes);
     let path = format!("/proc/self/fd/{}", file.as_raw_fd());
     let looked = Inspection::open(&path);
     match (&looked, strict) {
         (Ok(_), Ok(_) | Err(OpenError::Damaged { .. } | OpenError::Io { .. })) => {}
-        // One may look at what has no room, or no numbers, to go on, or was evacuated.
+        // A look is possible even if there is no room, or are no numbers, to go on with, or if
+        // the store was evacuated.
         (Ok(_), Err(OpenError::Broken { .. } | OpenError::Retired { .. })) => {}
-        // An open makes a store of nothing.
+        // An open makes a new store where there is none.
         (Err(OpenError::Missing { .. }), Ok(store)) => assert!(store.report().created),
         (Err(a), Err(b)) if std::mem::discriminant(a) == std::mem::discriminant(b) => {}
         (a, b) => panic!(

@@ -26,16 +26,16 @@ const SUPERBLOCK: [(usize, usize); 22] = [
     (112, 2),
     (114, 2),
     (892, 4),
-    // Start, durable, and floor, next sequence and tag of the opening.
+    // Start, durable mark, and floor, next sequence and tag of the opening.
     (896, 8),
     (904, 8),
     (912, 8),
     (928, 8),
     (948, 4),
 ];
-/// Of a segment header.
+/// The same for a segment header.
 const HEADER: [(usize, usize); 4] = [(4, 4), (8, 8), (16, 8), (24, 1)];
-/// Of a record header.
+/// The same for a record header.
 const RECORD: [(usize, usize); 7] = [(4, 4), (8, 1), (9, 1), (12, 4), (16, 8), (24, 8), (32, 8)];
 
 /// The store that these bytes describe.
@@ -44,7 +44,7 @@ pub(super) fn mutate(data: &[u8]) -> Vec<u8> {
     let bases = bases();
     let base = choices.choose_index(bases.len()).unwrap_or(0);
     let mut bytes = bases[base].clone();
-    // Where the choices end, the store is as far changed as they went.
+    // When the choices run out, the store is changed as far as they went.
     let _ = change(&mut choices, &mut bytes);
     bytes
 }
@@ -130,7 +130,7 @@ fn step(choices: &mut Unstructured<'_>, bytes: &mut Vec<u8>) -> Result<()> {
             let len = choices.int_in_range(0..=bytes.len() + SEGMENT)?;
             bytes.resize(len, choices.arbitrary()?);
         }
-        // What follows is judged by what was meant so far.
+        // Further changes are judged by what was intended so far.
         _ => resign(bytes),
     }
     Ok(())
@@ -159,7 +159,7 @@ fn damage(choices: &mut Unstructured<'_>, bytes: &mut Vec<u8>) -> Result<()> {
     Ok(())
 }
 
-/// A number that is near, far, at an edge, or somebody else's.
+/// A number that is near, far, at a limit, or taken from elsewhere in the file.
 fn value(choices: &mut Unstructured<'_>, bytes: &[u8], at: usize, len: usize) -> Result<Vec<u8>> {
     let read = |at: usize| {
         let mut word = [0; 8];
@@ -198,7 +198,7 @@ fn value(choices: &mut Unstructured<'_>, bytes: &[u8], at: usize, len: usize) ->
     Ok(value.to_le_bytes()[..len].to_vec())
 }
 
-/// As much of it as the file has room for.
+/// As much of it as fits into the file.
 fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     for (byte, new) in bytes.iter_mut().skip(at).zip(value) {
         *byte = *new;

@@ -12,12 +12,11 @@ use arbitrary::{Arbitrary, Result, Unstructured};
 
 use crate::bounded;
 
-/// Any text is imported or refused by its line; any message survives an export and an
-/// import.
+/// Any text is imported or refused, with its line. Any message survives an export and an import.
 pub fn ndjson(data: &[u8]) {
     bounded((32 << 20) + 64 * data.len(), || {
         any_text(data);
-        // Where the choices end, the messages made so far were checked.
+        // When the choices run out, the messages made so far have been checked.
         let _ = any_messages(data);
     });
 }
@@ -56,8 +55,8 @@ fn any_text(data: &[u8]) {
     assert_eq!(exported(&disk.bytes()), first);
 }
 
-/// The text of a store, without the mark that a reason was cut: what an import is given is
-/// the whole reason to it.
+/// The text of a store, without the flag that a reason was cut: an import takes the reason that
+/// it is given for the whole one.
 fn exported(bytes: &[u8]) -> String {
     let look = looked(bytes);
     let filter = Filter::new()
@@ -90,7 +89,7 @@ fn any_messages(data: &[u8]) -> Result<()> {
         let refused = choices.arbitrary()?;
         if let Ok(at) = from.append(&envelope, &payload) {
             if let Origin::Requeue { accepts } = envelope.origin {
-                // Refused or not: the refusal may have been in memory only.
+                // It may count as refused or not: the refusal may have been in memory only.
                 made.retain(|(sequence, ..)| *sequence != accepts);
             }
             if refused {
@@ -116,7 +115,7 @@ fn any_messages(data: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// An envelope that an append takes.
+/// An envelope that an append accepts.
 pub(crate) fn any_envelope<'a>(choices: &mut Unstructured<'a>) -> Result<Envelope<'a>> {
     let text = |choices: &mut Unstructured<'a>| -> Result<Option<Cow<'a, str>>> {
         Ok(Option::<&'a str>::arbitrary(choices)?.map(Cow::Borrowed))

@@ -1,4 +1,4 @@
-//! Where a slip could be made, and the text that makes it at run time.
+//! Finds places where a slip could be made, and the text that makes it at run time.
 
 use std::collections::HashSet;
 use std::ops::Range;
@@ -48,13 +48,13 @@ struct Finder<'a> {
     source: &'a str,
     slips: Vec<Slip>,
     functions: Vec<String>,
-    /// What is forced to be true or false already; to negate it as well adds nothing.
+    /// What is already forced to be true or false; negating it as well adds nothing.
     forced: HashSet<(usize, usize)>,
 }
 
 /// Calls that change nothing that a test could see.
 const IDLE: [&str; 4] = ["reserve", "shrink_to_fit", "with_capacity", "inspect_err"];
-/// Methods whose closure answers yes or no.
+/// Methods whose closure returns a bool.
 const PREDICATES: [&str; 16] = [
     "filter",
     "any",
@@ -105,7 +105,7 @@ impl Finder<'_> {
         });
     }
 
-    /// Text before and behind a node.
+    /// Text before and after a node.
     fn wrap(&mut self, node: &impl Spanned, what: String, before: &str, behind: &str) {
         let range = node.span().byte_range();
         let pieces = vec![
@@ -128,7 +128,7 @@ impl Finder<'_> {
         }
     }
 
-    /// What decides an `if`, a `while` or a match arm.
+    /// The condition of an `if`, a `while` or a match arm.
     fn condition(&mut self, condition: &Expr, endless: bool) {
         if has_let(condition) {
             let end = condition.span().byte_range().end;
@@ -147,7 +147,8 @@ impl Finder<'_> {
             Expr::Binary(b) => Some(b.op),
             _ => None,
         };
-        // The parts of a conjunction are forced to be true one by one, and likewise.
+        // The parts of a conjunction are forced to be true one by one, and correspondingly for a
+        // disjunction.
         if !matches!(op, Some(BinOp::And(_))) && !endless {
             self.force(condition, true);
         }
@@ -215,7 +216,7 @@ impl Finder<'_> {
         }
     }
 
-    /// Another operator between two operands that are worked out once.
+    /// Another operator between two operands that are evaluated once.
     fn operator(&mut self, binary: &syn::ExprBinary, other: &str, by_reference: bool) {
         let (left, op, right) = (
             binary.left.span().byte_range(),
@@ -371,7 +372,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
         self.functions = before;
     }
 
-    // Where no call may stand, or where it says nothing.
+    // Where no call may be, or where it means nothing.
     fn visit_item_const(&mut self, _: &'ast syn::ItemConst) {}
     fn visit_item_static(&mut self, _: &'ast syn::ItemStatic) {}
     fn visit_impl_item_const(&mut self, _: &'ast syn::ImplItemConst) {}
@@ -392,7 +393,7 @@ impl<'ast> Visit<'ast> for Finder<'_> {
     fn visit_expr_if(&mut self, expr: &'ast syn::ExprIf) {
         self.condition(&expr.cond, false);
         if self.text(&*expr.cond).contains("planted") {
-            // What a planted bug does is no part of what ships.
+            // What a planted bug does is not part of what ships.
             if let Some((_, otherwise)) = &expr.else_branch {
                 self.visit_expr(otherwise);
             }

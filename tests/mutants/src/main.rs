@@ -1,6 +1,6 @@
-//! A switchboard of slips: one build of the workspace's tests in which every small mistake that
-//! this program can think of is there, and an environment variable chooses which one is made.
-//! Says which of them no test noticed. See `tests/MUTANTS.md`.
+//! A switchboard of slips: one build of the workspace's tests contains every small mistake that
+//! this program can think of, and an environment variable chooses which one is made. Reports
+//! which of them no test noticed. See `tests/MUTANTS.md`.
 
 mod find;
 mod process;
@@ -36,7 +36,7 @@ Usage: amps-mutants [OPTION…] prepare|run|report
   --jobs N        [default: 2]
 ";
 
-/// What is looked at where nothing else is named.
+/// What is rewritten unless something else is named.
 const PLACES: [&str; 24] = [
     "crates/amps-store/src/recover.rs",
     "crates/amps-store/src/recover/",
@@ -84,7 +84,7 @@ fn options() -> Outcome<Options> {
         dir: "target/mutants".into(),
         workspace: ".".into(),
         places: Vec::new(),
-        // They look for bugs of their own, and would find a slip in their stead.
+        // They look for bugs of their own, and would find the slip instead.
         skip: vec!["planted".into()],
         seeds: "200".into(),
         every: 1,
@@ -127,7 +127,7 @@ fn options() -> Outcome<Options> {
 
 fn main() -> Outcome<()> {
     let o = options()?;
-    // Everything else on this machine comes first, and no slip may take all of its memory.
+    // Everything else on this machine comes first, and no slip may use up all of its memory.
     rustix::process::nice(19)?;
     let most = rustix::process::Rlimit {
         current: Some(4 << 30),

@@ -1,4 +1,4 @@
-//! One test in a process of its own, stopped where it goes on for ever.
+//! Runs one test in a process of its own, and stops it if it would run for ever.
 
 use std::io;
 use std::os::unix::process::CommandExt;
@@ -18,15 +18,15 @@ pub enum Ended {
     Hung,
 }
 
-/// What a test takes where nothing is wrong.
+/// What a test needs when nothing is wrong.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Usual {
     pub wall: Duration,
     pub cpu: Duration,
 }
 
-/// Processor time decides, as other programs may need the machine; one whose threads all sleep
-/// uses none, and is given time by the clock.
+/// Processor time decides, since other programs may need the machine. A test whose threads all
+/// sleep uses none, so it is limited by the clock.
 pub fn run(
     test: &Test,
     env: &[(&str, &str)],
@@ -84,7 +84,7 @@ pub fn run(
         }
     };
     let wall = began.elapsed();
-    // Also what it may have started.
+    // With everything that it may have started.
     if let Some(group) = Pid::from_raw(id as i32) {
         let _gone_already = kill_process_group(group, Signal::KILL);
     }
@@ -93,8 +93,8 @@ pub fn run(
     Ok((ended, Usual { wall, cpu: used }))
 }
 
-/// Processor time of a process and of the children it waited for, and whether all its threads
-/// sleep. Of what has ended: nothing.
+/// Processor time of a process and of the children that it has waited for, and whether all its
+/// threads sleep. A process that has ended counts for nothing.
 fn load(id: u32) -> (Duration, bool) {
     let stat = |path: &Path| {
         let text = std::fs::read_to_string(path).unwrap_or_default();

@@ -1,4 +1,4 @@
-//! A copy of the workspace in which every slip is there, and one build of its tests.
+//! A copy of the workspace that contains every slip, and one build of its tests.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::io;
@@ -8,7 +8,7 @@ use std::process::Command;
 
 use crate::find::{self, Side, Slip};
 
-/// A slip with its number, which holds until the next copy is made.
+/// A slip with its number, which is valid until the next copy is made.
 #[derive(Clone, Debug)]
 pub struct Numbered {
     pub number: usize,
@@ -34,8 +34,8 @@ pub struct Test {
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
 impl Scratch {
-    /// Copies the workspace, writes the slips into the named files (or what lies under the
-    /// named directories), leaves out those that do not compile, and lists the others.
+    /// Copies the workspace, writes the slips into the named files (or those under the named
+    /// directories), leaves out those that do not compile, and lists the others.
     pub fn prepare(&self, workspace: &Path, named: &[String]) -> Outcome<Vec<Numbered>> {
         let files = copied(workspace)?;
         let mut slips: Vec<(String, Slip)> = Vec::new();
@@ -247,7 +247,7 @@ fn is_named(file: &str, named: &[String]) -> bool {
             .any(|n| file == n || (n.ends_with('/') && file.starts_with(n.as_str())))
 }
 
-/// The crates with slips know the switch.
+/// Makes the crates that contain slips depend on the switch.
 fn manifest(file: &str, bytes: Vec<u8>) -> Outcome<Vec<u8>> {
     let (from, to) = match file {
         "Cargo.toml" => ("members = [", "members = [\"crates/amps-slip\", "),
@@ -266,7 +266,7 @@ fn manifest(file: &str, bytes: Vec<u8>) -> Outcome<Vec<u8>> {
     Ok(text.replacen(from, to, 1).into_bytes())
 }
 
-/// What is the same keeps its time, and is not built again.
+/// A file that has not changed keeps its time, so it is not built again.
 fn write_if_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     if std::fs::read(path).is_ok_and(|there| there == bytes) {
         return Ok(());
@@ -277,7 +277,7 @@ fn write_if_new(path: &Path, bytes: &[u8]) -> io::Result<()> {
     std::fs::write(path, bytes)
 }
 
-/// Tests that are gone from the workspace are gone from its copy.
+/// Removes tests from the copy that are gone from the workspace.
 fn remove_others(copy: &Path, files: &[String]) -> io::Result<()> {
     let keep: BTreeSet<PathBuf> = files.iter().map(|f| copy.join(f)).collect();
     let mut dirs = vec![copy.to_owned()];
@@ -294,7 +294,7 @@ fn remove_others(copy: &Path, files: &[String]) -> io::Result<()> {
     Ok(())
 }
 
-/// The source with the slips in it, and where each of them stands in it now.
+/// The source with the slips in it, and where each of them is now.
 fn rewritten<'a>(
     source: &str,
     slips: impl Iterator<Item = (usize, &'a Slip)>,
@@ -346,7 +346,7 @@ fn collect_spans(message: &serde_json::Value, spans: &mut Vec<(String, Range<usi
     }
 }
 
-/// The slip that stands exactly there, or the innermost around, or those within.
+/// The slip exactly there, or else the innermost one around it, or else those inside.
 fn blame(places: &[(usize, Range<usize>)], at: &Range<usize>) -> Option<Vec<usize>> {
     if let Some((number, _)) = places.iter().find(|(_, p)| p == at) {
         return Some(vec![*number]);

@@ -1,7 +1,7 @@
 //! Which slip is made in this process: `AMPS_SLIP=n`, or none. Copied into the scratch workspace.
 //!
-//! `AMPS_SLIP=record` makes none, and marks in the file `AMPS_SLIP_MAP` (a byte for each number)
-//! which of them were come by.
+//! With `AMPS_SLIP=record` none is made; instead the file `AMPS_SLIP_MAP` marks which of them
+//! were reached, with one byte for each number.
 
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
@@ -41,7 +41,7 @@ fn seldom(n: u32) -> bool {
     false
 }
 
-/// One more, where slip `n` is made.
+/// One more, if slip `n` is made.
 #[inline(always)]
 pub fn bump<T: Number>(n: u32, value: T) -> T {
     if on(n) { value.next() } else { value }

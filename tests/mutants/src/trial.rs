@@ -1,4 +1,4 @@
-//! Every slip against the tests that come by it.
+//! Tries every slip with the tests that reach it.
 
 use std::collections::{HashMap, VecDeque};
 use std::fs::File;
@@ -12,7 +12,7 @@ use crate::scratch::{Numbered, Test};
 
 type Outcome<T> = Result<T, Box<dyn std::error::Error>>;
 
-/// A test, what it takes and which slips it comes by.
+/// A test, what it needs, and which slips it reaches.
 pub struct Known {
     pub test: Test,
     usual: Usual,
@@ -30,12 +30,12 @@ pub struct Verdict {
     pub name: String,
     /// `caught`, `hung`, `stands` or `unreached`.
     pub how: String,
-    /// The test that fell, or what was tried.
+    /// The test that failed, or what was tried.
     pub by: String,
 }
 
 impl Trial {
-    /// Runs every test once without a slip. One that fails is of no use here, and is named.
+    /// Runs every test once without a slip. One that fails cannot be used, and is named.
     pub fn baseline(&self, tests: Vec<Test>, slips: usize) -> Outcome<Vec<Known>> {
         let map = self.dir.join("map");
         let mut known = Vec::new();
@@ -104,7 +104,7 @@ impl Trial {
         Ok(known)
     }
 
-    /// Tries the slips; what is in `results.tsv` already is not tried again.
+    /// Tries the slips, except those that are in `results.tsv` already.
     pub fn run(
         &self,
         known: &[Known],
@@ -114,13 +114,13 @@ impl Trial {
     ) -> Outcome<()> {
         let done = self.verdicts("results.tsv")?;
         let hints = self.verdicts("earlier.tsv")?;
-        // What a short look left standing is looked at again.
+        // A slip that survived only a short look is tried again.
         let is_done = |v: &Verdict| !v.by.contains(" of ") || budget < u64::MAX;
         let mut todo: Vec<&Numbered> = slips
             .iter()
             .filter(|s| !done.get(&s.name).is_some_and(is_done))
             .collect();
-        // All over the code from the beginning on.
+        // Spread all over the code from the beginning.
         todo.sort_by_key(|s| s.number.wrapping_mul(2_654_435_761) & 0xffff_ffff);
         let todo = VecDeque::from(todo);
         let results = File::options()
@@ -128,7 +128,7 @@ impl Trial {
             .create(true)
             .open(self.dir.join("results.tsv"))?;
         let (all, todo, results) = (todo.len(), Mutex::new(todo), Mutex::new(results));
-        // Tests that made slips of the same function, or file, fall are tried first.
+        // Tests that have caught slips in the same function, or file, are tried first.
         let fell: Mutex<HashMap<(String, usize), u32>> = Mutex::default();
         {
             let work = |worker: usize| -> Result<(), String> {
@@ -199,7 +199,7 @@ impl Trial {
         }
     }
 
-    /// What is known of slips, by name.
+    /// What is known about slips, by name.
     pub fn verdicts(&self, file: &str) -> Outcome<HashMap<String, Verdict>> {
         let path = self.dir.join(file);
         let text = if path.exists() {
@@ -220,7 +220,7 @@ impl Trial {
         Ok(verdicts)
     }
 
-    /// A new copy is tried anew; what was found before says which test to begin with.
+    /// In a new copy everything is tried again; earlier results say which test to begin with.
     pub fn set_aside(&self) -> Outcome<()> {
         let mut all = self.verdicts("earlier.tsv")?;
         all.extend(self.verdicts("results.tsv")?);
@@ -238,7 +238,7 @@ fn nearby(slip: &Numbered) -> [String; 2] {
     [function, slip.file.clone()]
 }
 
-/// Which tests come by a slip, and in which order they are tried.
+/// Which tests reach a slip, and in which order they are tried.
 fn order(
     known: &[Known],
     slip: &Numbered,
