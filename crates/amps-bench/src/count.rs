@@ -16,7 +16,7 @@ use crate::{Failure, TOPIC};
 pub enum Counted {
     /// [`PublishStore::append`], with a cumulative discard every 100.
     Append,
-    /// [`Client::publish`] with a store and without a connection: what the caller pays.
+    /// [`Client::publish`] with a store and without a connection: what the caller has to pay.
     Publish,
 }
 
@@ -33,11 +33,11 @@ impl Connector for Nowhere {
 }
 
 /// Repeats one operation on messages of 256 bytes, with as little else as possible. The
-/// difference of two runs with different `times` is the price of the operation: setting up
+/// difference of two runs with different `times` is the cost of the operation, since setting up
 /// cancels out.
 ///
 /// # Errors
-/// The store failed, or is full: a few 10,000 fit.
+/// The store failed, or is full: some tens of thousands fit.
 pub fn count(what: Counted, times: u64, dir: &Path) -> Result<(), Failure> {
     let dir = tempfile::Builder::new()
         .prefix("amps-bench-")

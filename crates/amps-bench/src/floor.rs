@@ -23,7 +23,7 @@ pub(crate) struct Ring {
     scratch: [u8; HEAD + SMALL],
 }
 
-/// Where a record of the ring stands.
+/// Where a record is in the ring.
 #[derive(Clone, Copy)]
 pub(crate) struct Spot {
     pub(crate) offset: u64,
@@ -35,7 +35,7 @@ impl Ring {
         Ok(Self::over(Mapping::create(path, len)?, len))
     }
 
-    /// Maps a ring that is there anew.
+    /// Maps an existing ring again.
     pub(crate) fn open(path: &Path, len: u64) -> io::Result<Self> {
         Ok(Self::over(Mapping::open(path, len)?, len))
     }
@@ -98,8 +98,8 @@ impl Ring {
         is_intact(&into[..len])
     }
 
-    /// Walks the first `count` records, checks each and indexes it. Through a window, since
-    /// no safe reference into a shared mapping exists; the store does the same.
+    /// Walks the first `count` records, and checks and indexes each. It reads through a window,
+    /// as the store does, since there is no safe reference into a shared mapping.
     pub(crate) fn scan(&self, count: u64) -> Option<Vec<Spot>> {
         const WINDOW: usize = 64 << 10;
         let mut index = Vec::with_capacity(count as usize);
@@ -148,14 +148,14 @@ pub(crate) struct DirectLog {
 
 impl DirectLog {
     pub(crate) fn create(path: &Path, len: u64) -> io::Result<Self> {
-        // The store's own way to fill a file, so that both write into blocks that exist.
+        // Filled in the store's own way, so that both write into blocks that exist.
         drop(Mapping::create(path, len)?);
         let file = OpenOptions::new().read(true).write(true).open(path)?;
         file.sync_all()?;
         Ok(DirectLog { file, len, at: 0 })
     }
 
-    /// Writes `bytes` behind the last ones; on the device when this returns.
+    /// Writes `bytes` after the last ones. When this returns they are on the device.
     pub(crate) fn append(&mut self, bytes: &[u8]) -> io::Result<()> {
         if self.at + bytes.len() as u64 > self.len {
             self.at = 0;

@@ -56,7 +56,7 @@ pub enum Goal {
     Share(f64),
     /// At most this much, whatever the floor.
     AtMost(f64),
-    /// Nothing is asked; the figure explains another.
+    /// Nothing is required; the figure explains another one.
     Told,
 }
 
@@ -136,10 +136,10 @@ fn figure(value: f64) -> String {
     }
 }
 
-/// Measures what the plan wants and hands over each figure as it is known.
+/// Measures what the plan asks for, and hands over each figure as soon as it is known.
 ///
 /// # Errors
-/// The device, the store or the client failed; figures told before stand.
+/// The device, the store or the client failed. Figures that were handed over before remain valid.
 pub fn run(plan: &Plan, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
     let dir = tempfile::Builder::new()
         .prefix("amps-bench-")
@@ -149,7 +149,7 @@ pub fn run(plan: &Plan, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
     };
     type Workload = fn(&Plan, &Place, &mut dyn FnMut(Row)) -> Result<(), Failure>;
     let workloads: [(&str, Workload); 14] = [
-        // First: memory that earlier work gave back would hide what this one takes.
+        // First, since memory that earlier work has freed would hide what this one takes.
         ("T11", store::memory),
         ("T1", store::append),
         ("T2", store::append_tail),

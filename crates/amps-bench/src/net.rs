@@ -63,13 +63,13 @@ impl Server {
 }
 
 fn store(path: &Path, capacity: u64) -> Result<Store, Failure> {
-    // As large as it gets: a file grows once, and then serves for long.
+    // With its full length: a file grows once, and then serves for long.
     let options = Options::new().capacity(capacity).preallocate(true);
     Ok(Store::open(path, options.client_name("bench"))?)
 }
 
-/// Lets a store that was just opened make its first pages ready: what is measured is how a
-/// publisher runs, and not how it starts.
+/// Lets a store that was just opened make its first pages ready, since a running publisher is to
+/// be measured, not a starting one.
 async fn rested(store: &Store) -> Result<(), Failure> {
     for _ in 0..3 {
         store.sync()?;
@@ -158,7 +158,7 @@ fn live_rate(server: &Server, path: &Path, count: u64) -> Result<f64, Failure> {
     })
 }
 
-/// A store that a dead publisher left full, from opening the client to the last ack.
+/// A store that a dead publisher left full: from opening the client to the last ack.
 fn resend_rate(server: &Server, path: &Path, count: u64) -> Result<f64, Failure> {
     let capacity = (count * 1400).max(256 << 20);
     let filled = store(path, capacity)?;
@@ -209,8 +209,8 @@ pub(crate) fn end_to_end(
 }
 
 pub(crate) fn resend(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
-    // As many live: what the server keeps comes from the kernel page by page, so a message
-    // costs it more the more of them there are.
+    // As many live ones: the kernel gives the server its memory page by page, so a message costs
+    // the server more the more of them there are.
     let many = plan.count(1_000_000);
     let (mut ours, mut live) = (Vec::new(), Vec::new());
     for _ in 0..plan.rounds.min(5) {
@@ -241,7 +241,7 @@ struct Spent {
 }
 
 impl Spent {
-    /// Until now, by all threads but the server's.
+    /// Until now, in all threads except the server's.
     fn now() -> Result<Self, Failure> {
         let mut spent = Spent::default();
         for task in std::fs::read_dir("/proc/self/task")? {
@@ -259,7 +259,7 @@ impl Spent {
         Ok(spent)
     }
 
-    /// Since then, for each message: publisher, sender, upkeep.
+    /// Since then, per message: publisher, sender, upkeep.
     fn each(self, before: Spent, count: u64) -> [f64; 3] {
         let of = |now: u64, before: u64| now.saturating_sub(before) as f64 / count as f64;
         [
@@ -400,7 +400,7 @@ pub(crate) fn latency(
     let task = runtime.spawn(async move {
         let mut stream = tokio::net::TcpStream::connect(address).await?;
         stream.set_nodelay(true)?;
-        // The other end may be gone already: then this run fails by itself.
+        // The other end may be gone already; then this run fails by itself.
         let _ = ready.send(());
         loop {
             woken.notified().await;
@@ -420,7 +420,7 @@ pub(crate) fn latency(
     )?;
     runtime.block_on(logged_on(&client))?;
     for at in 0..count + 100 {
-        // Idle means that everybody has gone to sleep.
+        // Idle means that every thread has gone to sleep.
         std::thread::sleep(Duration::from_millis(1));
         let begun = Instant::now();
         wake.notify_one();

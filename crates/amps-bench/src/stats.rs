@@ -1,6 +1,6 @@
 //! Medians of rounds and quantiles of single calls.
 
-/// The middle value; of an even count, the lower one of the two.
+/// The middle value; if the count is even, the lower one of the two.
 pub(crate) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     values

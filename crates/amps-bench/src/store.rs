@@ -14,9 +14,9 @@ const LIVE: u64 = 10_000;
 /// Appends between two cumulative discards.
 const DISCARD: u64 = 100;
 
-/// Room for `messages` unsettled ones of `payload` bytes, and as much again.
+/// Options with room for `messages` unsettled ones of `payload` bytes, and as much again.
 fn options_for(messages: u64, payload: u64) -> Options {
-    // What a record and the charge for its future take, at most.
+    // The most that a record and the charge for its future take.
     let live = messages * (payload + 384);
     let capacity = (2 * live).max(256 << 20).next_power_of_two();
     Options::new().capacity(capacity).client_name("bench")
@@ -69,7 +69,7 @@ impl Filled {
         Ok(())
     }
 
-    /// Lets the helper finish what it has begun: free segments, pages made ready.
+    /// Lets the helper finish what it has begun: freeing segments, making pages ready.
     fn rest(&self) -> Result<(), Failure> {
         for _ in 0..3 {
             self.store.sync()?;
@@ -83,8 +83,8 @@ pub(crate) fn append(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
     for (size, goal) in [(64, 1.6), (256, 1.3), (1024, 1.15), (8192, 1.1)] {
         let payload = vec![0x5A; size as usize];
         let bytes: u64 = if size > 1024 { 256 << 20 } else { 64 << 20 };
-        // Slices short enough that a busy machine interrupts few of them; as many in a row
-        // as the helper keeps pages ready for.
+        // Slices short enough that a busy machine interrupts few of them, and as many in a row as
+        // the helper keeps pages ready for.
         let slice = DISCARD * (100_000 / (size + 96)).clamp(1, 5);
         // A segment has 4 MiB, so this much is ready after a rest.
         let slices = ((3 << 20) / ((size + 96) * slice)).max(1);
@@ -135,8 +135,8 @@ pub(crate) fn append_tail(
 ) -> Result<(), Failure> {
     let payload = [0x5A; 256];
     let count = plan.count(500_000);
-    // A publisher at 125,000 messages a second, so that the segments come in turn and the
-    // helper has the time a helper has.
+    // A publisher at 125,000 messages a second, so that segments are used in turn and the helper
+    // has as much time as usual.
     let pace = Duration::from_micros(8);
     for (what, growing, goal) in [("steady", false, 2.0), ("growing", true, 20.0)] {
         let (mut ours, mut floor) = (Vec::new(), Vec::new());
@@ -193,19 +193,19 @@ pub(crate) fn append_tail(
     Ok(())
 }
 
-/// Burns time until `at`; a sleep would measure the scheduler.
+/// Burns time until `at`, since a sleep would measure the scheduler.
 fn wait_until(at: Instant) -> Instant {
     loop {
         let now = Instant::now();
         if now >= at {
-            // After a pause nothing is caught up with: that would be another load.
+            // A pause is not caught up with, since that would be a different load.
             return now.min(at + Duration::from_micros(50));
         }
         std::hint::spin_loop();
     }
 }
 
-/// What a million is at this scale.
+/// How many messages stand for a million at this scale.
 fn million(plan: &Plan) -> u64 {
     plan.count(1_000_000)
 }
@@ -315,7 +315,7 @@ pub(crate) fn get(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> Resu
 pub(crate) fn settle(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
     let payload = [0x5A; 64];
     for (live, goal) in [(LIVE, 10.0), (million(plan), 60.0)] {
-        // Small sets are settled several times over in a round, so that it takes a while.
+        // Small sets are settled several times in a round, so that it takes long enough.
         let times = (LIVE * 20 / live).max(1);
         for (what, singles) in [
             ("cumulative, by 100", false),
@@ -404,7 +404,7 @@ pub(crate) fn memory(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> R
     Ok(())
 }
 
-/// Resident memory of this process that is no file's.
+/// Resident memory of this process that belongs to no file.
 fn anonymous_bytes() -> Result<u64, Failure> {
     let status = std::fs::read_to_string("/proc/self/status")?;
     let line = status

@@ -1,4 +1,4 @@
-//! T3, T4: what is durable, at the device's own pace.
+//! T3, T4: durable messages, at the speed of the device.
 
 use std::io;
 use std::ops::ControlFlow;
@@ -126,7 +126,7 @@ impl Progress {
 
     fn appended(&self, sequence: u64) {
         self.appended.store(sequence, Ordering::Release);
-        // An idle flusher has flushed everything: only then must it be woken.
+        // An idle flusher has flushed everything, and only then must it be woken.
         let held = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
         if *held + 1 == sequence {
             self.more.notify_one();

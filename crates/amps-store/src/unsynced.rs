@@ -1,8 +1,8 @@
-//! What the next sync has to write: the stretches written since the last one began.
+//! What the next sync has to write: the stretches that were written since the last one began.
 //!
-//! A sync of the whole file would also write what stands in segments that were freed, of which
-//! nothing needs to last, and take the readiness of the pages that were made ready ahead of the
-//! writer. So the log names what it wrote.
+//! A sync of the whole file would also write what is in segments that were freed, none of which
+//! needs to last, and would make pages unready that were made ready ahead of the writer. So the
+//! log says what it has written.
 
 use std::collections::VecDeque;
 use std::io;
@@ -10,16 +10,17 @@ use std::ops::Range;
 
 use crate::medium::Device;
 
-/// More stretches than this are not worth a call each: each may flush the device's cache.
+/// More stretches than this are not worth a call each, since each call may flush the device's
+/// cache.
 const MOST: usize = 6;
 
-/// Stretches (offset, end) that hold everything a sync has to cover.
+/// Stretches (offset, end) that together hold everything that a sync has to cover.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Extent(Vec<(u64, u64)>);
 
 impl Extent {
-    /// As few stretches as hold all of these; of too many, those with the least between them are
-    /// taken together.
+    /// The fewest stretches that hold all of these. If there are too many, those with the least
+    /// between them are joined.
     pub(crate) fn of(stretches: impl IntoIterator<Item = (u64, u64)>) -> Self {
         let mut stretches: Vec<(u64, u64)> = stretches
             .into_iter()
@@ -49,7 +50,7 @@ impl Extent {
         Extent(few)
     }
 
-    /// Makes it durable.
+    /// Makes them durable.
     ///
     /// # Errors
     /// As [`Device::sync`].
@@ -63,7 +64,7 @@ impl Extent {
 pub(crate) struct Unsynced {
     /// In the order in which they were written; none of them reaches over the end of a segment.
     stretches: VecDeque<(u64, u64)>,
-    /// Where the stretch begins that appends make longer.
+    /// Where the stretch begins that appends are extending.
     appending_from: u64,
 }
 
@@ -95,7 +96,7 @@ impl Unsynced {
         }
     }
 
-    /// A sync begins: appends wrote up to `end` and continue at `next`.
+    /// A sync begins: appends have written up to `end` and continue at `next`.
     pub(crate) fn begin_sync(&mut self, end: u64, next: u64) -> Extent {
         self.jump(end, next);
         Extent::of(std::mem::take(&mut self.stretches))

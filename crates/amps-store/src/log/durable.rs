@@ -1,4 +1,4 @@
-//! What is durable: syncs, and the close that says it of everything.
+//! What is durable: syncs, and the close, after which everything is.
 
 use std::sync::Arc;
 
@@ -10,7 +10,7 @@ use crate::planted::{self, Bug};
 use crate::unsynced::Extent;
 
 impl Log {
-    /// Ends the log: a mark that says so, a sync, and a superblock that names the mark and
+    /// Ends the log with a mark that says so, a sync, and a superblock that names the mark and
     /// gives unused numbers back.
     pub(crate) fn close(
         &mut self,
@@ -19,8 +19,9 @@ impl Log {
     ) -> Result<(), StoreError> {
         self.usable()?;
         self.write_mark(true)?;
-        // What nothing needs is not synced: the same write that calls the rest durable lets the log
-        // begin behind it. Until then nothing new counts as durable, the mark included.
+        // What nothing needs is not synced: the same write that makes the rest count as durable
+        // also lets the log begin behind it. Until then nothing new counts as durable, not even
+        // the mark.
         let unneeded = self.unneeded();
         let left_out = unneeded + usize::from(planted::is(Bug::CloseLeavesOut));
         self.space.leave_unsynced(left_out);
@@ -40,7 +41,7 @@ impl Log {
         Ok(())
     }
 
-    /// Syncs what this run has written; it calls none of that durable.
+    /// Syncs what this run has written, without calling any of it durable.
     ///
     /// # Errors
     /// As [`Device::sync`](crate::medium::Device::sync): the run is over.
@@ -51,7 +52,7 @@ impl Log {
         result
     }
 
-    /// A sync was started: what it will cover.
+    /// A sync was started. Returns what it will cover.
     pub(crate) fn begin_sync(&mut self) -> Ticket {
         Ticket {
             extent: self.space.sync_started(),
@@ -68,7 +69,7 @@ impl Log {
         }
     }
 
-    /// A sync ended. A failure is final: nothing is called durable ever after.
+    /// A sync ended. A failure is final: nothing is called durable from then on.
     pub(crate) fn finish_sync(
         &mut self,
         ticket: Ticket,
@@ -76,8 +77,8 @@ impl Log {
     ) -> Result<(), StoreError> {
         self.sync_ended(result)?;
         if self.space.is_device_at_work() {
-            // The other one may be told of what this one could not write: who ends last speaks
-            // for what it covers.
+            // The other sync may be told of what this one could not write. So the one that ends
+            // last decides for what both cover.
             return Ok(());
         }
         let durable = match planted::is(Bug::SyncVouchesForLater) {
@@ -95,7 +96,7 @@ impl Log {
         Ok(())
     }
 
-    /// A sync of whatever ended.
+    /// A sync ended, whatever it was for.
     pub(crate) fn sync_ended(&mut self, result: std::io::Result<()>) -> Result<(), StoreError> {
         self.space.sync_returned();
         if let Err(error) = result
@@ -110,7 +111,7 @@ impl Log {
     }
 }
 
-/// What a sync covers once it returns.
+/// What a sync covers once it has returned.
 #[derive(Clone, Debug)]
 pub(crate) struct Ticket {
     /// What must be written for that.

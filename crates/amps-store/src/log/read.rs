@@ -1,4 +1,5 @@
-//! Messages and refusals out of the log. What is copied under the lock is checked behind it.
+//! Reads messages and refusals from the log. What is copied under the lock is checked after it
+//! was released.
 
 use std::ops::ControlFlow;
 
@@ -11,8 +12,8 @@ use crate::index::Entry;
 use crate::scan::Geometry;
 
 impl Log {
-    /// Reads a message if its bytes are still there. The checksum is checked by the caller
-    /// of [`check`], without the lock.
+    /// Reads a message if its bytes are still there. The caller of [`check`] checks the checksum
+    /// without the lock.
     pub(crate) fn copy_out(&self, sequence: u64, into: &mut StoredMessage) -> Option<Place> {
         let entry = self.state.get(sequence)?;
         Some(self.copy_from(entry, sequence, into))
@@ -20,7 +21,7 @@ impl Log {
 
     fn copy_from(&self, entry: Entry, sequence: u64, into: &mut StoredMessage) -> Place {
         into.sequence = sequence;
-        // The buffer only ever grows to the largest message read through it.
+        // The buffer only grows to the largest message that is read through it.
         let len = entry.stride() as usize;
         if into.bytes.len() < len {
             into.bytes.resize(len, 0);
@@ -34,7 +35,7 @@ impl Log {
         }
     }
 
-    /// The message that stands at this place, if it does: the file may have become shorter.
+    /// The message at this place, if it is there: the file may have become shorter.
     pub(super) fn message_at(&self, entry: Entry, sequence: u64) -> Option<StoredMessage> {
         if entry.offset() + entry.stride() > self.medium.len() {
             return None;
@@ -44,8 +45,8 @@ impl Log {
         check(place, &mut message).is_ok().then_some(message)
     }
 
-    /// Reads unsettled messages until the batch is full. Their checksums are checked by the
-    /// caller of [`check_all`], without the lock.
+    /// Reads unsettled messages until the batch is full. The caller of [`check_all`] checks their
+    /// checksums without the lock.
     pub(crate) fn copy_unsettled(&self, from: u64, through: u64, into: &mut Batch) {
         self.state.each_unsettled(from, through, |sequence, entry| {
             let (offset, len) = (entry.offset(), entry.stride() as usize);
@@ -108,7 +109,7 @@ pub(crate) struct Place {
     max: u64,
 }
 
-/// Checks a message copied out, and makes the buffer show it.
+/// Checks a message that was copied out, and makes the buffer show it.
 pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), ReadError> {
     let bytes = &message.bytes[..message.len];
     let Some(header) = intact(bytes, message.sequence, place) else {
@@ -125,8 +126,8 @@ pub(crate) fn check(place: Place, message: &mut StoredMessage) -> Result<(), Rea
     Ok(())
 }
 
-/// Checks the messages copied out, and makes the batch show them: up to the first that is
-/// damaged, if there are any.
+/// Checks the messages that were copied out, and makes the batch show those before the first
+/// damaged one.
 pub(crate) fn check_all(geometry: &Geometry, batch: &mut Batch) -> Result<(), ReadError> {
     let damaged = batch.keep_good(|at, bytes| {
         let place = Place {
@@ -150,7 +151,7 @@ pub(crate) fn check_all(geometry: &Geometry, batch: &mut Batch) -> Result<(), Re
     }
 }
 
-/// The header of a record that is whole, and the one that was looked for.
+/// The header of a record, if it is intact and the one that was looked for.
 fn intact(bytes: &[u8], sequence: u64, place: Place) -> Option<RecordHeader> {
     RecordHeader::decode(bytes, place.max)
         .filter(|h| {

@@ -1,4 +1,4 @@
-//! A chore, from its beginning to its end: what the device does in between needs no lock.
+//! A chore, from its beginning to its end. What the device does in between needs no lock.
 
 use std::io;
 use std::sync::Arc;
@@ -20,10 +20,10 @@ pub(crate) enum Job {
 }
 
 impl Job {
-    /// Lets the device do it, with the log's lock held or without it.
+    /// Lets the device do it, with or without the log's lock held.
     ///
     /// # Errors
-    /// Those of the device; [`Log::end`] is to be told either way.
+    /// Those of the device. [`Log::end`] must be called in either case.
     pub(crate) fn make(&self, device: &dyn Device) -> io::Result<()> {
         match self {
             Job::Sync(ticket) => ticket.extent.sync(device),
@@ -40,7 +40,7 @@ impl Job {
 }
 
 impl Log {
-    /// Does the part of a chore that is the log's own; what is left is the device's.
+    /// Does the log's own part of a chore, and returns what is left for the device.
     pub(crate) fn begin(&mut self, chore: Chore) -> Result<Option<Job>, StoreError> {
         Ok(match chore {
             Chore::Idle => None,
@@ -66,7 +66,7 @@ impl Log {
         })
     }
 
-    /// The device did what [`begin`](Self::begin) asked of it, or could not.
+    /// The device did what [`begin`](Self::begin) asked for, or could not.
     pub(crate) fn end(&mut self, job: Job, result: io::Result<()>) -> Result<(), StoreError> {
         match job {
             Job::Sync(ticket) => return self.finish_sync(ticket, result),

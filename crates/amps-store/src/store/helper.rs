@@ -13,26 +13,26 @@ use crate::index::make_spares;
 use crate::medium::Device;
 use crate::space::{Chore, Job};
 
-/// How long publishers may wait for room before growth that failed is tried again: space may
-/// have come meanwhile, and nothing else would tell.
+/// How long publishers may wait for room before failed growth is tried again: there may be space
+/// by now, and nothing else would tell.
 const GROWTH_RETRY: Duration = Duration::from_secs(1);
 
-/// How often it is looked whether the file is still where it was. That is told within a second, and
-/// a look takes its time.
+/// How often to look whether the file is still where it was. A change must be reported within a
+/// second, and a look takes its time.
 const LOOK: Duration = Duration::from_millis(900);
 
-/// How long no publish may come before the file gives back what it does not need.
+/// How long no publish may have come before the file gives back what it does not need.
 const IDLE: Duration = Duration::from_secs(30);
 
 /// What the helper does next.
 pub(super) enum Next {
-    /// This, without the lock.
+    /// This job, without the lock.
     Job(Job),
     /// Something was done under the lock.
     Done,
     /// New bookkeeping is made without the lock, for this many segments.
     Spares(usize),
-    /// Nothing, until it is woken or this time is over.
+    /// Nothing, until it is woken or this time has passed.
     Sleep(Option<Duration>),
 }
 
@@ -46,7 +46,7 @@ impl Shared {
             }
             if self.look_due(&core) == Some(Duration::ZERO) {
                 drop(core);
-                // An error was logged, and the next look may tell.
+                // An error was logged, and the next look may succeed.
                 let _ = self.look_around();
                 core = self.lock_last();
                 continue;
@@ -59,7 +59,7 @@ impl Shared {
                     if matches!((&job, &result), (Job::Sync(_), Ok(()))) {
                         self.synced(begun.elapsed());
                     }
-                    // An error was logged, and is told as news.
+                    // An error was logged, and is reported as news.
                     let _ = self.end_and_tell(self.lock_last(), job, result);
                     self.lock_last()
                 }
@@ -99,7 +99,7 @@ impl Shared {
                     .work
                     .wait_timeout(core, wait)
                     .unwrap_or_else(PoisonError::into_inner);
-                // Whichever of them it was: a look comes a little more often than a retry is due.
+                // Whichever of them it was: a look is due a little more often than a retry.
                 if ended.timed_out() {
                     core.log.space.retry_growth();
                 }
@@ -111,7 +111,7 @@ impl Shared {
         core
     }
 
-    /// When the store counts as idle, where that changes anything; zero is now.
+    /// When the store counts as idle, if that would change anything; zero means now.
     fn idle_in(&self, core: &mut Core) -> Option<Duration> {
         if !core.log.waits_to_return() {
             core.idle_since = None;
@@ -123,13 +123,13 @@ impl Shared {
         Some(IDLE.saturating_sub(now - since))
     }
 
-    /// Decides what is to be done next, and does of it what needs the lock.
+    /// Decides what to do next, and does the part of it that needs the lock.
     ///
     /// # Errors
-    /// The store failed, for good; it was logged.
+    /// The store has failed for good; that was logged.
     pub(super) fn begin(&self, core: &mut Core) -> Result<Next, StoreError> {
         let sync_in = self.sync_due(core);
-        // Whoever waits for the device has its turn between two pieces of the helper's.
+        // Whoever waits for the device gets its turn between two pieces of the helper's work.
         let is_taken = core.in_line > 0 || core.log.space.is_device_at_work();
         let chore = match core.log.chore() {
             _ if sync_in == Some(Duration::ZERO) && !is_taken => Chore::Sync,
@@ -141,7 +141,7 @@ impl Shared {
         if chore == Chore::Idle {
             let wanted = core.log.state.spares_wanted();
             return Ok(match wanted {
-                // Behind the work of the device somebody wakes the helper.
+                // When the device is done, somebody wakes the helper.
                 0 => Next::Sleep(sync_in.filter(|_| !is_taken)),
                 wanted => Next::Spares(wanted),
             });
@@ -156,7 +156,7 @@ impl Shared {
     /// The device did what was begun, or could not.
     ///
     /// # Errors
-    /// The store failed, for good; it was logged.
+    /// The store has failed for good; that was logged.
     pub(super) fn end(
         &self,
         core: &mut Core,
@@ -173,10 +173,10 @@ impl Shared {
         ended.inspect_err(|error| tracing::error!(%error, "the store's device failed"))
     }
 
-    /// As [`end`](Self::end); whom it concerns is told.
+    /// As [`end`](Self::end); also tells those concerned.
     ///
     /// # Errors
-    /// The store failed, for good; it was logged.
+    /// The store has failed for good; that was logged.
     pub(super) fn end_and_tell(
         &self,
         mut core: MutexGuard<'_, Core>,
@@ -186,9 +186,9 @@ impl Shared {
         let is_for_room = matches!(job, Job::Sync(_) | Job::Superblock(_));
         let limit = core.log.limit();
         let ended = self.end(&mut core, job, result);
-        // A growth that fails is told once, and once it succeeds again. Told of each try, of its
-        // pieces or of what is cut off behind it, who waits for room would ask for another
-        // try each time, for ever.
+        // Growth that fails is reported once, and again once it succeeds. If each try were
+        // reported, each piece, and what is cut off afterwards, then whoever waits for room would
+        // ask for another try each time, for ever.
         match is_for_room || ended.is_err() || core.log.limit() != limit {
             true => self.tell(core),
             false => self.tell_of_no_room(core),
@@ -196,8 +196,8 @@ impl Shared {
         ended
     }
 
-    /// The helper panicked, perhaps in an observer: nobody syncs any more, and whoever waits
-    /// for that must hear of it.
+    /// The helper panicked, perhaps in an observer: nothing is synced any more, and whoever waits
+    /// for that must be told.
     #[cold]
     pub(super) fn lost_helper(&self) {
         let mut core = self.lock();
@@ -207,13 +207,13 @@ impl Shared {
         self.tell(core);
     }
 
-    /// When to look where the file is; zero is now.
+    /// When to look where the file is; zero means now.
     fn look_due(&self, core: &Core) -> Option<Duration> {
         let is_over = core.log.gone || core.log.closed;
         (self.has_path() && !is_over).then(|| LOOK.saturating_sub(core.looked.elapsed()))
     }
 
-    /// When the level or a caller wants the next sync; zero is now.
+    /// When the level or a caller wants the next sync; zero means now.
     fn sync_due(&self, core: &Core) -> Option<Duration> {
         if core.log.failed.is_some() || core.log.closed {
             return None;
@@ -232,7 +232,7 @@ impl Shared {
     }
 }
 
-/// Durations of syncs that are kept for who asks.
+/// How many durations of syncs are kept for whoever asks.
 const SYNCS_KEPT: usize = 1024;
 
 impl Shared {

@@ -1,5 +1,5 @@
-//! What may be asked of a store without its trait at hand: by an application that looks at it
-//! before a client has it, or beside one.
+//! What a store can be asked without importing its trait: by an application that looks at it
+//! before a client has it, or while one does.
 
 use super::Store;
 use crate::api::{Bounds, Durable, Level, Numbers, PublishStore, Rejection, StoredMessage};

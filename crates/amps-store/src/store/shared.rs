@@ -21,26 +21,26 @@ pub(super) struct Shared {
     waiting: AtomicU32,
     /// Wakes the helper.
     pub(super) work: Condvar,
-    /// Wakes callers that block for room or durability.
+    /// Wakes callers that block until there is room or something is durable.
     pub(super) progress: Condvar,
     pub(super) device: Arc<dyn Device>,
     pub(super) level: Level,
     pub(super) durable: DurableMark,
     observers: Mutex<Vec<Observer>>,
     pub(super) client_name: String,
-    /// How long the latest syncs took; locked for a moment, and last.
+    /// How long the latest syncs took. Locked only for a moment, and last.
     pub(super) sync_times: Mutex<VecDeque<Duration>>,
     pub(super) fork_guard: Option<ForkGuard>,
     pub(super) upkeep: Upkeep,
-    /// Where the file was opened, whatever the working directory is by now; `None`: it is none.
+    /// Where the file was opened, independent of the working directory; `None`: there is no file.
     path: Option<PathBuf>,
 }
 
-/// How often a caller tries to get the lock before it sleeps: about as long as waking up takes,
-/// and longer than any piece of work under the lock.
+/// How often a caller tries to get the lock before it sleeps: for about as long as waking up
+/// takes, and longer than any piece of work under the lock takes.
 const SPINS: usize = 400;
 
-/// How often the helper lets others run before it takes the lock from those who wait for it.
+/// How often the helper lets others go first before it takes the lock all the same.
 const PATIENCE: usize = 64;
 
 /// Who does the chores.
@@ -48,42 +48,43 @@ const PATIENCE: usize = 64;
 pub(super) enum Upkeep {
     /// The helper thread.
     Thread,
-    /// Whoever changes the log, right then: a store in memory, which makes nothing durable.
+    /// Whoever changes the log, immediately: for a store in memory, which makes nothing durable.
     Inline,
-    /// Nobody, until asked: simulations.
+    /// Nobody, until asked: for simulations.
     Steps,
 }
 
 pub(super) struct Core {
     pub(super) log: Log,
-    /// Ordinal that somebody wants durable.
+    /// The ordinal that somebody wants to be durable.
     pub(super) wanted: u64,
     pub(super) last_sync: Instant,
-    /// Where the file is, and when that was looked at last.
+    /// Where the file is, and when that was last looked at.
     place: Place,
     pub(super) looked: Instant,
-    /// The last look failed, which was logged.
+    /// The last look failed; that was logged.
     cannot_look: bool,
     pub(super) helper_sleeps: bool,
     pub(super) stop: bool,
-    /// Threads that wait until the device is at work for nobody; the helper lets them go first.
+    /// Threads that wait until nobody uses the device; the helper lets them go first.
     pub(super) in_line: u32,
-    /// What the next number was when the helper found nothing to do, and since when that is so.
+    /// What the next number was when the helper found nothing to do, and since when it has been
+    /// that.
     pub(super) idle_since: Option<(u64, Instant)>,
-    /// What a simulation began and did not end yet.
+    /// What a simulation has begun and not ended yet.
     #[cfg(feature = "testkit")]
     pub(super) under_way: Option<super::steps::UnderWay>,
     /// The simulation says when something ends.
     #[cfg(feature = "testkit")]
     pub(super) takes_time: bool,
     told: Told,
-    /// Somebody is telling of watermarks: one at a time, so that they are told in order.
+    /// A thread is reporting watermarks: only one at a time, so that they are told in order.
     telling: bool,
-    /// Observers that came later than the crossing of the high one.
+    /// Observers that were registered after the high watermark was crossed.
     untold: Vec<Observer>,
 }
 
-/// What callers and observers know of the log.
+/// What callers and observers have been told about the log.
 #[derive(Clone, Copy, Debug)]
 struct Told {
     durable: u64,
@@ -92,7 +93,7 @@ struct Told {
     place: Place,
 }
 
-/// What changed under the lock, to be told behind it.
+/// What has changed under the lock and must be told after it is released.
 #[derive(Clone, Copy, Debug)]
 #[must_use]
 struct News {
@@ -159,7 +160,7 @@ impl Shared {
         }
     }
 
-    /// A message found no room: perhaps there is some after a chore.
+    /// A message found no room; perhaps there is some after a chore.
     #[cold]
     pub(super) fn not_stored<T>(
         &self,
@@ -173,11 +174,12 @@ impl Shared {
             result = again(&mut core.log);
         }
         if did_chores {
-            // What these made room for may be somebody else's.
+            // The room that these made may be for somebody else.
             self.after_change(core);
             return result;
         }
-        // Nothing changed, which is no news: whoever waits for room would try again for ever.
+        // Nothing changed, so nothing is told: otherwise whoever waits for room would try again
+        // for ever.
         let crossed = core.log.is_watermark_crossed();
         self.wake_helper(core);
         if crossed {
@@ -206,8 +208,8 @@ impl Shared {
         }
         let core = self.core.lock().unwrap_or_else(|poisoned| {
             let mut core = poisoned.into_inner();
-            // A panic under the lock is a defect; what the log holds is whole records,
-            // but nothing more shall be promised by this run.
+            // A panic under the lock is a defect. What the log holds is complete records, but
+            // this run must promise nothing more.
             core.log
                 .failed
                 .get_or_insert_with(|| "a panic under the store's lock".to_owned());
@@ -218,8 +220,9 @@ impl Shared {
     }
 
     /// The lock for the helper's next piece of work, after whoever waits for it. A helper that
-    /// takes it right back leaves them no moment between two pieces, so that they fall asleep,
-    /// and waking up takes longer than any piece of work. They cannot keep it out for long.
+    /// takes it right back leaves them no chance between two pieces, so that they fall asleep,
+    /// and waking up takes longer than any piece of work. They cannot keep the helper out for
+    /// long.
     pub(super) fn lock_last(&self) -> MutexGuard<'_, Core> {
         for _ in 0..PATIENCE {
             if self.waiting.load(Ordering::Relaxed) == 0 {
@@ -230,9 +233,9 @@ impl Shared {
         self.lock()
     }
 
-    /// The lock, while no sync and no write of the superblock is under way without it: whoever
-    /// holds it may begin one. Whoever does not call [`after_change`](Self::after_change) in the
-    /// end leaves the helper asleep.
+    /// The lock, while no sync and no write of the superblock is under way without it, so that
+    /// the holder may begin one. If the holder does not call [`after_change`](Self::after_change)
+    /// in the end, the helper stays asleep.
     pub(super) fn lock_alone(&self) -> MutexGuard<'_, Core> {
         let mut core = self.lock();
         while core.log.space.is_device_at_work() {
@@ -246,8 +249,8 @@ impl Shared {
         core.log.space.is_device_at_work() && !core.log.is_room_sure() && !planted::is(Bug::NoTurn)
     }
 
-    /// The lock for one change of the log. One that may have to sync for its room waits for the
-    /// sync that is under way, and does meanwhile what can be done beside it.
+    /// The lock for one change of the log. A change that may have to sync for its room waits for
+    /// the sync that is under way, and meanwhile does what can be done beside it.
     pub(super) fn with_room<'a>(&'a self, mut core: MutexGuard<'a, Core>) -> MutexGuard<'a, Core> {
         while self.has_to_wait(&core) {
             match core.log.work_for_room() {
@@ -288,13 +291,13 @@ impl Shared {
         }
     }
 
-    /// Without a helper, whoever changes the log does its chores; whether any was done.
+    /// Without a helper, whoever changes the log does its chores; returns whether any was done.
     pub(super) fn do_chores(&self, core: &mut Core) -> bool {
         let mut any = false;
         if self.upkeep != Upkeep::Inline {
             return any;
         }
-        // Memory costs nothing to grow again.
+        // Memory can grow again at no cost.
         core.log.idle();
         loop {
             match core.log.do_chore(&self.device) {
@@ -323,7 +326,7 @@ impl Shared {
             || core.log.chore() != Chore::Idle
     }
 
-    /// Whether anything can become durable yet.
+    /// Whether anything can still become durable.
     pub(super) fn may_sync(&self, core: &Core) -> Result<(), StoreError> {
         if self.upkeep == Upkeep::Inline {
             return Err(StoreError::InMemory);
@@ -337,12 +340,12 @@ impl Shared {
         core.log.usable()
     }
 
-    /// Whether this store may be moved by somebody, unlike one that is no file.
+    /// Whether somebody could move this store; one without a file cannot be moved.
     pub(super) fn has_path(&self) -> bool {
         self.path.is_some()
     }
 
-    /// Looks where the file is, and tells who must hear of it. What is gone stays gone.
+    /// Looks where the file is, and tells those who must know. A file that is gone stays gone.
     pub(super) fn look_around(&self) -> Result<Place, StoreError> {
         let (Some(path), Some(file)) = (&self.path, self.device.file()) else {
             return Ok(Place::There);
@@ -379,7 +382,7 @@ impl Shared {
         Ok(place)
     }
 
-    /// Room may have come, and work for the helper.
+    /// There may be new room, and work for the helper.
     pub(super) fn after_change(&self, mut core: MutexGuard<'_, Core>) {
         self.do_chores(&mut core);
         let news = self.news(&mut core);
@@ -400,19 +403,19 @@ impl Shared {
         }
     }
 
-    /// Lets go of the lock and tells whatever changed under it.
+    /// Releases the lock and tells whatever has changed under it.
     pub(super) fn tell(&self, mut core: MutexGuard<'_, Core>) {
         let news = self.news(&mut core);
         drop(core);
         self.spread(news);
     }
 
-    /// Whoever may have changed the log asks this before it lets go of the lock, so that
-    /// nobody waits for what has happened already.
+    /// Called by whoever may have changed the log, before it releases the lock, so that nobody
+    /// waits for something that has already happened.
     fn news(&self, core: &mut Core) -> News {
         let (log, told) = (&core.log, core.told);
         core.told = Told {
-            // Nobody will open a file again that is gone.
+            // Nobody can open a file again that is gone.
             durable: match log.gone {
                 true => told.durable,
                 false => log.durable.ordinal.max(told.durable),
@@ -431,7 +434,7 @@ impl Shared {
             core.told.closed && !told.closed,
         );
         News {
-            // Room that cannot come any more as well: who waits learns that by trying again.
+            // Also room that cannot come any more: whoever waits finds that out by trying again.
             room: core.log.space.take_owed(),
             durable,
             failed,
@@ -470,7 +473,7 @@ impl Shared {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .push(observer.clone());
-        // Looked at behind the registration: a failure in between is told twice at worst.
+        // Looked at after the registration: a failure in between is told twice at worst.
         let mut core = self.lock();
         let (failed, place) = (core.told.failed, core.told.place);
         core.untold.push(observer.clone());
@@ -484,7 +487,7 @@ impl Shared {
         self.tell_watermark();
     }
 
-    /// Tells of watermarks that were crossed, unless another thread is about to.
+    /// Reports watermarks that were crossed, unless another thread is about to.
     #[cold]
     pub(super) fn tell_watermark(&self) {
         let mut core = self.lock();

@@ -1,5 +1,5 @@
-//! The helper's work, one step at a time: a simulation says when a step begins and when it ends,
-//! and what is decided is decided by the helper's own code.
+//! The helper's work, one step at a time: a simulation says when a step begins and ends, and the
+//! helper's own code decides what to do.
 
 use std::sync::{Arc, MutexGuard};
 
@@ -13,27 +13,28 @@ use crate::space::Job;
 /// A piece of work that the device has begun.
 pub(super) struct UnderWay {
     job: Job,
-    /// The device, as far as this piece is concerned.
+    /// The device, as this piece of work sees it.
     device: Arc<dyn Device>,
 }
 
 impl Shared {
-    /// A sync is wanted: where nothing takes time it is there at once.
+    /// A sync is wanted. If nothing takes time in this simulation, it is done at once.
     pub(super) fn asked_for_a_sync(&self) {
         if self.upkeep == Upkeep::Steps && !self.lock().takes_time {
-            // As with a thread, what becomes of it is told to all.
+            // As with a thread, everybody is told the result.
             let _ = self.step();
         }
     }
 
-    /// As [`begin_one`](Self::begin_one); from now on the simulation says when something ends.
+    /// As [`begin_one`](Self::begin_one). From now on the simulation says when something ends.
     pub(super) fn begin_step(&self) -> Result<bool, StoreError> {
         self.lock().takes_time = true;
         self.begin_one()
     }
 
     /// Begins the helper's next piece of work, and leaves under way what the device has to do for
-    /// it; beside something under way, does one more. False: there is nothing to do.
+    /// it. If something is under way already, does one more piece beside it. False: there is
+    /// nothing to do.
     fn begin_one(&self) -> Result<bool, StoreError> {
         let mut core = self.lock();
         match self.begin(&mut core) {
@@ -58,7 +59,8 @@ impl Shared {
                 core.log.state.add_spares(make_spares(wanted));
                 Ok(true)
             }
-            // Nothing done is no news: whoever waits for room would try again for ever.
+            // If nothing was done nothing is told: otherwise whoever waits for room would try
+            // again for ever.
             Ok(Next::Sleep(_)) => Ok(false),
             Err(error) => {
                 self.tell(core);
@@ -67,7 +69,7 @@ impl Shared {
         }
     }
 
-    /// Ends what is under way; false: nothing is.
+    /// Ends what is under way; false: there is nothing.
     pub(super) fn end_step(&self) -> Result<bool, StoreError> {
         let Some(UnderWay { job, device }) = self.lock().under_way.take() else {
             return Ok(false);
@@ -80,7 +82,7 @@ impl Shared {
         self.end_and_tell(self.lock(), job, result)
     }
 
-    /// Ends what is under way, or else does one piece of work from its beginning to its end.
+    /// Ends what is under way, or otherwise does one piece of work from beginning to end.
     pub(super) fn step(&self) -> Result<bool, StoreError> {
         if self.end_step()? {
             return Ok(true);
@@ -90,7 +92,7 @@ impl Shared {
         Ok(begun)
     }
 
-    /// Where others wait for the helper: a step of its work.
+    /// Where others would wait for the helper: does a step of its work.
     pub(super) fn step_instead(&self) -> MutexGuard<'_, Core> {
         // A failure shows in the log.
         if !matches!(self.step(), Ok(true)) {
