@@ -189,7 +189,7 @@ fn references(block: &str) -> Vec<Reference<'_>> {
         } else {
             for row in word.split(['/', '-']) {
                 let digits = row.get(1..).unwrap_or("");
-                if row.starts_with(['S', 'C', 'P', 'H', 'F', 'T', 'M'])
+                if row.starts_with(['S', 'C', 'P', 'H', 'F', 'T', 'M', 'G', 'R'])
                     && digits.len() <= 2
                     && !digits.contains('.')
                     && number(digits)
@@ -231,7 +231,10 @@ const PAGES: [&str; 5] = [
 fn at_home(path: &str) -> &'static [&'static str] {
     match path {
         "store-format.md" => &["store-format.md"],
-        _ if path.contains("/recovery_table") => &["store-format.md"],
+        _ if path.contains("/recovery_table") || path.contains("/src/recover") => {
+            &["store-format.md"]
+        }
+        "crates/amps-store/src/scan.rs" => &["store-format.md"],
         _ if path.starts_with("crates/amps-bench/") || path.starts_with("benches/") => {
             &["docs/performance.md", "benches/README.md"]
         }

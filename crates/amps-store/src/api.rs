@@ -266,8 +266,8 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 /// [`Store`](crate::Store): if the background thread is a whole segment behind, a settlement,
 /// refusal or acceptance that finds only one free segment left frees one itself. That costs at
 /// most one copy of each segment with its syncs, after the sync that is under way. Nothing here
-/// knows a server: wire
-/// numbers, acknowledgements and the rules between them live in the client's `Delivery`.
+/// knows a server: wire numbers, acknowledgements and the rules between them live in the client's
+/// `Delivery`.
 ///
 /// # Implementing your own store
 ///

@@ -257,7 +257,7 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
         };
         let mut gaps = Vec::new();
         let start = used.first().map_or(1, |u| u.0);
-        let headless = start > self.out.oldest_needed.max(1);
+        let headless = start > self.out.oldest_needed.max(1); // R5
         if !headless && self.out.stop == Stop::CleanClose {
             // The log is complete, so a segment whose header is damaged holds none of it.
             self.out.ignored.append(&mut self.out.damaged);
@@ -376,8 +376,8 @@ impl<'a, S: Source + ?Sized> Recovery<'a, S> {
             let nobody_waits =
                 |(first, last): (u64, u64)| without_original.range(first..=last).next().is_none();
             match settled.is_some_and(nobody_waits) {
-                true => self.out.ignored.push(gap.range),
-                false => self.out.damaged.push(gap.range),
+                true => self.out.ignored.push(gap.range),  // G5
+                false => self.out.damaged.push(gap.range), // G6
             }
         }
         Ok(())

@@ -1,4 +1,5 @@
-//! Looking at bytes: is there a record here, and is it the one that should follow?
+//! Looking at bytes: is there a record here, and is it the one that should follow? P1 to P7 are
+//! rows of `store-format.md` §5.
 
 use std::io;
 use std::ops::Range;
@@ -148,24 +149,26 @@ impl<'a, S: Source + ?Sized> Scanner<'a, S> {
     /// Says what stands at `offset`, in a segment that ends at `end`.
     pub(crate) fn look(&mut self, offset: u64, end: u64) -> io::Result<Verdict> {
         if offset.saturating_add(RECORD_HEADER as u64) > end {
-            return Ok(Verdict::SegmentEnd);
+            return Ok(Verdict::SegmentEnd); // P1
         }
         let (key, max) = (self.geometry.key, self.geometry.max_record);
         let head = self.bytes(offset, RECORD_HEADER, end)?;
         if committed_len(head) == 0 {
             return Ok(if head[..4] == [0; 4] {
-                Verdict::Unwritten
+                Verdict::Unwritten // P2
             } else {
-                Verdict::Garbage
+                Verdict::Garbage // P3
             });
         }
         let Some(header) = RecordHeader::decode(head, max.min(end - offset)) else {
-            return Ok(Verdict::Garbage);
+            return Ok(Verdict::Garbage); // P4
         };
         let record = self.bytes(offset, header.stride() as usize, end)?;
         Ok(if record_is_intact(record, key, offset) {
-            Verdict::Intact(header)
+            Verdict::Intact(header) // P6
         } else {
+            // P5, and P7: the place is part of the checksum, so a record does not fit at another
+            // place, whether a misdirected write put it there or it is the payload of a message.
             Verdict::Torn(header)
         })
     }

@@ -1,4 +1,4 @@
-//! What one record of the log says.
+//! What one record of the log says. M1 to M7 are rows of `store-format.md` §5.
 
 use super::{Recovery, Refusal};
 use crate::envelope::{Envelope, Origin};
@@ -14,6 +14,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         self.meet(seen)?;
         self.count(seen)?;
         match header.kind {
+            // M1
             Kind::Publish | Kind::Copy => {
                 self.out.state.message(header.sequence, entry);
                 // A copy accepts no refusal. What its original accepted was logged before the
@@ -30,7 +31,9 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     self.accept(accepts);
                 }
             }
+            // M7
             Kind::Original => self.out.state.settled_message(header.sequence, entry),
+            // M2
             Kind::Settlement => {
                 let sequences: Option<Vec<u64>> =
                     settled_sequences(self.scanner.body(seen)?).map(Iterator::collect);
@@ -41,10 +44,13 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     .state
                     .settle(&sequences.unwrap_or_default(), |_, _| {});
             }
+            // M4
             Kind::Rejection => self.out.state.reject(header.sequence, entry),
+            // M5
             Kind::Acceptance => {
                 self.accept(header.sequence);
             }
+            // M3
             Kind::Mark | Kind::Epoch => {
                 if let Some(epoch) = self.epoch(seen)? {
                     self.out.next = self.out.next.max(epoch.first_after);
@@ -61,6 +67,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                     return Ok(mark.clean);
                 }
             }
+            // M6
             Kind::Lost => {
                 let lost = self.lost(seen)?;
                 self.out.lost.extend(lost);

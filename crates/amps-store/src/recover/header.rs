@@ -1,4 +1,5 @@
-//! The superblock in force, before anything else is read.
+//! The superblock in force, before anything else is read. F1 to F12 are rows of
+//! `store-format.md` §5.
 
 use std::io;
 
@@ -43,7 +44,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         }
         verdicts.push(Superblock::decode(&bytes));
     }
-    // The checksum fits, so a newer program wrote this copy. Whatever the other copy says, it
+    // F4: the checksum fits, so a newer program wrote this copy. Whatever the other copy says, it
     // must not be overwritten.
     for verdict in &verdicts {
         match verdict {
@@ -54,6 +55,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
             _ => {}
         }
     }
+    // F2, F3
     let newest = verdicts
         .iter()
         .filter_map(|v| {
@@ -69,7 +71,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
             |v: &SuperblockVerdict| matches!(v, SuperblockVerdict::Intact(s) if s == superblock);
         let mut lacks_identity = false;
         if let Some(identity) = superblock.identity() {
-            lacks_identity = read_identity(source, len)? != Some(identity);
+            lacks_identity = read_identity(source, len)? != Some(identity); // F12
         }
         return Ok(Header {
             lacks_identity,
@@ -82,7 +84,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
         });
     }
     if verdicts[1] == SuperblockVerdict::Blank && is_unfinished(source, len)? {
-        return Err(Refusal::NotCreated);
+        return Err(Refusal::NotCreated); // F1
     }
     let why = match (&verdicts[0], &verdicts[1]) {
         (SuperblockVerdict::Damaged(why), _) | (_, SuperblockVerdict::Damaged(why)) => why,
@@ -90,8 +92,8 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
     };
     let why = (*why).to_owned();
     match super::stand_in(source, len)? {
-        Some(_) => Err(Refusal::NoSuperblock(why)),
-        None => Err(Refusal::NotAStore(why)),
+        Some(_) => Err(Refusal::NoSuperblock(why)), // F10
+        None => Err(Refusal::NotAStore(why)),       // F5
     }
 }
 
@@ -103,8 +105,8 @@ const EMPTY_SEGMENTS: u64 = 1 << 16;
 /// How far a file of `len` bytes goes. If holes take the last of its segments whole, the file
 /// ends where the last one before ends, as if it had been cut there: a store's segments are
 /// filled, and each has a header.
-/// has a header.
 ///
+/// # Errors
 /// The data lies so far apart that keeping account of the holes between would take more memory
 /// than the file takes room.
 pub(crate) fn reach<S: Source + ?Sized>(

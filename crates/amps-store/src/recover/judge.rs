@@ -1,4 +1,8 @@
 //! What stands behind a hole: whether the log goes on there, and what is missing before it.
+//!
+//! Points 1 to 7 are those of "Behind the walk" in `store-format.md` §5, and G1 to G8 its rows.
+//! Here a gap is found, and named, ignored by place or cut; whether what is missing was settled
+//! is decided when everything is read, in `recover.rs`.
 
 use std::collections::HashMap;
 
@@ -35,6 +39,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         hole_at: u64,
         gaps: &mut Vec<Gap>,
     ) -> Result<(), Refusal> {
+        // Point 3: a mark that is set aside still proves what was durable when it was written, so
+        // what is missing below may be damage even where the marks of the log do not say so.
         let mut durable = self.out.durable.max(self.closed_at);
         let mut dead = Vec::new();
         for seen in &beyond {
@@ -49,14 +55,14 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
         }
         self.out.durable = durable;
-        drop_between(&mut beyond, dead);
-        let beyond = self.without_earlier_laps(beyond);
+        drop_between(&mut beyond, dead); // Point 4
+        let beyond = self.without_earlier_laps(beyond); // Point 5
         let mut believed = Vec::new();
         for seen in &beyond {
             believed.extend(self.lost(seen)?.map(|lost| (*seen, lost)));
         }
-        // A lost record that is no part of the log names nothing: the salvage that wrote it was
-        // not finished.
+        // Point 7: a lost record that is no part of the log names nothing, since the salvage that
+        // wrote it was not finished. But whether it is a part depends on which gaps are named.
         let mut all = true;
         let course = loop {
             let mut named = self.out.lost.clone();
@@ -104,12 +110,12 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             if let Some((first, through)) = missing {
                 let gap = self.gap(end, first, Some(through), Some(&seen))?;
                 if through < oldest_needed {
-                    self.out.ignored.push(gap.range);
+                    self.out.ignored.push(gap.range); // G4
                 } else {
                     gaps.push(gap);
                 }
             }
-            // Below that, what is found may be a remainder of an earlier lap.
+            // G4: below that, what is found may be a remainder of an earlier lap.
             if seen.ordinal() >= oldest_needed {
                 self.apply(&seen)?;
                 self.extend_chain(&seen);
@@ -131,6 +137,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
         }
         // No lost record names what comes after itself, so none can name this.
         if self.out.last_ordinal < durable {
+            // G7
             let first = self.out.last_ordinal + 1;
             let gap = self.gap(end, first, Some(durable), None)?;
             gaps.push(gap);
@@ -157,7 +164,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             oldest_needed: self.out.oldest_needed,
         };
         for (i, seen) in beyond.iter().enumerate() {
-            // Not a record of an earlier lap or an earlier run.
+            // Point 6: neither a record of an earlier lap nor one of an earlier run.
             if seen.ordinal() <= last || is_of_earlier_run(seen, generation) {
                 continue;
             }
@@ -171,8 +178,11 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 while let Some(lost) = to_come.next_if(|l| l.first_ordinal <= first) {
                     named_through = lost.last_ordinal.max(named_through);
                 }
-                through <= named_through
+                through <= named_through // G2
             });
+            // G3: nothing of the gap need ever have been durable, so a power cut may have taken it.
+            // What stands behind is not delivered: the application may publish again what is
+            // missing, and later messages would have gone out before it.
             if !known && last + 1 > durable {
                 course.cut = Some(i);
                 break;
@@ -209,7 +219,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 .scanner
                 .search(from, end, lowest, &mut budget, &mut beyond)?;
             if !whole {
-                // Only a file made on purpose holds so many near-records. Say so of every segment
+                // G8: only a file made on purpose holds so many near-records. Say so of every segment
                 // in which one is met from here on.
                 self.out.damaged.push(DamagedRange {
                     offset: from,
@@ -222,7 +232,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
         }
         self.find_late_epoch(&beyond);
-        beyond.retain(|seen| seen.ordinal() > above);
+        beyond.retain(|seen| seen.ordinal() > above); // Point 1
         beyond.sort_unstable_by_key(in_order);
         let who = |seen: &Seen| (seen.ordinal(), seen.header.generation);
         let twice = beyond
@@ -361,7 +371,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     }
 }
 
-/// By ordinal; for equal ordinals the highest generation first, and then by place, so that the
+/// Point 2. By ordinal; for equal ordinals the highest generation first, and then by place, so that the
 /// next open takes the same record.
 fn in_order(seen: &Seen) -> (u64, u64, u64) {
     let newest_first = u64::MAX - seen.header.generation;

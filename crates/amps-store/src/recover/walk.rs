@@ -1,4 +1,5 @@
-//! Follows the log as far as it goes, from record to record and from segment to segment.
+//! Follows the log as far as it goes, from record to record and from segment to segment. R1 to R6
+//! and S1 to S5 are rows of `store-format.md` §5.
 
 use std::collections::HashMap;
 
@@ -40,11 +41,12 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             let mut bytes = [0; SEGMENT_HEADER as usize];
             self.source.fetch(at, &mut bytes)?;
             match SegmentHeader::decode(&bytes, self.geometry.key, at) {
-                Some(SegmentHeader::Free) => self.free.push(segment),
-                // Freed. It was not stamped, because the superblock says so.
+                Some(SegmentHeader::Free) => self.free.push(segment), // S1
+                // S5: it was freed. It was not stamped, because the superblock says so.
                 Some(SegmentHeader::Used { first_ordinal }) if first_ordinal < self.start => {
                     self.free.push(segment);
                 }
+                // S2
                 Some(SegmentHeader::Used { first_ordinal }) => used.push((first_ordinal, segment)),
                 None => {
                     let range = without_header(at, SEGMENT_HEADER);
@@ -53,6 +55,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                         self.geometry.end_of(segment),
                     );
                     match self.scanner.look(first, end)? {
+                        // S3: the damaged header says nothing that its first record does not.
                         Verdict::Intact(header) if header.ordinal < self.start => {
                             self.free.push(segment);
                         }
@@ -60,7 +63,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                             used.push((header.ordinal, segment));
                             self.out.ignored.push(range);
                         }
-                        _ => self.out.damaged.push(range),
+                        _ => self.out.damaged.push(range), // S4
                     }
                 }
             }
@@ -149,6 +152,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             match next {
                 Some(i) => at = i,
                 None => {
+                    // R4: both must say so. A mark alone may be that of a close whose superblock
+                    // was never written, and the superblock alone may name a mark that is lost.
                     clean &= self.out.last_ordinal == self.closed_at;
                     self.ends(verdict, position, clean);
                     return Ok(position);
@@ -206,8 +211,10 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             return Ok(true);
         }
         if is_of_earlier_run(seen, self.generation) {
-            return Ok(false);
+            return Ok(false); // R3
         }
+        // R2: an epoch says itself which record it follows. An open skips ordinals whenever it
+        // cuts the log, so that what it cut off can never seem to follow.
         if seen.kind() == Kind::Epoch && seen.ordinal() > last {
             // No record has been taken yet: every record has a generation above 0.
             let first_of_log = self.generation == 0 && seen.ordinal() == last + 1;
@@ -217,7 +224,7 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
             }
             return Ok(follows);
         }
-        Ok(seen.ordinal() == last + 1)
+        Ok(seen.ordinal() == last + 1) // R1, or R3
     }
 
     /// Why the log ends here, by what stands at `offset`, behind the last record.

@@ -17,7 +17,7 @@
 //! })
 //! .check();
 //!
-//! A store whose contents are gone when it is dropped.
+//! // A store whose contents are gone when it is dropped.
 //! let options = Options::new().capacity(256 << 10).client_name("suite");
 //! Suite::volatile(|| Store::memory(options.clone()).unwrap()).check();
 //! ```
