@@ -16,8 +16,8 @@ use tokio::sync::{Notify, Semaphore, mpsc};
 /// Longer than anything real, and over at once while the clock is paused.
 const HOUR: Duration = Duration::from_secs(3600);
 
-/// A program flushes and returns, as the guide recommends. The refusals that came last, up to all
-/// of them, were once lost with the handlers that had not begun.
+/// A program flushes and returns, as is recommended (`docs/protocol.md` §4.4). The refusals that
+/// came last, up to all of them, were once lost with the handlers that had not begun.
 #[tokio::test]
 async fn every_refusal_has_been_in_its_handler_when_a_flush_returns() {
     for takes in [true, false] {

@@ -219,8 +219,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
                 .scanner
                 .search(from, end, lowest, &mut budget, &mut beyond)?;
             if !whole {
-                // G8: only a file made on purpose holds so many near-records. Say so of every segment
-                // in which one is met from here on.
+                // G8: only a file made on purpose holds so many near-records. Say so of every
+                // segment in which one is met from here on.
                 self.out.damaged.push(DamagedRange {
                     offset: from,
                     bytes: end - from,
@@ -371,8 +371,8 @@ impl<S: Source + ?Sized> Recovery<'_, S> {
     }
 }
 
-/// Point 2. By ordinal; for equal ordinals the highest generation first, and then by place, so that the
-/// next open takes the same record.
+/// Point 2. By ordinal; for equal ordinals the highest generation first, and then by place, so
+/// that the next open takes the same record.
 fn in_order(seen: &Seen) -> (u64, u64, u64) {
     let newest_first = u64::MAX - seen.header.generation;
     (seen.ordinal(), newest_first, seen.offset)
