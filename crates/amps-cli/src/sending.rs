@@ -142,8 +142,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     crate::output::status("");
     let told = refused.tell_new(&store, &out).await;
     let waiting_refusals = store.bounds().rejections;
-    // Before anything is said about what the store keeps. The close looks again, and reports it
-    // if looking is impossible.
+    // Before anything is said of what it keeps. The close looks again, and says what is in the
+    // way of a look.
     let mut place = store.place().unwrap_or_default();
     let evacuated = match evacuate_to {
         Some(to) if place == Place::Gone => evacuate(&store, to, mode),
@@ -163,7 +163,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     // The events end with the client. If the task that reports them does not end, the report must
     // appear all the same.
     let _ = tokio::time::timeout(Duration::from_secs(1), notes).await;
-    // From here on another process may have the store, however long the last lines take.
+    // From here on another process may have the store, however long the last words take.
     drop((client, store));
 
     let report = Report {

@@ -262,13 +262,12 @@ impl FlushReport {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Unsettled messages left in the store, which the next open sends. Without a store: messages
-    /// that were accepted but never handed to a link, which are lost. Messages that wait for an
-    /// ack are not counted here: their receipts say `Unknown`.
+    /// Unsettled messages left in the store; the next open sends them. Without a store:
+    /// messages that were accepted and never handed to a link, which are gone. Those that wait
+    /// for an ack are not among them: their receipts say `Unknown`.
     pub left: u64,
-    /// Refusals whose failed-write handler had not returned at the deadline, or made this call
-    /// itself. They are offered again at the next open, unless the handler accepts them before
-    /// the process ends.
+    /// Refusals whose failed-write handler had not returned at the deadline, or was the caller;
+    /// they are offered again at the next open, unless it takes them over until then.
     pub handlers: u64,
     /// The store was closed cleanly. Otherwise the next open treats this as an unclean stop,
     /// which skips numbers but loses no message.

@@ -200,7 +200,7 @@ pub enum Event {
         /// The server's reason.
         reason: Reason,
     },
-    /// A message was refused. The refusal is in the log, and waits for the failed-write handler
+    /// A message was refused; the refusal is in the log, and waits for the failed-write handler
     /// or an operator. Without a store nothing keeps it.
     Refused {
         /// The message; 0 without a store, where its receipt and the handler say which it is.

@@ -188,8 +188,8 @@ pub enum Rejected {
         /// The message was already settled as a success; the rejection is marked late.
         late: bool,
     },
-    /// A sync failed before, and the log takes no more. The refusal waits for the application in
-    /// memory, and an evacuation takes it along; after the next open the message is unsettled.
+    /// A sync failed before and the log takes no more: it waits for the application in
+    /// memory, and an evacuation takes it along. The next open has the message unsettled.
     Held {
         /// As in [`Logged`](Self::Logged).
         late: bool,
@@ -287,18 +287,19 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 ///   sequence.
 /// - **Bytes.** Envelope and payload come back exactly as given, except that
 ///   [`requeue`](Self::requeue) sets origin and time.
-/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. Once it
-///   is no longer unsettled it never becomes so again, except possibly after a power cut. A
-///   refusal waits until it is accepted or its message is requeued, and no success overrides it.
-///   Until then [`get`](Self::get) finds its message.
-/// - **Crashes.** Whatever a call changed is still there if the process dies after the call
-///   returned. What [`durable`](Self::durable) covers survives a power cut, and so do the grant
-///   and the rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase)
-///   returned. After a sync failed, nothing more may be called durable in this run. No segment is
-///   freed any more then, so what is settled or refused may be kept in memory only, and the next
-///   open finds such a message unsettled. A store that keeps nothing beyond the process always
-///   opens empty; the client then has only the server's own figures to go by. It calls nothing
-///   durable, and answers [`StoreError::InMemory`] to whoever asks for it.
+/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. What
+///   left the first state never comes back to it, but for a power cut at most. A refusal
+///   waits until it is accepted or its message requeued; no success overrides it. Until then
+///   [`get`](Self::get) finds its message.
+/// - **Crashes.** What a call that returned has changed is there after the process died. What
+///   [`durable`](Self::durable) covers is there after a power cut, and so are the grant and the
+///   rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase) returned. After
+///   a sync failed, nothing more may be called durable in this run, and what is settled or
+///   refused may be kept in memory only, since no segment is freed any more: the next open finds
+///   such a message unsettled. A store that keeps nothing
+///   beyond the process is one that always opens empty: the client is told of no more than
+///   the server's own figures then. It calls nothing durable, and answers
+///   [`StoreError::InMemory`] to who asks for it.
 /// - **Room.** The store is bounded. Settling, refusing, accepting and raising the grant never
 ///   fail for want of room, because room for them is charged when a message is admitted.
 /// - **Signals.** Observers are called without holding any lock of the store, because they may
@@ -360,9 +361,9 @@ pub trait PublishStore: Send + Sync + 'static {
     /// The log cannot take a record; what earlier pieces settled stays settled.
     fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError>;
 
-    /// Logs a refusal; its record is the message's settlement. A late refusal, of a message that
-    /// was settled before, is kept only while room remains. After a failed sync the refusal is
-    /// held in memory, as a settlement is, if the log cannot take the record.
+    /// Logs a refusal; the record is the message's settlement. `late` rejections (of a
+    /// message settled before) are kept while room remains. After a failed sync it holds in
+    /// memory, as a settlement does, if the log cannot take the record.
     ///
     /// # Errors
     /// As [`settle_through`](Self::settle_through).

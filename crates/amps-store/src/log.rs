@@ -1,7 +1,7 @@
 //! The log while it is open: appending, settling, refusing. One thread at a time.
 //!
-//! Everything that must be remembered is appended here as a record; `space.rs` finds the
-//! room for it and `recover.rs` reads it back.
+//! Everything that must be remembered is appended here as a record; `space.rs` finds room for it,
+//! and `recover.rs` reads it back.
 
 mod durable;
 mod read;
@@ -40,10 +40,11 @@ pub(crate) struct Log {
     pub(crate) ordinal: u64,
     /// Ordinal of the last record that is not a mark.
     pub(crate) unmarked: u64,
-    /// The oldest ordinal needed, as the marks say or the superblock: it never falls.
+    /// The oldest ordinal that is needed, according to the marks or the superblock. It never
+    /// falls.
     pub(crate) needed_from: u64,
-    /// Ordinal of the last record that stands for another one (a copy, a requeue, an acceptance): the
-    /// start of the log passes the other only when this is durable.
+    /// Ordinal of the last record that stands in for another one (a copy, a requeue, an
+    /// acceptance). The start of the log may pass the other one only when this is durable.
     pub(crate) cover: u64,
     pub(crate) next: u64,
     first_of_run: u64,
@@ -51,45 +52,45 @@ pub(crate) struct Log {
     /// User tag of the newest publish that had one.
     tag: Option<UserTag>,
     pub(crate) durable: Durable,
-    /// The first failed sync, for good.
+    /// The error of the first failed sync. It is final.
     pub(crate) failed: Option<String>,
     pub(crate) closed: bool,
-    /// The file has no name any more: nobody will open it again.
+    /// The file has no name any more, so nobody can open it again.
     pub(crate) gone: bool,
     /// Refusals that came after a failed sync and found no room in the log.
     unlogged: BTreeMap<u64, RejectionBody>,
     /// Looked at by who tells of it, without the lock.
     pub(crate) watermark: Watermark,
     draft: Draft,
-    /// The body of the record that is put together.
+    /// The body of the record being put together.
     body: Vec<u8>,
 }
 
 impl Log {
-    /// Most bytes that may be needed or charged once the file has grown as far as it can.
+    /// The most bytes that may be needed or charged once the file has grown as far as it can.
     pub(crate) fn limit(&self) -> u64 {
         self.space.limit(self.superblock.cap_segments)
     }
 
-    /// Tells of these watermarks from now on.
+    /// Reports these watermarks from now on.
     pub(crate) fn watch(&mut self, percent: Option<(u8, u8)>) {
         self.watermark = Watermark::new(percent, self.limit());
     }
 
-    /// Whether a watermark is crossed that was not told.
+    /// Whether a watermark was crossed and that was not reported.
     #[inline]
     pub(crate) fn is_watermark_crossed(&self) -> bool {
         self.watermark.is_crossed(self.state.charged())
     }
 
-    /// Takes one crossing of a watermark as told; whether there was one.
+    /// Takes one crossing of a watermark as reported; returns whether there was one.
     pub(crate) fn cross_watermark(&mut self) -> bool {
         let (live, limit) = (self.state.charged(), self.limit());
         self.watermark.cross(live, limit)
     }
 
-    /// Most bytes that may be needed or charged now: in the segments that are there for
-    /// good. A refusal must find its room even if the disk is full by then.
+    /// The most bytes that may be needed or charged now, in the segments that are certainly
+    /// there: a refusal must find its room even if the disk is full by then.
     fn room(&self) -> u64 {
         match planted::is(Bug::AdmitUnreserved) {
             true => self.limit(),
@@ -148,7 +149,7 @@ impl Log {
             if !self.rotate_for_publish()? {
                 return Err(self.full(stride));
             }
-            // The mark that opens the segment was put together in the same place.
+            // The mark at the beginning of a new segment was put together in the same buffer.
             self.draft.envelope(envelope)?;
         }
         self.space.satisfied();
@@ -186,7 +187,7 @@ impl Log {
         }
         self.space.turned_away();
         if self.unneeded() > 0 {
-            // It waits for nothing but the superblock.
+            // This waits only for the superblock.
             self.space.press();
         }
         let (live, limit, needed) = (self.state.charged(), self.limit(), stride + CHARGE);
@@ -215,8 +216,8 @@ impl Log {
         }
     }
 
-    /// Writes a record of `len` bytes for which there is room; what does not stand in the
-    /// draft is `rest`.
+    /// Writes a record of `len` bytes, for which there is room. What is not in the draft is in
+    /// `rest`.
     #[inline(always)]
     fn write(
         &mut self,
@@ -238,7 +239,7 @@ impl Log {
             ordinal: self.ordinal,
             generation: self.generation,
         };
-        // The next commit word reads zero as soon as this one is there.
+        // The next commit word must read as zero as soon as this record is there.
         let next = if self.space.remaining() >= 8 { 8 } else { 0 };
         let place = (self.geometry.key, offset);
         self.draft
@@ -246,7 +247,7 @@ impl Log {
         Entry::new(offset, stride(len))
     }
 
-    /// Appends one of the log's own records; it takes any room there is.
+    /// Appends one of the log's own records, which may take any room there is.
     fn write_internal(
         &mut self,
         kind: Kind,
@@ -363,8 +364,8 @@ impl Log {
         }
     }
 
-    /// What was changed in memory is changed, and its caller is told so. If the log cannot take
-    /// the record of it, that is told as a failed sync is: nothing more becomes durable.
+    /// What was changed in memory stays changed, and the caller is told so. If the log cannot
+    /// take the record of it, that counts as a failed sync: nothing more becomes durable.
     pub(super) fn holds_in_memory<T>(&mut self, done: Result<T, StoreError>) -> Option<T> {
         match done {
             Ok(value) => Some(value),
@@ -375,17 +376,17 @@ impl Log {
         }
     }
 
-    /// The message as it stands now. Whoever lets go of the lock before the refusal of it is logged
-    /// takes it along: meanwhile its segment may be freed.
+    /// The message as it stands now. Whoever releases the lock before the refusal of this message
+    /// is logged keeps this copy, since the message's segment may be freed meanwhile.
     pub(crate) fn original(&self, sequence: u64) -> Option<Original> {
         let entry = self.state.get(sequence)?;
         let entry = Entry::new(entry.offset(), entry.stride());
-        // One that is damaged is told when it is read, as any other.
+        // If it is damaged, that is reported when it is read, like any other.
         let message = self.message_at(entry, sequence)?;
         Some(Original { entry, message })
     }
 
-    /// What is answered to a refusal that changes nothing.
+    /// The answer to a refusal that changes nothing.
     pub(crate) fn refused_before(&self, sequence: u64) -> Result<Option<Rejected>, StoreError> {
         self.usable()?;
         if sequence == 0 || sequence >= self.next {
@@ -396,7 +397,7 @@ impl Log {
         Ok(is_known.then_some(Rejected::Known))
     }
 
-    /// Logs a refusal. `taken`: its message, if the lock was let go since it came.
+    /// Logs a refusal. `taken`: its message, if the lock was released since the refusal came.
     pub(crate) fn reject(
         &mut self,
         sequence: u64,
@@ -474,13 +475,13 @@ impl Log {
             self.cover = self.ordinal;
             self.state.settled_message(sequence, entry);
         } else if self.state.get(sequence).is_none() && self.message_at(entry, sequence).is_some() {
-            // Its segment was freed for this, and is not used again after the failure.
+            // Its segment was freed for this, and after the failure it is not used again.
             self.state.settled_message(sequence, entry);
         }
         Ok(record.is_some())
     }
 
-    /// The application took a refusal over.
+    /// The application accepted a refusal.
     pub(crate) fn accept(&mut self, sequence: u64) -> Result<bool, StoreError> {
         self.usable()?;
         if self.state.rejection(sequence).is_none() {
@@ -580,8 +581,8 @@ pub(crate) struct Original {
     message: StoredMessage,
 }
 
-/// After a failed sync no room comes back: what no longer fits into the log still holds in
-/// memory, and is not durable (`docs/promises.md` S8).
+/// After a failed sync no more room comes. What does not fit into the log any more still counts
+/// in memory, and is not durable (`docs/promises.md` S8).
 fn unless_failed<T>(done: Result<T, StoreError>) -> Result<Option<T>, StoreError> {
     match done {
         Ok(value) => Ok(Some(value)),

@@ -1,10 +1,10 @@
-//! Room for records: which segment is written, which are free, and how they become free.
+//! Room for records: which segment is being written, which are free, and how they become free.
 //!
-//! Only the oldest segments are ever freed. What they still hold is copied to the head of the log and
-//! synced; then both superblock copies name a start of the log behind them, before a byte of them
-//! is used again. With a healthy link nothing is copied, and nothing is synced. Device work is
-//! handed out as [`Chore`]s, so that whoever owns the log decides whether to do it with the
-//! lock held.
+//! Only the oldest segments are ever freed. What they still hold that is needed is copied to the
+//! head of the log and synced; then both superblock copies name a start of the log behind them,
+//! before a byte of them is used again. With a healthy link nothing is copied, and nothing is
+//! synced. Device work is handed out as [`Chore`]s, so that whoever owns the log decides whether
+//! to do it with the lock held.
 
 mod job;
 mod length;
@@ -24,24 +24,25 @@ pub(crate) use self::job::Job;
 
 /// Publishes leave this many segments to the log's own records and to recovery.
 const KEPT: usize = 2;
-/// Free segments worth having: one spare ahead of a publisher.
+/// How many free segments to aim for: one more than is kept, for publishers.
 const WANTED: usize = KEPT + 1;
-/// Records looked at in one hold of the lock.
+/// How many records are looked at while the lock is held once.
 const BATCH: usize = 16;
-/// Bytes at the end of a segment that only copies and epochs take: a run that dies in the
-/// middle of a collection leaves room for the epochs of the next ones.
+/// Bytes at the end of a segment that only copies and epochs may use: so a run that dies while it
+/// frees a segment leaves room for the epochs of the next runs.
 const SLACK: u64 = 3 * MAX_OPENING;
-/// A file is not cut for less than this many segments: it would grow again soon.
+/// A file is not cut for fewer segments than this, since it would soon grow again.
 const WORTH_RETURNING: u64 = 2;
-/// The file grows by pieces of this size: who waits for a sync waits for one of them at most.
+/// The file grows by pieces of this size, so that whoever waits for a sync waits for at most one
+/// of them.
 const PIECE: u64 = 4 << 20;
-/// Pages made ready ahead of the writer.
+/// How far ahead of the writer pages are made ready.
 const AHEAD: u64 = 1 << 20;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Status {
     Used,
-    /// Stamped in a part of the file that the superblock does not name yet.
+    /// Stamped, in a part of the file that the superblock does not name yet.
     Grown,
     Ready,
 }
@@ -50,24 +51,24 @@ enum Status {
 struct Link {
     segment: usize,
     first_ordinal: u64,
-    /// Behind its last record; unknown while it is written.
+    /// The place behind its last record; not known while the segment is written.
     end: Option<u64>,
-    /// Messages that stand in it have sequences from `lowest` to `highest`; while it is written,
-    /// those published in it may have higher ones.
+    /// The messages in it have sequences from `lowest` to `highest`; while it is written, those
+    /// being published into it may have higher ones.
     lowest: u64,
     highest: u64,
-    /// What is true of everything before its first record, by evidence that stands there or is
-    /// durable.
+    /// What holds for everything before its first record, according to evidence that is before
+    /// that record or durable.
     opening: Opening,
 }
 
-/// The segments of the file at start: how many, and which hold the log.
+/// The segments of the file at start: how many there are, and which hold the log.
 pub(crate) struct Segments {
     count: usize,
     chain: VecDeque<(usize, u64)>,
-    /// Free ones that hold records set aside: reused last.
+    /// Free segments that hold records set aside: reused last.
     last: Vec<usize>,
-    /// What is true of everything recovered, all of which is durable.
+    /// What holds for everything recovered, all of which is durable.
     opening: Opening,
 }
 
@@ -87,18 +88,18 @@ impl Segments {
     }
 }
 
-/// How far the oldest segments are on their way to be free.
+/// How far the oldest segments are on their way to being free.
 #[derive(Clone, Copy, Debug)]
 enum Collecting {
-    /// Copying what is needed of the oldest one, from this place on.
+    /// Copying what is needed in the oldest one, from this place on.
     Copying(u64),
-    /// Nothing in so many of them is needed: waiting until this ordinal is durable, the last that
-    /// stands for a record in them.
+    /// Nothing in this many of them is needed. Waiting until this ordinal is durable: that of the
+    /// last record that stands in for one of theirs.
     Covering { segments: usize, ordinal: u64 },
-    /// The superblock is to name the start behind so many of them.
+    /// The superblock has to name the start behind this many of them.
     Naming { segments: usize },
-    /// That start is in force: forgetting where messages of so many of them stood, in the oldest one
-    /// from this sequence on.
+    /// That start is in force. Forgetting where the messages of this many of them stood, in the
+    /// oldest one from this sequence on.
     Forgetting { segments: usize, from: u64 },
 }
 
@@ -107,56 +108,59 @@ pub(crate) struct Space {
     status: Vec<Status>,
     /// Those that are [`Status::Ready`].
     ready: BTreeSet<usize>,
-    /// Those that have grown.
+    /// Segments that have grown but are not named yet.
     pending: Vec<usize>,
-    /// Their bytes are durable.
+    /// The bytes of those are durable.
     is_growth_synced: bool,
     /// In order of reuse when ready.
     reuse_last: Vec<usize>,
-    /// Oldest first; the back is written.
+    /// Oldest first; the last one is being written.
     chain: VecDeque<Link>,
     /// The segment that is written: the back of the chain.
     current: usize,
     position: u64,
     end: u64,
     collecting: Option<Collecting>,
-    /// Syncs that are being made, by somebody who does not hold the lock.
+    /// Number of syncs under way, made by threads that do not hold the lock.
     syncing: u32,
-    /// Somebody found no room, and may wait for it: they are to be told of the next change,
-    /// whoever else finds room meanwhile.
+    /// Somebody found no room and may be waiting for it. They must be told of the next change,
+    /// even if somebody else finds room meanwhile.
     owed: bool,
-    /// Room is wanted beyond what upkeep keeps ready anyway.
+    /// More room is wanted than upkeep keeps ready anyway.
     demand: bool,
-    /// Segments collected for that demand: it ends after two rounds.
+    /// Segments collected for that demand, which ends after two rounds.
     collected: usize,
-    /// A publish had to wait for a start that was to be named, or would have, had naming it taken
-    /// twice as long: another segment is worth its disk.
+    /// A publish had to wait for a start to be named, or would have had to if naming it had taken
+    /// twice as long: another segment is worth its disk space.
     pressed: bool,
-    /// Bytes that publishes could take when the last write of a start began.
+    /// Bytes that publishes could still take when the last write of a start began.
     free_at_write: u64,
-    /// No publish came for long: the last number that was given out then. The end of the file may go.
+    /// No publish has come for long: the last number given out when that was found. The end of
+    /// the file may be given back.
     idle_at: Option<u64>,
     growth_error: Option<StoreError>,
     retry_growth: bool,
-    /// The file's length is being changed by somebody who does not hold the lock.
+    /// A thread that does not hold the lock is changing the file's length.
     resizing: bool,
-    /// The file grows: up to here it is filled.
+    /// The file is growing, and is filled up to here.
     growing: Option<u64>,
-    /// The superblock is being written by somebody who does not hold the lock.
+    /// A thread that does not hold the lock is writing the superblock.
     writing: bool,
-    /// Where the file ends: behind the medium while segments that were given up are cut off.
+    /// Where the file ends. Beyond the medium, while segments that were given up are being cut
+    /// off.
     file_end: u64,
-    /// Pages of the segment that is written are ready for stores up to here.
+    /// The pages of the segment being written are ready for stores up to here.
     prefaulted: u64,
-    /// A sync took the readiness of the page that is written: the next store to it would take a
-    /// fault, and that may wait for the file system's journal.
+    /// A sync has made the page being written unready: the next store to it would take a page
+    /// fault, which may wait for the file system's journal.
     protected: bool,
-    /// The free segment that is made ready, and opened next; ready up to here.
+    /// The free segment that is being made ready and will be opened next, and how far it is
+    /// ready.
     spare: Option<(usize, u64)>,
     unsynced: Unsynced,
-    /// Upkeep is at work: the records it writes take what room there is.
+    /// Upkeep is at work: the records that it writes may take any room.
     working: bool,
-    /// Room in the segment that is written that only copies may take.
+    /// Room in the segment being written that only copies may use.
     reserved: u64,
 }
 
@@ -167,7 +171,7 @@ pub(crate) enum Chore {
     Idle,
     /// A bounded piece of work on the log itself: [`Log::work`].
     Work,
-    /// The superblock names more segments, or fewer.
+    /// A superblock that names more segments, or fewer.
     Superblock,
     /// A sync of everything appended.
     Sync,
@@ -175,20 +179,20 @@ pub(crate) enum Chore {
     SyncGrown(u64, u64),
     /// Growth of the file, from here to there.
     Reserve(u64, u64),
-    /// Pages made ready for stores: where, and how many bytes.
+    /// Making pages ready for stores: where, and how many bytes.
     Prefault(u64, u64),
-    /// A piece of the end given back, down to this length.
+    /// Giving back a piece of the file's end, down to this length.
     Truncate(u64),
 }
 
 /// The next step towards a shorter file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Return {
-    /// The oldest segment is freed.
+    /// The oldest segment has to be freed.
     Collect,
-    /// The writer leaves a place that shall go.
+    /// The writer has to leave a segment that will be given back.
     Rotate,
-    /// The superblock names so many segments from now on.
+    /// The superblock has to name this many segments.
     Name(u64),
 }
 
@@ -247,7 +251,7 @@ impl Space {
         }
     }
 
-    /// Goes on writing behind the last record of the last segment.
+    /// Goes on writing behind the last record in the last segment.
     pub(crate) fn resume(&mut self, segment: usize, position: u64) {
         self.position = position;
         self.end = self.geometry.end_of(segment);
@@ -255,15 +259,15 @@ impl Space {
         self.unsynced = Unsynced::nothing(position);
     }
 
-    /// Whether a record fits into the segment that is written. While no segment is free,
-    /// the room that copies of the oldest one need is theirs.
+    /// Whether a record fits into the segment being written. While no segment is free, room that
+    /// copies of the oldest one need is reserved for them.
     #[inline]
     pub(crate) fn fits(&self, stride: u64) -> bool {
         self.position + stride + self.reserved <= self.end
     }
 
-    /// Room that freeing the oldest segment takes when no other one is free: copies of what
-    /// it holds, and the mark behind them.
+    /// Room that freeing the oldest segment takes if no other one is free: for copies of what it
+    /// holds, and for the mark after them.
     pub(crate) fn collection_needs(&self, state: &State) -> u64 {
         match self.chain.front() {
             Some(oldest) if self.chain.len() > 1 && self.is_starved() => {
@@ -273,19 +277,19 @@ impl Space {
         }
     }
 
-    /// Keeps room for what only upkeep may write.
+    /// Reserves room that only upkeep may use.
     pub(crate) fn reserve(&mut self, state: &State) {
         let copies = self.collection_needs(state).saturating_sub(MAX_OPENING);
         self.reserved = match self.working {
             false => SLACK + copies,
-            // Only into the last segment upkeep writes to the end: so no segment ever holds
-            // more than another one can take over.
+            // Upkeep writes to the very end only in the last free segment. So no segment ever
+            // holds more than another one can take over.
             true if self.ready() > 0 => SLACK,
             true => 0,
         };
     }
 
-    /// From here on, upkeep writes.
+    /// From here on it is upkeep that writes.
     pub(crate) fn begin_upkeep(&mut self, state: &State) {
         self.working = true;
         self.reserve(state);
@@ -302,7 +306,7 @@ impl Space {
         self.reserve(state);
     }
 
-    /// Takes room that was found to fit.
+    /// Takes room after it was found to fit.
     #[inline]
     pub(crate) fn take(&mut self, stride: u64) -> u64 {
         let offset = self.position;
@@ -325,7 +329,7 @@ impl Space {
         self.end - self.position
     }
 
-    /// Behind the last record and the commit word that was cleared with it.
+    /// The place behind the last record and the commit word that was cleared with it.
     fn written(&self) -> u64 {
         (self.position + 8).min(self.end)
     }
@@ -335,15 +339,15 @@ impl Space {
         self.current
     }
 
-    /// Whether the writer nears pages that were not made ready.
+    /// Whether the writer is getting close to pages that were not made ready.
     fn wants_prefault(&self) -> bool {
-        // Nothing is left to make ready behind the last byte of a segment.
+        // Behind the last byte of a segment there is nothing to make ready.
         let ready = self.prefaulted.max(self.position);
         ready < self.end && self.position + AHEAD / 2 > ready
     }
 
-    /// The next piece to be made ready: what is left of the segment that is written, then
-    /// the one to be opened next, so that a burst meets no page fault.
+    /// The next piece to make ready: first the rest of the segment being written, then the
+    /// segment that will be opened next, so that a burst meets no page fault.
     fn piece_to_prefault(&self) -> Option<(u64, u64)> {
         if self.protected && self.position < self.end && !self.wants_prefault() {
             return Some((self.position / BLOCK * BLOCK, BLOCK));
@@ -405,19 +409,19 @@ impl Space {
         segments * self.geometry.segment_size + self.remaining()
     }
 
-    /// A start begins to be named.
+    /// A start is about to be named.
     fn start_begun(&mut self) {
         self.free_at_write = self.free_for_publishes();
     }
 
-    /// A start was named, and what it frees is not free yet.
+    /// A start was named; what it frees is not free yet.
     fn start_ended(&mut self) {
         let left = self.free_for_publishes();
         let taken = self.free_at_write.saturating_sub(left);
         self.pressed |= left < taken;
     }
 
-    /// Most bytes that may be needed or charged at once.
+    /// The most bytes that may be needed or charged at a time.
     pub(crate) fn limit(&self, cap_segments: u64) -> u64 {
         let segments = match self.growth_error {
             Some(_) => self.status.len() as u64,
@@ -426,7 +430,7 @@ impl Space {
         limit(&self.geometry, segments)
     }
 
-    /// Ordinal below which no record is needed.
+    /// The ordinal below which no record is needed.
     pub(crate) fn oldest_needed(&self, state: &State) -> u64 {
         let first = self
             .chain
@@ -454,15 +458,16 @@ impl Space {
         self.retry_growth();
     }
 
-    /// A publish found room. That ends a demand only when nobody was turned away since all
-    /// were told to try again: a larger message may wait for what a smaller one did not need.
+    /// A publish found room. That ends a demand only if nobody was turned away since everybody
+    /// was told to try again: a larger message may be waiting for room that a smaller one did not
+    /// need.
     #[inline]
     pub(crate) fn satisfied(&mut self) {
         self.demand &= self.owed;
     }
 
-    /// Whether anybody was turned away since this was asked last. Who is told tries again, and
-    /// is turned away again if it is still too early.
+    /// Whether anybody was turned away since the last call. Whoever is told of room tries again,
+    /// and is turned away again if it is still too early.
     pub(crate) fn take_owed(&mut self) -> bool {
         std::mem::take(&mut self.owed)
     }
@@ -471,7 +476,8 @@ impl Space {
         self.growth_error.as_ref()
     }
 
-    /// Somebody waits for room, and the file could not grow: space may have come meanwhile.
+    /// Somebody waits for room, and the file could not grow; there may be space on the disk by
+    /// now.
     pub(crate) fn is_growth_awaited(&self) -> bool {
         self.demand && self.growth_error.is_some()
     }
@@ -481,19 +487,19 @@ impl Space {
         self.retry_growth = self.growth_error.is_some();
     }
 
-    /// Whether a sync or a write of the superblock is under way. No other may begin then: the
-    /// system tells of a write-back that failed once, to whichever of two that overlap asks
-    /// first, and the other one would vouch for what is lost.
+    /// Whether a sync or a write of the superblock is under way. No other one may begin then: the
+    /// kernel tells of a failed write-back once, to whichever of two overlapping calls asks
+    /// first, and the other one would vouch for what was lost.
     pub(crate) fn is_device_at_work(&self) -> bool {
         self.writing || (self.syncing > 0 && !planted::is(Bug::OverlappingSyncs))
     }
 
-    /// The file's length is about to be changed without the lock.
+    /// The file's length is about to be changed by a thread without the lock.
     pub(crate) fn begin_resize(&mut self) {
         self.resizing = true;
     }
 
-    /// A sync begins now: what it has to cover.
+    /// A sync begins now. Returns what it has to cover.
     pub(crate) fn sync_started(&mut self) -> Extent {
         let (end, next) = (self.written(), self.position);
         self.syncing += 1;
@@ -505,14 +511,14 @@ impl Space {
         self.syncing += 1;
     }
 
-    /// A sync returned, whatever it said.
+    /// A sync returned, with success or not.
     pub(crate) fn sync_returned(&mut self) {
         self.syncing -= 1;
         self.protected = true;
     }
 
-    /// The oldest segments, so many of them, need not last: whatever ends their time, no sync has
-    /// to cover them.
+    /// This many of the oldest segments need not last: whatever frees them, no sync has to cover
+    /// them.
     pub(crate) fn leave_unsynced(&mut self, segments: usize) {
         for link in self.chain.iter().take(segments) {
             let at = self.geometry.segment_at(link.segment);
@@ -521,8 +527,8 @@ impl Space {
         }
     }
 
-    /// How many of the segments at the end hold nothing, and nothing set aside either: what a
-    /// repair could still save stays until the ring reuses it.
+    /// How many segments at the end hold nothing, and nothing set aside either, since a repair
+    /// could still save that until the ring reuses its place.
     fn returnable(&self) -> u64 {
         let last = self.reuse_last.iter().max();
         let segments = self.status.iter().enumerate().rev();
@@ -532,15 +538,15 @@ impl Space {
         free.count() as u64
     }
 
-    /// Knows nothing any more of the segments from `count` on.
+    /// Forgets the segments from `count` on.
     fn give_up(&mut self, count: usize) {
         self.status.truncate(count);
         self.ready.retain(|s| *s < count);
         self.spare = self.spare.filter(|(s, _)| *s < count);
     }
 
-    /// Opens a segment for the first record of a run. `fallback`: the place of the cut, to
-    /// be written over when every segment holds some of the log.
+    /// Opens a segment for the first record of a run. `fallback`: the place of the cut, which is
+    /// written over if every segment holds part of the log.
     pub(crate) fn open_for_epoch(
         &mut self,
         medium: &mut dyn Medium,
@@ -599,7 +605,7 @@ impl Space {
         medium.commit(records, 0);
         let header = SegmentHeader::Used { first_ordinal };
         medium.write(at, &header.encode(self.geometry.key, at, generation));
-        // To its end, so that neighbours are one stretch.
+        // To its end, so that neighbouring segments are one stretch.
         self.unsynced.jump(self.end, at);
         self.set(segment, Status::Used);
         self.reuse_last.retain(|s| *s != segment);
@@ -621,12 +627,12 @@ impl Space {
     }
 }
 
-/// What surely fits into one segment, whatever the sizes of the records.
+/// What certainly fits into one segment, whatever the sizes of the records.
 pub(crate) fn usable(geometry: &Geometry) -> u64 {
     geometry.segment_size - SEGMENT_HEADER - MAX_OPENING - SLACK - geometry.max_record
 }
 
-/// Most bytes that may be needed or charged in this many segments.
+/// The most bytes that may be needed or charged in this many segments.
 pub(crate) fn limit(geometry: &Geometry, segments: u64) -> u64 {
     segments.saturating_sub(KEPT as u64) * usable(geometry)
 }

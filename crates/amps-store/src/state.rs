@@ -122,7 +122,7 @@ impl State {
         self.live + self.charges
     }
 
-    /// Bytes that are needed.
+    /// Needed bytes.
     pub(crate) fn live(&self) -> u64 {
         self.live
     }

@@ -33,8 +33,8 @@ use self::shared::{Shared, Upkeep};
 
 /// A publish store in a file or in memory. Clones share it.
 ///
-/// Dropping the last clone without [`close`](PublishStore::close) is what a process crash
-/// is: nothing is lost, and the next open counts as unclean.
+/// Dropping the last clone without [`close`](PublishStore::close) is the same as a process crash:
+/// nothing is lost, and the next open counts as unclean.
 #[derive(Clone)]
 pub struct Store {
     inner: Arc<Inner>,
@@ -44,7 +44,7 @@ struct Inner {
     shared: Arc<Shared>,
     report: RecoveryReport,
     largest_record: u64,
-    /// Of files that it creates.
+    /// Mode of files that it creates.
     mode: Option<u32>,
     helper: Mutex<Option<JoinHandle<()>>>,
 }
@@ -85,12 +85,13 @@ impl Store {
         Ok(store)
     }
 
-    /// A store in memory: the same rules, and nothing survives the process. So nothing in it
-    /// ever counts as durable: [`sync`](PublishStore::sync) and
+    /// A store in memory: it follows the same rules, but nothing survives the process. So nothing
+    /// in it ever counts as durable: [`sync`](PublishStore::sync) and
     /// [`request_sync`](PublishStore::request_sync) answer [`StoreError::InMemory`].
     ///
     /// # Errors
-    /// [`OpenError::Options`], also for any level but [`Level::Os`]; or no memory.
+    /// [`OpenError::Options`], also for any level other than [`Level::Os`]; or there is no
+    /// memory.
     pub fn memory(options: Options) -> Result<Store, OpenError> {
         if options.level != Level::Os {
             let why = "a store in memory makes nothing durable: use level Os, or a file";
@@ -129,7 +130,7 @@ impl Store {
         Ok(Store::new(log, report, options, None, Upkeep::Steps, place))
     }
 
-    /// Ends what is under way, or else does one chore; false: there is none.
+    /// Ends what is under way, or otherwise does one chore; false: there is none.
     #[cfg(feature = "testkit")]
     pub(crate) fn step(&self) -> Result<bool, StoreError> {
         self.inner.shared.step()
@@ -141,13 +142,13 @@ impl Store {
         self.inner.shared.begin_step()
     }
 
-    /// Ends what is under way; false: nothing is.
+    /// Ends what is under way; false: there is nothing.
     #[cfg(feature = "testkit")]
     pub(crate) fn end_step(&self) -> Result<bool, StoreError> {
         self.inner.shared.end_step()
     }
 
-    /// No publish came for long.
+    /// Pretends that no publish has come for long.
     #[cfg(feature = "testkit")]
     pub(crate) fn idle(&self) {
         let mut core = self.inner.shared.lock();
@@ -210,13 +211,13 @@ impl Store {
         Ok(())
     }
 
-    /// Bytes of the largest record that the store takes: payload, envelope and 40 bytes. Decided when
-    /// it was created.
+    /// Bytes of the largest record that the store takes: payload, envelope and 40 bytes. This was
+    /// decided when the store was created.
     pub fn largest_record(&self) -> u64 {
         self.inner.largest_record
     }
 
-    /// The mode of the files that it creates, if it was said.
+    /// The mode of the files that it creates, if one was given.
     pub(crate) fn mode(&self) -> Option<u32> {
         self.inner.mode
     }
@@ -226,8 +227,8 @@ impl Store {
         &self.inner.report
     }
 
-    /// Looks where the file is, as the store does by itself once a second, and tells observers as
-    /// then. A store in memory is always [`There`](Place::There).
+    /// Looks where the file is, as the store itself does once a second, and tells observers as it
+    /// does then. A store in memory is always [`There`](Place::There).
     ///
     /// # Errors
     /// The file or its path cannot be looked at; or this process is a forked child.
@@ -236,11 +237,11 @@ impl Store {
         self.inner.shared.look_around()
     }
 
-    /// As [`append`](PublishStore::append), waiting for room at most until `deadline`. For
-    /// threads that may block.
+    /// As [`append`](PublishStore::append), but waits for room until `deadline`. For threads that
+    /// may block.
     ///
     /// # Errors
-    /// As `append`; what it said last once the deadline passed.
+    /// As `append`; once the deadline has passed, the last of these errors.
     pub fn append_wait(
         &self,
         envelope: &Envelope<'_>,
@@ -250,11 +251,11 @@ impl Store {
         self.wait_for_room(deadline, || self.append(envelope, payload))
     }
 
-    /// As [`requeue`](PublishStore::requeue), waiting for room at most until `deadline`. For
-    /// threads that may block.
+    /// As [`requeue`](PublishStore::requeue), but waits for room until `deadline`. For threads
+    /// that may block.
     ///
     /// # Errors
-    /// As `requeue`; what it said last once the deadline passed.
+    /// As `requeue`; once the deadline has passed, the last of these errors.
     pub fn requeue_wait(
         &self,
         sequence: u64,
@@ -277,7 +278,7 @@ impl Store {
                         return Err(error);
                     };
                     let core = shared.lock();
-                    // The slice bounds the harm of a wake that came before this wait.
+                    // The slice limits the harm done by a wake-up that came before this wait.
                     let slice = left.min(Duration::from_millis(10));
                     drop(
                         shared
@@ -291,7 +292,7 @@ impl Store {
         }
     }
 
-    /// Does something to the log as a whole, with publishers waiting.
+    /// Does something with the log as a whole, while publishers wait.
     pub(crate) fn with_log<T>(&self, work: impl FnOnce(&mut Log) -> T) -> Result<T, StoreError> {
         self.inner.shared.not_forked()?;
         let mut core = self.inner.shared.lock_alone();
@@ -300,8 +301,8 @@ impl Store {
         Ok(done)
     }
 
-    /// Puts a superblock into force, without holding the lock while the device works:
-    /// publishers go on meanwhile. `plan` says nothing when nothing is to be written.
+    /// Puts a superblock into force without holding the lock while the device works, so that
+    /// publishers can go on. `plan` returns nothing if there is nothing to write.
     fn write_superblock<T>(
         &self,
         plan: impl FnOnce(&Log) -> Result<(T, Option<Superblock>), StoreError>,
@@ -339,8 +340,8 @@ impl Store {
         result
     }
 
-    /// What the log says; nothing in a forked child, where the mapping is gone and the lock
-    /// may be held for ever by a thread that was not forked.
+    /// Asks the log something. In a forked child the answer is empty: the mapping is gone there,
+    /// and the lock may be held for ever by a thread that was not forked.
     fn look<T: Default>(&self, at: impl FnOnce(&Log) -> T) -> T {
         match self.inner.shared.not_forked() {
             Ok(()) => at(&self.inner.shared.lock().log),
@@ -362,13 +363,13 @@ impl PublishStore for Store {
             }
         };
         if shared.do_chores(&mut core) {
-            // They may have made room that somebody waits for.
+            // The chores may have made room that somebody waits for.
             shared.after_change(core);
             return Ok(appended);
         }
         let crossed = core.log.is_watermark_crossed();
         // At this level only these give the helper something to do. Growth has to begin before a
-        // message finds no room: small ones fill the store with what they are charged long before
+        // message finds no room: small messages use up the store with their charges long before
         // they fill a segment.
         if shared.level != Level::Os
             || core.log.space.current() != segment
@@ -446,7 +447,8 @@ impl PublishStore for Store {
         let shared = &self.inner.shared;
         shared.not_forked()?;
         let core = shared.lock();
-        // As of now: what is done while it waits for its room may free the segment of its message.
+        // As it is now: what is done while this waits for room may free the segment of its
+        // message.
         if let Some(answer) = core.log.refused_before(sequence)? {
             return Ok(answer);
         }
@@ -478,7 +480,7 @@ impl PublishStore for Store {
     }
 
     fn rejections(&self, from: u64, limit: usize) -> Vec<Rejection> {
-        // The bytes of a closed store may be another owner's by now.
+        // The bytes of a closed store may belong to another owner by now.
         self.look(|log| match log.closed {
             true => Vec::new(),
             false => log.rejections(from, limit),
@@ -584,14 +586,14 @@ impl PublishStore for Store {
         let mut core = shared.lock_alone();
         let mut closed = core.log.close(&shared.device, handed_over);
         closed = closed.and(match place {
-            // Whatever was written and synced is nowhere.
+            // What was written and synced cannot be found any more.
             Ok(Place::Gone) => Err(StoreError::Gone),
             Ok(_) => Ok(()),
             Err(error) => Err(error),
         });
-        // Whatever failed: this run is over, and the next open sees an unclean stop.
+        // Whatever failed, this run is over, and the next open sees an unclean stop.
         core.log.closed = true;
-        // Handles may outlive the close; the file is free for the next owner.
+        // Handles may outlive the close, but the file is free for the next owner.
         shared.device.release();
         shared.tell(core);
         closed
@@ -621,7 +623,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         if self.shared.not_forked().is_err() {
             // Another thread may have been in the middle of a change when the child was forked:
-            // what is half changed cannot be dropped. Nor has the child such a thread to let go.
+            // what is half changed must not be dropped. And the child does not have that thread
+            // to finish it.
             std::mem::forget(self.shared.clone());
             let helper = self.helper.get_mut();
             std::mem::forget(helper.unwrap_or_else(PoisonError::into_inner).take());

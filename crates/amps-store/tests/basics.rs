@@ -616,7 +616,7 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     let store = disk.open(small()).unwrap();
     disk.fail(Fault::Sync(0));
     assert!(store.sync().is_err());
-    // Nothing is reused any more, so settlements use up room as well.
+    // Nothing is reused any more, so what is settled takes room as well.
     let (mut first, mut last) = (1, 0);
     while let Ok(appended) = store.append(&Envelope::publish("orders"), &[7; 600]) {
         last = appended.sequence;

@@ -165,8 +165,8 @@ fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
 fn a_refusal_held_in_memory_is_settled_by_no_mark() {
     let options = || Options::new().capacity(68 << 10);
     let (mut held_ones, mut marked) = (0, 0);
-    // The room runs out at many different places: the mark in question is written only where a
-    // refusal does not fit but a mark does.
+    // The end of the room is met at many places: only where a refusal does not fit and a mark
+    // does, one is written.
     for len in (0..500).step_by(8) {
         for keep in [20u64, 40, 80] {
             for short in 0..4 {

@@ -154,9 +154,9 @@ impl Refused {
         Refused { before }
     }
 
-    /// Reports each message that was refused in this run, with the reason. Returns how many there
-    /// are. If the reader takes nothing for a while no more of them are reported, since the store
-    /// must be closed whoever reads.
+    /// Says each message that was refused in this run, with the reason. Returns how many there
+    /// are. A reader who takes nothing for a while is told of no more of them: the store is to
+    /// be closed, whoever reads.
     pub(super) async fn tell_new(&self, store: &Store, out: &SideOutput) -> u64 {
         let (mut told, mut untold) = (0, 0);
         let mut listens = true;

@@ -16,7 +16,7 @@ use crate::recover::Recovered;
 use crate::space::{Segments, Space, usable};
 use crate::watermark::Watermark;
 
-/// Most lost records that one open writes.
+/// The most lost records that one open writes.
 const MAX_LOST: usize = 32;
 
 /// Whether a new run needs no free segment: what it writes fits behind the log, and so do the
@@ -32,7 +32,7 @@ pub(crate) fn starts_in_last_segment(recovered: &Recovered) -> bool {
     last.end + written + collection <= recovered.geometry.end_of(last.segment)
 }
 
-/// Segments that the copies of stranded records take at most.
+/// The most segments that the copies of stranded records take.
 pub(crate) fn segments_for_stranded(recovered: &Recovered) -> u64 {
     stranded_bytes(recovered).div_ceil(usable(&recovered.geometry))
 }
@@ -43,8 +43,8 @@ fn stranded_bytes(recovered: &Recovered) -> u64 {
 }
 
 impl Log {
-    /// Takes over what recovery found and opens a new epoch behind it. The superblock
-    /// already names this run; free segments are stamped and durable.
+    /// Takes over what recovery found, and begins a new epoch behind it. The superblock already
+    /// names this run; free segments are stamped and durable.
     pub(crate) fn start(
         medium: Box<dyn Medium>,
         superblock: Superblock,
@@ -68,8 +68,8 @@ impl Log {
                 .collect()
         };
         let tail = recovered.chain.last().map(|c| (c.segment, c.end));
-        // With damage that is given up, what was ignorable is named too: what proved it so
-        // may be gone at the next open.
+        // When damage is given up, damage that could be ignored is named too, since what proved
+        // it harmless may be gone at the next open.
         let ignored = recovered.ignored.iter().map(|r| DamagedRange {
             sequences: None,
             ..r.clone()
@@ -92,8 +92,8 @@ impl Log {
             lost = name_together(lost);
         }
         let tag = recovered.tag.as_deref().map(UserTag::new);
-        // Of a run that died all was made durable before this one began, and what this one gives up
-        // is before it frees anything.
+        // Everything of a run that died was made durable before this one began, and this run
+        // gives up what it gives up before it frees anything.
         let opening = Opening {
             floor: recovered.state.floor(),
             next,
@@ -142,12 +142,12 @@ impl Log {
             log.space.resume(segment, end);
         }
         log.space.begin_epoch();
-        // Where no segment is free, the room left belongs to the collection that frees one:
-        // epochs of runs that die in their open must not use it up.
+        // If no segment is free, the room that is left is reserved for the collection that frees
+        // one: epochs of runs that die while they open must not use it up.
         let kept = log.space.collection_needs(&log.state);
         let fits = in_place && log.space.fits(stride(RECORD_HEADER + body.len()) + kept);
-        // The ordinals go on without a gap, so an epoch that finds no room is no loss: the
-        // previous run died while it was freeing a segment, and this one goes on with that.
+        // The ordinals go on without a gap, so an epoch that finds no room does no harm: the
+        // previous run died while it was freeing a segment, and this one continues with that.
         let nothing_else = lost.is_empty() && recovered.stranded.is_empty();
         let can_wait = in_place && log.space.is_starved() && nothing_else;
         if !fits && !can_wait {
@@ -170,7 +170,7 @@ impl Log {
             log.write_internal(Kind::Epoch, 0, &body)?;
             log.needed_from = epoch.mark.oldest_needed;
         }
-        // Before the losses are named: dying between the two, this run has given up nothing.
+        // Before the losses are named: if this run dies in between, it has given up nothing.
         let mut bytes = Vec::new();
         for seen in recovered.stranded {
             log.copy(seen.offset, &seen.header, &mut bytes)?;
@@ -185,8 +185,8 @@ impl Log {
     }
 }
 
-/// Names neighbours by one record: more records would not surely find room in the segments that
-/// are kept for recovery.
+/// Names neighbours in one record: more records might not find room in the segments that are
+/// reserved for recovery.
 fn name_together(mut lost: Vec<LostBody>) -> Vec<LostBody> {
     lost.sort_unstable_by_key(|l| l.first_ordinal);
     let join = |all: &[LostBody]| {

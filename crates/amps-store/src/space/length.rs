@@ -12,9 +12,10 @@ use crate::options::FIRST_SEGMENTS;
 use crate::planted::{self, Bug};
 
 impl Log {
-    /// Since room that is charged must be there, the file grows one segment ahead of the charges; and
-    /// where freeing segments takes copies, one spare ahead of the writer. Otherwise what is there
-    /// goes round, unless publishers are faster than the writes that free it.
+    /// Room that is charged must be there, so the file grows one segment ahead of the charges;
+    /// and, if freeing segments takes copies, one spare segment ahead of the writer. Otherwise
+    /// the present segments are reused in turn, unless publishers are faster than the writes that
+    /// free them.
     pub(crate) fn is_growth_wanted(&self) -> bool {
         let space = &self.space;
         let segments = space.status.len() as u64;
@@ -30,19 +31,19 @@ impl Log {
                 || (space.free() < WANTED && !self.is_collection_cheap()))
     }
 
-    /// No publish came for long: what the file does not need may go.
+    /// No publish has come for long: what the file does not need may be given back.
     pub(crate) fn idle(&mut self) {
         self.space.idle_at = Some(self.next);
     }
 
-    /// Whether the file is longer than it need be, and keeps that length until no publish came for
-    /// long: growing again costs its zeros and their sync each time.
+    /// Whether the file is longer than necessary, but keeps its length until no publish has come
+    /// for long: growing again would cost its zeros and their sync each time.
     pub(crate) fn waits_to_return(&self) -> bool {
         self.space.idle_at != Some(self.next) && self.length_to_keep().is_some()
     }
 
-    /// What brings the file nearer to the length it should have; `None`: it has it, what
-    /// is needed stands in the way, or the store is in use.
+    /// The next step towards the length that the file should have. `None`: it has that length,
+    /// something that is needed is in the way, or the store is in use.
     pub(super) fn next_return(&self) -> Option<Return> {
         if self.space.idle_at != Some(self.next) {
             return None;
@@ -53,7 +54,7 @@ impl Log {
             if space.chain.len() > 1 && self.is_collection_cheap() {
                 return Some(Return::Collect);
             }
-            // What holds records set aside is no place to go to.
+            // A segment that holds records set aside must not be used instead.
             let is_nearer = space.pick_first().is_some_and(|s| (s as u64) < keep);
             let is_alone = space.chain.len() == 1 && space.ready() > KEPT;
             if is_alone && is_nearer && is_beyond(&space.chain[0]) {
@@ -64,7 +65,7 @@ impl Log {
         self.surplus(keep).filter(|_| !is_busy).map(Return::Name)
     }
 
-    /// The segments that are left when those that are free at the end go.
+    /// How many segments are left if those that are free at the end are given back.
     pub(super) fn surplus(&self, keep: u64) -> Option<u64> {
         let segments = self.space.status.len() as u64;
         let spare = self.space.ready().saturating_sub(WANTED) as u64;
@@ -72,13 +73,14 @@ impl Log {
         (returned > 0).then_some(segments - returned)
     }
 
-    /// The length in segments that the file should be cut to: what admission needs and one
-    /// more, so that growth is not wanted again at once. `None`: it keeps its length, or is
-    /// not by half longer than that, so that a backlog that comes and goes moves it rarely.
+    /// The length, in segments, to which the file should be cut: what admission needs and one
+    /// more, so that growth is not wanted again at once. `None`: it keeps its length, because it
+    /// is preallocated or not half as long again as that; so a backlog that comes and goes rarely
+    /// changes the length.
     pub(super) fn length_to_keep(&self) -> Option<u64> {
         let (charged, usable) = (self.state.charged(), self.space.usable());
         let segments = self.space.status.len() as u64;
-        // Asked after every settlement, so without a division.
+        // This is asked after every settlement, so it does without a division.
         let most = (segments.saturating_sub(WORTH_RETURNING)).min((2 * segments + 1) / 3);
         if self.superblock.preallocated
             || most < FIRST_SEGMENTS
@@ -97,21 +99,21 @@ impl Log {
             .unwrap_or(self.superblock.segments)
     }
 
-    /// Gives the segments from this one on back: out of reach, named no more by the superblock
-    /// that this returns, then cut off.
+    /// Gives back the segments from this one on: they are not used any more, the superblock that
+    /// is returned does not name them, and then they are cut off.
     pub(super) fn give_up(&mut self, segments: u64) -> Superblock {
         if planted::is(Bug::CutBeforeNamed) {
             let end = self.geometry.segment_at(segments as usize);
             self.truncated(end, self.medium.device().truncate(end));
         }
         self.leave(segments);
-        // A write that fails may have put it into force all the same: this run goes on without
-        // these segments in any case.
+        // Even if the write fails it may be in force, so this run goes on without these segments
+        // in any case.
         self.superblock.segments = segments;
         self.superblock.clone()
     }
 
-    /// Puts the segments from this one on, which hold nothing, out of reach.
+    /// Stops using the segments from this one on, which hold nothing.
     pub(super) fn leave(&mut self, segments: u64) {
         self.space.give_up(segments as usize);
         self.state.resize(segments as usize);
@@ -119,7 +121,7 @@ impl Log {
             .leave(self.geometry.segment_at(segments as usize));
     }
 
-    /// Cuts off all at once what the superblock names no more: the run is over.
+    /// Cuts off everything that the superblock does not name, at once: the run is over.
     pub(crate) fn cut_to_named(&mut self, device: &Arc<dyn Device>) {
         self.leave(self.superblock.segments);
         let end = self.medium.len();
@@ -128,7 +130,8 @@ impl Log {
         }
     }
 
-    /// One segment of what was given up at a time: cutting off much holds up who uses the file.
+    /// One segment of what was given up at a time, since cutting off much delays others that use
+    /// the file.
     pub(super) fn piece_to_cut(&self) -> Option<u64> {
         let (end, size) = (self.medium.len(), self.geometry.segment_size);
         let space = &self.space;
@@ -142,16 +145,17 @@ impl Log {
         self.space.file_end = match result {
             Ok(()) => to,
             Err(error) => {
-                // What is left lies behind everything the superblock names: the next growth
-                // fills it again, the next open cuts it off.
+                // What is left lies behind everything that the superblock names: the next growth
+                // fills it again, or the next open cuts it off.
                 tracing::warn!(%error, "the end of the store's file cannot be given back");
                 self.medium.len()
             }
         };
     }
 
-    /// Begins the write that [`chore`](Self::chore) found due: grown segments are named once
-    /// their bytes are durable, segments that are given up no more, and a start that moved.
+    /// Begins the write that [`chore`](Self::chore) found to be due: grown segments are named
+    /// once their bytes are durable, segments that were given up are no longer named, and a start
+    /// that moved is named.
     pub(crate) fn begin_due_write(&mut self) -> Result<Option<Write>, StoreError> {
         let space = &self.space;
         let synced = space.is_growth_synced || planted::is(Bug::GrownUnsynced);
@@ -178,7 +182,7 @@ impl Log {
         let grown_to = self.space.growing.take();
         if let Err(error) = result {
             tracing::warn!(%error, "the store cannot grow");
-            // What was filled before is cut off like any end that is not named.
+            // What was filled before that is cut off, like any end that is not named.
             self.space.file_end = grown_to.unwrap_or(self.medium.len());
             self.space.growth_error = Some(StoreError::io("grow the store", &error));
             self.watermark.limit(self.limit());
@@ -202,22 +206,22 @@ impl Log {
         self.state.resize(self.space.status.len());
     }
 
-    /// What grew was synced, and nothing else: it makes no record durable.
+    /// What grew was synced, and nothing else: this makes no record durable.
     pub(super) fn growth_synced(&mut self, result: std::io::Result<()>) -> Result<(), StoreError> {
         self.sync_ended(result)?;
         self.space.is_growth_synced = true;
         Ok(())
     }
 
-    /// Puts a superblock into force, here and now.
+    /// Puts a superblock into force right here.
     pub(crate) fn write_superblock(&mut self, superblock: Superblock) -> Result<(), StoreError> {
         let write = self.begin_write(superblock)?;
         let result = write.make(&*self.medium.device());
         self.finish_write(write, result)
     }
 
-    /// What is to be written so that a superblock comes into force, together with the start that is
-    /// to be named. Until [`finish_write`](Self::finish_write) no other one may begin.
+    /// What has to be written to put a superblock into force, together with a start that is due
+    /// to be named. No other write may begin before [`finish_write`](Self::finish_write).
     pub(crate) fn begin_write(&mut self, mut superblock: Superblock) -> Result<Write, StoreError> {
         if let Some(why) = &self.failed {
             return Err(StoreError::SyncFailed(why.clone()));
@@ -238,7 +242,8 @@ impl Log {
     ) -> Result<(), StoreError> {
         self.space.writing = false;
         if let Err(error) = result {
-            // Old or new: this run cannot know what the next one will find.
+            // Either the old or the new one is in force: this run cannot know which one the next
+            // run will find.
             self.failed.get_or_insert_with(|| error.to_string());
             return Err(StoreError::final_io("write the superblock", &error));
         }
@@ -261,11 +266,11 @@ impl Log {
     }
 }
 
-/// A superblock on its way into force.
+/// A superblock that is being put into force.
 pub(crate) struct Write(Box<Superblock>);
 
 impl Write {
-    /// Writes both copies, one after the other, so that one damaged copy never takes a number
+    /// Writes both copies, one after the other, so that damage to one copy never takes a number
     /// back.
     ///
     /// # Errors
@@ -291,7 +296,7 @@ mod tests {
     use crate::medium::Heap;
     use crate::space::{Chore, PIECE, Status};
 
-    /// A publisher that waited for durability waited for the zeros of a whole segment.
+    /// A publisher that waited for durability once had to wait for the zeros of a whole segment.
     #[test]
     fn a_large_segment_grows_in_pieces_and_a_sync_may_come_between_them() {
         let options = Options::new().capacity(64 << 20).segment_size(9 << 20);
@@ -315,7 +320,7 @@ mod tests {
             }
         }
         assert_eq!(pieces, [4 << 20, 4 << 20, 1 << 20]);
-        // A piece that finds no space leaves the pieces before it to be cut off.
+        // If there is no space for a piece, the pieces before it have to be cut off.
         while !matches!(log.chore(), Chore::Reserve(..)) {
             while log.append(&Envelope::publish("t"), &[7; 1 << 20]).is_ok() {}
             assert!(log.do_chore(&device).unwrap());
@@ -329,9 +334,9 @@ mod tests {
         assert_eq!(log.chore(), Chore::Truncate(named));
     }
 
-    /// A thread that settles frees a segment itself when there is no other way. While the
-    /// helper extends the file it must not do that too: the stamp that the first one wrote
-    /// was filled with zeros by the second.
+    /// A thread that settles frees a segment itself if there is no other way. While the helper
+    /// extends the file it must not extend it too: the stamp that the first one wrote was once
+    /// filled with zeros by the second.
     #[test]
     fn one_thread_at_a_time_changes_the_length_of_the_file() {
         let options = Options::new().capacity(64 << 10);
@@ -356,7 +361,7 @@ mod tests {
         log.append(&Envelope::publish("t"), &[7; 100]).unwrap();
     }
 
-    /// The message was settled in memory, and its caller was told that it was not.
+    /// The message was once settled in memory, while its caller was told that it was not.
     #[test]
     fn a_settlement_whose_mark_finds_no_room_is_told() {
         let options = Options::new().capacity(64 << 10);

@@ -31,9 +31,9 @@ impl Log {
         self.write_mark(false)
     }
 
-    /// Makes room for one of the log's own records, freeing a segment here and now if
-    /// there is no other way. The last free segment is left to the copies of a collection:
-    /// they fit into one, since every segment opens with a record of the same size.
+    /// Makes room for one of the log's own records, and frees a segment right here if there is no
+    /// other way. The last free segment is reserved for the copies of a collection: they fit into
+    /// one, since every segment begins with a record of the same size.
     pub(crate) fn make_room(&mut self, stride: u64) -> Result<(), StoreError> {
         if self.space.fits(stride) {
             return Ok(());
@@ -41,15 +41,16 @@ impl Log {
         if self.space.ready() < KEPT && !self.space.working {
             self.space.demand();
             let device = self.medium.device();
-            // Copying every segment once gains what there is to gain: a file that could not
-            // grow may hold more than its segments can spare, and goes round for ever.
+            // Copying every segment once gains all that can be gained. A file that could not grow
+            // may hold more than its segments can spare, and this would go on for ever.
             let mut laps = self.space.chain.len();
             while self.space.ready() < KEPT && laps > 0 {
                 let collecting = self.space.collecting.is_some();
                 match self.do_chore(&device) {
                     Ok(true) => {}
                     Ok(false) => break,
-                    // The device failed for good: what room is left decides below.
+                    // The device has failed for good: the code below decides by the room that is
+                    // left.
                     Err(_) if self.failed.is_some() => break,
                     Err(error) => return Err(error),
                 }
@@ -68,15 +69,15 @@ impl Log {
         }
     }
 
-    /// Whether any one change of the log finds its room in what is free already: the message of a
-    /// late refusal, the refusal and a mark. Otherwise it may have to sync for room.
+    /// Whether any single change of the log finds its room in what is free already: the message
+    /// of a late refusal, the refusal, and a mark. Otherwise it may have to sync to get room.
     pub(crate) fn is_room_sure(&self) -> bool {
         let most = self.geometry.max_record + MAX_REJECTION + 2 * MAX_OPENING;
         self.failed.is_some() || self.space.ready() >= KEPT || self.space.fits(most)
     }
 
-    /// Somebody waits for room while the device is at work: does what can be done beside that.
-    /// False: nothing.
+    /// Somebody waits for room while the device is at work: does what can be done at the same
+    /// time. False: there is nothing.
     pub(crate) fn work_for_room(&mut self) -> Result<bool, StoreError> {
         self.space.demand();
         match self.chore() {
@@ -85,7 +86,7 @@ impl Log {
         }
     }
 
-    /// The next thing to be done for the log, and possible now.
+    /// The next thing that has to be done for the log and can be done now.
     pub(crate) fn chore(&self) -> Chore {
         match self.next_chore() {
             Chore::Sync | Chore::SyncGrown(..) | Chore::Superblock
@@ -147,8 +148,8 @@ impl Log {
 
     pub(super) fn is_collection_wanted(&self) -> bool {
         let space = &self.space;
-        // Each start costs two small writes, whatever it frees; and while they are made the writer
-        // goes on in what is free already.
+        // Each start costs two small writes, however much it frees, and while they are made the
+        // writer goes on in what is free already.
         let half = WANTED.max(space.status.len() / 2);
         (space.free() < half && self.unneeded() > 0)
             || (space.free() < WANTED && self.is_collection_useful())
@@ -163,8 +164,8 @@ impl Log {
         chain.iter().take(written).take_while(unneeded).count()
     }
 
-    /// Growing costs disk, collecting costs copies: collect while the oldest segment is
-    /// mostly garbage.
+    /// Growing costs disk space, collecting costs copies: collect while most of the oldest
+    /// segment is garbage.
     pub(super) fn is_collection_cheap(&self) -> bool {
         let Some(oldest) = self
             .space
@@ -177,9 +178,9 @@ impl Log {
         self.state.segment_live(oldest.segment) <= self.geometry.segment_size / 4
     }
 
-    /// Whether collecting can win anything: below two free segments it always must; above,
-    /// only if it is cheap (the file does not grow then), if what is needed fits into fewer
-    /// segments, or somebody waits for room.
+    /// Whether collecting can gain anything. With fewer than two free segments it is always
+    /// necessary. With more, only if it is cheap (then the file does not grow), if what is needed
+    /// fits into fewer segments, or if somebody waits for room.
     pub(super) fn is_collection_useful(&self) -> bool {
         let space = &self.space;
         if space.chain.len() < 2 {
@@ -223,7 +224,7 @@ impl Log {
                     Ok(())
                 }
             },
-            // Only a write of the superblock leads on.
+            // Only a write of the superblock leads further.
             Some(Collecting::Naming { .. }) => Ok(()),
             Some(Collecting::Forgetting { segments, from }) => {
                 self.forget(segments, from);
@@ -232,7 +233,7 @@ impl Log {
         }
     }
 
-    /// Begins to free the oldest segments: all that hold nothing needed, or else the first.
+    /// Begins to free the oldest segments: all that hold nothing needed, or otherwise the first.
     pub(super) fn collect(&mut self) {
         let Some(oldest) = self.space.chain.front() else {
             return;
@@ -245,9 +246,9 @@ impl Log {
         self.space.collected += 1;
     }
 
-    /// What stands for records of these segments must be durable before the start passes them. What
-    /// comes to stand for a record later stands for one that is needed now, behind them; but for a
-    /// late refusal, see [`look_through_again`](Self::look_through_again).
+    /// What stands in for records of these segments must be durable before the start passes them.
+    /// A record that is written later stands in for one that is needed now, and so is behind
+    /// them, except for a late refusal; see [`look_through_again`](Self::look_through_again).
     fn cover_unneeded(&self) -> Collecting {
         Collecting::Covering {
             segments: self.unneeded(),
@@ -255,9 +256,9 @@ impl Log {
         }
     }
 
-    /// A late refusal may need its message again, in a segment that is about to be passed. Once that
-    /// is accepted or requeued the message is let go, and what let it go stands above all that the
-    /// start waits for: that wait begins anew.
+    /// A late refusal may need its message again, in a segment that is about to be passed. When
+    /// that refusal is accepted or requeued, its message is not needed any more, but the record
+    /// that says so is above everything that the start waits for. So that wait begins anew.
     pub(crate) fn look_through_again(&mut self) {
         if let Some(Collecting::Covering { segments, .. }) = self.space.collecting
             && self.unneeded() < segments
@@ -266,7 +267,7 @@ impl Log {
         }
     }
 
-    /// From here on a late refusal of what stands before the new start brings its message along,
+    /// From here on a late refusal of a message before the new start brings its message along,
     /// whether the write of the superblock succeeds or not.
     fn name_start(&mut self, segments: usize) {
         let Some(first) = self.space.chain.get(segments) else {
@@ -286,7 +287,7 @@ impl Log {
         Collecting::Forgetting { segments, from }
     }
 
-    /// What the superblock is to say of the start that is to be named.
+    /// What the superblock has to say about the start that is due to be named.
     pub(super) fn name_in(&self, superblock: &mut Superblock) {
         let Some(Collecting::Naming { segments }) = self.space.collecting else {
             return;
@@ -295,7 +296,7 @@ impl Log {
         superblock.durable = superblock.durable.max(self.durable.ordinal);
     }
 
-    /// What a superblock says of a log that begins behind so many segments.
+    /// What a superblock says about a log that begins behind this many segments.
     fn begin_behind(&self, segments: usize, superblock: &mut Superblock) {
         if let Some(first) = self.space.chain.get(segments) {
             superblock.start = first.first_ordinal;
@@ -309,8 +310,8 @@ impl Log {
         }
     }
 
-    /// At the end of a run: lets its last superblock begin the log behind so many segments, which
-    /// hold nothing that is needed. They count as free from now on.
+    /// At the end of a run: makes its last superblock begin the log behind this many segments,
+    /// which hold nothing that is needed. They count as free from now on.
     pub(crate) fn pass(&mut self, segments: usize, superblock: &mut Superblock) {
         self.begin_behind(segments, superblock);
         self.space.collecting = None;
@@ -331,7 +332,7 @@ impl Log {
         }
     }
 
-    /// A late refusal needs its message again, though that was settled when the segment was
+    /// A late refusal needs its message again, although that was settled when the segment was
     /// looked through.
     pub(super) fn is_oldest_needed_again(&self) -> bool {
         let oldest = self.space.chain.front();
@@ -352,12 +353,12 @@ impl Log {
                 self.space.collecting = Some(Collecting::Copying(offset));
                 Ok(())
             }
-            // It stands there no more: looking for it would never end.
+            // It is not there any more, and looking for it would never end.
             _ => self.found_damage(offset),
         }
     }
 
-    /// Nothing more is freed: what is needed cannot be copied.
+    /// Nothing more is freed, because something that is needed cannot be copied.
     pub(super) fn found_damage(&mut self, offset: u64) -> Result<(), StoreError> {
         self.space.collecting = None;
         let why = StoreError::Damaged { offset };
@@ -396,7 +397,7 @@ impl Log {
         Ok(())
     }
 
-    /// Writes a needed record once more, at the head of the log.
+    /// Writes a needed record again, at the head of the log.
     pub(crate) fn copy(
         &mut self,
         offset: u64,
