@@ -141,9 +141,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let _ = watch.await;
     crate::output::status("");
     let told = refused.tell_new(&store, &out).await;
-    let waiting_refusals = store.bounds().rejections;
-    // Before anything is said of what it keeps. The close looks again, and says what is in the
-    // way of a look.
+    // Before anything is said about what the store keeps. The close looks again, and reports it
+    // if looking is impossible.
     let mut place = store.place().unwrap_or_default();
     let evacuated = match evacuate_to {
         Some(to) if place == Place::Gone => evacuate(&store, to, mode),
@@ -163,7 +162,11 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     // The events end with the client. If the task that reports them does not end, the report must
     // appear all the same.
     let _ = tokio::time::timeout(Duration::from_secs(1), notes).await;
-    // From here on another process may have the store, however long the last words take.
+    // Refusals in the file; nobody accepts any in between.
+    let unrecorded = closed.unrecorded;
+    let waiting_refusals = store.bounds().rejections - unrecorded.refusals;
+    let new_refusals = waiting_refusals.saturating_sub(refused.earlier());
+    // From here on another process may have the store, however long the last lines take.
     drop((client, store));
 
     let report = Report {
@@ -184,6 +187,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         unfinished: fed.unfinished,
         unstored: fed.unstored,
         waiting_refusals,
+        new_refusals,
+        unrecorded,
         store: path.map(|_| notes::name(place)),
         evacuated_to: evacuated.as_ref().map(|to| to.display().to_string()),
     };
@@ -201,6 +206,9 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     }
     if report.left > 0 {
         exits.push(Exit::Left);
+    }
+    // What was settled in memory waits for no server.
+    if report.left > report.unrecorded.messages {
         let advice = match place {
             Place::Gone => String::new(),
             place => format!(" {}", advice(&report, path, place)),
@@ -219,6 +227,9 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
                 span(flush_timeout)
             ));
         }
+    }
+    if let Some(text) = unrecorded_in_words(&report, path) {
+        say(&format!("error: {text}"));
     }
     if report.refusals() > 0 {
         exits.push(Exit::Rejected);
@@ -391,17 +402,40 @@ fn lost(report: &Report, path: Option<&Path>, evacuated: Option<&Path>) -> Strin
     }
 }
 
+/// What to say of what ended with the process: the store's device failed, and its log had no room.
+fn unrecorded_in_words(report: &Report, path: Option<&Path>) -> Option<String> {
+    let store = store_name(path);
+    let refusals = match report.unrecorded.refusals {
+        0 => String::new(),
+        n => format!(
+            "; {n} refusal(s) are among what it could not note and wait for nobody: a message that \
+             is sent again is refused again"
+        ),
+    };
+    match (report.unrecorded.messages, report.unrecorded.refusals) {
+        (0, 0) => None,
+        (0, n) => Some(format!(
+            "{store} could not note {n} refusal(s) of messages that were acknowledged first, since \
+             its device failed: they wait for nobody"
+        )),
+        (n, _) => Some(format!(
+            "{store} could not note what became of {n} message(s), since its device failed: they \
+             are unsettled in it and go out again with the next run{refusals}"
+        )),
+    }
+}
+
 fn advice(report: &Report, path: Option<&Path>, place: Place) -> String {
     match path {
         Some(path) if place != Place::There => format!(
             "{} message(s) stay in the store that was at {} when this began and was renamed since: \
              find it, and send them with: amps drain --store FILE --server URI",
-            report.left,
+            report.left - report.unrecorded.messages,
             path.display()
         ),
         Some(path) => format!(
             "{} message(s) stay in the store {p}; send them with: amps drain --store {p} --server URI",
-            report.left,
+            report.left - report.unrecorded.messages,
             p = path.display()
         ),
         None => format!(

@@ -66,7 +66,8 @@ pub struct Counts {
     /// Settled as a success at a logon without any ack: persisted, or refused with a
     /// refusal that was lost.
     pub persisted_at_logon: u64,
-    /// Refused, with the refusal in the log; without a store, by the ack that was asked for.
+    /// Refused, with the refusal in the log, or in memory where that could not take it
+    /// ([`Health::unrecorded_refusals`]); without a store, by the ack that was asked for.
     pub rejected: u64,
     /// Sent although they may have been sent before, under the same number or another.
     pub resent: u64,
@@ -113,6 +114,11 @@ pub struct Health {
     /// The store's file was removed. The store takes nothing more; what it holds is still sent,
     /// but is lost with this process unless it is evacuated.
     pub store_gone: bool,
+    /// Messages that are settled or refused here, and that the log could not note so after a sync
+    /// failed: the next open finds them unsettled and sends them again. Not counted in `unsettled`.
+    pub unrecorded_messages: u64,
+    /// Of `rejections`, those that the log could not note: they end with this process.
+    pub unrecorded_refusals: u64,
     /// Numbers of this run.
     pub counts: Counts,
 }
@@ -414,10 +420,9 @@ impl Client {
     /// The report of a client that has ended: what becomes of single messages is not counted any
     /// more.
     pub(crate) fn report_now(&self) -> FlushReport {
-        let bounds = self.bounds();
         FlushReport {
-            left: bounds.unsettled,
-            waiting: bounds.rejections,
+            left: self.shared.left(),
+            waiting: self.shared.rejections(),
             ..FlushReport::default()
         }
     }
@@ -521,7 +526,8 @@ impl Client {
         if in_handler && self.shared.mailbox.finishing.load(Ordering::SeqCst) {
             // Another call that closes waits for this handler, and may do so until its deadline.
             return CloseReport {
-                left: self.bounds().unsettled,
+                left: self.shared.left(),
+                unrecorded: self.shared.unrecorded(),
                 pending: true,
                 ..CloseReport::default()
             };
@@ -531,7 +537,8 @@ impl Client {
         match ended.as_deref() {
             Ok(End::Closed(report)) => report.clone(),
             Ok(End::Failed | End::Running) | Err(_) => CloseReport {
-                left: self.bounds().unsettled,
+                left: self.shared.left(),
+                unrecorded: self.shared.unrecorded(),
                 ..CloseReport::default()
             },
         }
@@ -558,6 +565,7 @@ impl Client {
     /// The present state of the client.
     pub fn health(&self) -> Health {
         let bounds = self.bounds();
+        let unrecorded = self.shared.unrecorded();
         let totals = self.shared.totals();
         let status = self.shared.status.borrow();
         Health {
@@ -575,6 +583,8 @@ impl Client {
             limit_bytes: bounds.limit_bytes,
             sync_failed: self.shared.sync_failed.load(Ordering::Acquire),
             store_gone: self.shared.store_gone.load(Ordering::Acquire),
+            unrecorded_messages: unrecorded.messages,
+            unrecorded_refusals: unrecorded.refusals,
             counts: Counts {
                 published: self.shared.mailbox.doorbell.messages(),
                 persisted: totals.persisted,

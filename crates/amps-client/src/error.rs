@@ -3,7 +3,7 @@
 use std::io;
 use std::time::Duration;
 
-use amps_store::{AppendError, StoreError};
+use amps_store::{AppendError, StoreError, Unrecorded};
 
 use crate::connector::ConnectError;
 use crate::delivery::Flushed;
@@ -226,7 +226,8 @@ pub struct FlushReport {
     /// Covered by the server's figure at a logon without any ack: persisted, or refused
     /// with a refusal that was lost (AMPS does not say which).
     pub persisted_at_logon: u64,
-    /// Refused, with the refusal in the log.
+    /// Refused, with the refusal in the log, or in memory where that could not take it
+    /// ([`Health::unrecorded_refusals`](crate::Health::unrecorded_refusals)).
     pub rejected: u64,
     /// Covered by this flush and not settled.
     pub left: u64,
@@ -262,12 +263,16 @@ impl FlushReport {
 #[derive(Clone, Debug, Default)]
 #[non_exhaustive]
 pub struct CloseReport {
-    /// Unsettled messages left in the store; the next open sends them. Without a store:
-    /// messages that were accepted and never handed to a link, which are gone. Those that wait
-    /// for an ack are not among them: their receipts say `Unknown`.
+    /// Unsettled messages left in the store, `unrecorded` ones included, which the next open
+    /// sends. Without a store: messages that were accepted but never handed to a link, which are
+    /// lost. Messages that wait for an ack are not counted here: their receipts say `Unknown`.
     pub left: u64,
-    /// Refusals whose failed-write handler had not returned at the deadline, or was the caller;
-    /// they are offered again at the next open, unless it takes them over until then.
+    /// What was settled or refused in this run and ended with it: a sync had failed, and the log
+    /// had no room to record it.
+    pub unrecorded: Unrecorded,
+    /// Refusals whose failed-write handler had not returned at the deadline, or made this call
+    /// itself. They are offered again at the next open, unless the handler accepts them before
+    /// the process ends.
     pub handlers: u64,
     /// The store was closed cleanly. Otherwise the next open treats this as an unclean stop,
     /// which skips numbers but loses no message.

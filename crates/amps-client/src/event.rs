@@ -200,8 +200,21 @@ pub enum Event {
         /// The server's reason.
         reason: Reason,
     },
-    /// A message was refused; the refusal is in the log, and waits for the failed-write handler
-    /// or an operator. Without a store nothing keeps it.
+    /// A message was refused after the store's device had failed, and the log had no room to note
+    /// it: the refusal waits in memory, for the failed-write handler or an evacuation, and ends
+    /// with this process. The next open finds the message unsettled, unless the refusal is late,
+    /// and sends it again. [`Refused`](Self::Refused) follows.
+    RefusalHeld {
+        /// The message.
+        sequence: u64,
+        /// The server's reason.
+        reason: Reason,
+        /// It came after a success that covered the message.
+        late: bool,
+    },
+    /// A message was refused. The refusal is in the log, and waits for the failed-write handler
+    /// or an operator, unless [`RefusalHeld`](Self::RefusalHeld) was told before. Without a store
+    /// nothing keeps it.
     Refused {
         /// The message; 0 without a store, where its receipt and the handler say which it is.
         sequence: u64,

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amps_store::{Envelope, Place, PublishStore, Signal};
+use amps_store::{Envelope, Place, PublishStore, Signal, Unrecorded};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
@@ -99,9 +99,26 @@ pub(crate) enum End {
     Failed,
 }
 
+/// Messages that the next open of this store finds unsettled.
+pub(crate) fn left_in(store: &dyn PublishStore) -> u64 {
+    store.bounds().unsettled + store.unrecorded().messages
+}
+
 impl Shared {
     pub(crate) fn store(&self) -> Option<&Arc<dyn PublishStore>> {
         self.watched.as_ref().map(|watched| &watched.store)
+    }
+
+    /// What the store holds in memory only.
+    pub(crate) fn unrecorded(&self) -> Unrecorded {
+        self.store()
+            .map(|store| store.unrecorded())
+            .unwrap_or_default()
+    }
+
+    /// Messages that the next open of the store finds unsettled.
+    pub(crate) fn left(&self) -> u64 {
+        self.store().map_or(0, |store| left_in(store.as_ref()))
     }
 
     /// Refusals that wait in the store.

@@ -163,6 +163,28 @@ pub struct Bounds {
     pub limit_bytes: u64,
 }
 
+/// What holds in memory only, because a sync failed before and the log had no room for the record of
+/// it: it ends with this process. Room is kept for all of it when a message is admitted, so that this
+/// is nothing but for late refusals, for which none is kept, and a log that lacked room when its
+/// device failed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Unrecorded {
+    /// Messages that are settled or refused here, and unsettled in the log: the next open sends them
+    /// again.
+    pub messages: u64,
+    /// Refusals that are not in the log, late ones too. Nobody finds them there; a server that gets
+    /// the message again refuses it again.
+    pub refusals: u64,
+}
+
+impl Unrecorded {
+    /// So many messages, and so many refusals.
+    pub fn new(messages: u64, refusals: u64) -> Self {
+        Unrecorded { messages, refusals }
+    }
+}
+
 /// A refusal as it is kept in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Rejection {
@@ -188,8 +210,9 @@ pub enum Rejected {
         /// The message was already settled as a success; the rejection is marked late.
         late: bool,
     },
-    /// A sync failed before and the log takes no more: it waits for the application in
-    /// memory, and an evacuation takes it along. The next open has the message unsettled.
+    /// A sync failed before, and the log takes no more. The refusal waits for the application in
+    /// memory, and an evacuation takes it along. The next open knows nothing of it: the message is
+    /// unsettled then, or settled if the refusal is late. See [`PublishStore::unrecorded`].
     Held {
         /// As in [`Logged`](Self::Logged).
         late: bool,
@@ -287,19 +310,19 @@ pub type Observer = Arc<dyn Fn(Signal) -> ControlFlow<()> + Send + Sync>;
 ///   sequence.
 /// - **Bytes.** Envelope and payload come back exactly as given, except that
 ///   [`requeue`](Self::requeue) sets origin and time.
-/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. What
-///   left the first state never comes back to it, but for a power cut at most. A refusal
-///   waits until it is accepted or its message requeued; no success overrides it. Until then
-///   [`get`](Self::get) finds its message.
-/// - **Crashes.** What a call that returned has changed is there after the process died. What
-///   [`durable`](Self::durable) covers is there after a power cut, and so are the grant and the
-///   rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase) returned. After
-///   a sync failed, nothing more may be called durable in this run, and what is settled or
-///   refused may be kept in memory only, since no segment is freed any more: the next open finds
-///   such a message unsettled. A store that keeps nothing
-///   beyond the process is one that always opens empty: the client is told of no more than
-///   the server's own figures then. It calls nothing durable, and answers
-///   [`StoreError::InMemory`] to who asks for it.
+/// - **Settling is monotone.** A message is unsettled, settled as a success, or refused. Once it
+///   is no longer unsettled it never becomes so again, except possibly after a power cut. A
+///   refusal waits until it is accepted or its message is requeued, and no success overrides it.
+///   Until then [`get`](Self::get) finds its message.
+/// - **Crashes.** Whatever a call changed is still there if the process dies after the call
+///   returned. What [`durable`](Self::durable) covers survives a power cut, and so do the grant
+///   and the rebase once [`raise_grant`](Self::raise_grant) and [`rebase`](Self::rebase)
+///   returned. After a sync failed, nothing more may be called durable in this run. What is
+///   settled or refused then may be kept in memory only where the store has no room left for it:
+///   the next open finds such a message unsettled, and [`unrecorded`](Self::unrecorded) says how
+///   many there are. A store that keeps nothing beyond the process always opens empty; the client
+///   then has only the server's own figures to go by. It calls nothing durable, and answers
+///   [`StoreError::InMemory`] to whoever asks for it.
 /// - **Room.** The store is bounded. Settling, refusing, accepting and raising the grant never
 ///   fail for want of room, because room for them is charged when a message is admitted.
 /// - **Signals.** Observers are called without holding any lock of the store, because they may
@@ -361,9 +384,9 @@ pub trait PublishStore: Send + Sync + 'static {
     /// The log cannot take a record; what earlier pieces settled stays settled.
     fn settle(&self, sequences: &[u64]) -> Result<u64, StoreError>;
 
-    /// Logs a refusal; the record is the message's settlement. `late` rejections (of a
-    /// message settled before) are kept while room remains. After a failed sync it holds in
-    /// memory, as a settlement does, if the log cannot take the record.
+    /// Logs a refusal; its record is the message's settlement. A late refusal, of a message that
+    /// was settled before, is kept only while room remains. After a failed sync the refusal is
+    /// held in memory, as a settlement is, if the log cannot take the record ([`Rejected::Held`]).
     ///
     /// # Errors
     /// As [`settle_through`](Self::settle_through).
@@ -435,6 +458,12 @@ pub trait PublishStore: Send + Sync + 'static {
     /// has none.
     fn sync_times(&self) -> Vec<Duration> {
         Vec::new()
+    }
+
+    /// What this run holds in memory only after a sync failed: who reports what is left, and where
+    /// refusals wait, counts by it. A store whose log always takes what is settled has none.
+    fn unrecorded(&self) -> Unrecorded {
+        Unrecorded::default()
     }
 
     /// What was found when the store was opened. A client tells its user what of it is bad

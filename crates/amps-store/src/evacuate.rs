@@ -155,6 +155,7 @@ fn write(log: &Log, to: &Path) -> Result<(), EvacuateError> {
 /// Marks the old store as closed for good.
 fn retire(log: &mut Log) {
     log.closed = true;
+    log.saved_elsewhere();
     let mut superblock = log.superblock.clone();
     superblock.retired = true;
     superblock.counter += 1;

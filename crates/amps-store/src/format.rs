@@ -64,6 +64,8 @@ pub(crate) const SEGMENT_MAGIC: [u8; 4] = *b"SEG1";
 pub(crate) const MAX_OPENING: u64 = stride(RECORD_HEADER + EPOCH_EXTRA + MARK_BODY);
 /// Size of the settlement of one message.
 pub(crate) const ONE_SETTLEMENT: u64 = stride(RECORD_HEADER + 8);
+/// Largest settlement record.
+pub(crate) const MAX_SETTLEMENT: u64 = stride(RECORD_HEADER + 8 * MAX_SETTLED);
 /// Largest rejection record.
 pub(crate) const MAX_REJECTION: u64 = stride(RECORD_HEADER + REJECTION_BODY + MAX_REASON);
 /// Size of an acceptance record.

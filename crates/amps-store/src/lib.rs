@@ -40,7 +40,7 @@ mod watermark;
 
 pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,
-    Rejected, Rejection, Signal, StoredMessage,
+    Rejected, Rejection, Signal, StoredMessage, Unrecorded,
 };
 pub use batch::{Batch, MessageRef};
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};

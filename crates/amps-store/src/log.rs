@@ -7,9 +7,10 @@ mod durable;
 mod read;
 mod start;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::ControlFlow;
 
-use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, StoredMessage};
+use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, StoredMessage, Unrecorded};
 use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
@@ -59,6 +60,8 @@ pub(crate) struct Log {
     pub(crate) gone: bool,
     /// Refusals that came after a failed sync and found no room in the log.
     unlogged: BTreeMap<u64, RejectionBody>,
+    /// Messages whose success found none, and that no mark has covered since.
+    unrecorded: BTreeSet<u64>,
     /// Looked at by who tells of it, without the lock.
     pub(crate) watermark: Watermark,
     draft: Draft,
@@ -142,7 +145,7 @@ impl Log {
             true => (self.state.live(), self.room() + CHARGE),
             false => (self.state.charged(), self.room()),
         };
-        if live + stride + CHARGE > limit {
+        if live + stride + CHARGE > limit || !self.leaves_reserve(stride, CHARGE) {
             return Err(self.full(stride));
         }
         if !self.space.fits(stride) {
@@ -182,7 +185,8 @@ impl Log {
     #[cold]
     fn full(&mut self, stride: u64) -> AppendError {
         if let Some(why) = &self.failed {
-            // No segment is reused after a failed sync: this room will not come back.
+            // No segment is reused after a failed sync: this room will not come back, and what is
+            // left is for what becomes of the messages that are stored.
             return StoreError::SyncFailed(why.clone()).into();
         }
         self.space.turned_away();
@@ -280,18 +284,36 @@ impl Log {
 
     /// What a mark written now says.
     pub(crate) fn mark(&self, clean: bool) -> Mark {
-        // A refusal that is in memory only must not be settled by a mark: the next open would
-        // know neither the refusal nor that the message is to be sent.
-        let unlogged = self.unlogged.first_key_value();
-        let settled = unlogged.map_or(u64::MAX, |(sequence, _)| sequence - 1);
         Mark {
-            floor: self.state.floor().min(settled),
+            floor: self.state.floor().min(self.markable()),
             durable: self.durable.ordinal,
             next: self.next,
             oldest_needed: self.space.oldest_needed(&self.state).max(self.needed_from),
             clean,
             tag: self.tag,
         }
+    }
+
+    /// The highest floor that a mark may tell. A refusal that is in memory only must not be settled
+    /// by one: the next open would know neither the refusal nor that the message is to be sent.
+    fn markable(&self) -> u64 {
+        let mut first = self.unlogged.iter().filter(|(_, body)| !body.late);
+        first.next().map_or(u64::MAX, |(sequence, _)| sequence - 1)
+    }
+
+    /// What holds in memory only.
+    pub(crate) fn unrecorded(&self) -> Unrecorded {
+        let refused = self.unlogged.values().filter(|body| !body.late).count();
+        Unrecorded {
+            messages: (refused + self.unrecorded.len()) as u64,
+            refusals: self.unlogged.len() as u64,
+        }
+    }
+
+    /// Everything stands in another file, what holds in memory only included.
+    pub(crate) fn saved_elsewhere(&mut self) {
+        self.unlogged.clear();
+        self.unrecorded.clear();
     }
 
     pub(crate) fn write_mark(&mut self, clean: bool) -> Result<(), StoreError> {
@@ -303,6 +325,9 @@ impl Log {
         self.body = body;
         written?;
         self.needed_from = mark.oldest_needed;
+        if !self.unrecorded.is_empty() {
+            self.unrecorded = self.unrecorded.split_off(&(mark.floor + 1));
+        }
         Ok(())
     }
 
@@ -314,6 +339,14 @@ impl Log {
             return Ok(0);
         }
         let recorded = unless_failed(self.make_room(MAX_OPENING))?;
+        let marked = recorded.map_or(0, |()| self.markable());
+        if marked < sequence {
+            let unrecorded = &mut self.unrecorded;
+            self.state.each_unsettled(marked + 1, sequence, |open, _| {
+                unrecorded.insert(open);
+                ControlFlow::Continue(())
+            });
+        }
         let settled = self.state.settle_through(sequence);
         if planted::is(Bug::SuccessOverridesRefusal) {
             let refused: Vec<u64> = self
@@ -348,17 +381,22 @@ impl Log {
         let count = self.state.settle(batch, |nth, sequence| {
             body[nth % MAX_SETTLED] = sequence.to_le_bytes();
         });
-        if recorded.is_some() && count > 0 {
+        let recorded = recorded.filter(|()| count > 0).and_then(|()| {
             let written = self.write_internal(Kind::Settlement, 0, body[..count].as_flattened());
-            self.holds_in_memory(written);
+            self.holds_in_memory(written)
+        });
+        if recorded.is_none() {
+            let settled = body[..count].iter().map(|s| u64::from_le_bytes(*s));
+            self.unrecorded.extend(settled);
         }
         self.mark_floor_above(floor);
         Ok(before - self.state.unsettled())
     }
 
-    /// Something was settled: a mark says so if it was the first that was open.
+    /// Something was settled, which its own record says: so does a mark if it was the first that was
+    /// open, and unless it took the room that other messages need.
     fn mark_floor_above(&mut self, floor: u64) {
-        if self.state.floor() > floor {
+        if self.state.floor() > floor && self.leaves_reserve(MAX_OPENING, 0) {
             let marked = self.write_mark(false);
             self.holds_in_memory(marked);
         }
@@ -426,9 +464,14 @@ impl Log {
             true => taken.or_else(|| self.original(sequence)),
             false => None,
         };
+        let message = original.as_ref().map_or(0, |o| o.entry.stride());
+        // Nothing is charged for a late one: it takes nothing from those that are open.
+        let may_log = !late
+            || self.failed.is_none()
+            || self.leaves_reserve(message + MAX_REJECTION, ACCEPTANCE);
         let is_kept = match original {
-            Some(original) => self.keep(original, stride(RECORD_HEADER + body.len()))?,
-            None => true,
+            Some(original) => self.keep(original, stride(RECORD_HEADER + body.len()), may_log)?,
+            None => may_log,
         };
         let record = match is_kept {
             true => unless_failed(self.write_internal(Kind::Rejection, sequence, &body))?,
@@ -453,24 +496,33 @@ impl Log {
 
     /// Nothing holds a message that is settled: the marks may say that its segment is needed no
     /// more, or room for its late refusal is made by freeing that segment. Writes it again then,
-    /// with room for the refusal that follows. False: a sync failed, and there is no room for it.
-    fn keep(&mut self, original: Original, refusal: u64) -> Result<bool, StoreError> {
+    /// with room for the refusal that follows. False: a sync failed, and there is no room for it, as
+    /// there is not unless it `may` be written.
+    fn keep(&mut self, original: Original, refusal: u64, may: bool) -> Result<bool, StoreError> {
         let Original { entry, message } = original;
         let sequence = message.sequence;
         let header = RecordHeader::decode(&message.bytes, self.geometry.max_record);
         let ordinal = header.map_or(0, |header| header.ordinal);
         let stays = |log: &Self| log.needed_from <= ordinal && log.state.get(sequence).is_some();
-        if stays(self) && self.space.fits(refusal) {
+        if may && stays(self) && self.space.fits(refusal) {
             return Ok(true);
         }
-        unless_failed(self.make_room(refusal + stride(message.len)))?;
+        if may {
+            unless_failed(self.make_room(refusal + stride(message.len)))?;
+        }
         if stays(self) {
-            return Ok(true);
+            return Ok(may);
         }
         let envelope_len = message.envelope_end - RECORD_HEADER;
         let body = &message.bytes[RECORD_HEADER..message.len];
-        let record = self.write_kept(Kind::Original, message.quiet, sequence, envelope_len, body);
-        let record = unless_failed(record)?;
+        let record = match may {
+            true => {
+                let kind = Kind::Original;
+                let written = self.write_kept(kind, message.quiet, sequence, envelope_len, body);
+                unless_failed(written)?
+            }
+            false => None,
+        };
         if let Some(entry) = record {
             self.cover = self.ordinal;
             self.state.settled_message(sequence, entry);
@@ -487,10 +539,15 @@ impl Log {
         if self.state.rejection(sequence).is_none() {
             return Ok(false);
         }
-        if self.unlogged.remove(&sequence).is_none() {
-            unless_failed(self.write_internal(Kind::Acceptance, sequence, &[]))?;
-            if !planted::is(Bug::AcceptanceUncovered) {
-                self.cover = self.ordinal;
+        match self.unlogged.remove(&sequence) {
+            // The log knows nothing of the refusal.
+            Some(refusal) if refusal.late => {}
+            Some(_) => drop(self.unrecorded.insert(sequence)),
+            None => {
+                unless_failed(self.write_internal(Kind::Acceptance, sequence, &[]))?;
+                if !planted::is(Bug::AcceptanceUncovered) {
+                    self.cover = self.ordinal;
+                }
             }
         }
         Ok(self.state.accept(sequence))

@@ -97,6 +97,8 @@ bugs! {
     NoCharge,
     /// Messages are admitted to room that the file has not grown to.
     AdmitUnreserved,
+    /// Messages take the room that refusals need when nothing is freed any more.
+    ReserveSpent,
     /// The file is cut before the superblock names less.
     CutBeforeNamed,
     /// The file gets its length and no blocks.

@@ -8,6 +8,7 @@
 
 mod job;
 mod length;
+mod reserve;
 mod upkeep;
 
 use std::collections::{BTreeSet, VecDeque};

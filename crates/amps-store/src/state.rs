@@ -122,7 +122,12 @@ impl State {
         self.live + self.charges
     }
 
-    /// Needed bytes.
+    /// Room for the future of what is unsettled or refused.
+    pub(crate) fn charges(&self) -> u64 {
+        self.charges
+    }
+
+    /// Bytes that are needed.
     pub(crate) fn live(&self) -> u64 {
         self.live
     }

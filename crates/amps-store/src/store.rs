@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 
 use crate::api::{
     Appended, Bounds, Durable, Level, Numbers, Observer, PublishStore, Rebase, Rejected, Rejection,
-    StoredMessage,
+    StoredMessage, Unrecorded,
 };
 use crate::batch::Batch;
 use crate::envelope::Envelope;
@@ -560,6 +560,10 @@ impl PublishStore for Store {
 
     fn sync_times(&self) -> Vec<Duration> {
         self.inner.shared.take_sync_times()
+    }
+
+    fn unrecorded(&self) -> Unrecorded {
+        self.look(Log::unrecorded)
     }
 
     fn recovery(&self) -> Option<&RecoveryReport> {

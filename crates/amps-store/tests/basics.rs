@@ -5,7 +5,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use amps_store::testkit::{Fault, SimDisk, has_failed, record_places, step};
+use amps_store::testkit::{Bug, Fault, SimDisk, has_failed, plant, record_places, step};
 use amps_store::{
     AppendError, Batch, Envelope, Level, OpenError, Options, Origin, PublishStore, ReadError,
     Recovery, Rejected, Signal, Stop, Store, StoreError, StoredMessage,
@@ -616,7 +616,9 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     let store = disk.open(small()).unwrap();
     disk.fail(Fault::Sync(0));
     assert!(store.sync().is_err());
-    // Nothing is reused any more, so what is settled takes room as well.
+    // As in a log that lacked room when its device failed.
+    plant(Some(Bug::ReserveSpent));
+    // Nothing is reused any more, so settlements use up room as well.
     let (mut first, mut last) = (1, 0);
     while let Ok(appended) = store.append(&Envelope::publish("orders"), &[7; 600]) {
         last = appended.sequence;
@@ -651,6 +653,7 @@ fn a_refusal_behind_a_failed_sync_waits_in_memory_and_an_evacuation_takes_it_alo
     let mut original = StoredMessage::new();
     assert!(fresh.get(last - 1, &mut original).unwrap());
     assert_eq!(original.payload(), [7; 600]);
+    plant(None);
 }
 
 /// A message that must be copied before its segment is freed is damaged under the running store,

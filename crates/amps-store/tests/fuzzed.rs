@@ -551,8 +551,10 @@ fn salvage_without_one(disk: &SimDisk, options: &Options, capacity: u64) -> Opti
     store
         .settle_through(store.bounds().next - 1)
         .expect("settles");
-    while step(&store).expect("a good disk") {}
-    publish(&store, 30);
+    for _ in 0..2 {
+        while step(&store).expect("a good disk") {}
+        publish(&store, 15);
+    }
     Some(raised.is_some())
 }
 

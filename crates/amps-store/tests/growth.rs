@@ -286,7 +286,7 @@ fn a_return_leaves_what_is_set_aside_at_the_end_of_the_file() {
         let bytes = disk.bytes();
         let messages = intact_messages(&bytes).into_iter();
         let newest = messages.max_by_key(|m| m.sequence).unwrap();
-        newest.offset + 3 * SEGMENT > bytes.len() as u64
+        newest.offset + 8 * SEGMENT > bytes.len() as u64
     };
     while store.bounds().last < 60 || unsynced() < 5 || !is_near_the_end() {
         assert!(store.bounds().last < 2000, "it never is");

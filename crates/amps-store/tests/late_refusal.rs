@@ -3,7 +3,9 @@
 // Helpers outside of test functions; a failure is the test's.
 #![allow(clippy::expect_used)]
 
-use amps_store::testkit::{Cut, Fault, Rng, SimDisk, intact_messages, last_ordinal, step};
+use amps_store::testkit::{
+    Bug, Cut, Fault, Rng, SimDisk, intact_messages, last_ordinal, plant, step,
+};
 use amps_store::{Envelope, Options, PublishStore, Rejected, Store, StoredMessage};
 
 /// Appends a message and settles it, doing chores only if there is no room; returns whether there
@@ -165,10 +167,12 @@ fn damage_where_nothing_is_needed_does_not_cost_a_late_refusal_its_message() {
 fn a_refusal_held_in_memory_is_settled_by_no_mark() {
     let options = || Options::new().capacity(68 << 10);
     let (mut held_ones, mut marked) = (0, 0);
-    // The end of the room is met at many places: only where a refusal does not fit and a mark
-    // does, one is written.
+    // As in a log that lacked room when its device failed.
+    plant(Some(Bug::ReserveSpent));
+    // The room runs out at many different places: the mark in question is written only where a
+    // refusal does not fit but a mark does.
     for len in (0..500).step_by(8) {
-        for keep in [20u64, 40, 80] {
+        for keep in [5u64, 10, 20, 40, 80] {
             for short in 0..4 {
                 let disk = SimDisk::new();
                 let store = disk.open(options()).expect("opens");
@@ -197,9 +201,12 @@ fn a_refusal_held_in_memory_is_settled_by_no_mark() {
                     }
                 }
                 assert_eq!(store.settle_through(last).expect("settles"), 0);
+                let told = store.unrecorded();
+                assert_eq!(told.refusals, held.len() as u64);
                 drop(store);
                 held_ones += held.len();
                 let store = disk.open(options()).expect("opens");
+                assert_eq!(told.messages, store.bounds().unsettled);
                 for sequence in held {
                     assert!(
                         store.is_unsettled(sequence),
@@ -211,4 +218,5 @@ fn a_refusal_held_in_memory_is_settled_by_no_mark() {
     }
     assert!(held_ones > 100, "{held_ones} were held");
     assert!(marked > 0, "no mark was written while one was held");
+    plant(None);
 }

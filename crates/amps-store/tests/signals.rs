@@ -80,12 +80,16 @@ fn a_sync_inside_a_settlement_is_told_too() {
     // Nobody does chores, so that in the end a settlement has to.
     while disk.syncs() == synced {
         match store.append(&Envelope::publish("t"), &[7; 100]) {
-            Ok(_) => {}
+            Ok(at) => assert_eq!(store.settle_through(at.sequence).unwrap(), 1),
             Err(AppendError::Full { .. } | AppendError::MakingRoom { .. }) => {
                 refused += 1;
                 assert_eq!(disk.syncs(), synced, "by a publish that found no room");
-                let logged = store.reject(refused, "no", 1).unwrap();
-                assert!(matches!(logged, Rejected::Logged { .. }), "{logged:?}");
+                // For a late refusal no room is charged, and so none is kept.
+                let logged = store.reject(refused, &"no ".repeat(42), 1).unwrap();
+                assert!(
+                    matches!(logged, Rejected::Logged { late: true, .. }),
+                    "{logged:?}"
+                );
                 store.accept(refused).unwrap();
             }
             Err(error) => panic!("{error}"),

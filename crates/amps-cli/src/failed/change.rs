@@ -268,7 +268,12 @@ fn carry_out(
         let new = match change {
             Change::Accept => store.accept(sequence)?.then_some(None),
             Change::GiveUp => match store.reject(sequence, GIVEN_UP, now_micros())? {
-                Rejected::Logged { .. } | Rejected::Held { .. } => Some(None),
+                Rejected::Logged { .. } => Some(None),
+                // Nobody would find it given up.
+                Rejected::Held { .. } => {
+                    let why = "and the log has no room left to note what is given up";
+                    return Err(StoreError::SyncFailed(why.to_owned()));
+                }
                 _ => None,
             },
             Change::Requeue(edit) => match requeue(store, sequence, edit, stop) {

@@ -200,6 +200,12 @@ async fn tell_events(
             Event::RefusalNotLogged { sequence, reason } => format!(
                 "message {sequence} was refused late and the store had no room to note it: {reason}"
             ),
+            Event::RefusalHeld {
+                sequence, reason, ..
+            } => format!(
+                "message {sequence} was refused, and {store} could not note it, since its device \
+                 failed: {reason}"
+            ),
             Event::StoreMoved { place } => {
                 if out.is_json() {
                     out.object(object! { "event": "store_moved", "place": name(place) });

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
-use amps_store::{Rejection, Store, StoredMessage};
+use amps_store::{Rejection, Store, StoredMessage, Unrecorded};
 use serde_json::{Map, Value};
 
 use crate::body;
@@ -47,6 +47,10 @@ pub(super) struct Report {
     pub(super) unstored: u64,
     /// Refusals in the store, of this run and of others.
     pub(super) waiting_refusals: u64,
+    /// Those of this run.
+    pub(super) new_refusals: u64,
+    /// What a store whose device failed could not note; its messages are among `left`.
+    pub(super) unrecorded: Unrecorded,
     /// Where the store's file is, in one word; `None`: it is in memory.
     pub(super) store: Option<&'static str>,
     /// Where what was left of a store that is gone was written.
@@ -87,6 +91,8 @@ impl Report {
                 "next_line": self.next_line,
                 "unfinished": self.unfinished,
                 "unstored": self.unstored,
+                "unrecorded": self.unrecorded.messages,
+                "unrecorded_refusals": self.unrecorded.refusals,
                 "store": self.store,
                 "evacuated_to": self.evacuated_to.as_deref(),
             });
@@ -108,9 +114,9 @@ impl Report {
     /// Says on standard error where the refusals are, of which `told` were printed.
     pub(super) fn tell_refusals(&self, told: u64, path: Option<&Path>) {
         let named = self.rejected + self.late;
-        if let (Some(path), 1..) = (path, named) {
+        if let (Some(path), waiting @ 1..) = (path, self.new_refusals) {
             say(&format!(
-                "note: {named} message(s) were refused and wait for you: amps failed list {}",
+                "note: {waiting} message(s) were refused and wait for you: amps failed list {}",
                 path.display()
             ));
         }
@@ -123,8 +129,8 @@ impl Report {
         }
         if named > told {
             say(&format!(
-                "note: {} of them came too late for the list, or the store had no room to note \
-                 them",
+                "note: {} of the {named} refused came too late for the list, or the store had no \
+                 room to note them",
                 named - told
             ));
         }
@@ -154,9 +160,14 @@ impl Refused {
         Refused { before }
     }
 
-    /// Says each message that was refused in this run, with the reason. Returns how many there
-    /// are. A reader who takes nothing for a while is told of no more of them: the store is to
-    /// be closed, whoever reads.
+    /// How many waited before.
+    pub(super) fn earlier(&self) -> u64 {
+        self.before.len() as u64
+    }
+
+    /// Reports each message that was refused in this run, with the reason. Returns how many there
+    /// are. If the reader takes nothing for a while no more of them are reported, since the store
+    /// must be closed whoever reads.
     pub(super) async fn tell_new(&self, store: &Store, out: &SideOutput) -> u64 {
         let (mut told, mut untold) = (0, 0);
         let mut listens = true;

@@ -11,7 +11,7 @@ use super::Driver;
 use crate::error::CloseReport;
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::helper::NotDone;
-use crate::shared::{End, Shared};
+use crate::shared::{End, Shared, left_in};
 
 /// Notices that the driver ended without an end: it panicked in a store of the user's, or its
 /// runtime was shut down. Nobody must wait then for what cannot come any more.
@@ -147,11 +147,12 @@ impl Driver {
                 ..CloseReport::default()
             };
         };
-        let left = store.bounds().unsettled;
+        let (left, unrecorded) = (left_in(store.as_ref()), store.unrecorded());
         let close = move || {
             let closed = store.close(handed_over);
-            // Behind the close: a publish may have come in just before it.
-            (closed, store.bounds().unsettled)
+            // Behind the close: a publish may have come in just before it, and its last mark may
+            // cover what nothing else had noted.
+            (closed, left_in(store.as_ref()), store.unrecorded())
         };
         let what = "close the store";
         let failed = |error: &str| StoreError::Io {
@@ -164,13 +165,17 @@ impl Driver {
                 None => Err(NotDone::NoThread),
             }
         };
-        let (closed, left) = match tokio::time::timeout_at(last, closing).await {
-            Ok(Ok((closed, left))) => (closed, left),
-            Ok(Err(why)) => (Err(why.of_store(what)), left),
-            Err(_) => (Err(failed("the device did not answer in time")), left),
+        let (closed, left, unrecorded) = match tokio::time::timeout_at(last, closing).await {
+            Ok(Ok(closed)) => closed,
+            Ok(Err(why)) => (Err(why.of_store(what)), left, unrecorded),
+            Err(_) => {
+                let error = failed("the device did not answer in time");
+                (Err(error), left, unrecorded)
+            }
         };
         CloseReport {
             left,
+            unrecorded,
             handlers: 0,
             clean: closed.is_ok(),
             pending: false,

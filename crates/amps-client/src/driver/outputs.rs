@@ -174,9 +174,19 @@ impl Driver {
                 reason,
                 late,
                 attempts,
-                ordinal: _,
+                ordinal,
             } => {
-                self.refused(sequence, Reason::new(reason), late, attempts, answer);
+                let (reason, is_logged) = (Reason::new(reason), ordinal.is_some());
+                if !is_logged {
+                    tracing::error!(sequence, %reason, late, "a refusal is in memory only: the store's device failed, and its log has no room");
+                    let reason = reason.clone();
+                    self.shared.event(Event::RefusalHeld {
+                        sequence,
+                        reason,
+                        late,
+                    });
+                }
+                self.refused(sequence, reason, late, attempts, is_logged, answer);
             }
             Told::RefusalNotLogged {
                 sequence,
@@ -212,6 +222,7 @@ impl Driver {
         reason: Reason,
         late: bool,
         attempts: u32,
+        is_logged: bool,
         answer: Option<&Answer>,
     ) {
         if !late {
@@ -234,11 +245,13 @@ impl Driver {
         if self.has_handler {
             return;
         }
-        tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
+        if is_logged {
+            tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
+        }
         if self.work.earlier_from.is_some_and(|from| sequence >= from) {
             self.work.told.insert(sequence);
         }
-        self.last_chance(Some(sequence), answer, reason, true);
+        self.last_chance(Some(sequence), answer, reason, is_logged);
     }
 
     /// Without a failed-write handler: tells of refusals that wait since an earlier run, as many

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use amps_store::{
     AppendError, Appended, Batch, Bounds, Durable, Envelope, Level, Numbers, Observer,
     PublishStore, ReadError, Rebase, Rejected, Rejection, Store, StoreError, StoredMessage,
+    Unrecorded,
 };
 
 type Hook<T> = Option<Box<dyn Fn() -> T + Send + Sync>>;
@@ -157,6 +158,10 @@ impl PublishStore for Quirks {
 
     fn level(&self) -> Level {
         self.store.level()
+    }
+
+    fn unrecorded(&self) -> Unrecorded {
+        self.store.unrecorded()
     }
 
     fn recovery(&self) -> Option<&amps_store::RecoveryReport> {

@@ -1,6 +1,6 @@
 //! A new run: takes over what recovery found, and names what is lost.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Log;
 use crate::api::Durable;
@@ -122,6 +122,7 @@ impl Log {
             closed: false,
             gone: false,
             unlogged: BTreeMap::new(),
+            unrecorded: BTreeSet::new(),
             watermark: Watermark::new(None, 0),
             draft: Draft::new(),
             body: Vec::with_capacity(MAX_SETTLED * 8),

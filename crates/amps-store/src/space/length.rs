@@ -28,7 +28,8 @@ impl Log {
         may_grow
             && (space.pressed
                 || ahead > limit(&self.geometry, segments)
-                || (space.free() < WANTED && !self.is_collection_cheap()))
+                || ((space.free() < WANTED || (space.demand && self.is_reserve_short()))
+                    && !self.is_collection_cheap()))
     }
 
     /// No publish has come for long: what the file does not need may be given back.

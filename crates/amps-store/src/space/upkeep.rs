@@ -1,5 +1,6 @@
 //! How a segment becomes free, and what the log's upkeep does next.
 
+use super::reserve::FOR_THE_NEXT;
 use super::{BATCH, Chore, Collecting, KEPT, Link, PIECE, Return, Status, WANTED};
 use crate::error::StoreError;
 use crate::format::{
@@ -12,7 +13,11 @@ use crate::planted::{self, Bug};
 impl Log {
     /// Opens the next segment for a publish; false: the background has to free one first.
     pub(crate) fn rotate_for_publish(&mut self) -> Result<bool, StoreError> {
-        if self.space.ready() <= KEPT {
+        let kept = match planted::is(Bug::ReserveSpent) {
+            true => FOR_THE_NEXT,
+            false => KEPT,
+        };
+        if self.space.ready() <= kept {
             return Ok(false);
         }
         self.rotate()?;
@@ -62,7 +67,7 @@ impl Log {
         }
         match &self.failed {
             // Nothing is freed any more: the rest belongs to the next open.
-            Some(why) if !self.space.working && self.space.ready() <= KEPT => {
+            Some(why) if !self.space.working && self.space.ready() <= FOR_THE_NEXT => {
                 Err(StoreError::SyncFailed(why.clone()))
             }
             _ => self.rotate(),
@@ -151,8 +156,10 @@ impl Log {
         // Each start costs two small writes, however much it frees, and while they are made the
         // writer goes on in what is free already.
         let half = WANTED.max(space.status.len() / 2);
-        (space.free() < half && self.unneeded() > 0)
-            || (space.free() < WANTED && self.is_collection_useful())
+        let is_short = || self.is_reserve_short();
+        ((space.free() < half || is_short()) && self.unneeded() > 0)
+            || ((space.free() < WANTED || (space.demand && is_short()))
+                && self.is_collection_useful())
     }
 
     /// How many of the oldest segments hold nothing that is needed.

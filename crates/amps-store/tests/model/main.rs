@@ -112,7 +112,7 @@ const MET: [&str; 18] = [
     "a power cut",
     "a power cut in an open",
     "a rebase",
-    "a refusal in memory only",
+    "a refusal behind a failed sync",
     "a requeue",
     "a salvage",
     "an evacuation",

@@ -282,7 +282,7 @@ pub(crate) fn what_is_free_is_not_synced() {
 /// nothing, and failed. Here they take the segments that are kept for them, and then wait.
 pub(crate) fn a_settlement_finds_room_while_a_start_is_written() {
     let mut waited = 0;
-    for count in 40..120 {
+    for count in 40..240 {
         let disk = SimDisk::new();
         let store = disk.open(options()).expect("creates");
         live(&store, count);
@@ -292,10 +292,18 @@ pub(crate) fn a_settlement_finds_room_while_a_start_is_written() {
             }
             // Whoever publishes takes what there is to take.
             while n % 8 == 0 && store.append(&Envelope::publish("t"), &[7; 300]).is_ok() {}
-            let open = store.bounds().first_unsettled.expect("some");
+            let Some(open) = store.bounds().first_unsettled else {
+                break;
+            };
+            // A late refusal takes more than is charged for its message.
+            let settled = store.settle(&[open]).expect("a settlement finds room");
+            assert_eq!(settled, 1);
             let refused = store.reject(open, &"no ".repeat(40), 1);
             let refused = refused.expect("a refusal finds room");
-            assert!(matches!(refused, Rejected::Logged { .. }), "{refused:?}");
+            assert!(
+                matches!(refused, Rejected::Logged { late: true, .. }),
+                "{refused:?}"
+            );
             assert!(store.accept(open).expect("an acceptance finds room"));
             waited += u64::from(!is_under_way(&store));
         }

@@ -9,15 +9,13 @@ use amps_store::testkit::{
 };
 use amps_store::{
     AppendError, Envelope, Growth, Level, OpenError, Options, PublishStore, Rebase, Rejected,
-    Store, StoreError, StoredMessage,
+    Store, StoreError, StoredMessage, Unrecorded,
 };
 
 mod damage;
 
 use super::state::{GONE, Op, State, describe, observe, payload, short};
 
-/// Settlements in one record at most (`store-format.md`).
-const MAX_SETTLED: usize = 64;
 /// Reasons of late refusals.
 const LATE: &str = "too late ";
 
@@ -37,8 +35,6 @@ struct Done {
     op: Op,
     /// What a recovery finds of it; `None`: it holds in memory only.
     found: Option<Op>,
-    /// A settlement after a failed sync may hold in memory only.
-    optional: bool,
 }
 
 /// How a run ended.
@@ -65,7 +61,7 @@ pub(crate) struct World {
     store: Option<Store>,
     base: State,
     log: Vec<Done>,
-    /// Refusals that came after a failed sync and are in memory only.
+    /// Late refusals that came after a failed sync and are in memory only.
     held: BTreeSet<u64>,
     /// Sequences that were ever refused.
     refused: BTreeSet<u64>,
@@ -186,54 +182,23 @@ impl World {
             Op::Publish { .. } | Op::Reject { .. } | Op::RejectLate { .. } => {}
         }
         let failed = has_failed(self.store());
-        if let (true, Op::Settle(list)) = (failed, &op) {
-            // A long list is recorded in pieces; and where there was no room for a record, what
-            // a mark covers is settled and the rest is not.
-            let floor = self.store().bounds().floor;
-            for piece in list.chunks(MAX_SETTLED) {
-                let (marked, single) = piece.iter().partition(|s| **s <= floor);
-                for part in [marked, single]
-                    .into_iter()
-                    .filter(|p: &Vec<u64>| !p.is_empty())
-                {
-                    self.log.push(Done {
-                        after,
-                        through,
-                        found: Some(Op::Settle(part)),
-                        op: op.clone(),
-                        optional: true,
-                    });
-                }
-            }
-            return;
+        if failed {
+            self.meet(match &op {
+                Op::Reject { .. } => "a refusal behind a failed sync",
+                _ => "a change behind a failed sync",
+            });
         }
-        let settles = matches!(op, Op::SettleThrough(_));
         let mut done = Done {
             after,
             through,
             found: Some(op.clone()),
             op,
-            optional: settles && failed,
         };
-        let first_held = |world: &Self| world.held.first().map_or(u64::MAX, |s| s - 1);
         match done.op {
-            // No mark settles a refusal that is in memory only.
-            Op::SettleThrough(n) => {
-                done.found = Some(Op::SettleThrough(n.min(first_held(self))));
-            }
-            // It leaves no record, but a mark may go over it from now on.
-            Op::Accept(s) if self.held.remove(&s) => {
-                let floor = self.store().bounds().floor.min(first_held(self));
-                done.found = Some(Op::SettleThrough(floor));
-                done.optional = true;
-            }
+            // The log never knew of it.
+            Op::Accept(s) if self.held.remove(&s) => done.found = None,
             Op::Requeue { from, .. } => drop(self.held.remove(&from)),
-            Op::Reject { sequence, .. } | Op::RejectLate { sequence, .. }
-                if self.held.contains(&sequence) =>
-            {
-                done.found = None;
-            }
-            Op::Accept(_) if failed && through == after => done.found = None,
+            Op::RejectLate { sequence, .. } if self.held.contains(&sequence) => done.found = None,
             _ => {}
         }
         self.log.push(done);
@@ -307,9 +272,6 @@ impl World {
     }
 
     fn act(&mut self) {
-        if self.log.iter().filter(|d| d.optional).count() > 5 {
-            return self.crash(None);
-        }
         if self.takes_time {
             self.let_time_pass();
         }
@@ -345,11 +307,6 @@ impl World {
                     let reason = "because ".repeat(self.rng.below(17) as usize);
                     match self.store().reject(s, &reason, 9) {
                         Ok(Rejected::Logged { late: false, .. }) => {}
-                        Ok(Rejected::Held { late: false }) => {
-                            assert!(has_failed(self.store()));
-                            self.held.insert(s);
-                            self.meet("a refusal in memory only");
-                        }
                         other => panic!("{other:?}"),
                     }
                     self.refused.insert(s);
@@ -485,7 +442,7 @@ impl World {
             Ok(Rejected::Held { late: true }) => {
                 assert!(has_failed(self.store()));
                 self.held.insert(sequence);
-                self.meet("a refusal in memory only");
+                self.meet("a late refusal in memory only");
             }
             other => panic!("{other:?}"),
         }
@@ -653,9 +610,9 @@ impl World {
     /// What a recovery that ends at this ordinal may find.
     fn states_at(&self, end: u64) -> Vec<State> {
         let mut states = vec![self.base.clone()];
-        for done in self.log.iter().filter(|d| d.after < end || d.optional) {
+        for done in self.log.iter().filter(|d| d.after < end) {
             let Some(op) = &done.found else { continue };
-            let sure = done.through <= end && !done.optional;
+            let sure = done.through <= end;
             let before = if sure { Vec::new() } else { states.clone() };
             states.iter_mut().for_each(|s| s.apply(op));
             states.extend(before);
@@ -754,6 +711,9 @@ impl World {
         while !is_over(done, &self.rng) {
             let (run, len) = (self.run, self.disk.bytes().len());
             self.act();
+            // There is room for what becomes of every message, whatever failed.
+            let unrecorded = self.store().unrecorded();
+            assert_eq!(unrecorded, Unrecorded::new(0, self.held.len() as u64));
             let reused = self.disk.reused_before_its_stamp();
             assert_eq!(
                 reused, None,
