@@ -10,16 +10,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use amps_delivery::{Link, LinkEnd};
-use tokio::sync::Notify;
 
 use crate::chooser::Server;
 use crate::connector::Connector;
-use crate::direct::Direct;
 use crate::panics::{self, CONNECTOR};
 use crate::sampled::Sampled;
 use crate::session::{Session, SessionConfig};
 
-pub(crate) use desk::{Ask, Desk, Slot, Stray};
+pub(crate) use desk::{Ask, Behind, Desk, Slot, Stray};
 use link::{AmpsLink, Making};
 
 /// Opens links, one at a time.
@@ -34,16 +32,14 @@ pub(crate) struct AmpsTransport {
 }
 
 impl AmpsTransport {
-    /// `direct`: without a store, the messages that wait, and who waits for room among them.
     pub(crate) fn new(
         connector: Arc<dyn Connector>,
         config: SessionConfig,
         max_frame: usize,
-        direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
         sampled: Option<Arc<Mutex<Sampled>>>,
     ) -> Self {
         let (publish_ids, logon_timeout) = (config.publish_ids, config.logon_timeout);
-        let (desk, slot) = Desk::new(Session::new(config), direct);
+        let (desk, slot) = Desk::new(Session::new(config));
         AmpsTransport {
             connector,
             desk,

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amps_delivery::Engine;
+use amps_delivery::{Engine, Queue};
 use amps_store::PublishStore;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
@@ -20,7 +20,6 @@ use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
 use crate::delivery::{Config, GapPolicy, Now, RebasePolicy};
-use crate::direct::Direct;
 use crate::driver::{DeathWatch, Driver, Work};
 use crate::error::OpenError;
 use crate::event::{Event, found_at_open, found_in_words};
@@ -29,7 +28,6 @@ use crate::handlers::{Offering, blocking_handler, last_chance, offer_refusals};
 use crate::helper::Helper;
 use crate::mailbox::Mailbox;
 use crate::meter::Meter;
-use crate::nothing::Nothing;
 use crate::offers::Offers;
 use crate::opening::{Opening, Release};
 use crate::panics::{CarefulConnector, CarefulDelays};
@@ -159,9 +157,8 @@ impl Builder {
     /// the application has the client, whether or not a server can be reached.
     ///
     /// Without a store it is called for the refusals of messages that asked for an ack
-    /// ([`Message::ask_ack`](crate::Message::ask_ack)), in the order in which they come, each
-    /// once and without the message. If it does not take one over, nothing keeps that refusal
-    /// ([`Event::HandlerFailed`]).
+    /// ([`Message::ask_ack`](crate::Message::ask_ack)), each once and without the message. If
+    /// it does not take one over, nothing keeps that refusal ([`Event::HandlerFailed`]).
     #[must_use]
     pub fn on_failed_write<F, Fut>(mut self, handler: F) -> Self
     where
@@ -420,17 +417,22 @@ impl Builder {
         let (mailbox, inbox) = Mailbox::new();
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
         let (events, early) = broadcast::channel(EVENTS);
-        let direct = Arc::new(Mutex::new(Direct::new(self.delivery.max_in_flight)));
         let room = Arc::new(Notify::new());
-        let unkept = self.store.is_none();
         let sampled = Arc::<Mutex<Sampled>>::default();
         let transport = AmpsTransport::new(
             Arc::new(CarefulConnector(connector)),
             self.session(),
             self.max_frame,
-            unkept.then(|| (direct.clone(), room.clone())),
             cfg!(feature = "metrics").then(|| sampled.clone()),
         );
+        let (store, queue) = match self.store.clone() {
+            Some(store) => (store, None),
+            None => {
+                let queue = Queue::new(&self.name, self.delivery.max_in_flight);
+                let queue = Arc::new(queue);
+                (queue.clone() as Arc<dyn PublishStore>, Some(queue))
+            }
+        };
         let status = LinkStatus {
             servers: chooser.len(),
             ..LinkStatus::default()
@@ -439,10 +441,8 @@ impl Builder {
             name: self.name.clone(),
             meter: Meter::new(&self.name),
             helper,
-            watched: self
-                .store
-                .clone()
-                .map(|store| Arc::new(Watched::new(store))),
+            watched: Arc::new(Watched::new(store.clone())),
+            queue: queue.clone(),
             mailbox,
             desk: transport.desk(),
             start: Instant::now(),
@@ -460,21 +460,18 @@ impl Builder {
             unsent: AtomicU64::new(0),
             totals: Default::default(),
             uncounted: Default::default(),
-            direct,
             offers: Offers::default(),
             max_message: self.max_message,
         });
-        if let Some(store) = &self.store {
-            let observed = Arc::downgrade(&shared);
-            store.observe(Arc::new(move |signal| match observed.upgrade() {
-                Some(shared) => {
-                    shared.signal(signal);
-                    ControlFlow::Continue(())
-                }
-                None => ControlFlow::Break(()),
-            }));
-            self.tell_of_refusals(store.as_ref());
-        }
+        let observed = Arc::downgrade(&shared);
+        store.observe(Arc::new(move |signal| match observed.upgrade() {
+            Some(shared) => {
+                shared.signal(signal);
+                ControlFlow::Continue(())
+            }
+            None => ControlFlow::Break(()),
+        }));
+        self.tell_of_refusals(store.as_ref());
         let span = tracing::info_span!("amps_client", client = %self.name);
         let has_handler = self.handler.is_some();
         let handler_task = self
@@ -498,7 +495,6 @@ impl Builder {
             .backoff
             .take()
             .unwrap_or_else(|| Box::new(Backoff::default().seed(seed(&self.name))));
-        let store = self.store.clone().unwrap_or_else(Nothing::store);
         let config = amps_delivery::Config {
             delivery: self.delivery.clone(),
             connect_timeout: self.connect_timeout,
@@ -507,7 +503,10 @@ impl Builder {
         let backoff = Box::new(CarefulDelays(backoff));
         let driver = Driver {
             shared: shared.clone(),
-            engine: Engine::new(store.as_ref(), config, backoff, Now::default()),
+            engine: match queue {
+                None => Engine::new(store.as_ref(), config, backoff, Now::default()),
+                Some(queue) => Engine::without_store(queue, config, backoff, Now::default()),
+            },
             store,
             has_handler,
             chooser,

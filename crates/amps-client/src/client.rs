@@ -10,7 +10,7 @@ use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 
-use crate::amps;
+use crate::amps::{self, Behind};
 use crate::error::{
     CloseReport, CommandError, FlushError, FlushReport, LogonError, PublishError, PublishFailure,
 };
@@ -153,13 +153,13 @@ impl Client {
     /// Stores a message if there is a store. This is a function of its own because otherwise its
     /// local values would take room in the future of its caller.
     fn publish_now(&self, topic: &str, payload: &[u8]) -> Option<Result<Receipt, PublishFailure>> {
-        let watched = self.shared.watched.as_ref()?;
+        self.shared.store()?;
         if let Err(bad) = check_topic(topic) {
             return Some(Err(PublishFailure::Message(bad)));
         }
         let mut envelope = Envelope::publish(topic);
         envelope.published_at = unix_micros();
-        Some(self.shared.append(watched, &envelope, payload))
+        Some(self.shared.append(&envelope, payload))
     }
 
     /// As [`publish`](Self::publish), but never waits.
@@ -341,10 +341,11 @@ impl Client {
     pub async fn publish_flush(&self, timeout: Duration) -> Result<FlushReport, FlushError> {
         self.shared.release();
         let until = Instant::now().checked_add(timeout);
-        let Some(store) = self.shared.store() else {
-            return self.flush_direct(until).await;
+        let store = &self.shared.watched.store;
+        let through = match &self.shared.queue {
+            None => store.bounds().last,
+            Some(queue) => self.confirm(Behind::all(queue), until).await?,
         };
-        let through = store.bounds().last;
         let counted = self.ask_flush(through, until).await?;
         let handlers = match is_handling(&self.shared) {
             true => 0,
@@ -359,45 +360,33 @@ impl Client {
         }
     }
 
-    /// Without a store: the server's own flush, then the acks that were asked for, and the
-    /// handler for the refusals among them.
-    async fn flush_direct(&self, until: Option<Instant>) -> Result<FlushReport, FlushError> {
-        let (through, told) = self.shared.direct().begin_flush();
-        let offers = &self.shared.offers;
-        let in_handler = is_handling(&self.shared);
-        let open = || {
-            let handlers = match in_handler {
-                true => 0,
-                false => offers.open_direct(through),
-            };
-            (self.shared.direct().unacked(through), handlers)
-        };
-        let (reply, answer) = oneshot::channel();
-        let ask = amps::Ask::Flush {
-            until: until.map(|until| self.shared.since_start(until)),
-            reply,
-        };
-        let asked = match self.shared.desk.ask(ask).await {
-            Ok(()) => answer.await.unwrap_or(Err(CommandError::Closed)),
-            Err(error) => Err(error),
-        };
-        match asked {
-            Ok(_) => {}
+    /// Without a store: has the server confirm what was accepted before; the last of it.
+    async fn confirm(&self, behind: Behind, until: Option<Instant>) -> Result<u64, FlushError> {
+        let through = behind.last();
+        let until = until.unwrap_or_else(|| Instant::now() + YEAR);
+        let flush = Request::new("flush");
+        match self.command_once(flush, until, Some(behind)).await {
+            Ok(_) => Ok(through),
             Err(CommandError::Timeout) => {
-                let (left, handlers) = open();
-                return Err(FlushError::Timeout { left, handlers });
+                let handlers = match is_handling(&self.shared) {
+                    true => 0,
+                    false => {
+                        let store = self.shared.watched.store.as_ref();
+                        self.shared.offers.open(store, through)
+                    }
+                };
+                let left = self.unacked(through);
+                Err(FlushError::Timeout { left, handlers })
             }
-            Err(CommandError::Closed) => return Err(FlushError::Closed(self.report_now())),
-            Err(error) => return Err(FlushError::Command(error)),
+            Err(CommandError::Closed) => Err(FlushError::Closed(self.report_now())),
+            Err(error) => Err(FlushError::Command(error)),
         }
-        offers.wait(until, || open() == (0, 0)).await;
-        match open() {
-            (0, 0) => {
-                let totals = self.shared.totals();
-                Ok(self.shared.direct().end_flush(told, totals))
-            }
-            (left, handlers) => Err(FlushError::Timeout { left, handlers }),
-        }
+    }
+
+    /// Without a store: messages up to `through` that wait for the acks they asked for.
+    fn unacked(&self, through: u64) -> u64 {
+        let queue = self.shared.queue.as_ref();
+        queue.map_or(0, |queue| queue.unacked(through))
     }
 
     async fn ask_flush(&self, through: u64, until: Option<Instant>) -> Result<Counted, FlushError> {
@@ -576,7 +565,7 @@ impl Client {
             gave_up: status.gave_up,
             logon_refused: status.logon_refused.clone(),
             logons: status.logons,
-            unsettled: bounds.unsettled + self.shared.direct().waiting(),
+            unsettled: bounds.unsettled + self.unacked(u64::MAX),
             first_unsettled: bounds.first_unsettled,
             rejections: bounds.rejections,
             live_bytes: bounds.live_bytes,
@@ -667,7 +656,7 @@ impl Client {
         loop {
             let logons = status.borrow_and_update().logons;
             let again = request.retry.then(|| request.clone());
-            let answer = self.command_once(request, until).await;
+            let answer = self.command_once(request, until, None).await;
             let lost = matches!(
                 answer,
                 Err(CommandError::NotConnected | CommandError::Disconnected)
@@ -688,11 +677,17 @@ impl Client {
         }
     }
 
-    async fn command_once(&self, request: Request, until: Instant) -> Result<Answer, CommandError> {
+    async fn command_once(
+        &self,
+        request: Request,
+        until: Instant,
+        behind: Option<Behind>,
+    ) -> Result<Answer, CommandError> {
         let (reply, answer) = oneshot::channel();
         let ask = amps::Ask::Command {
-            request,
+            request: request.into(),
             until: self.shared.since_start(until),
+            behind,
             reply,
         };
         let answered = async {

@@ -2,7 +2,6 @@
 //! links or messages itself.
 
 mod asks;
-mod direct;
 mod end;
 mod outputs;
 mod telling;
@@ -21,7 +20,7 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span};
 
-use crate::amps::{self, AmpsTransport, Slot};
+use crate::amps::{self, AmpsTransport, Behind, Slot};
 use crate::chooser::{Server, ServerChooser};
 use crate::delivery::{Now, Totals};
 use crate::error::CommandError;
@@ -31,7 +30,7 @@ use crate::helper::Calling;
 use crate::mailbox::{Ask, CloseRequest, Inbox};
 use crate::outage::Outages;
 use crate::panics::{self, CHOOSER};
-use crate::requests::Answer;
+use crate::requests::{Answer, Request};
 use crate::sampled::Sampled;
 use crate::shared::{Shared, unix_micros};
 
@@ -40,7 +39,7 @@ pub(crate) use end::DeathWatch;
 
 pub(crate) struct Driver {
     pub(crate) shared: Arc<Shared>,
-    /// What there is in the place of one, without a store.
+    /// Without one, the queue in its place.
     pub(crate) store: Arc<dyn PublishStore>,
     pub(crate) has_handler: bool,
     pub(crate) chooser: Box<dyn ServerChooser>,
@@ -76,7 +75,10 @@ pub(crate) struct Work {
     sync_failed: bool,
     store_gone: bool,
     closing: Option<CloseRequest>,
-    last_flush: LastFlush,
+    /// Without a store: what a client that closes waits for first.
+    last_flush: Option<LastFlush>,
+    /// Without a store: messages that no link took before the end.
+    unsent: u64,
     /// What the meter has counted.
     counted: Totals,
     published: u64,
@@ -89,14 +91,8 @@ pub(crate) struct Work {
     unreadable: Option<u64>,
 }
 
-/// Without a store, a closing client's flush at the server.
-enum LastFlush {
-    /// None was asked for.
-    None,
-    Waiting(oneshot::Receiver<Result<Answer, CommandError>>),
-    /// The closing waits for no word of the server but acks that were asked for.
-    Done,
-}
+/// The server's answer to whether it has processed everything.
+type LastFlush = oneshot::Receiver<Result<Answer, CommandError>>;
 
 /// What the engine wants that takes its time.
 enum Wanted {
@@ -143,7 +139,8 @@ impl Work {
             sync_failed: false,
             store_gone: false,
             closing: None,
-            last_flush: LastFlush::None,
+            last_flush: None,
+            unsent: 0,
             counted: Totals::default(),
             published: 0,
             sampled,
@@ -255,19 +252,36 @@ impl Driver {
         };
         let close = close.and(self.work.closing);
         let begun = self.work.closing.replace(close).is_some();
-        if self.shared.store().is_some() {
-            let (now, until) = (self.now(), self.shared.since_start(close.until));
-            return self.engine.close(self.store.as_ref(), now, until);
+        let until = self.shared.since_start(close.until);
+        if let (Some(queue), false) = (&self.shared.queue, begun) {
+            let (reply, answer) = oneshot::channel();
+            let flush = amps::Ask::Command {
+                request: Request::new("flush").into(),
+                until,
+                behind: Some(Behind::all(queue)),
+                reply,
+            };
+            // Off line there is nobody to ask, and nothing to confirm.
+            self.work.last_flush = self.shared.desk.try_ask(flush).is_ok().then_some(answer);
         }
-        if begun {
+        if self.work.last_flush.is_none() {
+            self.engine.close(self.store.as_ref(), self.now(), until);
+        }
+    }
+
+    /// Without a store: closes once the server has confirmed what it was sent, or the time is
+    /// over.
+    fn close_if_confirmed(&mut self) {
+        let (Some(answer), Some(closing)) = (&mut self.work.last_flush, self.work.closing) else {
+            return;
+        };
+        let waits = matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty));
+        if waits && Instant::now() < closing.until {
             return;
         }
-        let (reply, answer) = oneshot::channel();
-        let until = Some(self.shared.since_start(close.until));
-        self.work.last_flush = match self.shared.desk.try_ask(amps::Ask::Flush { until, reply }) {
-            Ok(()) => LastFlush::Waiting(answer),
-            Err(_) => LastFlush::Done,
-        };
+        self.work.last_flush = None;
+        let (now, until) = (self.now(), self.shared.since_start(closing.until));
+        self.engine.close(self.store.as_ref(), now, until);
     }
 
     /// Does what is due, and carries out what was decided.
@@ -288,6 +302,7 @@ impl Driver {
             self.engine.store_gone(self.store.as_ref(), now);
         }
         self.tell_earlier();
+        self.close_if_confirmed();
         let (engine, store) = (&mut self.engine, self.store.as_ref());
         self.work.span.in_scope(|| engine.turn(store, now));
         self.carry_out();
@@ -296,29 +311,6 @@ impl Driver {
         }
         self.look_at_backlog();
         self.read_gauges();
-        if self.closing_is_over() {
-            let now = self.now();
-            self.engine.stop(self.store.as_ref(), now);
-            self.carry_out();
-        }
-    }
-
-    /// Without a store; with one the engine knows.
-    fn closing_is_over(&mut self) -> bool {
-        let Some(closing) = &self.work.closing else {
-            return false;
-        };
-        if self.shared.store().is_some() {
-            return false;
-        }
-        if let LastFlush::Waiting(answer) = &mut self.work.last_flush
-            && !matches!(answer.try_recv(), Err(oneshot::error::TryRecvError::Empty))
-        {
-            self.work.last_flush = LastFlush::Done;
-        }
-        let flushed = matches!(self.work.last_flush, LastFlush::Done);
-        let acked = flushed && self.shared.direct().waiting() == 0;
-        acked || Instant::now() >= closing.until
     }
 
     fn deadline(&self) -> Option<Instant> {
@@ -326,8 +318,9 @@ impl Driver {
         // What is overdue can wait for the link to take bytes; it must not spin.
         let soon = Instant::now() + Duration::from_millis(1);
         let engine = self.engine.deadline().map(|at| (start + at).max(soon));
-        let closing = self.work.closing.as_ref().map(|closing| closing.until);
-        let closing = closing.filter(|_| self.shared.store().is_none());
+        let unconfirmed = self.work.last_flush.is_some();
+        let closing = self.work.closing.filter(|_| unconfirmed);
+        let closing = closing.map(|closing| closing.until);
         let gauges = cfg!(feature = "metrics").then(|| start + self.work.gauges_at);
         let look = Some(start + self.work.outages.deadline());
         [engine, closing, gauges, look].into_iter().flatten().min()
@@ -356,7 +349,6 @@ impl Driver {
 
     /// Tells of the end of a link or of an attempt, and whether another one follows.
     fn link_ended(&mut self, end: LinkEnd, delay: Option<Duration>) {
-        self.close_direct();
         self.work.sampled().clear();
         self.work.failed = match end {
             LinkEnd::Connect(_) | LinkEnd::LogonRefused(_) => self.work.failed.saturating_add(1),

@@ -247,7 +247,7 @@ impl FlushReport {
             rejected: flushed.rejected,
             left: flushed.left,
             waiting,
-            unknown: 0,
+            unknown: flushed.unknown,
         }
     }
 

@@ -24,6 +24,7 @@ use crate::offers::PAGE;
 use crate::panics;
 use crate::protocol::Reason;
 use crate::shared::{Shared, unix_micros};
+use crate::wire::asked_id;
 
 tokio::task_local! {
     /// The client whose handler is running.
@@ -96,9 +97,8 @@ impl Drop for Offering {
 /// sequence, off the I/O path. Those found at open come first, before any network.
 pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
     let shared = &offering.0;
-    let Some(watched) = shared.watched.clone() else {
-        return offer_direct(shared, &handler).await;
-    };
+    let watched = &shared.watched;
+    let keeps = shared.store().is_some();
     let mut durable = BTreeSet::new();
     while let Some(rejection) = shared.offers.next(watched.store.as_ref()).await {
         // A power cut must not take back what a handler has acted on (`docs/promises.md` S6).
@@ -132,40 +132,31 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
             continue;
         }
         let failed = failed_write(shared, watched.store.as_ref(), rejection);
+        let command_id = failed.command_id.clone();
         let result = call(shared, &handler, failed).await;
-        let error = match result {
-            Ok(()) => match watched.store.accept(sequence) {
-                Ok(_) => None,
-                Err(error) => Some(error.to_string()),
-            },
-            Err(error) => Some(error.to_string()),
+        // Without a store, what it does not take over is gone.
+        let accepted = match result.is_ok() || !keeps {
+            true => watched.store.accept(sequence).map(drop),
+            false => Ok(()),
         };
-        if let Some(error) = &error {
+        let error = match (result, accepted) {
+            (Err(error), _) => Some(error.to_string()),
+            (Ok(()), Err(error)) => Some(error.to_string()),
+            (Ok(()), Ok(())) => None,
+        };
+        let declined = keeps && error.is_some();
+        if let Some(error) = error {
+            let sequence = shared.public(sequence);
             tracing::warn!(
                 sequence,
+                command_id,
+                waits = keeps,
                 %error,
-                "a refused message was not taken over; it waits"
+                "a refused message was not taken over"
             );
-            shared.event(Event::HandlerFailed {
-                sequence,
-                error: error.clone(),
-            });
+            shared.event(Event::HandlerFailed { sequence, error });
         }
-        shared.offers.is_through(sequence, error.is_some());
-    }
-}
-
-/// The same without a store: each refusal once, in order of arrival, and then it is gone.
-async fn offer_direct(shared: &Arc<Shared>, handler: &Handler) {
-    while let Some((number, failed)) = shared.offers.next_direct().await {
-        let command_id = failed.command_id.clone();
-        if let Err(error) = call(shared, handler, failed).await {
-            let error = error.to_string();
-            tracing::warn!(command_id, %error, "a refused message was not taken over");
-            shared.event(Event::HandlerFailed { sequence: 0, error });
-        }
-        shared.offers.is_through(number, false);
-        shared.handled_direct();
+        shared.offers.is_through(sequence, declined);
     }
 }
 
@@ -210,9 +201,10 @@ fn failed_write(shared: &Shared, store: &dyn PublishStore, rejection: Rejection)
             None
         }
     };
+    let asked = shared.store().is_none();
     FailedWrite {
-        sequence,
-        command_id: None,
+        sequence: shared.public(sequence),
+        command_id: asked.then(|| asked_id(sequence)),
         reason: Reason::new(rejection.reason),
         reason_cut: rejection.reason_cut,
         at: rejection.at,

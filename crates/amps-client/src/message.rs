@@ -249,6 +249,13 @@ impl Message {
         size(&self.envelope(), &self.payload)
     }
 
+    /// Whether its frame is not too long for the length field. In a header one byte may take six.
+    pub(crate) fn fits_a_frame(&self) -> bool {
+        const REST: u64 = 1024;
+        let (all, payload) = (self.size() as u64, self.payload.len() as u64);
+        payload + 6 * (all - payload) + REST <= u32::MAX.into()
+    }
+
     /// Whether a server would understand this message. Every publish checks this before the
     /// message is stored, because a stored message is sent again for ever. Call it earlier if
     /// something is created for the message first.

@@ -1,13 +1,11 @@
 //! What the driver tells the task that calls the failed-write handler.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use amps_store::{PublishStore, Rejection};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout_at};
-
-use crate::failed::FailedWrite;
 
 /// Refusals looked at together.
 pub(crate) const PAGE: usize = 64;
@@ -36,9 +34,6 @@ struct OfferState {
     declined: BTreeSet<u64>,
     /// How often each message refused in this run was sent, until somebody took it over.
     attempts: BTreeMap<u64, u32>,
-    /// Without a store: refusals that wait for the handler, by the number of the message. No
-    /// more than may wait for acks.
-    direct: VecDeque<(u64, FailedWrite)>,
     /// The application has the client, and the handler may be called.
     released: bool,
     /// End once nothing is left to offer.
@@ -60,21 +55,10 @@ impl Offers {
         self.changed.notify_one();
     }
 
-    /// Without a store: a message was refused, and nothing but this keeps that.
-    pub(crate) fn refused_direct(&self, number: u64, failed: FailedWrite) {
-        self.lock().direct.push_back((number, failed));
-        self.changed.notify_one();
-    }
-
     /// The handler may be called from here on.
     pub(crate) fn release(&self) {
         self.lock().released = true;
         self.changed.notify_one();
-    }
-
-    /// Something became known that a flush may wait for.
-    pub(crate) fn settled(&self) {
-        self.returned.notify_waiters();
     }
 
     /// Offers everything that waits once more.
@@ -113,15 +97,6 @@ impl Offers {
         state.open(store, through).count() as u64
     }
 
-    /// Without a store: refusals of messages up to this number whose handler has not returned.
-    pub(crate) fn open_direct(&self, through: u64) -> u64 {
-        let state = self.lock();
-        let waiting = state.direct.iter().map(|(number, _)| *number);
-        let waiting = state.active.then_some(waiting).into_iter().flatten();
-        let open = state.running.into_iter().chain(waiting);
-        open.filter(|number| *number <= through).count() as u64
-    }
-
     /// Waits until the handler has returned for every refusal up to `through`, or nobody calls
     /// it any more: then they are known to wait. How many are left when the time is over.
     pub(crate) async fn returned(
@@ -131,28 +106,19 @@ impl Offers {
         until: Option<Instant>,
     ) -> u64 {
         let done = || self.lock().open(store, through).next().is_none();
-        match self.wait(until, done).await {
-            true => 0,
-            false => self.open(store, through),
-        }
-    }
-
-    /// Waits until it is done, looked at whenever a handler has returned or something was
-    /// settled; `false`: the time is over.
-    pub(crate) async fn wait(&self, until: Option<Instant>, done: impl Fn() -> bool) -> bool {
         loop {
             // Registered before the look: one that returns in between is not missed.
             let returned = self.returned.notified();
             tokio::pin!(returned);
             returned.as_mut().enable();
             if done() {
-                return true;
+                return 0;
             }
             match until {
                 None => returned.await,
                 Some(until) => {
                     if timeout_at(until, returned).await.is_err() {
-                        return done();
+                        return self.open(store, through);
                     }
                 }
             }
@@ -212,26 +178,6 @@ impl Offers {
                         return Some(rejection);
                     }
                     state.from = last + 1;
-                }
-                if state.finish {
-                    return None;
-                }
-            }
-            self.changed.notified().await;
-        }
-    }
-
-    /// The next refusal for the handler without a store; waits for one. None: the task ends.
-    pub(crate) async fn next_direct(&self) -> Option<(u64, FailedWrite)> {
-        loop {
-            {
-                let mut state = self.lock();
-                if state.stop {
-                    return None;
-                }
-                if let Some((number, failed)) = state.direct.pop_front() {
-                    state.running = Some(number);
-                    return Some((number, failed));
                 }
                 if state.finish {
                     return None;

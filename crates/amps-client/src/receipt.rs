@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::task::{Context, Poll, Waker};
 
 use amps_store::{PublishStore, StoreError};
-use tokio::sync::{oneshot, watch};
+use tokio::sync::watch;
 
 use crate::delivery::Via;
 use crate::protocol::Reason;
+use crate::wire::asked_id;
 
 /// What became of a message, and on what evidence (`docs/promises.md`).
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,9 +56,8 @@ enum Of {
 /// Without a store: the ack that one message asked for.
 struct Asked {
     command_id: String,
-    told: oneshot::Receiver<Outcome>,
-    /// What it was, for whoever asks again.
-    outcome: Option<Outcome>,
+    number: u64,
+    held: Arc<Held>,
 }
 
 /// Shared by all receipts for a chunk of numbers: its reference count tells how many are held, so
@@ -103,21 +103,20 @@ impl Receipt {
         Receipt::of(0, Of::Nothing)
     }
 
-    /// For one that asked for an ack.
-    pub(crate) fn asked(command_id: String, told: oneshot::Receiver<Outcome>) -> Self {
-        let asked = Asked {
-            command_id,
-            told,
-            outcome: None,
-        };
-        Receipt::of(0, Of::Asked(Box::new(asked)))
-    }
-
     fn of(sequence: u64, of: Of) -> Self {
         Receipt {
             sequence,
             of,
             waits: false,
+        }
+    }
+
+    /// Where its outcome is told.
+    fn entry(&self) -> Option<(&Book, u64)> {
+        match &self.of {
+            Of::Nothing => None,
+            Of::Stored(held) => Some((&held.watched.book, self.sequence)),
+            Of::Asked(asked) => Some((&asked.held.watched.book, asked.number)),
         }
     }
 
@@ -181,34 +180,19 @@ impl Future for Receipt {
 
     fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Outcome> {
         let receipt = &mut *self;
-        let held = match &mut receipt.of {
-            Of::Nothing => return Poll::Ready(Outcome::Unknown),
-            Of::Asked(asked) => return asked.poll(cx),
-            Of::Stored(held) => held,
+        let Some((book, sequence)) = receipt.entry() else {
+            return Poll::Ready(Outcome::Unknown);
         };
-        let polled = held.watched.book.poll(receipt.sequence, cx.waker());
+        let polled = book.poll(sequence, cx.waker());
         receipt.waits |= polled.is_pending();
         polled
     }
 }
 
-impl Asked {
-    fn poll(&mut self, cx: &mut Context<'_>) -> Poll<Outcome> {
-        if let Some(outcome) = &self.outcome {
-            return Poll::Ready(outcome.clone());
-        }
-        let told = std::task::ready!(Pin::new(&mut self.told).poll(cx));
-        // The sender was dropped without an outcome: its link is gone, or the client.
-        let outcome = told.unwrap_or(Outcome::Unknown);
-        self.outcome = Some(outcome.clone());
-        Poll::Ready(outcome)
-    }
-}
-
 impl Drop for Receipt {
     fn drop(&mut self) {
-        if let (true, Of::Stored(held)) = (self.waits, &self.of) {
-            held.watched.book.waits_no_more(self.sequence);
+        if let (true, Some((book, sequence))) = (self.waits, self.entry()) {
+            book.waits_no_more(sequence);
         }
     }
 }
@@ -237,8 +221,8 @@ struct State {
     current: Option<Arc<Held>>,
     /// The chunks that receipts may hold, by number.
     held: VecDeque<(u64, Weak<Held>)>,
-    /// Ends of ranges settled with the same evidence, rising.
-    ranges: VecDeque<(u64, Via)>,
+    /// Ends of ranges settled with the same evidence, rising; with none: nothing is known.
+    ranges: VecDeque<(u64, Option<Via>)>,
     exceptions: BTreeMap<u64, Outcome>,
     waiting: BTreeMap<u64, Waker>,
     closed: bool,
@@ -257,10 +241,37 @@ impl Watched {
         let held = state.hold(sequence, self);
         Ok(Receipt::of(sequence, Of::Stored(held)))
     }
+
+    /// The same for a message that no store keeps, and that asks for an ack.
+    pub(crate) fn register_asked<E>(
+        self: &Arc<Self>,
+        push: impl FnOnce() -> Result<u64, E>,
+    ) -> Result<Receipt, E> {
+        let mut state = self.book.lock();
+        let number = push()?;
+        let held = state.hold(number, self);
+        drop(state);
+        let command_id = asked_id(number);
+        let asked = Asked {
+            command_id,
+            number,
+            held,
+        };
+        Ok(Receipt::of(0, Of::Asked(Box::new(asked))))
+    }
 }
 
 impl Book {
     pub(crate) fn settled_through(&self, through: u64, via: Via) {
+        self.through(through, Some(via));
+    }
+
+    /// Nothing will be known of what has no outcome up to here.
+    pub(crate) fn lost_through(&self, through: u64) {
+        self.through(through, None);
+    }
+
+    fn through(&self, through: u64, via: Option<Via>) {
         let mut state = self.lock();
         match state.ranges.back_mut() {
             Some((end, with)) if *with == via => *end = through.max(*end),
@@ -349,7 +360,7 @@ impl State {
             return Some(outcome.clone());
         }
         let range = self.ranges.iter().find(|(end, _)| sequence <= *end);
-        range.map(|(_, via)| Outcome::Persisted { via: *via })
+        range.map(|(_, via)| via.map_or(Outcome::Unknown, |via| Outcome::Persisted { via }))
     }
 
     fn is_held(&self, sequence: u64) -> bool {

@@ -4,13 +4,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amps_store::{Envelope, Place, PublishStore, Signal, Unrecorded};
+use amps_delivery::{Queue, Turned};
+use amps_store::{AppendError, Envelope, Place, PublishStore, Signal, Unrecorded};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
 
 use crate::amps::Desk;
 use crate::delivery::{Flushed, Totals};
-use crate::direct::Direct;
 use crate::error::{CloseReport, PublishFailure};
 use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::helper::Helper;
@@ -36,7 +36,9 @@ pub(crate) struct Shared {
     pub(crate) meter: Meter,
     /// For calls of the store that wait for its device. It exists whenever there is a store.
     pub(crate) helper: Option<Helper>,
-    pub(crate) watched: Option<Arc<Watched>>,
+    pub(crate) watched: Arc<Watched>,
+    /// What stands in the place of a store, without one: what is watched is this.
+    pub(crate) queue: Option<Arc<Queue>>,
     pub(crate) mailbox: Mailbox,
     /// For whatever goes to a server without passing the store.
     pub(crate) desk: Arc<Desk>,
@@ -62,7 +64,6 @@ pub(crate) struct Shared {
     pub(crate) totals: Mutex<Totals>,
     /// What a flush counted but could not report, because its caller had gone.
     pub(crate) uncounted: Arc<Mutex<Flushed>>,
-    pub(crate) direct: Arc<Mutex<Direct>>,
     pub(crate) offers: Offers,
     pub(crate) max_message: usize,
 }
@@ -106,7 +107,15 @@ pub(crate) fn left_in(store: &dyn PublishStore) -> u64 {
 
 impl Shared {
     pub(crate) fn store(&self) -> Option<&Arc<dyn PublishStore>> {
-        self.watched.as_ref().map(|watched| &watched.store)
+        self.queue.is_none().then_some(&self.watched.store)
+    }
+
+    /// A message's number as applications know it: 0 without a store.
+    pub(crate) fn public(&self, sequence: u64) -> u64 {
+        match self.queue {
+            None => sequence,
+            Some(_) => 0,
+        }
     }
 
     /// What the store holds in memory only.
@@ -129,23 +138,23 @@ impl Shared {
     /// Stores a message, or hands it to the link if there is no store. Never waits.
     pub(crate) fn accept(&self, message: &Message) -> Result<Receipt, PublishFailure> {
         message.check()?;
-        match &self.watched {
-            Some(watched) => {
+        match &self.queue {
+            None => {
                 let mut envelope = message.envelope();
                 envelope.published_at = unix_micros();
-                self.append(watched, &envelope, message.payload())
+                self.append(&envelope, message.payload())
             }
-            None => self.send_direct(message),
+            Some(queue) => self.push(queue, message),
         }
     }
 
     pub(crate) fn append(
         &self,
-        watched: &Arc<Watched>,
         envelope: &Envelope<'_>,
         payload: &[u8],
     ) -> Result<Receipt, PublishFailure> {
         self.may_publish(size(envelope, payload))?;
+        let watched = &self.watched;
         let append = || {
             watched
                 .store
@@ -157,23 +166,29 @@ impl Shared {
         Ok(receipt)
     }
 
-    /// Hands a message to the link, to be sent and, unless it asks for an ack, forgotten.
-    fn send_direct(&self, message: &Message) -> Result<Receipt, PublishFailure> {
-        self.may_publish(message.size())?;
-        let receipt = self.direct().send(message)?;
+    /// Takes a message for the link, to be sent and, unless it asks for an ack, forgotten.
+    fn push(&self, queue: &Queue, message: &Message) -> Result<Receipt, PublishFailure> {
+        let bytes = message.size();
+        self.may_publish(bytes)?;
+        // What a store keeps too long to be sent, an operator can look at; here nobody would know.
+        if !message.fits_a_frame() {
+            let max = u32::MAX as usize;
+            return Err(PublishFailure::TooLarge { bytes, max });
+        }
+        let mut envelope = message.envelope();
+        let receipt = match message.asks_for_ack() {
+            false => {
+                queue.push(&envelope, message.payload(), false)?;
+                Receipt::unknown()
+            }
+            true => {
+                envelope.published_at = unix_micros();
+                let push = || queue.push(&envelope, message.payload(), true);
+                self.watched.register_asked(push)?
+            }
+        };
         self.mailbox.doorbell.ring_for_message();
         Ok(receipt)
-    }
-
-    /// The failed-write handler has returned for a refusal that no store keeps.
-    pub(crate) fn handled_direct(&self) {
-        if self.direct().handled() {
-            self.room.notify_waiters();
-        }
-    }
-
-    pub(crate) fn direct(&self) -> MutexGuard<'_, Direct> {
-        self.direct.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn may_publish(&self, bytes: usize) -> Result<(), PublishFailure> {
@@ -198,9 +213,7 @@ impl Shared {
                 self.mailbox.doorbell.ring();
             }
             Signal::SyncFailed => {
-                if let Some(watched) = &self.watched {
-                    watched.sync_failed.store(true, Ordering::Release);
-                }
+                self.watched.sync_failed.store(true, Ordering::Release);
                 self.sync_failed.store(true, Ordering::Release);
                 self.durable_moved();
                 // There may never be room again; whoever waits for it finds out by trying.
@@ -224,9 +237,7 @@ impl Shared {
                 let event = Event::StoreMoved { place };
                 self.standing().moved = (place != Place::There).then(|| event.clone());
                 if place == Place::Gone {
-                    if let Some(watched) = &self.watched {
-                        watched.gone.store(true, Ordering::Release);
-                    }
+                    self.watched.gone.store(true, Ordering::Release);
                     self.store_gone.store(true, Ordering::Release);
                     self.durable_moved();
                     // No room will come any more; whoever waits for it finds out by trying.
@@ -243,9 +254,7 @@ impl Shared {
     }
 
     fn durable_moved(&self) {
-        if let Some(watched) = &self.watched {
-            watched.durable.send_modify(|moves| *moves += 1);
-        }
+        self.watched.durable.send_modify(|moves| *moves += 1);
     }
 
     /// The application has the client now: what waited for that begins.
@@ -293,4 +302,16 @@ pub(crate) fn unix_micros() -> u64 {
         let micros = since.as_secs().saturating_mul(1_000_000);
         micros.saturating_add(since.subsec_micros().into())
     })
+}
+
+impl From<Turned> for PublishFailure {
+    fn from(turned: Turned) -> Self {
+        match turned {
+            Turned::Full => PublishFailure::Full,
+            Turned::Unacked(most) => PublishFailure::Unacked(most),
+            Turned::Envelope(error) => PublishFailure::Store(AppendError::Envelope(error)),
+            // There is no other.
+            Turned::Offline | _ => PublishFailure::NotConnected,
+        }
+    }
 }

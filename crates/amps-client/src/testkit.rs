@@ -55,7 +55,6 @@ impl Amps {
             config,
             DEFAULT_MAX_FRAME,
             None,
-            None,
         ))
     }
 
@@ -82,8 +81,9 @@ impl Amps {
     ) -> Result<oneshot::Receiver<Result<Answer, CommandError>>, CommandError> {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Command {
-            request,
+            request: request.into(),
             until,
+            behind: None,
             reply,
         };
         self.0.desk().try_ask(ask)?;

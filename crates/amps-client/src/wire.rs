@@ -1,14 +1,23 @@
-//! Turns stored messages, subscriptions and requests into the frames that are sent.
+//! Turns messages, subscriptions and requests into the frames that are sent.
 
 use std::ops::Range;
 
 use amps_store::{Envelope, EnvelopeError, Operation};
 
-use crate::delivery::ToSend;
+use crate::delivery::{AckWish, ToSend};
 use crate::protocol::{AckKinds, Command, FrameError, LENGTH_BYTES, Publish};
 use crate::requests::{Request, Subscribe, SubscribeKind};
 
-/// A stored message that no frame can be made of.
+/// What the command id of a message begins with that no store numbers and that asks for an ack: a
+/// letter of its own, so that none looks like that of a session's command, or like a sequence.
+pub(crate) const ASKED: u8 = b'p';
+
+/// The command id of such a message.
+pub(crate) fn asked_id(number: u64) -> String {
+    format!("{}{number}", char::from(ASKED))
+}
+
+/// A message that no frame can be made of.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum EncodeError {
     #[error(transparent)]
@@ -17,8 +26,8 @@ pub(crate) enum EncodeError {
     Frame(#[from] FrameError),
 }
 
-/// Makes frames of stored messages. Consecutive ones mostly differ only in number and payload,
-/// and then the header of the last frame is used again.
+/// Makes frames of messages. Consecutive ones mostly differ only in number and payload, and then
+/// the header of the last frame is used again.
 #[derive(Debug, Default)]
 pub(crate) struct Encoder {
     publish_ids: bool,
@@ -46,8 +55,9 @@ impl Encoder {
         }
     }
 
-    /// Appends the frame of a stored message to `out`, copying its bytes once. `persisted`
-    /// is asked for on every stored command (`docs/protocol.md` §14).
+    /// Appends the frame of a message to `out`, copying its bytes once. `persisted` is asked for
+    /// on every stored command (`docs/protocol.md` §14). Without a store there is no number, and
+    /// an ack only if the message asks for one.
     #[inline]
     pub(crate) fn encode(
         &mut self,
@@ -55,7 +65,7 @@ impl Encoder {
         out: &mut Vec<u8>,
     ) -> Result<(), EncodeError> {
         let message = to_send.message;
-        let subject = match self.publish_ids {
+        let subject = match self.publish_ids || to_send.ack != AckWish::Kept {
             true => None,
             false => message.subject(),
         };
@@ -118,25 +128,41 @@ fn encode_any(
 ) -> Result<(), EncodeError> {
     let message = to_send.message;
     let envelope = message.envelope()?;
-    let mut digits = [0; 20];
-    // Digits are always UTF-8.
-    let command_id = publish_ids
-        .then(|| std::str::from_utf8(decimal(to_send.sequence, &mut digits)).unwrap_or_default());
+    let (mut digits, mut id) = ([0; 20], [0; 21]);
+    let digits = decimal(to_send.sequence, &mut digits);
+    let command_id = match to_send.ack {
+        AckWish::Kept if publish_ids => Some(digits),
+        AckWish::Asked => {
+            id[0] = ASKED;
+            id[1..=digits.len()].copy_from_slice(digits);
+            Some(&id[..=digits.len()])
+        }
+        AckWish::Kept | AckWish::Unasked => None,
+    };
+    // Letters and digits are always UTF-8.
+    let command_id = command_id.map(|id| std::str::from_utf8(id).unwrap_or_default());
+    let sequence = (to_send.ack == AckWish::Kept).then_some(to_send.wire);
+    let acks = match to_send.ack {
+        AckWish::Kept | AckWish::Asked => AckKinds::PERSISTED,
+        AckWish::Unasked => AckKinds::NONE,
+    };
     match envelope.operation {
         Operation::Publish | Operation::DeltaPublish => Publish {
             delta: envelope.operation == Operation::DeltaPublish,
             command_id,
+            sequence,
             expiration: envelope.expiration,
             options: envelope.options.as_deref(),
             correlation_id: envelope.correlation_id.as_deref(),
             sow_key: envelope.sow_key.as_deref(),
-            ..Publish::stored(&envelope.topic, to_send.wire, message.payload())
+            acks,
+            ..Publish::new(&envelope.topic, message.payload())
         }
         .encode(out)?,
         operation => Command {
             command_id,
-            sequence: Some(to_send.wire),
-            acks: AckKinds::PERSISTED,
+            sequence,
+            acks,
             ..delete(
                 operation,
                 &envelope.topic,
@@ -320,6 +346,7 @@ mod tests {
                             sequence: message.sequence,
                             wire,
                             again: false,
+                            ack: AckWish::Kept,
                             message,
                         };
                         let (mut frame, mut expected) = (b"before".to_vec(), b"before".to_vec());
@@ -330,6 +357,53 @@ mod tests {
                 }
             }
         }
+    }
+
+    /// What a header in store serves for is not what goes out without a number.
+    #[test]
+    fn what_no_store_numbers_has_no_number_and_asks_if_it_was_told_to() {
+        let mut batch = Batch::default();
+        let mut deletes = Envelope::publish("t");
+        deletes.operation = Operation::SowDeleteByKeys;
+        deletes.selector = Some("k".into());
+        for sequence in 7..10 {
+            let envelope = Envelope::publish("t");
+            assert!(batch.push(sequence, &envelope, b"x").unwrap());
+        }
+        assert!(batch.push(10, &deletes, b"").unwrap());
+        let wishes = [
+            AckWish::Kept,
+            AckWish::Asked,
+            AckWish::Unasked,
+            AckWish::Asked,
+        ];
+        for publish_ids in [false, true] {
+            let mut encoder = Encoder::new(publish_ids);
+            let mut frames = Vec::new();
+            for (message, ack) in batch.iter().zip(wishes) {
+                let to_send = ToSend {
+                    sequence: message.sequence,
+                    wire: message.sequence,
+                    again: false,
+                    ack,
+                    message,
+                };
+                let mut frame = Vec::new();
+                encoder.encode(&to_send, &mut frame).unwrap();
+                let frame = String::from_utf8(frame.split_off(LENGTH_BYTES)).unwrap();
+                frames.push(frame);
+            }
+            assert!(frames[0].contains(r#""s":7"#), "{}", frames[0]);
+            assert!(frames[1].contains(r#""cid":"p8""#), "{}", frames[1]);
+            assert!(frames[3].contains(r#""cid":"p10""#), "{}", frames[3]);
+            assert!(!frames[2].contains("cid") && !frames[2].contains(r#""a":"#));
+            for asks in [&frames[1], &frames[3]] {
+                assert!(asks.contains(r#""a":"persisted""#), "{asks}");
+            }
+            let numbered = frames.iter().filter(|frame| frame.contains(r#""s":"#));
+            assert_eq!(numbered.count(), 1, "{frames:?}");
+        }
+        assert_eq!(asked_id(8), "p8");
     }
 
     #[test]

@@ -10,6 +10,7 @@ mod attempts;
 mod tests;
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,6 +22,7 @@ use crate::delivery::{
 };
 use crate::event::{ConnectionState, LinkEnd};
 use crate::link::{Answer, Heard, Link, Sink, Words};
+use crate::queue::Queue;
 
 use attempts::Attempts;
 
@@ -168,8 +170,6 @@ struct Linked {
     up_at: Option<Duration>,
     /// What servers had settled or refused before.
     settled: u64,
-    /// It was of use in another way.
-    is_good: bool,
 }
 
 /// The flush that a close is.
@@ -184,8 +184,24 @@ impl Engine {
         backoff: Box<dyn DelayStrategy>,
         now: Now,
     ) -> Self {
+        let delivery = Delivery::new(store, config.delivery.clone());
+        Engine::with(delivery, config, backoff, now)
+    }
+
+    /// An engine for what stands in a queue, which is the store that it is given from here on.
+    pub fn without_store(
+        queue: Arc<Queue>,
+        config: Config,
+        backoff: Box<dyn DelayStrategy>,
+        now: Now,
+    ) -> Self {
+        let delivery = Delivery::without_store(queue, config.delivery.clone());
+        Engine::with(delivery, config, backoff, now)
+    }
+
+    fn with(delivery: Delivery, config: Config, backoff: Box<dyn DelayStrategy>, now: Now) -> Self {
         Engine {
-            delivery: Delivery::new(store, config.delivery),
+            delivery,
             attempts: Attempts::new(backoff, config.give_up_after, now.at),
             connect_timeout: config.connect_timeout,
             place: Place::Idle { until: now.at },
@@ -289,7 +305,6 @@ impl Engine {
                     link,
                     up_at,
                     settled,
-                    is_good: false,
                 });
                 self.outputs
                     .push_back(Output::State(ConnectionState::Connected));
@@ -409,13 +424,6 @@ impl Engine {
     /// How many unsettled messages may have been sent before, at most.
     pub fn may_be_sent_again(&self, store: &dyn PublishStore) -> u64 {
         self.delivery.may_be_sent_again(store)
-    }
-
-    /// The link was of use in a way that delivery cannot see: the back-off starts anew after it.
-    pub fn counts_as_good(&mut self) {
-        if let Place::Linked(linked) = &mut self.place {
-            linked.is_good = true;
-        }
     }
 
     /// Totals of this run.
@@ -552,8 +560,7 @@ impl Engine {
                 drop(linked.link);
                 self.input(store, now, Input::LinkLost);
                 let settled = self.delivery.settled_by_servers() > linked.settled;
-                let healthy =
-                    settled || linked.is_good || linked.up_at.is_some_and(|at| lived(at, now));
+                let healthy = settled || linked.up_at.is_some_and(|at| lived(at, now));
                 (linked.up_at.is_some(), healthy)
             }
             Place::Idle { .. } | Place::Opening { .. } | Place::GaveUp => {

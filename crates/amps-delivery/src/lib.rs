@@ -4,7 +4,8 @@
 //! An [`Engine`] decides; it has no sockets, clocks or tasks, and knows no protocol. What carries
 //! messages is a [`Link`], and whoever owns sockets, tasks and a clock drives both in a loop. In
 //! `amps-client` that is one task of tokio, in a simulation it is virtual time; what is decided is
-//! the same. Below the engine is [`delivery`], which knows numbers and what settles them.
+//! the same. Below the engine is [`delivery`], which knows numbers and what settles them. A
+//! publisher without a store has a [`Queue`] in its place, and nothing else is different.
 //!
 //! # The loop
 //!
@@ -135,15 +136,17 @@ pub mod delivery;
 mod engine;
 mod event;
 mod link;
+mod queue;
 mod reason;
 #[cfg(feature = "testkit")]
 pub mod testkit;
 
 pub use backoff::{Backoff, DelayStrategy, FixedDelay};
-pub use delivery::{GapPolicy, Now, RebasePolicy, Room, ToSend, Totals, Via};
+pub use delivery::{AckWish, GapPolicy, Now, RebasePolicy, Room, ToSend, Totals, Via};
 pub use engine::{Config, Engine, Job, JobDone, Output};
 pub use event::{ConnectionState, LinkEnd};
 pub use link::{Answer, Heard, Link, Progress, Sink, Unsendable, Words};
+pub use queue::{MOST_UNACKED, Queue, Turned};
 pub use reason::{Reason, ReasonKind, cut};
 
 /// What [`planted!`] says without the feature `testkit`.

@@ -2,7 +2,6 @@
 
 use std::fmt;
 
-use crate::api::StoredMessage;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::excerpt::Excerpt;
 use crate::format::RECORD_HEADER;
@@ -83,6 +82,11 @@ impl<'a> MessageRef<'a> {
     /// The payload, byte for byte as published.
     pub fn payload(&self) -> &'a [u8] {
         self.payload
+    }
+
+    /// Bytes of the envelope as it is stored, and of the payload.
+    pub fn size(&self) -> usize {
+        self.envelope.len() + self.payload.len()
     }
 }
 
@@ -175,17 +179,37 @@ impl Batch {
         envelope: &Envelope<'_>,
         payload: &[u8],
     ) -> Result<bool, EnvelopeError> {
-        let mut one = StoredMessage::new();
-        one.set(sequence, envelope, payload)?;
-        let Some(room) = self.take(sequence, 0, one.len) else {
-            return Ok(false);
+        envelope.check()?;
+        let (mut small, mut large) = ([0; 512], Vec::new());
+        let encoded = match envelope.encode_into(&mut small) {
+            Some(length) => &small[..length],
+            None => loop {
+                large.resize(2 * large.len().max(small.len()), 0);
+                if let Some(length) = envelope.encode_into(&mut large) {
+                    break &large[..length];
+                }
+            },
         };
-        room.copy_from_slice(&one.bytes[..one.len]);
+        Ok(self.put(sequence, encoded, payload))
+    }
+
+    /// As [`push`](Self::push), for a message of another batch, as it stands there.
+    pub fn push_ref(&mut self, message: &MessageRef<'_>) -> bool {
+        self.put(message.sequence, message.envelope, message.payload)
+    }
+
+    fn put(&mut self, sequence: u64, envelope: &[u8], payload: &[u8]) -> bool {
+        let envelope_end = RECORD_HEADER + envelope.len();
+        let Some(room) = self.take(sequence, 0, envelope_end + payload.len()) else {
+            return false;
+        };
+        room[RECORD_HEADER..envelope_end].copy_from_slice(envelope);
+        room[envelope_end..].copy_from_slice(payload);
         if let Some(place) = self.places.last_mut() {
-            place.envelope_end = place.start + one.envelope_end;
+            place.envelope_end = place.start + envelope_end;
             place.payload_end = place.end;
         }
-        Ok(true)
+        true
     }
 
     /// Room for the record of one more message of `len` bytes, if it is not full.
@@ -254,5 +278,31 @@ mod tests {
         assert!(!push(&mut batch, 2), "no more bytes from here on");
         let all: Vec<_> = batch.iter().map(|m| (m.sequence, m.payload())).collect();
         assert_eq!(all, [(0, payloads[0])]);
+    }
+
+    #[test]
+    fn a_message_is_the_same_in_every_batch() {
+        let mut envelopes = vec![Envelope::publish("t"), Envelope::publish("l".repeat(2000))];
+        envelopes[0].options = Some("o".repeat(700).into());
+        envelopes.push(Envelope::publish("u"));
+        let (mut one, mut other) = (Batch::new(3, usize::MAX), Batch::new(2, usize::MAX));
+        for (sequence, envelope) in (7..).zip(&envelopes) {
+            assert!(one.push(sequence, envelope, &[sequence as u8]).unwrap());
+        }
+        let copied: Vec<bool> = one.iter().map(|message| other.push_ref(&message)).collect();
+        assert_eq!(copied, [true, true, false], "it has two");
+        for (nth, message) in other.iter().enumerate() {
+            let sequence = 7 + nth as u64;
+            assert_eq!(message.sequence, sequence);
+            assert_eq!(message.envelope().unwrap(), envelopes[nth]);
+            assert_eq!(message.payload(), [sequence as u8]);
+        }
+        let tag = vec![0; 65];
+        let envelope = Envelope {
+            user_tag: tag.into(),
+            ..Envelope::publish("t")
+        };
+        other.clear();
+        assert!(other.push(1, &envelope, b"").is_err() && other.is_empty());
     }
 }

@@ -527,6 +527,7 @@ impl Publisher {
                 self.refused(around, sequence, reason, late, ordinal);
             }
             Told::RefusalNotLogged { .. } => {}
+            Told::Lost { .. } | Told::Untaken { .. } => panic!("{told:?}, and there is a store"),
             Told::Unattributed { figure, reason } => self.unattributed.push((figure, reason)),
             Told::Flushed { id, result } => {
                 let left = result.left;

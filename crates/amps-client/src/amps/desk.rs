@@ -1,16 +1,15 @@
 //! The desk: handles leave commands and subscriptions here for the link, and find the answers.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use amps_delivery::{ConnectionState, Heard, Now, Sink};
-use tokio::sync::{Notify, mpsc, oneshot};
+use amps_delivery::{ConnectionState, Heard, Now, Queue, Sink};
+use tokio::sync::{mpsc, oneshot};
 
 use super::readers::{Entry, Placing, Readers};
-use crate::direct::Direct;
 use crate::error::CommandError;
 use crate::failed::UnhandledAck;
 use crate::requests::{Answer, Request, Subscribe};
@@ -23,30 +22,56 @@ const ASKS: usize = 256;
 /// Bytes of commands that may wait for the stream. Whoever asks for more has to wait.
 const COMMANDS_LIMIT: usize = 1 << 20;
 
-/// Longer than any client waits, and no overflow when added to a time.
-const NO_LIMIT: Duration = Duration::from_secs(365 * 86_400);
-
 pub(crate) type Reply = oneshot::Sender<Result<Answer, CommandError>>;
 
 /// What a handle asks the server for.
 pub(crate) enum Ask {
     Command {
-        request: Request,
+        request: Box<Request>,
         /// Deadline, in terms of [`Now::at`].
         until: Duration,
-        reply: Reply,
-    },
-    /// Without a store: the server's own flush, which goes out after every message accepted
-    /// before.
-    Flush {
-        /// Deadline, in terms of [`Now::at`]; `None`: no limit.
-        until: Option<Duration>,
+        behind: Option<Behind>,
         reply: Reply,
     },
     Subscribe {
         spec: Subscribe,
         placing: Placing,
     },
+}
+
+/// A place in the order of messages: a command is sent after everything accepted before it.
+pub(crate) struct Behind {
+    queue: Arc<Queue>,
+    last: u64,
+}
+
+impl Behind {
+    /// Everything that the queue has taken by now.
+    pub(crate) fn all(queue: &Arc<Queue>) -> Self {
+        Behind {
+            queue: queue.clone(),
+            last: queue.last(),
+        }
+    }
+
+    /// The last message that is before it.
+    pub(crate) fn last(&self) -> u64 {
+        self.last
+    }
+
+    /// The link has taken everything that is before it: what goes out now is behind.
+    fn is_reached(&self) -> bool {
+        self.queue.has_handed_over(self.last)
+    }
+}
+
+impl Ask {
+    fn has_to_wait(&self) -> bool {
+        match self {
+            Ask::Command { behind, .. } => behind.as_ref().is_some_and(|b| !b.is_reached()),
+            Ask::Subscribe { .. } => false,
+        }
+    }
 }
 
 /// What a server says that concerns no publish, no command and no subscription.
@@ -68,8 +93,6 @@ pub(crate) struct Desk {
     /// Since the last look. No more than one read can bring, since whoever lets the link read
     /// looks afterwards.
     strays: Mutex<Vec<Stray>>,
-    /// Without a store: messages on their way, and whom to tell that there is room for more.
-    direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
 }
 
 /// Subscriptions whose reader is gone; at most as many as there are subscriptions.
@@ -81,23 +104,20 @@ struct Left {
 
 impl Desk {
     /// A desk, and what serves it.
-    pub(crate) fn new(
-        session: Session,
-        direct: Option<(Arc<Mutex<Direct>>, Arc<Notify>)>,
-    ) -> (Arc<Desk>, Arc<Slot>) {
+    pub(crate) fn new(session: Session) -> (Arc<Desk>, Arc<Slot>) {
         let (asks, asked) = mpsc::channel(ASKS);
         let desk = Arc::new(Desk {
             asks,
             up: AtomicBool::new(false),
             left: Mutex::default(),
             strays: Mutex::default(),
-            direct,
         });
         let sitting = Sitting {
             session,
             replies: BTreeMap::new(),
             readers: Readers::default(),
             asked,
+            held: VecDeque::new(),
             desk: desk.clone(),
         };
         let slot = Slot(Mutex::new(Some(sitting)));
@@ -123,8 +143,8 @@ impl Desk {
         match ask {
             _ if self.asks.is_closed() => Err(CommandError::Closed),
             Ask::Subscribe { .. } => Ok(()),
-            Ask::Command { .. } | Ask::Flush { .. } if self.is_up() => Ok(()),
-            Ask::Command { .. } | Ask::Flush { .. } => Err(CommandError::NotConnected),
+            Ask::Command { .. } if self.is_up() => Ok(()),
+            Ask::Command { .. } => Err(CommandError::NotConnected),
         }
     }
 
@@ -144,27 +164,6 @@ impl Desk {
     /// What came since the last look.
     pub(crate) fn take_strays(&self) -> Vec<Stray> {
         std::mem::take(&mut lock(&self.strays))
-    }
-
-    /// Without a store: whether the server owes an ack.
-    pub(super) fn is_owed(&self) -> bool {
-        let direct = self.direct.as_ref();
-        direct.is_some_and(|(direct, _)| lock(direct).is_owed())
-    }
-
-    /// Whether messages come from a store.
-    pub(super) fn is_stored(&self) -> bool {
-        self.direct.is_none()
-    }
-
-    /// Without a store: moves everything that waits to the link.
-    pub(super) fn take_messages(&self, out: &mut Vec<u8>) {
-        let Some((direct, room)) = &self.direct else {
-            return;
-        };
-        if lock(direct).take(out) {
-            room.notify_waiters();
-        }
     }
 
     fn left(&self) -> MutexGuard<'_, Left> {
@@ -232,6 +231,9 @@ pub(crate) struct Sitting {
     pub(super) replies: BTreeMap<u64, Reply>,
     pub(super) readers: Readers,
     asked: mpsc::Receiver<Ask>,
+    /// Commands that wait for the link to take what was accepted before them; no more than may
+    /// wait for an answer.
+    held: VecDeque<Ask>,
     pub(super) desk: Arc<Desk>,
 }
 
@@ -264,15 +266,38 @@ impl Sitting {
         left.link = Some(cx.waker().clone());
         drop(left);
         let mut any = self.end(subscriptions, out);
+        while self.held.front().is_some_and(|ask| !ask.has_to_wait())
+            && let Some(ask) = self.held.pop_front()
+        {
+            any = true;
+            self.take(now, ask, out);
+        }
         while out.len() < COMMANDS_LIMIT {
             // `None`: all handles are gone.
             let Poll::Ready(Some(ask)) = self.asked.poll_recv(cx) else {
                 break;
             };
             any = true;
-            self.take(now, ask, out);
+            match ask.has_to_wait() {
+                true => self.hold(ask),
+                false => self.take(now, ask, out),
+            }
         }
         any
+    }
+
+    fn hold(&mut self, ask: Ask) {
+        if self.held.len() >= MAX_WAITING {
+            // Those that nobody waits for any more.
+            self.held
+                .retain(|held| matches!(held, Ask::Command { reply, .. } if !reply.is_closed()));
+        }
+        match ask {
+            Ask::Command { reply, .. } if self.held.len() >= MAX_WAITING => {
+                drop(reply.send(Err(CommandError::TooMany)));
+            }
+            ask => self.held.push_back(ask),
+        }
     }
 
     fn end(&mut self, subscriptions: Vec<u64>, out: &mut Vec<u8>) -> bool {
@@ -289,6 +314,11 @@ impl Sitting {
         let mut out = Vec::new();
         let left = std::mem::take(&mut self.desk.left().subscriptions);
         self.end(left, &mut out);
+        for held in std::mem::take(&mut self.held) {
+            if let Ask::Command { reply, .. } = held {
+                drop(reply.send(Err(CommandError::Disconnected)));
+            }
+        }
         while let Ok(ask) = self.asked.try_recv() {
             self.take(Now::default(), ask, &mut out);
         }
@@ -310,36 +340,18 @@ impl Sitting {
                 request,
                 until,
                 reply,
+                ..
             } => {
                 self.forget_cancelled();
                 let given = self.session.command(now.at, &request, Some(until), out);
                 (given, reply)
             }
-            Ask::Flush { until, reply } => (self.flush(now, until), reply),
         };
         match given {
             Ok(Some(id)) => drop(self.replies.insert(id, reply)),
             Ok(None) => drop(reply.send(Ok(Answer::default()))),
             Err(error) => drop(reply.send(Err(error))),
         }
-    }
-
-    /// A flush goes out after everything accepted before, and, like that, only after a logon.
-    fn flush(&mut self, now: Now, until: Option<Duration>) -> Result<Option<u64>, CommandError> {
-        self.forget_cancelled();
-        let Some((direct, _)) = &self.desk.direct else {
-            return Err(CommandError::Bad("with a store, that one is flushed"));
-        };
-        // No limit means none at all, and not the time limit of other commands.
-        let until = until.unwrap_or(now.at + NO_LIMIT);
-        let mut direct = lock(direct);
-        if direct.flushes >= MAX_WAITING {
-            return Err(CommandError::TooMany);
-        }
-        direct.flushes += 1;
-        let request = Request::new("flush");
-        self.session
-            .command(now.at, &request, Some(until), &mut direct.bytes)
     }
 
     fn subscribe(&mut self, now: Now, spec: Subscribe, placing: Placing, out: &mut Vec<u8>) {

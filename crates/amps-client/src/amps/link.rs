@@ -16,7 +16,7 @@ use tokio::io::AsyncReadExt;
 use super::desk::{Sitting, Slot, Stray, answered};
 use crate::chooser::{Credentials, Server};
 use crate::connector::Stream;
-use crate::delivery::{PublishAck, Verdict};
+use crate::delivery::{AckWish, PublishAck, Verdict};
 use crate::failed::UnhandledAck;
 use crate::panics::{self, AUTHENTICATOR};
 use crate::protocol::{AckKind, FrameDecoder, Header, Verb, cut};
@@ -209,9 +209,6 @@ impl AmpsLink {
     fn write(&mut self, cx: &mut Context<'_>) -> io::Result<bool> {
         if self.out.pending().len() < WRITE_BATCH {
             self.out.bytes.append(&mut self.commands);
-            if let (true, Some(sitting)) = (self.up, &self.sitting) {
-                sitting.desk.take_messages(&mut self.out.bytes);
-            }
         }
         let mut wrote = false;
         while !self.out.pending().is_empty() {
@@ -340,8 +337,6 @@ impl AmpsLink {
             desk.stray(Stray::Server(session.server().clone()));
             desk.set_up(true);
             self.up = true;
-            // Without a store no figure is about what is sent here.
-            let figure = figure.filter(|_| desk.is_stored());
             sink.heard(Heard::Up { figure });
             if let Some(authenticator) = &self.server.authenticator {
                 let told = || authenticator.completed(&self.server.uri);
@@ -422,7 +417,8 @@ impl Link for AmpsLink {
         encoded.map_err(|error| Unsendable {
             why: error.to_string(),
         })?;
-        if std::mem::take(&mut self.measure)
+        if message.ack != AckWish::Unasked
+            && std::mem::take(&mut self.measure)
             && let Some(sampled) = &self.sampled
             && let Ok(envelope) = message.message.envelope()
         {
@@ -434,8 +430,7 @@ impl Link for AmpsLink {
 
     fn waits(&mut self, now: Now, in_flight: u64) {
         if let Some(sitting) = &mut self.sitting {
-            let owed = in_flight > 0 || sitting.desk.is_owed();
-            sitting.session.publishes_wait(now.at, owed);
+            sitting.session.publishes_wait(now.at, in_flight > 0);
         }
     }
 

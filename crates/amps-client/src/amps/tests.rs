@@ -4,17 +4,17 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use amps_delivery::{Heard, Link, LinkEnd, Now, Progress, Room, Sink, ToSend};
+use amps_delivery::{Heard, Link, LinkEnd, Now, Progress, Queue, Room, Sink, ToSend};
 use amps_store::{Batch, Envelope};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::oneshot;
 
-use super::desk::{Ask, Desk};
+use super::desk::{Ask, Behind, Desk};
 use super::link::{AmpsLink, Making};
 use super::*;
 use crate::chooser::{Authenticating, Authenticator, Credentials};
+use crate::delivery::{AckWish, Delivery, Input};
 use crate::error::CommandError;
-use crate::message::Message;
 use crate::protocol::{Ack, AckKind, DEFAULT_MAX_FRAME, FrameDecoder, Header, LogonAck, Status};
 use crate::requests::{Request, Subscribe};
 use crate::uri::Uri;
@@ -46,14 +46,6 @@ fn context() -> Context<'static> {
 }
 
 fn rig(authenticator: Option<Arc<dyn Authenticator>>) -> Rig {
-    rig_with(authenticator, None)
-}
-
-/// Without a store, if it is given what stands in for one.
-fn rig_with(
-    authenticator: Option<Arc<dyn Authenticator>>,
-    direct: Option<Arc<Mutex<Direct>>>,
-) -> Rig {
     let config = SessionConfig {
         client_name: "me".into(),
         logon_options: None,
@@ -61,11 +53,10 @@ fn rig_with(
         heartbeat: None,
         logon_timeout: SECOND * 5,
         command_timeout: SECOND * 5,
-        stored: direct.is_none(),
+        stored: true,
         publish_ids: false,
     };
-    let direct = direct.map(|direct| (direct, Arc::default()));
-    let (desk, slot) = Desk::new(Session::new(config), direct);
+    let (desk, slot) = Desk::new(Session::new(config));
     let (stream, peer) = tokio::io::duplex(256 << 10);
     let link = AmpsLink::new(Making {
         stream: Box::new(stream),
@@ -150,6 +141,7 @@ impl Rig {
             sequence,
             wire: sequence,
             again: false,
+            ack: AckWish::Kept,
             message,
         };
         self.link().send(now, &to_send).unwrap();
@@ -202,8 +194,9 @@ fn messages_go_out_within_the_room_and_commands_beside_them() {
     rig.log_on();
     let (reply, _answer) = oneshot::channel();
     let ask = Ask::Command {
-        request: Request::new("flush"),
+        request: Request::new("flush").into(),
         until: SECOND,
+        behind: None,
         reply,
     };
     rig.desk.try_ask(ask).unwrap();
@@ -225,27 +218,54 @@ fn messages_go_out_within_the_room_and_commands_beside_them() {
 }
 
 #[test]
-fn a_flush_without_a_store_goes_out_behind_the_messages() {
-    let direct = Arc::new(Mutex::new(Direct::new(10)));
-    let mut rig = rig_with(None, Some(direct.clone()));
+fn a_command_behind_messages_goes_out_when_the_link_has_taken_them() {
+    let mut rig = rig(None);
     rig.log_on();
-    direct.lock().unwrap().open = true;
-    let message = Message::publish("orders", "1");
-    direct.lock().unwrap().send(&message).unwrap();
-    let (reply, mut answer) = oneshot::channel();
-    let ask = Ask::Flush { until: None, reply };
-    rig.desk.try_ask(ask).unwrap();
+    let queue = Arc::new(Queue::new("me", 10));
+    let mut delivery = Delivery::without_store(queue.clone(), Default::default());
+    let logon = Input::LoggedOn { figure: None };
+    delivery.handle(queue.as_ref(), rig.now, logon);
+    let flush = |rig: &Rig, behind| {
+        let (reply, answer) = oneshot::channel();
+        let ask = Ask::Command {
+            request: Request::new("flush").into(),
+            until: SECOND,
+            behind: Some(behind),
+            reply,
+        };
+        rig.desk.try_ask(ask).unwrap();
+        answer
+    };
+    let publish = || {
+        let envelope = Envelope::publish("orders");
+        queue.push(&envelope, b"1", false).unwrap();
+    };
+    publish();
+    let before = Behind::all(&queue);
+    publish();
+    let mut answers = vec![flush(&rig, Behind::all(&queue)), flush(&rig, before)];
+    rig.poll().unwrap();
+    assert!(rig.hears().is_empty(), "nothing was handed over");
+    let (now, mut batch, link) = (rig.now, Batch::default(), rig.link.as_mut().unwrap());
+    let handed = delivery.hand_over(queue.as_ref(), now, Room::ANY, &mut batch, |message| {
+        link.send(now, message)
+    });
+    assert_eq!(handed.unwrap(), 2);
     rig.poll().unwrap();
     let heard = rig.hears();
     let verbs: Vec<&str> = heard.iter().map(|(verb, _)| &verb[..]).collect();
-    assert_eq!(verbs, ["p", "flush"]);
-    assert!(answer.try_recv().is_err());
-    // The link ends before the answer: it is told, and the next link finds everything.
+    assert_eq!(verbs, ["p", "p", "flush", "flush"]);
+    // One more, which waits. The link ends before the answers: they are told, and the next link
+    // finds everything.
+    publish();
+    answers.push(flush(&rig, Behind::all(&queue)));
+    rig.poll().unwrap();
+    assert!(answers.iter_mut().all(|answer| answer.try_recv().is_err()));
     rig.link = None;
-    assert!(matches!(
-        answer.try_recv(),
-        Ok(Err(CommandError::Disconnected))
-    ));
+    for answer in &mut answers {
+        let told = answer.try_recv();
+        assert!(matches!(told, Ok(Err(CommandError::Disconnected))));
+    }
     assert!(rig.slot.take().is_some());
 }
 
@@ -255,8 +275,9 @@ fn a_command_that_waited_too_long_is_not_sent_and_without_a_link_none_is_taken()
     let ask = || {
         let (reply, answer) = oneshot::channel();
         let ask = Ask::Command {
-            request: Request::new("flush"),
+            request: Request::new("flush").into(),
             until: SECOND,
+            behind: None,
             reply,
         };
         (ask, answer)

@@ -23,6 +23,8 @@ impl Driver {
                 let now = self.now();
                 self.engine.allow_rebase(self.store.as_ref(), now);
             }
+            // Numbers without a store are nobody's to name.
+            Ask::GiveUp { done, .. } if self.shared.store().is_none() => drop(done.send(false)),
             Ask::GiveUp { sequence, done } => {
                 let reason = "given up by the application; the server may have it";
                 let now = self.now();

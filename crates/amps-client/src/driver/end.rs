@@ -41,11 +41,11 @@ impl Drop for DeathWatch {
         self.shared.meter.connected(false);
         tracing::error!(client = %self.shared.name, why, "the client ended without being closed");
         self.shared.closed.store(true, Ordering::Release);
-        self.shared.direct().lose();
-        self.shared.offers.stop();
-        if let Some(watched) = &self.shared.watched {
-            watched.close();
+        if let Some(queue) = &self.shared.queue {
+            queue.end();
         }
+        self.shared.offers.stop();
+        self.shared.watched.close();
         self.shared.room.notify_waiters();
         self.shared.status.send_modify(|status| {
             status.state = ConnectionState::Shutdown;
@@ -65,24 +65,8 @@ impl Drop for DeathWatch {
 const GRACE: Duration = Duration::from_secs(1);
 
 impl Driver {
-    /// Without a store: takes no more messages for this link, waits for no more acks, and says
-    /// how many messages it never took.
-    pub(super) fn close_direct(&mut self) -> u64 {
-        let unsent = self.shared.direct().lose();
-        self.shared.offers.settled();
-        // Who waits for room in it learns that there is no link.
-        self.shared.room.notify_waiters();
-        if unsent > 0 {
-            tracing::warn!(messages = unsent, "accepted without a store, and not sent");
-            self.shared.unsent.fetch_add(unsent, Ordering::Relaxed);
-            self.shared.event(Event::Unsent { messages: unsent });
-        }
-        unsent
-    }
-
     pub(super) async fn finish(mut self, handed_over: u64) {
         self.shared.closed.store(true, Ordering::Release);
-        let unsent = self.close_direct();
         // What was asked before the end is answered, and flushes by what they know.
         self.inbox.asks.close();
         while let Ok(ask) = self.inbox.asks.try_recv() {
@@ -106,12 +90,7 @@ impl Driver {
             self.shared.offers.finish();
             let _ = tokio::time::timeout_at(until, task).await;
         }
-        let store = self.shared.store();
-        let offers = &self.shared.offers;
-        let handlers = match store {
-            Some(store) => offers.open(store.as_ref(), u64::MAX),
-            None => offers.open_direct(u64::MAX),
-        };
+        let handlers = self.shared.offers.open(self.store.as_ref(), u64::MAX);
         self.shared.offers.stop();
         // The last look, while the store can be read.
         self.work.gauges_at = Duration::ZERO;
@@ -121,15 +100,12 @@ impl Driver {
             let _ = tokio::time::timeout_at(last, running.done()).await;
         }
         let mut report = self.close_store(last, handed_over).await;
-        report.left += unsent;
         report.handlers = handlers;
         if let Some(error) = &report.error {
             tracing::warn!(%error, "the store was not closed cleanly");
         }
         self.slot.close();
-        if let Some(watched) = &self.shared.watched {
-            watched.close();
-        }
+        self.shared.watched.close();
         self.shared.room.notify_waiters();
         self.state(ConnectionState::Shutdown);
         self.watch.armed = false;
@@ -143,6 +119,7 @@ impl Driver {
     async fn close_store(&mut self, last: Instant, handed_over: u64) -> CloseReport {
         let Some(store) = self.shared.store().cloned() else {
             return CloseReport {
+                left: self.work.unsent,
                 clean: true,
                 ..CloseReport::default()
             };

@@ -16,9 +16,10 @@ use crate::event::{ConnectionState, Event, LinkEnd};
 use crate::failed::UnhandledAck;
 use crate::offers::PAGE;
 use crate::panics::{self, CHOOSER};
-use crate::protocol::{AckKinds, Reason, Status};
+use crate::protocol::{AckKind, AckKinds, Reason, Status};
 use crate::receipt::Outcome;
 use crate::shared::unix_micros;
+use crate::wire::asked_id;
 
 impl Driver {
     pub(super) fn carry_out(&mut self) {
@@ -34,11 +35,9 @@ impl Driver {
             let Some(output) = outputs.pop_front() else {
                 return;
             };
-            if self.shared.store().is_some() {
-                let totals = self.engine.totals();
-                self.shared.meter.totals(&mut self.work.counted, totals);
-                self.shared.set_totals(totals);
-            }
+            let totals = self.engine.totals();
+            self.shared.meter.totals(&mut self.work.counted, totals);
+            self.shared.set_totals(totals);
             if matches!(output, Output::LinkEnded { .. }) {
                 // That it ended is told outside of it.
                 self.work.span = Span::none();
@@ -133,9 +132,6 @@ impl Driver {
             let end = LinkEnd::Panicked(panic);
             return self.engine.lose(self.store.as_ref(), now, end);
         }
-        if self.shared.store().is_none() {
-            self.shared.direct().open = true;
-        }
         self.state(ConnectionState::LoggedOn);
         self.tell_logon();
     }
@@ -158,9 +154,7 @@ impl Driver {
                 for age in ages {
                     self.acked(age, via);
                 }
-                if let Some(watched) = &self.shared.watched {
-                    watched.book.settled_through(through, via);
-                }
+                self.shared.watched.book.settled_through(through, via);
             }
             Told::Settled { sequence, via } => {
                 let age = self.work.sampled().settled(sequence, unix_micros());
@@ -201,10 +195,32 @@ impl Driver {
             }
             Told::Unattributed { figure, reason } => {
                 let reason = Reason::new(reason);
-                tracing::error!(figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
+                let command_id = answer.and_then(|answer| answer.id.as_deref());
+                match self.shared.queue {
+                    None => {
+                        tracing::error!(figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
+                    }
+                    Some(_) => {
+                        tracing::error!(figure, command_id, %reason, "a message was refused; without a store nothing says which");
+                    }
+                }
                 self.last_chance(None, answer, reason.clone(), false);
                 self.shared.event(Event::Unattributed { figure, reason });
             }
+            Told::Lost { through, unsent } => self.lost(through, unsent),
+            Told::Untaken { sequence } => self.nobodys(UnhandledAck {
+                command: "ack".to_owned(),
+                kind: Some(AckKind::Persisted),
+                status: Some(Status::Success),
+                reason: Reason::none(),
+                reason_cut: false,
+                sequence: None,
+                figure: None,
+                command_id: Some(asked_id(sequence)),
+                subscription: None,
+                waits_in_store: false,
+                earlier_run: false,
+            }),
             Told::Flushed { id, result } => self.flushed(id, result),
             Told::Note(note) => self.note(note),
         }
@@ -235,15 +251,26 @@ impl Driver {
                 },
             );
         }
-        self.shared.offers.refused(sequence, attempts);
+        if self.has_handler || self.shared.queue.is_none() {
+            self.shared.offers.refused(sequence, attempts);
+        }
         self.shared.event(Event::Refused {
-            sequence,
+            sequence: self.shared.public(sequence),
             reason: reason.clone(),
             late,
             earlier_run: false,
         });
         if self.has_handler {
             return;
+        }
+        if self.shared.queue.is_some() {
+            // Nobody else will take it over.
+            if let Err(error) = self.store.accept(sequence) {
+                tracing::warn!(%error, "a refusal keeps its place");
+            }
+            let command_id = answer.and_then(|answer| answer.id.as_deref());
+            tracing::warn!(command_id, %reason, "a message was refused; without a store it is gone");
+            return self.last_chance(None, answer, reason, false);
         }
         if is_logged {
             tracing::warn!(sequence, %reason, late, "a message was refused; it waits in the store");
@@ -316,10 +343,22 @@ impl Driver {
         });
     }
 
-    fn resolve(&self, sequence: u64, outcome: Outcome) {
-        if let Some(watched) = &self.shared.watched {
-            watched.book.settled_one(sequence, outcome);
+    /// Without a store: a link ended, and with it what any ack could have said.
+    fn lost(&mut self, through: u64, unsent: u64) {
+        self.shared.watched.book.lost_through(through);
+        if unsent == 0 {
+            return;
         }
+        tracing::warn!(messages = unsent, "accepted without a store, and not sent");
+        self.shared.unsent.fetch_add(unsent, Ordering::Relaxed);
+        if self.engine.is_over() {
+            self.work.unsent += unsent;
+        }
+        self.shared.event(Event::Unsent { messages: unsent });
+    }
+
+    fn resolve(&self, sequence: u64, outcome: Outcome) {
+        self.shared.watched.book.settled_one(sequence, outcome);
     }
 
     fn last_chance(
@@ -346,16 +385,8 @@ impl Driver {
         });
     }
 
-    /// Passes on an ack that belongs to nothing, unless it is the one that a message without a
-    /// store asked for.
+    /// Passes on an ack that belongs to nothing.
     pub(super) fn nobodys(&mut self, ack: UnhandledAck) {
-        let ack = match self.shared.store() {
-            Some(_) => ack,
-            None => match self.direct_ack(ack) {
-                Some(ack) => ack,
-                None => return,
-            },
-        };
         tracing::debug!(%ack, "nothing takes it");
         self.unhandled(ack);
     }

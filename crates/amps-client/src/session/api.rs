@@ -23,11 +23,11 @@ pub struct SessionConfig {
     pub logon_timeout: Duration,
     /// Time for the answer to any other command.
     pub command_timeout: Duration,
-    /// Publishes come from a store. Without one no ack can be about a message that is kept, and
-    /// acks for publishes become [`Received::Unhandled`]; whoever sent a message that asked for
-    /// an ack decides whether this is its answer.
+    /// Publishes come from a store. Without one, a publish that asks for an ack carries a command
+    /// id, and an ack that does not name this id is not about it.
     pub stored: bool,
-    /// Publishes carry their sequence as command id, so that such an id in an ack names one.
+    /// With a store: publishes carry their sequence as command id, so that such an id in an ack
+    /// names one.
     pub publish_ids: bool,
 }
 

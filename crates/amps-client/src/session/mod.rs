@@ -16,10 +16,9 @@ use bytes::Bytes;
 use crate::error::CommandError;
 use crate::protocol::{AckKinds, Command, FrameError, Header, HeaderError, Verb};
 use crate::requests::{Answer, DeliveredKind, Request, Subscribe};
+use crate::wire::ASKED;
 
 use silence::Silence;
-
-pub(crate) use route::is_of_a_publish;
 
 pub use crate::chooser::Credentials;
 pub use api::{Expired, Received, ServerInfo, SessionConfig};
@@ -492,8 +491,7 @@ enum Named {
 }
 
 impl Named {
-    /// Without `publish_ids`, no id can be that of a publish.
-    fn by(id: Option<&str>, publish_ids: bool) -> Named {
+    fn by(id: Option<&str>, config: &SessionConfig) -> Named {
         let Some(id) = id.filter(|id| !id.is_empty()) else {
             return Named::Nobody;
         };
@@ -504,22 +502,18 @@ impl Named {
             // 0 is never given out.
             return Named::Own(number(digits).unwrap_or(0));
         }
-        match number(id) {
-            Some(sequence) if publish_ids => Named::Publish(sequence),
-            _ => Named::Stranger,
-        }
+        // Where publishes carry none, no id can be one of theirs.
+        let of_a_publish = match config.stored {
+            true => number(id).filter(|_| config.publish_ids),
+            false => id.strip_prefix(char::from(ASKED)).and_then(number),
+        };
+        of_a_publish.map_or(Named::Stranger, Named::Publish)
     }
-}
-
-/// Whether an ack's command id has the form of the session's own, so that the ack is about no
-/// publish.
-pub(crate) fn is_of_a_command(id: &str) -> bool {
-    matches!(Named::by(Some(id), false), Named::Own(_))
 }
 
 /// Reads a number in exactly the form in which this client writes it. Any other form cannot be
 /// its own.
-pub(crate) fn number(text: &str) -> Option<u64> {
+fn number(text: &str) -> Option<u64> {
     let digits = text.bytes().all(|byte| byte.is_ascii_digit());
     let plain = digits && (text == "0" || !text.starts_with('0'));
     plain.then(|| text.parse().ok()).flatten()

@@ -25,7 +25,7 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let named = Named::by(header.command_id.as_deref(), self.config.publish_ids);
+        let named = Named::by(header.command_id.as_deref(), &self.config);
         if let Phase::LoggingOn { id, challenges, .. } = self.phase {
             let processed = header.ack_kind() == Some(AckKind::Processed);
             let mine = named == Named::Own(id) || planted!(AnyAckLogsOn) && processed;
@@ -58,9 +58,6 @@ impl Session {
 
     /// What an ack says about publishes, if it is about any.
     fn publish_ack<'h>(&self, named: Named, header: &'h Header<'_>) -> Option<PublishAck<'h>> {
-        if !self.config.stored {
-            return None;
-        }
         let figure = header.sequence.filter(|sequence| *sequence > 0);
         let kind = match planted!(KindIgnored) {
             true => Some(AckKind::Persisted),
@@ -84,6 +81,8 @@ impl Session {
             (Named::Publish(id), Status::Failure) => (Some(id), Verdict::Refused(reason)),
             (_, Status::Success) if kind != Some(AckKind::Persisted) => return None,
             (Named::Publish(id), Status::Success) => (Some(id), Verdict::Persisted),
+            // Without a store a figure counts nothing of ours.
+            (Named::Nobody, Status::Success) if !self.config.stored => return None,
             (Named::Nobody, Status::Success) => (None, Verdict::Persisted),
             // The status is no word that is known for success or failure.
             (_, Status::Retry | Status::Unknown) => return None,
@@ -397,7 +396,7 @@ impl Placed {
 }
 
 /// Whether a refusal of this kind can be one of a publish.
-pub(crate) fn is_of_a_publish(kind: Option<AckKind>) -> bool {
+fn is_of_a_publish(kind: Option<AckKind>) -> bool {
     matches!(kind, None | Some(AckKind::Persisted | AckKind::Processed))
 }
 

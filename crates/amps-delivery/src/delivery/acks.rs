@@ -20,7 +20,8 @@ impl Delivery {
         if let Verdict::Stray(reason) = ack.verdict {
             return self.unattributed(ack.figure, reason);
         }
-        let judged = match ack.figure {
+        let figure = self.figure(ack.figure);
+        let judged = match figure {
             Some(figure) => match self.figures.on_ack(figure) {
                 Figure::Within(sequence) => Some(sequence),
                 Figure::Below => None,
@@ -47,7 +48,7 @@ impl Delivery {
                 *so_far = through.max(*so_far);
             }
             (Verdict::Persisted, None) => {
-                if let (None, Some(sequence)) = (ack.figure, ack.sequence) {
+                if let (None, Some(sequence)) = (figure, ack.sequence) {
                     self.single(store, sequence);
                 }
             }
@@ -78,7 +79,7 @@ impl Delivery {
 
     fn single(&mut self, store: &dyn PublishStore, sequence: u64) {
         if !self.figures.may_have_sent(sequence) || !store.is_unsettled(sequence) {
-            return;
+            return self.untaken(sequence);
         }
         if !self.pending.single.contains(&sequence) {
             self.pending.single.push(sequence);

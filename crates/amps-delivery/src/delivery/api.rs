@@ -243,6 +243,19 @@ pub enum Output {
         /// The server's reason, cut as in [`Refused`](Self::Refused).
         reason: String,
     },
+    /// Without a store: a link ended, and nothing is known of the messages up to `through` that
+    /// were not settled before.
+    Lost {
+        /// The highest number given out.
+        through: u64,
+        /// So many of them the link never took.
+        unsent: u64,
+    },
+    /// Without a store: a success that names no message which waits for one.
+    Untaken {
+        /// The number that it names.
+        sequence: u64,
+    },
     /// A flush ended: with nothing left, or because its time is over.
     Flushed {
         /// As given in [`Input::Flush`].
@@ -324,6 +337,18 @@ pub enum Note {
     SendingResumed,
 }
 
+/// The ack that a message wants.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum AckWish {
+    /// It stands in a store until it is settled, in whatever way the server's acks do that.
+    #[default]
+    Kept,
+    /// No store numbers it, and it asks for an ack that names this very message.
+    Asked,
+    /// No store numbers it, and it asks for none.
+    Unasked,
+}
+
 /// A message to put on the wire now.
 #[derive(Clone, Copy, Debug)]
 pub struct ToSend<'a> {
@@ -333,6 +358,8 @@ pub struct ToSend<'a> {
     pub wire: u64,
     /// It may have been sent before, under this number or another.
     pub again: bool,
+    /// The ack it wants.
+    pub ack: AckWish,
     /// What to send.
     pub message: MessageRef<'a>,
 }

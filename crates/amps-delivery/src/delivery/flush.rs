@@ -19,6 +19,9 @@ pub struct Flushed {
     pub rejected: u64,
     /// Unsettled still.
     pub left: u64,
+    /// Without a store: nothing is known of them, for they asked for no ack, or their link ended
+    /// first.
+    pub unknown: u64,
 }
 
 impl Flushed {
@@ -34,6 +37,7 @@ impl Flushed {
         self.persisted += other.persisted;
         self.persisted_at_logon += other.persisted_at_logon;
         self.rejected += other.rejected;
+        self.unknown += other.unknown;
     }
 }
 
@@ -88,6 +92,15 @@ impl Flushes {
 
     /// `count` messages up to `through` left the queue.
     pub(super) fn settled_through(&mut self, through: u64, count: u64, via: Via) {
+        self.all(through, count, |so_far, count| so_far.settled(count, via));
+    }
+
+    /// Nothing will be known of `count` messages up to `through`.
+    pub(super) fn unknown_through(&mut self, through: u64, count: u64) {
+        self.all(through, count, |so_far, count| so_far.unknown += count);
+    }
+
+    fn all(&mut self, through: u64, count: u64, add: impl Fn(&mut Flushed, u64)) {
         let mut counted = 0;
         for waiting in &mut self.waiting {
             let so_far = &mut waiting.so_far;
@@ -96,10 +109,10 @@ impl Flushes {
                 false => so_far.left.min(count),
             };
             so_far.left -= covered;
-            so_far.settled(covered, via);
+            add(so_far, covered);
             counted = covered.max(counted);
         }
-        self.uncounted.settled(count.saturating_sub(counted), via);
+        add(&mut self.uncounted, count.saturating_sub(counted));
     }
 
     /// One message was settled by an ack of its own.
@@ -110,6 +123,11 @@ impl Flushes {
     /// One message was refused.
     pub(super) fn refused(&mut self, sequence: u64) {
         self.one(sequence, |so_far| so_far.rejected += 1);
+    }
+
+    /// Nothing will be known of one message.
+    pub(super) fn unknown(&mut self, sequence: u64) {
+        self.one(sequence, |so_far| so_far.unknown += 1);
     }
 
     fn one(&mut self, sequence: u64, count: impl Fn(&mut Flushed)) {

@@ -19,13 +19,14 @@ mod links;
 mod numbers;
 #[cfg(test)]
 mod tests;
+mod unkept;
 mod unreadable;
 
 pub use flush::Flushed;
 
 pub use api::{
-    Config, DropReason, GapPolicy, Input, NotSent, Note, Now, Output, PublishAck, RebasePolicy,
-    Room, ToSend, Totals, Verdict, Via,
+    AckWish, Config, DropReason, GapPolicy, Input, NotSent, Note, Now, Output, PublishAck,
+    RebasePolicy, Room, ToSend, Totals, Verdict, Via,
 };
 
 use std::collections::VecDeque;
@@ -37,6 +38,7 @@ use figures::Figures;
 use flight::Flight;
 use flush::Flushes;
 use links::Links;
+use unkept::Unkept;
 use unreadable::Unreadable;
 
 /// Where a link stands for the purpose of sending.
@@ -88,6 +90,8 @@ pub struct Delivery {
     /// server never had.
     wait_for: Option<u64>,
     unreadable: Unreadable,
+    /// There is no store, but a queue.
+    unkept: Option<Unkept>,
     pending: Pending,
     totals: Totals,
     /// Messages that servers settled or refused, in this run.
@@ -131,6 +135,7 @@ impl Delivery {
             stop_told: false,
             wait_for: None,
             unreadable: Unreadable::default(),
+            unkept: None,
             pending: Pending::default(),
             totals: Totals::default(),
             by_servers: 0,
@@ -244,6 +249,7 @@ impl Delivery {
     ) -> Result<usize, NotSent<E>> {
         batch.clear();
         self.read_ahead(store, now, room, batch)?;
+        self.look_for_wishes(batch);
         let (rebase, sent) = (self.figures.rebase(), self.figures.sent());
         let (mut taken, mut refused) = (0, None);
         for message in batch.iter() {
@@ -252,6 +258,7 @@ impl Delivery {
                 sequence,
                 wire: api::wire(rebase, sequence),
                 again: sequence <= sent,
+                ack: unkept::wish(self.unkept.as_ref(), sequence),
                 message,
             };
             if let Err(error) = send(&to_send) {
@@ -329,8 +336,9 @@ impl Delivery {
         }
         self.links.handed_over(last);
         let replaying = self.replay_through.is_some();
+        let owed = self.done_unless_asked(batch);
         self.flight
-            .handed_over(count, batch.payload_bytes(), replaying, now.at);
+            .handed_over(owed, batch.payload_bytes(), replaying, now.at);
         self.cursor = last + 1;
         if self.replay_through.is_some_and(|through| last >= through) {
             self.replayed();
@@ -385,6 +393,7 @@ impl Delivery {
         self.replay_through = None;
         self.unreadable.retry();
         self.flight.reset();
+        self.leave_behind();
         let first = store.bounds().first_unsettled;
         if let Some((sequence, links)) = self.links.lost(now.at, live, first)
             && !planted!(StallUntold)

@@ -20,7 +20,7 @@ impl Delivery {
         }
         self.flight.reset();
         self.raise_again_at = None;
-        let figure = figure.filter(|_| !planted!(FigureIgnored));
+        let figure = self.figure(figure).filter(|_| !planted!(FigureIgnored));
         let Some(figure) = figure else {
             // Unknown is not zero: nothing is settled and no gap can be seen (`docs/promises.md`
             // C2).
@@ -152,6 +152,7 @@ impl Delivery {
     fn go_live(&mut self, store: &dyn PublishStore) {
         let bounds = store.bounds();
         self.phase = Phase::Live;
+        self.open_queue();
         self.cursor = bounds.first_unsettled.unwrap_or(bounds.next);
         if planted!(Overtaking) {
             self.cursor = self.cursor.max(bounds.last);

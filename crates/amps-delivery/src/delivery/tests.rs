@@ -4,6 +4,7 @@ mod edges;
 mod numbers;
 mod outcomes;
 mod sending;
+mod unkept;
 mod unreadable;
 
 use std::time::Duration;
