@@ -790,7 +790,7 @@ impl Run {
             for message in publisher.book.messages.values() {
                 match message.fate {
                     Fate::Persisted(amps_client::Via::Ack) => seen.acked += 1,
-                    Fate::Persisted(amps_client::Via::Logon) => seen.at_logon += 1,
+                    Fate::Persisted(_) => seen.at_logon += 1,
                     Fate::Rejected(_) => seen.refused += 1,
                     Fate::Lost => seen.lost_by_power += 1,
                     Fate::Unsettled => {}

@@ -499,6 +499,7 @@ impl Builder {
             delivery: self.delivery.clone(),
             connect_timeout: self.connect_timeout,
             give_up_after: self.give_up_after,
+            ..amps_delivery::Config::default()
         };
         let backoff = Box::new(CarefulDelays(backoff));
         let driver = Driver {

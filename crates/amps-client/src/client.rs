@@ -66,6 +66,11 @@ pub struct Counts {
     /// Settled as a success at a logon without any ack: persisted, or refused with a
     /// refusal that was lost.
     pub persisted_at_logon: u64,
+    /// Settled because the server had seen the message's id before; no AMPS server says that.
+    pub duplicates: u64,
+    /// Settled because the server was asked for the message by its id after a link had ended, and
+    /// holds it; no AMPS server is asked.
+    pub found: u64,
     /// Refused, with the refusal in the log, or in memory where that could not take it
     /// ([`Health::unrecorded_refusals`]); without a store, by the ack that was asked for.
     pub rejected: u64,
@@ -578,6 +583,8 @@ impl Client {
                 published: self.shared.mailbox.doorbell.messages(),
                 persisted: totals.persisted,
                 persisted_at_logon: totals.persisted_at_logon,
+                duplicates: totals.duplicates,
+                found: totals.found,
                 rejected: totals.rejected,
                 resent: totals.resent,
                 late: totals.late,

@@ -226,6 +226,11 @@ pub struct FlushReport {
     /// Covered by the server's figure at a logon without any ack: persisted, or refused
     /// with a refusal that was lost (AMPS does not say which).
     pub persisted_at_logon: u64,
+    /// The server had seen their ids before; no AMPS server says that.
+    pub duplicates: u64,
+    /// The server was asked for them by their ids after a link had ended, and holds them; no AMPS
+    /// server is asked.
+    pub found: u64,
     /// Refused, with the refusal in the log, or in memory where that could not take it
     /// ([`Health::unrecorded_refusals`](crate::Health::unrecorded_refusals)).
     pub rejected: u64,
@@ -244,6 +249,8 @@ impl FlushReport {
         FlushReport {
             persisted: flushed.persisted,
             persisted_at_logon: flushed.persisted_at_logon,
+            duplicates: flushed.duplicates,
+            found: flushed.found,
             rejected: flushed.rejected,
             left: flushed.left,
             waiting,
@@ -252,7 +259,8 @@ impl FlushReport {
     }
 
     /// Whether everything is known to be well: every message that this flush covers was persisted
-    /// by an ack, and no refusal waits. What only a logon covered may have been refused.
+    /// by an ack, was known to the server before or was found there, and no refusal waits. What only
+    /// a logon covered may have been refused.
     pub fn all_persisted(&self) -> bool {
         let known = self.persisted_at_logon == 0 && self.unknown == 0;
         known && self.rejected == 0 && self.left == 0 && self.waiting == 0

@@ -162,13 +162,37 @@ pub enum Event {
         /// the next open.
         stopped: bool,
     },
-    /// The same message was the first unsettled one when several links ended. It may be what
-    /// makes the server end them.
+    /// The same message was the first unsettled one when several links ended, and may be what
+    /// makes the server end them; or it was turned away several times in a row; or it
+    /// [cannot be sent](Self::Unsendable).
     Stalled {
         /// The message.
         sequence: u64,
-        /// Links lost in a row with it at the head.
+        /// Links lost in a row with it at the head, times it was turned away in a row, or servers
+        /// that cannot take it.
         links: u32,
+    },
+    /// The server did not take a message for now: it goes out again after a while, and everything
+    /// behind it. Told once until something is settled. No AMPS server does that.
+    TurnedAway {
+        /// The message.
+        sequence: u64,
+        /// The server's reason.
+        reason: Reason,
+    },
+    /// The server takes no messages, whatever they are; what waits goes out when it does. Told
+    /// once until something is settled. No AMPS server says that.
+    LineStopped {
+        /// The server's reason.
+        reason: Reason,
+    },
+    /// A message can never be sent to this server. If none of the servers can take it, and none
+    /// was ever sent it, it becomes a refusal; else another server is tried.
+    Unsendable {
+        /// The message.
+        sequence: u64,
+        /// Why.
+        error: String,
     },
     /// A refusal that names no message of this client (without a store, none that waits for an
     /// ack), so that it is not known what was refused.

@@ -25,6 +25,8 @@ mod on {
         resent: Counter,
         persisted: Counter,
         persisted_at_logon: Counter,
+        duplicates: Counter,
+        found: Counter,
         rejected: Vec<(ReasonKind, Counter)>,
         late: Counter,
         unattributed: Counter,
@@ -112,6 +114,14 @@ mod on {
                     "amps_client_persisted_at_logon_total",
                     "Messages settled as a success at a logon, without any ack",
                 ),
+                duplicates: counter(
+                    "amps_client_duplicates_total",
+                    "Messages settled because the server had seen their ids before",
+                ),
+                found: counter(
+                    "amps_client_found_total",
+                    "Messages settled because the server was asked for them and holds them",
+                ),
                 late: counter(
                     "amps_client_late_refusals_total",
                     "Refusals that came after a success",
@@ -189,6 +199,8 @@ mod on {
                 totals.persisted_at_logon,
                 last.persisted_at_logon,
             );
+            count(&self.duplicates, totals.duplicates, last.duplicates);
+            count(&self.found, totals.found, last.found);
             count(&self.late, totals.late, last.late);
             count(&self.unattributed, totals.unattributed, last.unattributed);
         }

@@ -6,25 +6,28 @@
 //! the loop.
 
 mod attempts;
+mod held;
+mod overdue;
 #[cfg(test)]
 mod tests;
 
 use std::collections::VecDeque;
 use std::sync::Arc;
-use std::task::{Context, Poll, ready};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use amps_store::{Batch, PublishStore, ReadError, Rebase, StoreError};
 
 use crate::backoff::DelayStrategy;
-use crate::delivery::{
-    self, Delivery, DropReason, Input, NotSent, Now, PublishAck, Totals, Verdict,
-};
+use crate::capabilities::{Capabilities, Require};
+use crate::delivery::{self, Delivery, DropReason, Input, NotSent, Now, Totals, Verdict};
 use crate::event::{ConnectionState, LinkEnd};
-use crate::link::{Answer, Heard, Link, Sink, Words};
+use crate::link::{Answer, Heard, Link, Sink, Up, Words};
 use crate::queue::Queue;
 
 use attempts::Attempts;
+use held::TurnedDown;
+use overdue::{Overdue, Waits};
 
 /// How an [`Engine`] behaves.
 #[derive(Clone, Debug)]
@@ -36,6 +39,12 @@ pub struct Config {
     /// No more attempts once no link was up for so long: attempts and waits count. None: for
     /// ever.
     pub give_up_after: Option<Duration>,
+    /// Where each message has an ack of its own: how long a server may say nothing of any, from
+    /// the moment the oldest without an answer was written; three times as long if it answers
+    /// others. Then the link ends, and nothing is said of the message.
+    pub ack_deadline: Duration,
+    /// What a success has to mean. None: whatever it does.
+    pub require: Option<Require>,
 }
 
 impl Default for Config {
@@ -44,6 +53,8 @@ impl Default for Config {
             delivery: delivery::Config::default(),
             connect_timeout: Duration::from_secs(10),
             give_up_after: None,
+            ack_deadline: Duration::from_secs(10),
+            require: None,
         }
     }
 }
@@ -134,6 +145,12 @@ pub struct Engine {
     delivery: Delivery,
     attempts: Attempts,
     connect_timeout: Duration,
+    ack_deadline: Duration,
+    require: Option<Require>,
+    /// How many servers there are, 0 if that is not known, and the name of the one that is tried.
+    servers: usize,
+    server: String,
+    turned_down: TurnedDown,
     place: Place,
     batch: Batch,
     jobs: VecDeque<Job>,
@@ -170,6 +187,15 @@ struct Linked {
     up_at: Option<Duration>,
     /// What servers had settled or refused before.
     settled: u64,
+    /// What it is good for, once it is up.
+    capabilities: Option<Capabilities>,
+    /// What a success means on it is not what is required.
+    unmet: Option<String>,
+    overdue: Overdue,
+    /// When the server has taken too long to answer, if nothing more is heard.
+    overdue_at: Option<Duration>,
+    /// When what was turned away goes out again.
+    again_at: Option<Duration>,
 }
 
 /// The flush that a close is.
@@ -201,6 +227,11 @@ impl Engine {
 
     fn with(delivery: Delivery, config: Config, backoff: Box<dyn DelayStrategy>, now: Now) -> Self {
         Engine {
+            ack_deadline: config.ack_deadline,
+            require: config.require,
+            servers: 0,
+            server: String::new(),
+            turned_down: TurnedDown::default(),
             delivery,
             attempts: Attempts::new(backoff, config.give_up_after, now.at),
             connect_timeout: config.connect_timeout,
@@ -234,7 +265,13 @@ impl Engine {
         if self.closing.is_some_and(|until| now.at >= until) {
             return self.stop(store, now);
         }
-        self.fill(store, now);
+        loop {
+            self.fill(store, now);
+            if !self.look_at_hold(store, now) {
+                break;
+            }
+        }
+        self.note_overdue(store);
     }
 
     /// Lets the link write and read, once. Without a link it is pending, and no waker is called.
@@ -246,12 +283,28 @@ impl Engine {
             delivery: &mut self.delivery,
             store,
             now,
+            require: self.require.as_ref(),
             up_at: &mut linked.up_at,
+            capabilities: &mut linked.capabilities,
+            unmet: &mut linked.unmet,
+            overdue: &mut linked.overdue,
             refused: &mut self.refused,
             outputs: &mut self.outputs,
         };
         self.handed = false;
-        let polled = ready!(linked.link.poll(cx, now, &mut ear));
+        let Poll::Ready(polled) = linked.link.poll(cx, now, &mut ear) else {
+            // What is there to be read was read: what is not answered now is overdue.
+            return match self.look_at_overdue(store, now) {
+                true => Poll::Ready(()),
+                false => Poll::Pending,
+            };
+        };
+        if let Ok(progress) = &polled
+            && let Some(through) = progress.through
+        {
+            linked.overdue.wrote(through, now.at);
+        }
+        let unmet = linked.unmet.take();
         // What was read with the end, or before the word that ends it, counts: it is told first,
         // and so is that the link must go.
         match polled {
@@ -259,10 +312,13 @@ impl Engine {
             Err(_) if planted!(AcksDroppedWithLink) => self.carry_out(store, now),
             _ => self.input(store, now, Input::AcksEnd),
         }
-        if let Err(end) = polled
+        let end = unmet.map(LinkEnd::Requirement).or(polled.err());
+        if let Some(end) = end
             && self.is_linked()
         {
             self.ended(store, now, end);
+        } else {
+            self.look_at_overdue(store, now);
         }
         Poll::Ready(())
     }
@@ -277,7 +333,7 @@ impl Engine {
     pub fn deadline(&self) -> Option<Duration> {
         let place = match &self.place {
             Place::Idle { until } | Place::Opening { until } => Some(*until),
-            Place::Linked(linked) => linked.link.deadline(),
+            Place::Linked(linked) => linked.deadline(),
             Place::GaveUp => None,
             Place::Over => return None,
         };
@@ -299,17 +355,35 @@ impl Engine {
         }
         match opened {
             Ok(link) => {
-                let settled = self.delivery.settled_by_servers();
-                let up_at = None;
                 self.place = Place::Linked(Linked {
                     link,
-                    up_at,
-                    settled,
+                    up_at: None,
+                    settled: self.delivery.settled_by_servers(),
+                    capabilities: None,
+                    unmet: None,
+                    overdue: Overdue::new(self.ack_deadline),
+                    overdue_at: None,
+                    again_at: None,
                 });
                 self.outputs
                     .push_back(Output::State(ConnectionState::Connected));
             }
             Err(end) => self.ended(store, now, end),
+        }
+    }
+
+    /// Which server is tried, and how many there are to try in turn, 0 if that is not known: what a
+    /// message that one can never take has to know of the others. Servers are told apart by name.
+    pub fn tries(&mut self, server: &str, servers: usize) {
+        server.clone_into(&mut self.server);
+        self.servers = servers;
+    }
+
+    /// What the link is good for, once it is up.
+    pub fn capabilities(&self) -> Option<&Capabilities> {
+        match &self.place {
+            Place::Linked(linked) => linked.capabilities.as_ref(),
+            _ => None,
         }
     }
 
@@ -517,6 +591,21 @@ impl Engine {
                 break None;
             }
             let link = &mut linked.link;
+            let overdue = &mut linked.overdue;
+            let recalled = self
+                .delivery
+                .recall(store, now, room, &mut self.batch, |messages| {
+                    overdue.asked(now.at);
+                    link.recall(now, messages);
+                });
+            match recalled {
+                Ok(true) => {
+                    self.handed = true;
+                    continue;
+                }
+                Ok(false) => {}
+                Err(error) => break Some(cannot_read(&mut self.outputs, error)),
+            }
             let handed = self
                 .delivery
                 .hand_over(store, now, room, &mut self.batch, |message| {
@@ -525,19 +614,10 @@ impl Engine {
             match handed {
                 Ok(0) => break None,
                 Ok(_) => self.handed = true,
-                Err(NotSent::Read(error)) => {
-                    let told = error.to_string();
-                    if let ReadError::Damaged { sequence, .. } = error {
-                        let error = told.clone();
-                        self.outputs.push_back(Output::Damaged { sequence, error });
-                    }
-                    break Some(LinkEnd::Store(told));
-                }
+                Err(NotSent::Read(error)) => break Some(cannot_read(&mut self.outputs, error)),
                 Err(NotSent::Refused { sequence, error }) => {
-                    let error = error.why;
-                    let told = error.clone();
-                    self.outputs.push_back(Output::Damaged { sequence, error });
-                    break Some(LinkEnd::Store(told));
+                    self.delivery.unsendable(sequence, &error.why);
+                    break None;
                 }
             }
         };
@@ -550,12 +630,17 @@ impl Engine {
 
     /// Takes in the end of a link, or of an attempt.
     fn ended(&mut self, store: &dyn PublishStore, now: Now, why: LinkEnd) {
+        // Time alone will not mend what stopped a line, or what no server can take.
+        let stuck = self.delivery.line_is_stopped() || self.is_turned_down(&why);
         let (was_up, healthy) = match std::mem::replace(&mut self.place, Place::GaveUp) {
             Place::Over => {
                 self.place = Place::Over;
                 return;
             }
-            Place::Linked(linked) => {
+            Place::Linked(mut linked) => {
+                if planted!(WrittenAfterEnd) {
+                    held::write_on(&mut linked, now);
+                }
                 // Nothing of it leaves the process from here on.
                 drop(linked.link);
                 self.input(store, now, Input::LinkLost);
@@ -572,7 +657,7 @@ impl Engine {
             // What was settled last was all that a close waited for.
             return;
         }
-        let longest = self.delivery.wants_longest_delay();
+        let longest = stuck || self.delivery.wants_longest_delay();
         let next = self.attempts.next(now.at, was_up, healthy, longest);
         let retry_in = next.ok();
         self.outputs.push_back(Output::LinkEnded { why, retry_in });
@@ -591,6 +676,15 @@ impl Engine {
     }
 }
 
+fn cannot_read(outputs: &mut VecDeque<Output>, error: ReadError) -> LinkEnd {
+    let told = error.to_string();
+    if let ReadError::Damaged { sequence, .. } = error {
+        let error = told.clone();
+        outputs.push_back(Output::Damaged { sequence, error });
+    }
+    LinkEnd::Store(told)
+}
+
 /// A link that lived this long after its logon was good.
 const HEALTHY: Duration = Duration::from_secs(10);
 
@@ -603,7 +697,11 @@ struct Ear<'a> {
     delivery: &'a mut Delivery,
     store: &'a dyn PublishStore,
     now: Now,
+    require: Option<&'a Require>,
     up_at: &'a mut Option<Duration>,
+    capabilities: &'a mut Option<Capabilities>,
+    unmet: &'a mut Option<String>,
+    overdue: &'a mut Overdue,
     refused: &'a mut Refused,
     outputs: &'a mut VecDeque<Output>,
 }
@@ -611,15 +709,48 @@ struct Ear<'a> {
 impl Sink for Ear<'_> {
     fn heard(&mut self, heard: Heard<'_>) {
         let input = match heard {
-            Heard::Up { figure } => {
-                *self.up_at = Some(self.now.at);
-                self.outputs.push_back(Output::Up);
-                Input::LoggedOn { figure }
-            }
             Heard::Ack { ack, words } if ack.verdict != Verdict::Persisted => {
-                return self.refusal(ack, words);
+                return self.refusal(Input::Ack(ack), ack.figure, words);
             }
             Heard::Ack { ack, .. } => Input::Ack(ack),
+            Heard::Up(up) => return self.up(up),
+            Heard::Changed(capabilities) => return self.changed(capabilities),
+            Heard::One { wire, evidence } => {
+                self.overdue.heard(self.now.at);
+                Input::One { wire, evidence }
+            }
+            Heard::Through { wire } => {
+                self.overdue.heard(self.now.at);
+                Input::Mark { wire }
+            }
+            Heard::Refused {
+                wire,
+                reason,
+                may_be_stored,
+                words,
+            } => {
+                self.overdue.heard(self.now.at);
+                let input = Input::Refused {
+                    wire,
+                    reason,
+                    may_be_stored,
+                };
+                return self.refusal(input, None, words);
+            }
+            Heard::TryAgain { wire, why, at_once } => {
+                self.overdue.heard(self.now.at);
+                Input::TryAgain { wire, why, at_once }
+            }
+            Heard::LineStopped { why } => Input::LineStopped { why },
+            Heard::LineFree => Input::LineFree,
+            Heard::Found { wire } => {
+                self.overdue.heard(self.now.at);
+                Input::Found { wire }
+            }
+            Heard::Absent { wire } => {
+                self.overdue.heard(self.now.at);
+                Input::Absent { wire }
+            }
             Heard::State(state) => return self.outputs.push_back(Output::State(state)),
         };
         self.delivery.handle(self.store, self.now, input);
@@ -627,19 +758,47 @@ impl Sink for Ear<'_> {
 }
 
 impl Ear<'_> {
+    fn up(&mut self, up: Up<'_>) {
+        if self.up_at.is_some() {
+            return;
+        }
+        *self.up_at = Some(self.now.at);
+        self.changed(up.capabilities);
+        if self.unmet.is_some() {
+            return;
+        }
+        self.outputs.push_back(Output::Up);
+        let input = Input::LoggedOn {
+            resume: up.resume,
+            acks: up.capabilities.acks,
+        };
+        self.delivery.handle(self.store, self.now, input);
+    }
+
+    fn changed(&mut self, capabilities: &Capabilities) {
+        *self.capabilities = Some(capabilities.clone());
+        let judged = self
+            .require
+            .map_or(Ok(()), |require| require.judge(&capabilities.meaning));
+        if let Err(why) = judged {
+            // What was heard before had the meaning of before.
+            self.delivery.handle(self.store, self.now, Input::Unusable);
+            self.unmet.get_or_insert(why);
+        }
+    }
+
     /// What it leads to is taken out at once, to go with the words it came in.
-    fn refusal(&mut self, ack: PublishAck<'_>, words: Words<'_>) {
+    fn refusal(&mut self, input: Input<'_>, figure: Option<u64>, words: Words<'_>) {
         while let Some(before) = self.delivery.poll() {
             self.refused.push_back((before, None));
         }
-        let input = Input::Ack(ack);
         self.delivery.handle(self.store, self.now, input);
         while let Some(what) = self.delivery.poll() {
             let answer = tells_of_a_refusal(&what).then(|| {
                 Box::new(Answer {
                     kind: words.kind.map(str::to_owned),
                     id: words.id.map(str::to_owned),
-                    figure: ack.figure,
+                    figure,
                     reason_cut: words.reason_cut,
                 })
             });

@@ -80,6 +80,23 @@ pub enum LinkEnd {
     /// The server's figure for this client name is so high that no numbers are left above it
     /// (2^63 − 2^48 − 2^47 or more). Use another client name.
     NoNumbersLeft,
+    /// The server did not say in time what became of a message that was written to it. It may
+    /// have it.
+    AckOverdue {
+        /// The oldest message without an answer.
+        sequence: u64,
+    },
+    /// This server can never take the next message; another one may.
+    Unsendable {
+        /// The message.
+        sequence: u64,
+        /// Why.
+        why: String,
+    },
+    /// The server turned messages away until the back-off had waited as long as it may.
+    TurnedAway,
+    /// What a success means on this link is not what is required.
+    Requirement(String),
     /// The store could not do what the link needs.
     Store(String),
     /// A connector, an authenticator or a server chooser panicked, with these words; the next
@@ -119,6 +136,17 @@ impl fmt::Display for LinkEnd {
             LinkEnd::NoNumbersLeft => f.write_str(
                 "the server's number for this client name leaves none above it; use another name",
             ),
+            LinkEnd::AckOverdue { sequence } => write!(
+                f,
+                "the server did not say in time what became of message {sequence}"
+            ),
+            LinkEnd::Unsendable { sequence, why } => {
+                write!(f, "the server can never take message {sequence}: {why}")
+            }
+            LinkEnd::TurnedAway => f.write_str("the server took no message for too long"),
+            LinkEnd::Requirement(why) => {
+                write!(f, "a success does not mean what is required: {why}")
+            }
             LinkEnd::Store(error) => write!(f, "the store failed: {error}"),
             LinkEnd::Shutdown => f.write_str("the client was closed"),
             LinkEnd::Panicked(why) | LinkEnd::ClientFailed(why) => f.write_str(why),

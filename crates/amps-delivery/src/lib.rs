@@ -16,7 +16,7 @@
 //! use amps_delivery::delivery::{PublishAck, Verdict};
 //! use amps_delivery::{
 //!     Backoff, Config, Engine, Heard, Link, LinkEnd, Now, Output, Progress, Room, Sink, ToSend,
-//!     Unsendable, Words,
+//!     Unsendable, Words, Capabilities, Resume, Up,
 //! };
 //! use amps_store::{Envelope, Options, PublishStore, Store};
 //!
@@ -46,7 +46,8 @@
 //!     ) -> Poll<Result<Progress, LinkEnd>> {
 //!         if !self.is_up {
 //!             self.is_up = true;
-//!             sink.heard(Heard::Up { figure: None });
+//!             let (resume, capabilities) = (Resume::Unknown, &Capabilities::LOGGED);
+//!             sink.heard(Heard::Up(Up { resume, capabilities }));
 //!         } else if self.acked < self.sent {
 //!             self.acked = self.sent;
 //!             let ack = PublishAck {
@@ -58,7 +59,7 @@
 //!         } else {
 //!             return Poll::Pending;
 //!         }
-//!         Poll::Ready(Ok(Progress { read: true, wrote: true }))
+//!         Poll::Ready(Ok(Progress { read: true, wrote: true, through: None }))
 //!     }
 //!
 //!     fn deadline(&self) -> Option<Duration> {
@@ -132,6 +133,7 @@ macro_rules! planted {
 }
 
 pub mod backoff;
+mod capabilities;
 pub mod delivery;
 mod engine;
 mod event;
@@ -142,10 +144,13 @@ mod reason;
 pub mod testkit;
 
 pub use backoff::{Backoff, DelayStrategy, FixedDelay};
-pub use delivery::{AckWish, GapPolicy, Now, RebasePolicy, Room, ToSend, Totals, Via};
+pub use capabilities::{Capabilities, Meaning, Medium, Operations, Order, Require, Synced};
+pub use delivery::{
+    AckWish, Acks, Evidence, GapPolicy, Now, RebasePolicy, Resume, Room, ToSend, Totals, Via,
+};
 pub use engine::{Config, Engine, Job, JobDone, Output};
 pub use event::{ConnectionState, LinkEnd};
-pub use link::{Answer, Heard, Link, Progress, Sink, Unsendable, Words};
+pub use link::{Answer, Heard, Link, Progress, Sink, Unsendable, Up, Words};
 pub use queue::{MOST_UNACKED, Queue, Turned};
 pub use reason::{Reason, ReasonKind, cut};
 

@@ -3,7 +3,8 @@
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use crate::delivery::{Now, PublishAck, Room, ToSend};
+use crate::capabilities::Capabilities;
+use crate::delivery::{Evidence, Now, PublishAck, Resume, Room, ToSend};
 use crate::event::{ConnectionState, LinkEnd};
 
 /// One link to a server, from the moment it is open to its end. It has no life of its own: it
@@ -22,6 +23,11 @@ pub trait Link: Send {
     /// # Errors
     /// It can never take this one.
     fn send(&mut self, now: Now, message: &ToSend<'_>) -> Result<(), Unsendable>;
+
+    /// Asks the server which of these it holds, by their ids: only on links that resume
+    /// [by id](Resume::ById), within their room. Each is answered, by [`Heard::Found`] or
+    /// [`Heard::Absent`]; a server that says nothing for the ack deadline ends the link.
+    fn recall(&mut self, _now: Now, _messages: &[ToSend<'_>]) {}
 
     /// So many messages have no answer on this link: what a server owes makes its silence news.
     fn waits(&mut self, _now: Now, _in_flight: u64) {}
@@ -50,6 +56,9 @@ pub struct Progress {
     pub read: bool,
     /// Bytes went out.
     pub wrote: bool,
+    /// With single acks: the number on the wire of the last message whose last byte went out, if
+    /// one's did. The deadline of its ack runs from here.
+    pub through: Option<u64>,
 }
 
 /// A message that a link will never take.
@@ -89,23 +98,86 @@ pub trait Sink {
     fn heard(&mut self, heard: Heard<'_>);
 }
 
-/// What is heard on a link.
+/// What is heard on a link. Messages are named by the numbers they went out under on it.
+///
+/// A server whose acks have figures is heard by [`Ack`](Self::Ack), and one that acks each message
+/// by itself by the others.
 #[derive(Clone, Copy, Debug)]
 #[non_exhaustive]
 pub enum Heard<'a> {
-    /// The server accepted the logon: messages may go out once its figure was judged.
-    Up {
-        /// The highest number of this publisher that the server knows, if it says: every message
-        /// up to it is stored or was refused, and none above it is.
-        figure: Option<u64>,
-    },
-    /// An ack for publishes.
+    /// The link is of use: messages go out once what the server knows of earlier ones was judged.
+    /// Once, and before anything about messages.
+    Up(Up<'a>),
+    /// The link is good for something else from now on.
+    Changed(&'a Capabilities),
+    /// An ack for publishes, of a server with figures.
     Ack {
         /// What it says.
         ack: PublishAck<'a>,
         /// For a refusal: the rest of the server's words.
         words: Words<'a>,
     },
+    /// A message is stored. Hearing it twice does no harm.
+    One {
+        /// The message.
+        wire: u64,
+        /// What shows it.
+        evidence: Evidence,
+    },
+    /// As [`Resume::HighWater`], found out again while the link is up.
+    Through {
+        /// The mark.
+        wire: u64,
+    },
+    /// A message was refused, alone and for good.
+    Refused {
+        /// The message.
+        wire: u64,
+        /// The server's reason.
+        reason: &'a str,
+        /// It was sent before, and may have been stored then.
+        may_be_stored: bool,
+        /// The rest of the server's words.
+        words: Words<'a>,
+    },
+    /// A message was not taken for now; to be told once for each time it was sent. Nothing new is
+    /// sent until everything that was has its verdict; then it starts again with the first message
+    /// that is not settled, after a delay.
+    TryAgain {
+        /// The message.
+        wire: u64,
+        /// The server's reason.
+        why: &'a str,
+        /// Nothing is wrong with it: one before it was not stored, and it had to be turned away.
+        at_once: bool,
+    },
+    /// The server takes nothing, whatever it is: as if the next message had been turned away, but
+    /// with the longest delay.
+    LineStopped {
+        /// The server's reason.
+        why: &'a str,
+    },
+    /// It takes messages again, sooner than the longest delay.
+    LineFree,
+    /// A message that was [asked for](Link::recall) is stored.
+    Found {
+        /// The message.
+        wire: u64,
+    },
+    /// A message that was asked for is not known to be stored: it goes out again.
+    Absent {
+        /// The message.
+        wire: u64,
+    },
     /// The connection moved on.
     State(ConnectionState),
+}
+
+/// A link that is of use.
+#[derive(Clone, Copy, Debug)]
+pub struct Up<'a> {
+    /// What the server knows of messages sent before.
+    pub resume: Resume,
+    /// What the link is good for.
+    pub capabilities: &'a Capabilities,
 }

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use amps_client::connector::{ConnectError, Connecting, Connector, Stream};
 use amps_client::uri::Uri;
-use amps_delivery::{Heard, Link, LinkEnd, Now, Progress, Room, Sink, ToSend, Unsendable};
+use amps_delivery::{Heard, Link, LinkEnd, Now, Progress, Resume, Room, Sink, ToSend, Unsendable};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::super::Rng;
@@ -335,8 +335,12 @@ struct Ear<'a> {
 
 impl Sink for Ear<'_> {
     fn heard(&mut self, heard: Heard<'_>) {
-        if let Heard::Up { figure } = heard {
-            self.socket.state().up = Some(figure);
+        if let Heard::Up(up) = heard {
+            self.socket.state().up = Some(match up.resume {
+                Resume::HighWater(figure) => Some(figure),
+                Resume::Unknown => None,
+                Resume::ById => panic!("AMPS has no ids"),
+            });
         }
         // No place to die: what is told here is logged at once, and the book learns of it later.
         self.sink.heard(heard);

@@ -8,7 +8,8 @@ use std::task::{Context, Poll};
 use std::time::Duration;
 
 use amps_delivery::{
-    ConnectionState, Heard, Link, LinkEnd, Now, Progress, Room, Sink, ToSend, Unsendable, Words,
+    Capabilities, ConnectionState, Heard, Link, LinkEnd, Now, Progress, Resume, Room, Sink, ToSend,
+    Unsendable, Up, Words,
 };
 use bytes::Bytes;
 use tokio::io::AsyncReadExt;
@@ -337,7 +338,10 @@ impl AmpsLink {
             desk.stray(Stray::Server(session.server().clone()));
             desk.set_up(true);
             self.up = true;
-            sink.heard(Heard::Up { figure });
+            sink.heard(Heard::Up(Up {
+                resume: Resume::figure(figure),
+                capabilities: &Capabilities::LOGGED,
+            }));
             if let Some(authenticator) = &self.server.authenticator {
                 let told = || authenticator.completed(&self.server.uri);
                 panics::call(AUTHENTICATOR, told).map_err(LinkEnd::Panicked)?;
@@ -386,7 +390,13 @@ impl AmpsLink {
             sitting.session.wrote(now.at);
         }
         let read = self.read(cx, now, sink)?;
-        Ok((moved || wrote || read).then_some(Progress { read, wrote }))
+        let progress = Progress {
+            read,
+            wrote,
+            // Acks have figures: a message has no deadline of its own.
+            through: None,
+        };
+        Ok((moved || wrote || read).then_some(progress))
     }
 
     /// Handles what the handles ask for, as long as the stream takes it.

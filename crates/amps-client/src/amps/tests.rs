@@ -4,7 +4,9 @@ use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, Waker};
 
-use amps_delivery::{Heard, Link, LinkEnd, Now, Progress, Queue, Room, Sink, ToSend};
+use amps_delivery::{
+    Capabilities, Heard, Link, LinkEnd, Now, Progress, Queue, Resume, Room, Sink, ToSend, Up,
+};
 use amps_store::{Batch, Envelope};
 use tokio::io::{AsyncRead, AsyncWrite, DuplexStream, ReadBuf};
 use tokio::sync::oneshot;
@@ -13,7 +15,7 @@ use super::desk::{Ask, Behind, Desk};
 use super::link::{AmpsLink, Making};
 use super::*;
 use crate::chooser::{Authenticating, Authenticator, Credentials};
-use crate::delivery::{AckWish, Delivery, Input};
+use crate::delivery::{AckWish, Acks, Delivery, Input};
 use crate::error::CommandError;
 use crate::protocol::{Ack, AckKind, DEFAULT_MAX_FRAME, FrameDecoder, Header, LogonAck, Status};
 use crate::requests::{Request, Subscribe};
@@ -162,6 +164,18 @@ fn accepted(id: &str, figure: u64) -> Vec<u8> {
     out
 }
 
+/// What is heard of a logon with this figure: all that AMPS is good for.
+fn up_with(figure: u64) -> String {
+    let (resume, capabilities) = (Resume::HighWater(figure), &Capabilities::LOGGED);
+    format!(
+        "{:?}",
+        Heard::Up(Up {
+            resume,
+            capabilities,
+        })
+    )
+}
+
 fn persisted(figure: u64) -> Vec<u8> {
     let mut out = Vec::new();
     Ack::persisted(figure).encode(&mut out).unwrap();
@@ -175,7 +189,7 @@ fn there_is_no_room_before_the_logon_is_accepted() {
     rig.poll().unwrap();
     assert_eq!(rig.link().room(), Room::NONE);
     rig.log_on_answered();
-    assert_eq!(rig.ears.0, ["Up { figure: Some(7) }"]);
+    assert_eq!(rig.ears.0, [up_with(7)]);
     assert!(!rig.link().room().is_none());
 }
 
@@ -223,7 +237,10 @@ fn a_command_behind_messages_goes_out_when_the_link_has_taken_them() {
     rig.log_on();
     let queue = Arc::new(Queue::new("me", 10));
     let mut delivery = Delivery::without_store(queue.clone(), Default::default());
-    let logon = Input::LoggedOn { figure: None };
+    let logon = Input::LoggedOn {
+        resume: Resume::Unknown,
+        acks: Acks::Figures,
+    };
     delivery.handle(queue.as_ref(), rig.now, logon);
     let flush = |rig: &Rig, behind| {
         let (reply, answer) = oneshot::channel();
@@ -387,7 +404,7 @@ fn what_comes_behind_a_challenge_waits_for_the_answer_to_it() {
     slow.0.store(true, Ordering::Relaxed);
     rig.poll().unwrap();
     rig.log_on_answered();
-    assert_eq!(rig.ears.0, ["Up { figure: Some(7) }"]);
+    assert_eq!(rig.ears.0, [up_with(7)]);
 }
 
 #[test]

@@ -470,9 +470,26 @@ impl Driver {
                 tracing::warn!(
                     sequence,
                     links,
-                    "the same message was unsettled on every one of the latest links"
+                    "the same message was unsettled on every one of the latest links, or turned away over and over"
                 );
                 Event::Stalled { sequence, links }
+            }
+            Note::TurnedAway { sequence, why } => {
+                tracing::warn!(sequence, %why, "the server did not take a message; it goes out again after a while");
+                let reason = Reason::new(why);
+                Event::TurnedAway { sequence, reason }
+            }
+            Note::LineStopped { why } => {
+                tracing::error!(%why, "the server takes no messages");
+                let reason = Reason::new(why);
+                Event::LineStopped { reason }
+            }
+            Note::Unsendable { sequence, why } => {
+                tracing::error!(sequence, %why, "a message cannot be sent to this server");
+                Event::Unsendable {
+                    sequence,
+                    error: why,
+                }
             }
             Note::Unreadable { sequence, error } => {
                 tracing::error!(sequence, %error, "a stored message cannot be sent");

@@ -51,7 +51,8 @@ impl Driver {
             waiting: self.waiting(),
             settled: {
                 let totals = self.shared.totals();
-                totals.persisted + totals.persisted_at_logon + totals.rejected
+                let otherwise = totals.duplicates + totals.found + totals.rejected;
+                totals.persisted + totals.persisted_at_logon + otherwise
             },
         };
         if let Some(word) = self.work.outages.look(now, found) {

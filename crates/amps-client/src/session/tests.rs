@@ -7,8 +7,15 @@ use proptest::prelude::*;
 use proptest::test_runner::{RngSeed, TestRunner};
 
 use super::*;
-use crate::delivery::{Config, Delivery, Input, Now, Output, Room, ToSend, Totals};
+use crate::delivery::{Acks, Config, Delivery, Input, Now, Output, Resume, Room, ToSend, Totals};
 use crate::requests::Request;
+
+fn logged_on(figure: Option<u64>) -> Input<'static> {
+    Input::LoggedOn {
+        resume: Resume::figure(figure),
+        acks: Acks::Figures,
+    }
+}
 
 fn config(publish_ids: bool) -> SessionConfig {
     SessionConfig {
@@ -135,7 +142,7 @@ fn break_the_machines(steps: Vec<Step>, publish_ids: bool) -> Result<Totals, Tes
         let mut acks = |item: Received<'_>| match item {
             Received::Ack(ack) => delivery.handle(&store, now, Input::Ack(ack)),
             Received::LoggedOn { figure } => {
-                delivery.handle(&store, now, Input::LoggedOn { figure });
+                delivery.handle(&store, now, logged_on(figure));
             }
             _ => {}
         };
@@ -159,7 +166,7 @@ fn break_the_machines(steps: Vec<Step>, publish_ids: bool) -> Result<Totals, Tes
                 );
                 let mut acks = |item: Received<'_>| {
                     if let Received::LoggedOn { figure } = item {
-                        delivery.handle(&store, now, Input::LoggedOn { figure });
+                        delivery.handle(&store, now, logged_on(figure));
                     }
                 };
                 session

@@ -4,7 +4,7 @@
 use amps_store::{PublishStore, Rejected, StoreError};
 
 use super::figures::Figure;
-use super::{Delivery, DropReason, Note, Now, Output, Phase, PublishAck, SINGLES, Verdict, Via};
+use super::{Delivery, DropReason, Note, Now, Output, Phase, PublishAck, Verdict, Via};
 use crate::cut;
 
 impl Delivery {
@@ -49,7 +49,10 @@ impl Delivery {
             }
             (Verdict::Persisted, None) => {
                 if let (None, Some(sequence)) = (figure, ack.sequence) {
-                    self.single(store, sequence);
+                    match self.figures.may_have_sent(sequence) {
+                        true => self.settled_single(store, sequence, Via::Ack),
+                        false => self.untaken(sequence),
+                    }
                 }
             }
             (Verdict::Refused(reason) | Verdict::Stray(reason), judged) => {
@@ -74,18 +77,6 @@ impl Delivery {
                     None => self.unattributed(ack.figure, reason),
                 }
             }
-        }
-    }
-
-    fn single(&mut self, store: &dyn PublishStore, sequence: u64) {
-        if !self.figures.may_have_sent(sequence) || !store.is_unsettled(sequence) {
-            return self.untaken(sequence);
-        }
-        if !self.pending.single.contains(&sequence) {
-            self.pending.single.push(sequence);
-        }
-        if self.pending.single.len() == SINGLES {
-            self.apply_pending(store);
         }
     }
 
@@ -181,9 +172,7 @@ impl Delivery {
                     self.totals.late += 1;
                 } else {
                     self.totals.rejected += 1;
-                    if sequence < self.cursor {
-                        self.flight.settled(1);
-                    }
+                    self.left_flight(sequence);
                     self.flushes.refused(sequence);
                 }
                 self.outputs.push_back(Output::Refused {
@@ -214,7 +203,7 @@ impl Delivery {
         ordinal
     }
 
-    fn unattributed(&mut self, figure: Option<u64>, reason: &str) {
+    pub(super) fn unattributed(&mut self, figure: Option<u64>, reason: &str) {
         self.totals.unattributed += 1;
         self.outputs.push_back(Output::Unattributed {
             figure,
@@ -226,26 +215,24 @@ impl Delivery {
         if let Some(through) = self.pending.through.take() {
             self.settle_through(store, through, Via::Ack);
         }
-        if self.pending.single.is_empty() {
+        self.apply_singles(store);
+    }
+
+    /// Settles messages one by one.
+    pub(super) fn settle_each(&mut self, store: &dyn PublishStore, singles: &[(u64, Via)]) {
+        if singles.is_empty() {
             return;
         }
-        let singles = std::mem::take(&mut self.pending.single);
-        let open: Vec<u64> = singles
-            .into_iter()
-            .filter(|s| store.is_unsettled(*s))
-            .collect();
-        match store.settle(&open) {
+        let sequences: Vec<u64> = singles.iter().map(|(sequence, _)| *sequence).collect();
+        match store.settle(&sequences) {
             Ok(count) => {
-                self.totals.persisted += count;
                 self.by_servers += count;
-                self.flight.settled(count);
-                for sequence in open {
-                    self.figures.settled(sequence);
-                    self.flushes.settled_one(sequence);
-                    self.outputs.push_back(Output::Settled {
-                        sequence,
-                        via: Via::Ack,
-                    });
+                for &(sequence, via) in singles {
+                    self.totals.settled(1, via);
+                    self.left_flight(sequence);
+                    self.figures.settled_via(sequence, via);
+                    self.flushes.settled_one(sequence, via);
+                    self.outputs.push_back(Output::Settled { sequence, via });
                 }
             }
             Err(error) => self.note(Note::StoreFailed {
@@ -260,13 +247,10 @@ impl Delivery {
             Ok(0) if planted!(RoomFreedTwice) => self.flight.settled(1),
             Ok(0) => {}
             Ok(count) => {
-                match via {
-                    Via::Ack => self.totals.persisted += count,
-                    Via::Logon => self.totals.persisted_at_logon += count,
-                }
+                self.totals.settled(count, via);
                 self.by_servers += count;
-                self.figures.settled(through);
-                self.flight.settled(count);
+                self.figures.settled_via(through, via);
+                self.left_flight_through(through, count);
                 self.flushes.settled_through(through, count, via);
                 self.outputs
                     .push_back(Output::SettledThrough { through, via });

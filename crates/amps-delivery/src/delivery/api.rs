@@ -100,17 +100,111 @@ pub enum Verdict<'a> {
     Stray(&'a str),
 }
 
+/// What a server knows of messages that earlier links brought it. Numbers are those of the wire.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Resume {
+    /// Every message up to this one that this server was ever given under this identity is stored
+    /// or was refused, and none above it is stored. Who cannot prove that says one of the others.
+    HighWater(u64),
+    /// Nothing as a whole; it can be asked for each message by its id.
+    ById,
+    /// Nothing: everything that is unsettled is sent again.
+    Unknown,
+}
+
+impl Resume {
+    /// A figure, if the server named one. Unknown is not zero.
+    pub fn figure(figure: Option<u64>) -> Self {
+        figure.map_or(Resume::Unknown, Resume::HighWater)
+    }
+}
+
+/// What acks speak of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Acks {
+    /// Everything up to a figure: [`Input::Ack`].
+    #[default]
+    Figures,
+    /// One message each: [`Input::One`] and its like.
+    Single,
+}
+
+/// What shows that a message is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Evidence {
+    /// The server stored it now.
+    Stored,
+    /// The server has seen its id before, and drops what comes under it: it took the message
+    /// then, and need not hold it any more.
+    Duplicate,
+}
+
 /// Something that happened to the link, the store or the application.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Input<'a> {
-    /// The server accepted the logon and named this figure, if any.
+    /// The server accepted the logon.
     LoggedOn {
-        /// The `s` of the logon ack.
-        figure: Option<u64>,
+        /// What it knows of messages sent before.
+        resume: Resume,
+        /// What its acks speak of.
+        acks: Acks,
     },
     /// An ack for publishes.
     Ack(PublishAck<'a>),
+    /// With single acks: the message that went out under this number is stored.
+    One {
+        /// Its number on the wire.
+        wire: u64,
+        /// What shows it.
+        evidence: Evidence,
+    },
+    /// With single acks: a mark, as [`Resume::HighWater`], found out while the link is up.
+    Mark {
+        /// The number on the wire.
+        wire: u64,
+    },
+    /// With single acks: this message was refused, alone and for good.
+    Refused {
+        /// Its number on the wire.
+        wire: u64,
+        /// The server's reason.
+        reason: &'a str,
+        /// It was sent before, and may have been stored then.
+        may_be_stored: bool,
+    },
+    /// With single acks: the server did not take this message now. Once for each time it was
+    /// sent.
+    TryAgain {
+        /// Its number on the wire.
+        wire: u64,
+        /// Why.
+        why: &'a str,
+        /// Nothing is wrong with it or the server: one before it was not taken.
+        at_once: bool,
+    },
+    /// The server takes nothing, whatever it is.
+    LineStopped {
+        /// Why.
+        why: &'a str,
+    },
+    /// It takes messages again.
+    LineFree,
+    /// A message that was asked for ([`Delivery::recall`](super::Delivery::recall)) is stored.
+    Found {
+        /// Its number on the wire.
+        wire: u64,
+    },
+    /// A message that was asked for is not known to be stored.
+    Absent {
+        /// Its number on the wire.
+        wire: u64,
+    },
+    /// The wait is over that [`Delivery::drained`](super::Delivery::drained) asked for: what was
+    /// turned away goes out again.
+    Again,
+    /// What is heard on this link counts for nothing any more.
+    Unusable,
     /// Every ack that was read together was given. Successes are applied no later than
     /// here, once for the whole batch.
     AcksEnd,
@@ -157,12 +251,18 @@ pub enum Input<'a> {
 
 /// Evidence for a success (`docs/promises.md`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 pub enum Via {
     /// The server's ack covered it.
     Ack,
     /// The server's figure covered it at a logon and no ack was ever read: AMPS does not
     /// say whether it was persisted, or refused and the refusal lost.
     Logon,
+    /// The server answered that it has seen the message's id before. It took it then; whether it
+    /// still holds it, nobody said.
+    Duplicate,
+    /// The server was asked for the message by its id after a link had ended, and holds it.
+    Found,
 }
 
 /// Why this link must not be used any longer.
@@ -304,11 +404,13 @@ pub enum Note {
         /// Sending stopped.
         stopped: bool,
     },
-    /// The same first message was unsettled at the end of several links.
+    /// The same first message was unsettled at the end of several links, was turned away several
+    /// times in a row, or no server that was asked can take it.
     Stalled {
         /// The message.
         sequence: u64,
-        /// Links lost in a row with it at the head.
+        /// Links lost in a row with it at the head, times it was turned away in a row, or servers
+        /// that cannot take it.
         links: u32,
     },
     /// A message is intact, and its envelope is not of a version this program knows: it becomes
@@ -318,6 +420,27 @@ pub enum Note {
         sequence: u64,
         /// What is wrong with its envelope.
         error: EnvelopeError,
+    },
+    /// The server did not take a message, for now: it goes out again after a while, and nothing
+    /// before it. Told once until something is settled.
+    TurnedAway {
+        /// The message.
+        sequence: u64,
+        /// The server's reason, cut to [`amps_store::MAX_REASON`] bytes.
+        why: String,
+    },
+    /// The server takes nothing, whatever it is; nothing is sent to it for now. Told once until
+    /// something is settled.
+    LineStopped {
+        /// The server's reason, cut to [`amps_store::MAX_REASON`] bytes.
+        why: String,
+    },
+    /// A link can never take a message.
+    Unsendable {
+        /// The message.
+        sequence: u64,
+        /// Why, cut to [`amps_store::MAX_REASON`] bytes.
+        why: String,
     },
     /// Everything stored at logon was sent.
     Replayed,
@@ -427,6 +550,10 @@ pub struct Totals {
     pub persisted: u64,
     /// Settled as a success at a logon.
     pub persisted_at_logon: u64,
+    /// Settled because the server had seen the message's id before.
+    pub duplicates: u64,
+    /// Settled because the server was asked for the message by its id, and holds it.
+    pub found: u64,
     /// Refused, with the refusal in the log (late ones not counted: the success stands).
     pub rejected: u64,
     /// Handed to a transport although they may have been sent before, under the same number or,
@@ -438,4 +565,15 @@ pub struct Totals {
     pub late: u64,
     /// Refusals that could not be attributed to a message.
     pub unattributed: u64,
+}
+
+impl Totals {
+    pub(super) fn settled(&mut self, count: u64, via: Via) {
+        match via {
+            Via::Ack => self.persisted += count,
+            Via::Logon => self.persisted_at_logon += count,
+            Via::Duplicate => self.duplicates += count,
+            Via::Found => self.found += count,
+        }
+    }
 }

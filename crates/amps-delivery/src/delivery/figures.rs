@@ -3,6 +3,7 @@
 
 use amps_store::{PublishStore, Rebase, StoredMessage};
 
+use super::Via;
 use super::api::wire;
 
 /// The highest number any publisher can reach; a figure above it is the server's error.
@@ -56,6 +57,8 @@ pub(super) struct Figures {
     known: Option<u64>,
     /// The highest message that a server settled, as far as is known.
     settled: u64,
+    /// The highest message that a server was known to hold, in this run.
+    stored: u64,
 }
 
 impl Figures {
@@ -71,6 +74,7 @@ impl Figures {
             rebases_left: 1,
             known: None,
             settled: settled_before(store),
+            stored: 0,
         }
     }
 
@@ -187,6 +191,21 @@ impl Figures {
     /// known: what the application gave up on is settled, and no server ever said so.
     pub(super) fn settled_floor(&self, store: &dyn PublishStore) -> u64 {
         store.bounds().floor.min(self.settled)
+    }
+
+    /// A server settled this message as a success in this run, with this evidence.
+    pub(super) fn settled_via(&mut self, sequence: u64, via: Via) {
+        // What was stored once need not be there any more.
+        if via != Via::Duplicate {
+            self.stored = self.stored.max(sequence);
+        }
+        self.settled(sequence);
+    }
+
+    /// The highest message that a server was known to hold in this run: what a mark may not be
+    /// below. Messages of earlier runs do not count: the last of them may have been refused.
+    pub(super) fn held(&self) -> u64 {
+        self.stored
     }
 
     /// A server settled this message in this run.

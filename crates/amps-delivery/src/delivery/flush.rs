@@ -15,6 +15,10 @@ pub struct Flushed {
     pub persisted: u64,
     /// Settled as a success at a logon.
     pub persisted_at_logon: u64,
+    /// Settled because the server had seen the message's id before.
+    pub duplicates: u64,
+    /// Settled because the server was asked for the message by its id, and holds it.
+    pub found: u64,
     /// Refused.
     pub rejected: u64,
     /// Unsettled still.
@@ -29,6 +33,8 @@ impl Flushed {
         match via {
             Via::Ack => self.persisted += count,
             Via::Logon => self.persisted_at_logon += count,
+            Via::Duplicate => self.duplicates += count,
+            Via::Found => self.found += count,
         }
     }
 
@@ -36,6 +42,8 @@ impl Flushed {
     pub fn add(&mut self, other: Flushed) {
         self.persisted += other.persisted;
         self.persisted_at_logon += other.persisted_at_logon;
+        self.duplicates += other.duplicates;
+        self.found += other.found;
         self.rejected += other.rejected;
         self.unknown += other.unknown;
     }
@@ -115,9 +123,9 @@ impl Flushes {
         add(&mut self.uncounted, count.saturating_sub(counted));
     }
 
-    /// One message was settled by an ack of its own.
-    pub(super) fn settled_one(&mut self, sequence: u64) {
-        self.one(sequence, |so_far| so_far.persisted += 1);
+    /// One message was settled by itself.
+    pub(super) fn settled_one(&mut self, sequence: u64, via: Via) {
+        self.one(sequence, |so_far| so_far.settled(1, via));
     }
 
     /// One message was refused.

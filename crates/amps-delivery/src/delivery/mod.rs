@@ -15,8 +15,11 @@ mod api;
 mod figures;
 mod flight;
 mod flush;
+mod hold;
 mod links;
 mod numbers;
+mod recall;
+mod single;
 #[cfg(test)]
 mod tests;
 mod unkept;
@@ -25,9 +28,11 @@ mod unreadable;
 pub use flush::Flushed;
 
 pub use api::{
-    AckWish, Config, DropReason, GapPolicy, Input, NotSent, Note, Now, Output, PublishAck,
-    RebasePolicy, Room, ToSend, Totals, Verdict, Via,
+    AckWish, Acks, Config, DropReason, Evidence, GapPolicy, Input, NotSent, Note, Now, Output,
+    PublishAck, RebasePolicy, Resume, Room, ToSend, Totals, Verdict, Via,
 };
+pub use hold::Drained;
+pub use single::MAY_BE_STORED;
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -37,7 +42,10 @@ use amps_store::{Batch, Level, MessageRef, PublishStore, ReadError, StoreError};
 use figures::Figures;
 use flight::Flight;
 use flush::Flushes;
+use hold::{Hold, Rounds};
 use links::Links;
+use recall::{Doubts, Recall};
+use single::Singles;
 use unkept::Unkept;
 use unreadable::Unreadable;
 
@@ -48,6 +56,8 @@ enum Phase {
     Offline,
     /// Waiting for a rebase to be durable.
     Rebasing(Logon),
+    /// The server is asked which messages it holds.
+    Recalling,
     /// Messages may go out.
     Live,
     /// The link must go; nothing is sent or settled on it.
@@ -60,7 +70,14 @@ enum Logon {
     /// Its foreign figure asked for it.
     Asked,
     /// An earlier link's did: what this one was told is judged by the new numbering.
-    Behind { figure: Option<u64> },
+    Behind(Known),
+}
+
+/// What a server said at a logon.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Known {
+    resume: Resume,
+    acks: Acks,
 }
 
 /// The delivery state machine. See the module's page.
@@ -92,6 +109,15 @@ pub struct Delivery {
     unreadable: Unreadable,
     /// There is no store, but a queue.
     unkept: Option<Unkept>,
+    /// The highest sequence handed over on this link.
+    handed_here: u64,
+    /// Nothing new is handed over before that is over.
+    hold: Option<Hold>,
+    rounds: Rounds,
+    /// The server of this link can be asked for messages by their ids.
+    asks_by_id: bool,
+    recall: Recall,
+    doubts: Doubts,
     pending: Pending,
     totals: Totals,
     /// Messages that servers settled or refused, in this run.
@@ -103,12 +129,8 @@ pub struct Delivery {
 #[derive(Debug, Default)]
 struct Pending {
     through: Option<u64>,
-    single: Vec<u64>,
+    single: Singles,
 }
-
-/// Single settlements handed to the store together; as many as one record of the log holds
-/// (`store-format.md` §3.5).
-const SINGLES: usize = 64;
 
 /// Time before a grant that could not be raised is tried again.
 const RAISE_AGAIN: Duration = Duration::from_secs(5);
@@ -136,6 +158,12 @@ impl Delivery {
             wait_for: None,
             unreadable: Unreadable::default(),
             unkept: None,
+            handed_here: 0,
+            hold: None,
+            rounds: Rounds::default(),
+            asks_by_id: false,
+            recall: Recall::default(),
+            doubts: Doubts::default(),
             pending: Pending::default(),
             totals: Totals::default(),
             by_servers: 0,
@@ -148,15 +176,38 @@ impl Delivery {
     pub fn handle(&mut self, store: &dyn PublishStore, now: Now, input: Input<'_>) {
         match input {
             Input::Ack(ack) => return self.ack(store, now, ack),
+            Input::One { wire, evidence } => return self.one(store, wire, evidence),
+            Input::Refused {
+                wire,
+                reason,
+                may_be_stored,
+            } => return self.refused_single(store, now, wire, reason, may_be_stored),
+            Input::TryAgain { wire, why, at_once } => {
+                return self.turned_away(store, now, wire, why, at_once);
+            }
+            Input::Found { wire } => return self.found(store, wire),
+            Input::Absent { wire } => return self.absent(store, now, wire),
             Input::AcksEnd | Input::Tick => {}
             Input::LinkLost if planted!(AcksDroppedWithLink) => self.pending = Pending::default(),
             _ => self.apply_pending(store),
         }
         match input {
-            Input::Ack(_) => {}
+            Input::Ack(_)
+            | Input::One { .. }
+            | Input::Refused { .. }
+            | Input::TryAgain { .. }
+            | Input::Found { .. }
+            | Input::Absent { .. } => {}
             Input::AcksEnd => self.apply_pending(store),
             Input::Tick => {}
-            Input::LoggedOn { figure } => self.logged_on(store, now, figure),
+            Input::LoggedOn { resume, acks } => {
+                self.logged_on(store, now, Known { resume, acks });
+            }
+            Input::Mark { wire } => self.mark(store, wire),
+            Input::LineStopped { why } => self.line_stopped(why),
+            Input::LineFree => self.line_free(),
+            Input::Again => self.again(store),
+            Input::Unusable => self.phase = Phase::Dropping,
             Input::LinkLost => self.link_lost(store, now),
             Input::Flush { id, through, until } => {
                 self.flushes.start(id, through, until, store);
@@ -256,7 +307,10 @@ impl Delivery {
             let sequence = message.sequence;
             let to_send = ToSend {
                 sequence,
-                wire: api::wire(rebase, sequence),
+                wire: match planted!(IdReusedAfterRebase) {
+                    true => sequence,
+                    false => api::wire(rebase, sequence),
+                },
                 again: sequence <= sent,
                 ack: unkept::wish(self.unkept.as_ref(), sequence),
                 message,
@@ -285,7 +339,8 @@ impl Delivery {
         room: Room,
         into: &mut Batch,
     ) -> Result<(), ReadError> {
-        if self.phase != Phase::Live || room.is_none() || self.waits_for_give_up(store) {
+        let held = self.hold.is_some() && !planted!(TryAgainOvertakes);
+        if self.phase != Phase::Live || held || room.is_none() || self.waits_for_give_up(store) {
             return Ok(());
         }
         let replaying = self.replay_through.is_some() && !planted!(PaceIgnored);
@@ -330,6 +385,7 @@ impl Delivery {
             self.totals.resent += batch.iter().filter(again).count() as u64;
         }
         self.totals.sent += count;
+        self.handed_here = self.handed_here.max(last);
         self.figures.handed_over(last);
         if planted!(ResentUncounted) {
             self.totals.resent = 0;
@@ -382,6 +438,20 @@ impl Delivery {
         self.by_servers
     }
 
+    /// The oldest message on this link without an answer, and its number on the wire; while nothing
+    /// is handed over, and which it is would have to be remembered, the last one.
+    pub fn unanswered(&self, store: &dyn PublishStore) -> Option<(u64, u64)> {
+        if self.phase != Phase::Live || self.flight.messages() == 0 {
+            return None;
+        }
+        let last = self.cursor.saturating_sub(1);
+        let oldest = match self.hold {
+            Some(_) => last,
+            None => store.bounds().first_unsettled.filter(|one| *one <= last)?,
+        };
+        Some((oldest, self.figures.wire(oldest)))
+    }
+
     /// Messages on this link without an answer.
     pub fn in_flight(&self) -> u64 {
         self.flight.messages()
@@ -389,6 +459,10 @@ impl Delivery {
 
     fn link_lost(&mut self, store: &dyn PublishStore, now: Now) {
         let live = self.phase == Phase::Live;
+        self.tell_doubts(store, now);
+        self.release();
+        self.recall = Recall::default();
+        self.handed_here = 0;
         self.phase = Phase::Offline;
         self.replay_through = None;
         self.unreadable.retry();

@@ -5,27 +5,36 @@ use amps_store::{PublishStore, Rebase, StoreError};
 
 use super::figures::{self, Figure};
 use super::{
-    Delivery, DropReason, GapPolicy, Logon, Note, Now, Output, Phase, RAISE_AGAIN, RebasePolicy,
-    Via,
+    Acks, Delivery, DropReason, GapPolicy, Known, Logon, Note, Now, Output, Phase, RAISE_AGAIN,
+    RebasePolicy, Resume, Via,
 };
 
 impl Delivery {
-    pub(super) fn logged_on(&mut self, store: &dyn PublishStore, now: Now, figure: Option<u64>) {
+    pub(super) fn logged_on(&mut self, store: &dyn PublishStore, now: Now, known: Known) {
         if self.phase != Phase::Offline {
             return;
         }
         if self.rebasing && !planted!(RebaseForgotten) {
-            self.phase = Phase::Rebasing(Logon::Behind { figure });
+            self.phase = Phase::Rebasing(Logon::Behind(known));
             return;
         }
         self.flight.reset();
+        self.handed_here = 0;
         self.raise_again_at = None;
-        let figure = self.figure(figure).filter(|_| !planted!(FigureIgnored));
-        let Some(figure) = figure else {
-            // Unknown is not zero: nothing is settled and no gap can be seen (`docs/promises.md`
-            // C2).
-            self.links.logged_on(now.at);
-            return self.go_live(store);
+        let resume = self.resume(known.resume);
+        self.asks_by_id = resume == Resume::ById;
+        let figure = match resume {
+            Resume::HighWater(figure) if !planted!(FigureIgnored) => figure,
+            Resume::ById => {
+                self.links.logged_on(now.at);
+                return self.begin_recall(store);
+            }
+            Resume::HighWater(_) | Resume::Unknown => {
+                // Unknown is not zero: nothing is settled and no gap can be seen
+                // (`docs/promises.md` C2).
+                self.links.logged_on(now.at);
+                return self.go_live(store);
+            }
         };
         let judged = match self.figures.at_logon(figure) {
             Figure::Foreign if planted!(ForeignBelieved) => Figure::Within(store.bounds().last),
@@ -36,7 +45,16 @@ impl Delivery {
                 self.links.suspect();
                 self.drop_link(DropReason::BadFigure);
             }
-            Figure::Foreign => self.foreign_at_logon(store, figure),
+            Figure::Foreign => {
+                if known.acks == Acks::Single {
+                    // Its ids name this store: somebody else sends under them, or did.
+                    self.note(Note::NameShared {
+                        figure,
+                        stopped: false,
+                    });
+                }
+                self.foreign_at_logon(store, figure);
+            }
             // A figure below the rebase was moved up to it.
             Figure::Below => self.go_live(store),
             Figure::Within(through) => {
@@ -49,7 +67,11 @@ impl Delivery {
                 }
                 self.links.logged_on(now.at);
                 self.figures.judged(through);
-                let settled = self.figures.settled_floor(store);
+                let settled = match known.acks {
+                    Acks::Figures => self.figures.settled_floor(store),
+                    // A mark does not cover refusals, as a figure does.
+                    Acks::Single => self.figures.held(),
+                };
                 let via = match planted!(LogonTakenForAck) {
                     true => Via::Ack,
                     false => Via::Logon,
@@ -140,16 +162,16 @@ impl Delivery {
                 self.drop_link(DropReason::NoNumbersLeft);
             }
             Phase::Rebasing(Logon::Asked) => self.drop_link(DropReason::StoreFailed),
-            Phase::Rebasing(Logon::Behind { figure }) => {
+            Phase::Rebasing(Logon::Behind(known)) => {
                 self.phase = Phase::Offline;
-                self.logged_on(store, now, figure);
+                self.logged_on(store, now, known);
             }
             // The link went while the device was writing.
-            Phase::Offline | Phase::Live | Phase::Dropping => {}
+            Phase::Offline | Phase::Recalling | Phase::Live | Phase::Dropping => {}
         }
     }
 
-    fn go_live(&mut self, store: &dyn PublishStore) {
+    pub(super) fn go_live(&mut self, store: &dyn PublishStore) {
         let bounds = store.bounds();
         self.phase = Phase::Live;
         self.open_queue();

@@ -97,7 +97,8 @@ impl Rig {
 
     fn logon(&mut self, figure: impl Into<Option<u64>>) -> Vec<Output> {
         self.input(Input::LoggedOn {
-            figure: figure.into(),
+            resume: Resume::figure(figure.into()),
+            acks: Acks::Figures,
         })
     }
 

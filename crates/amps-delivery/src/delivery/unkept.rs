@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use amps_store::Batch;
 
-use super::{AckWish, Config, Delivery, Output};
+use super::{AckWish, Config, Delivery, Output, Resume};
 use crate::queue::Queue;
 
 #[derive(Debug)]
@@ -54,6 +54,28 @@ impl Delivery {
     /// No figure of a server is about what no store numbers.
     pub(super) fn figure(&self, figure: Option<u64>) -> Option<u64> {
         figure.filter(|_| self.unkept.is_none())
+    }
+
+    /// What a server says of earlier messages: nothing is sent again that no store keeps.
+    pub(super) fn resume(&self, resume: Resume) -> Resume {
+        match self.unkept {
+            None => resume,
+            Some(_) => Resume::Unknown,
+        }
+    }
+
+    /// Whether a message goes out on the link that there is, once, or not at all.
+    pub fn sends_once(&self) -> bool {
+        self.unkept.is_some()
+    }
+
+    /// The link can never take the next message, which waits for no other one.
+    pub(super) fn passed_over(&mut self, sequence: u64) {
+        let Some(unkept) = &self.unkept else { return };
+        if unkept.queue.unacked(sequence) == unkept.queue.unacked(sequence - 1) {
+            self.flushes.unknown(sequence);
+        }
+        unkept.queue.handed_over(sequence);
     }
 
     /// Messages may go out: the queue takes some.

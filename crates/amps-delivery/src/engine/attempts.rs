@@ -49,11 +49,20 @@ impl Attempts {
         if left.is_some_and(|left| left.is_zero()) {
             return Err("no server has accepted a logon for as long as it may take");
         }
-        let delay = match longest {
-            true => self.backoff.longest_delay(),
-            false => self.backoff.next_delay(),
-        };
+        let delay = self.delay(false, longest);
         let delay = delay.ok_or("the back-off has waited as long as it may")?;
         Ok(left.map_or(delay, |left| delay.min(left)))
+    }
+
+    /// How long to wait on a link that is up before messages go out again that were turned away;
+    /// none: as long as it may was waited. `progress`: the delays start anew.
+    pub(super) fn delay(&mut self, progress: bool, longest: bool) -> Option<Duration> {
+        if progress {
+            self.backoff.reset();
+        }
+        match longest {
+            true => self.backoff.longest_delay(),
+            false => self.backoff.next_delay(),
+        }
     }
 }

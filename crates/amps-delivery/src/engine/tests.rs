@@ -1,5 +1,7 @@
 //! Each decision as a small history, with a link that says what the test lets it say.
 
+mod single;
+
 use std::collections::VecDeque;
 use std::sync::{Arc, Mutex};
 use std::task::Waker;
@@ -8,7 +10,7 @@ use amps_store::{Envelope, Options, Store};
 
 use super::*;
 use crate::backoff::FixedDelay;
-use crate::delivery::{PublishAck, Room, ToSend, Verdict};
+use crate::delivery::{PublishAck, Resume, Room, ToSend, Verdict};
 use crate::link::{Progress, Unsendable, Words};
 
 const SECOND: Duration = Duration::from_secs(1);
@@ -21,7 +23,13 @@ enum Say {
     Persisted(u64),
     Refused(u64),
     End(LinkEnd),
+    /// Up to this number everything is written.
+    Wrote(u64),
+    /// Something else.
+    With(Tells),
 }
+
+type Tells = Box<dyn FnOnce(&mut dyn Sink) + Send>;
 
 /// A link, and the test's end of it.
 #[derive(Clone, Default)]
@@ -32,7 +40,12 @@ struct Scripted {
     says: VecDeque<Says>,
     up: bool,
     sent: Vec<u64>,
+    /// Numbers on the wire, and whether they may have been sent before.
+    wires: Vec<(u64, bool)>,
+    /// What it was asked for by ids.
+    recalled: Vec<Vec<u64>>,
     takes_through: Option<u64>,
+    takes: Option<fn(u64) -> bool>,
     due: Option<Duration>,
     in_flight: u64,
     is_gone: bool,
@@ -78,13 +91,20 @@ impl Link for ScriptedLink {
             if script
                 .takes_through
                 .is_some_and(|last| message.sequence > last)
+                || script.takes.is_some_and(|takes| !takes(message.sequence))
             {
                 let why = "too large".to_owned();
                 return Err(Unsendable { why });
             }
             script.sent.push(message.sequence);
+            script.wires.push((message.wire, message.again));
             Ok(())
         })
+    }
+
+    fn recall(&mut self, _: Now, messages: &[ToSend<'_>]) {
+        let wires = messages.iter().map(|message| message.wire).collect();
+        self.0.with(|script| script.recalled.push(wires));
     }
 
     fn waits(&mut self, _: Now, in_flight: u64) {
@@ -100,6 +120,7 @@ impl Link for ScriptedLink {
         let Some(says) = self.0.with(|script| script.says.pop_front()) else {
             return Poll::Pending;
         };
+        let mut through = None;
         for say in says {
             let ack = |figure, verdict| Heard::Ack {
                 ack: PublishAck {
@@ -115,17 +136,25 @@ impl Link for ScriptedLink {
             match say {
                 Say::Up(figure) => {
                     self.0.with(|script| script.up = true);
-                    sink.heard(Heard::Up {
-                        figure: Some(figure),
-                    });
+                    sink.heard(Heard::Up(Up {
+                        resume: Resume::HighWater(figure),
+                        capabilities: &Capabilities::LOGGED,
+                    }));
                 }
                 Say::Persisted(figure) => sink.heard(ack(figure, Verdict::Persisted)),
                 Say::Refused(figure) => sink.heard(ack(figure, Verdict::Refused("no"))),
                 Say::End(end) => return Poll::Ready(Err(end)),
+                Say::Wrote(wire) => through = Some(wire),
+                Say::With(tell) => tell(sink),
             }
         }
-        let (read, wrote) = (true, false);
-        Poll::Ready(Ok(Progress { read, wrote }))
+        let (read, wrote) = (true, through.is_some());
+        let progress = Progress {
+            read,
+            wrote,
+            through,
+        };
+        Poll::Ready(Ok(progress))
     }
 
     fn deadline(&self) -> Option<Duration> {
@@ -555,10 +584,15 @@ fn a_message_that_its_link_never_takes_ends_it_and_was_not_sent() {
     let script = rig.open();
     script.with(|script| script.takes_through = Some(1));
     script.says(vec![Say::Up(0)]);
+    // What is before it is not lost with the link.
+    assert_eq!(why(&rig.turn()), Vec::<&LinkEnd>::new());
+    script.says(vec![Say::Persisted(1)]);
     let told = rig.turn();
-    let damaged = |output: &Output| matches!(output, Output::Damaged { sequence: 2, error } if error == "too large");
-    assert!(told.iter().any(damaged), "{told:?}");
-    assert_eq!(why(&told), [&LinkEnd::Store("too large".to_owned())]);
+    let end = LinkEnd::Unsendable {
+        sequence: 2,
+        why: "too large".to_owned(),
+    };
+    assert_eq!(why(&told), [&end]);
     assert_eq!(rig.engine.totals().sent, 1);
 }
 

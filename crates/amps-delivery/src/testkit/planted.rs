@@ -70,10 +70,38 @@ pub enum Planted {
     AnyAckLogsOn,
     /// A refused logon is a logon.
     RefusedLogonBelieved,
+    /// A message that was not answered in time is refused.
+    OverdueIsFailure,
+    /// New messages go out behind one that was turned away.
+    TryAgainOvertakes,
+    /// What is behind a message that no server can take goes out before its refusal is durable.
+    UnsendableNotAwaited,
+    /// A message that no server can take ends one link after the other.
+    UnsendableLoops,
+    /// After a rebase messages go out under the numbers, and so the ids, of before.
+    IdReusedAfterRebase,
+    /// That a server has seen an id settles its message, whether or not it was sent.
+    DuplicateAboveSentBelieved,
+    /// The ack of one message settles those before it.
+    MarkAcrossHole,
+    /// What waits to be written is written when the link has ended.
+    WrittenAfterEnd,
 }
 
 impl Planted {
-    /// Every one of them.
+    /// Those that show where acks are single.
+    pub const SINGLE: [Planted; 8] = [
+        Planted::OverdueIsFailure,
+        Planted::TryAgainOvertakes,
+        Planted::UnsendableNotAwaited,
+        Planted::UnsendableLoops,
+        Planted::IdReusedAfterRebase,
+        Planted::DuplicateAboveSentBelieved,
+        Planted::MarkAcrossHole,
+        Planted::WrittenAfterEnd,
+    ];
+
+    /// Those that show where acks have figures.
     pub const ALL: [Planted; 31] = [
         Planted::Overtaking,
         Planted::CumulativeFailure,

@@ -1,5 +1,6 @@
 //! The last case of a rule and the first one beyond it: limits, batches, restarts.
 
+use super::super::single::SINGLES;
 use super::*;
 
 fn attempts(outputs: &[Output]) -> Option<u32> {
@@ -42,19 +43,20 @@ fn file_store(dir: &tempfile::TempDir) -> Store {
 #[test]
 fn single_acks_are_settled_by_the_batch_and_one_told_twice_counts_once() {
     let mut rig = rig();
-    rig.publish(70);
+    let most = SINGLES as u64;
+    rig.publish(most + 6);
     rig.logon(None);
     rig.send();
-    for sequence in 1..SINGLES as u64 {
+    for sequence in 1..most {
         rig.input(by_id(sequence));
         rig.input(by_id(sequence));
     }
-    assert_eq!(rig.unsettled(), 70, "the batch is not full");
-    rig.input(by_id(64));
+    assert_eq!(rig.unsettled(), most + 6, "the batch is not full");
+    rig.input(by_id(most));
     assert_eq!(rig.unsettled(), 6);
-    assert_eq!(rig.delivery.totals().persisted, 64);
+    assert_eq!(rig.delivery.totals().persisted, most);
     // A batch settles nothing that came after it.
-    rig.input(by_id(65));
+    rig.input(by_id(most + 1));
     assert_eq!(rig.unsettled(), 6);
     rig.input(Input::AcksEnd);
     assert_eq!(rig.unsettled(), 5);

@@ -43,7 +43,17 @@ impl Without {
     }
 
     fn logon(&mut self, figure: Option<u64>) {
-        let told = self.input(Input::LoggedOn { figure });
+        let told = self.input(Input::LoggedOn {
+            resume: Resume::figure(figure),
+            acks: Acks::Figures,
+        });
+        assert!(matches!(told[..], [Output::Note(Note::Replayed)]));
+    }
+
+    /// A logon of a server that acks each message by itself.
+    fn single(&mut self, resume: Resume) {
+        let acks = Acks::Single;
+        let told = self.input(Input::LoggedOn { resume, acks });
         assert!(matches!(told[..], [Output::Note(Note::Replayed)]));
     }
 
@@ -179,6 +189,97 @@ fn nothing_settles_a_message_but_an_ack_that_names_it_on_its_link() {
     assert_eq!((totals.persisted, totals.rejected), (1, 1));
     assert_eq!((totals.unattributed, totals.resent), (4, 0));
     assert_eq!(without.delivery.settled_by_servers(), 2);
+}
+
+#[test]
+fn a_server_that_acks_each_message_by_itself_settles_those_that_asked_and_no_others() {
+    let mut without = without(10);
+    for resume in [Resume::ById, Resume::HighWater(9)] {
+        // What it knows of earlier messages is nothing of ours.
+        without.single(resume);
+        without.input(Input::LinkLost);
+    }
+    without.single(Resume::Unknown);
+    for asks in [true, false, true, true, true] {
+        without.publish(asks).unwrap();
+    }
+    without.send(9);
+    let evidence = Evidence::Stored;
+    let mut told = Vec::new();
+    for wire in [3, 1, 1, 2] {
+        told.extend(without.input(Input::One { wire, evidence }));
+    }
+    told.extend(without.input(Input::AcksEnd));
+    assert!(
+        matches!(
+            told[..],
+            [
+                Output::Untaken { sequence: 2 },
+                Output::Settled { sequence: 1, .. },
+                Output::Settled { sequence: 3, .. },
+            ]
+        ),
+        "{told:?}"
+    );
+    // A mark covers nothing here, however high it is.
+    assert!(without.input(Input::Mark { wire: 1 << 40 }).is_empty());
+    // There is no other time that it could go out: to be turned away is to be refused.
+    let (wire, why, at_once) = (4, "full", false);
+    let told = without.input(Input::TryAgain { wire, why, at_once });
+    assert!(
+        matches!(&told[..], [Output::Refused { sequence: 4, reason, .. }] if reason == "full"),
+        "{told:?}"
+    );
+    without.publish(false).unwrap();
+    assert_eq!(without.send(9), [(6, AckWish::Unasked)]);
+    assert_eq!(without.queue.unacked(u64::MAX), 1);
+}
+
+#[test]
+fn a_message_that_the_link_can_never_take_is_refused_and_those_behind_it_go_out() {
+    for asks in [true, false] {
+        let mut without = without(10);
+        without.single(Resume::Unknown);
+        without.publish(asks).unwrap();
+        without.publish(true).unwrap();
+        let (store, now) = (without.queue.clone(), without.now);
+        without.delivery.unsendable(1, "too large");
+        let drained = without.delivery.drained(store.as_ref());
+        assert!(matches!(
+            drained,
+            Some(Drained::Unsendable { sequence: 1, .. })
+        ));
+        assert!(without.flush().is_empty());
+        let refused = without
+            .delivery
+            .refuse_unsendable(store.as_ref(), now, 1, "too large");
+        assert!(refused);
+        let told: Vec<_> = std::iter::from_fn(|| without.delivery.poll()).collect();
+        let word = "not sent: too large";
+        let is_told = |output: &Output| match output {
+            Output::Refused {
+                sequence, reason, ..
+            } => asks && *sequence == 1 && reason == word,
+            Output::Unattributed { reason, .. } => !asks && reason == word,
+            _ => false,
+        };
+        assert!(matches!(&told[..], [one] if is_told(one)), "{told:?}");
+        assert_eq!(without.send(9), [(2, AckWish::Asked)]);
+        let told = without.input(Input::One {
+            wire: 2,
+            evidence: Evidence::Stored,
+        });
+        assert!(told.is_empty());
+        let told = without.input(Input::AcksEnd);
+        let expected = Flushed {
+            persisted: 1,
+            rejected: u64::from(asks),
+            unknown: u64::from(!asks),
+            ..Flushed::default()
+        };
+        assert_eq!(flushed(&told), Some(expected));
+        assert_eq!(without.delivery.in_flight(), 0);
+    }
 }
 
 #[test]
