@@ -8,10 +8,12 @@
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::{Duration, Instant};
 
 use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict, RepairError, repair_to};
 use amps_store::{
-    Envelope, Level, OpenError, Operation, Options, Origin, PublishStore, Recovery, Store,
+    AppendError, Envelope, Level, OpenError, Operation, Options, Origin, PublishStore, Recovery,
+    Store,
 };
 
 const NAMES: [&str; 20] = [
@@ -570,11 +572,19 @@ fn random_run(store: &Store, numbers: &mut Numbers) {
             5 if numbers.below(5) == 0 => drop(store.sync().unwrap()),
             _ => {
                 let payload = vec![numbers.below(256) as u8; numbers.below(400) as usize];
-                if store
-                    .append(&Envelope::publish("random"), &payload)
-                    .is_err()
-                {
-                    store.settle_through(any).unwrap();
+                let envelope = Envelope::publish("random");
+                // What is stored must not depend on how soon the background makes room.
+                let stored = match store.append(&envelope, &payload) {
+                    Err(AppendError::MakingRoom { .. }) => {
+                        let deadline = Instant::now() + Duration::from_secs(60);
+                        store.append_wait(&envelope, &payload, deadline)
+                    }
+                    at_once => at_once,
+                };
+                match stored {
+                    Ok(_) => {}
+                    Err(AppendError::Full { .. }) => drop(store.settle_through(any).unwrap()),
+                    Err(error) => panic!("{error}"),
                 }
             }
         }
