@@ -714,6 +714,13 @@ impl World {
             // There is room for what becomes of every message, whatever failed.
             let unrecorded = self.store().unrecorded();
             assert_eq!(unrecorded, Unrecorded::new(0, self.held.len() as u64));
+            // What was admitted fits even if all of it is refused. A salvage may find messages
+            // whose settlements are lost, and so more than was ever admitted at once.
+            let bounds = self.store().bounds();
+            assert!(
+                bounds.live_bytes <= bounds.limit_bytes || self.met.contains_key("a salvage"),
+                "more was admitted than fits: {bounds:?}"
+            );
             let reused = self.disk.reused_before_its_stamp();
             assert_eq!(
                 reused, None,
