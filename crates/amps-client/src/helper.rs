@@ -1,8 +1,10 @@
 //! Threads for calls that may block: a store's device, the system's name servers.
 
+use std::fs;
 use std::future::Future;
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
 use std::pin::Pin;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -117,13 +119,14 @@ impl Helper {
         };
         let call = Arc::new(Call(Mutex::new(Some(Box::new(work)))));
         let offered = Arc::clone(&call);
-        if can_make_thread()
-            && let Ok(runtime) = Handle::try_current()
-        {
-            // If no thread can be made the pool panics; then the call is left to the helper's
-            // thread.
-            let give = || drop(runtime.spawn_blocking(move || offered.make()));
-            let _ = catch_unwind(AssertUnwindSafe(give));
+        if let Ok(runtime) = Handle::try_current() {
+            let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+            if can_make_thread() {
+                // If no thread can be made after all, the pool panics; then the call is left to
+                // the helper's thread.
+                let give = || drop(runtime.spawn_blocking(move || offered.make()));
+                let _ = catch_unwind(AssertUnwindSafe(give));
+            }
         }
         // If the queue is full only the pool has the call. If neither has it, dropping it is the
         // answer.
@@ -132,13 +135,35 @@ impl Helper {
     }
 }
 
+/// Held from the question whether a thread can be made until the pool has made one: otherwise two
+/// callers could be promised the same last thread.
+static TURN: Mutex<()> = Mutex::new(());
+
 /// The pool is used only if this is true, since its panic would be printed on standard error.
 fn can_make_thread() -> bool {
-    match thread::Builder::new().spawn(|| {}) {
-        Ok(made) => made.join().is_ok(),
+    // In `/proc` of Linux, where this thread is shown as `PID/task/TID`.
+    let own_entry = || fs::read_link("/proc/thread-self").ok();
+    let Ok(made) = thread::Builder::new().spawn(own_entry) else {
+        return false;
+    };
+    match made.join() {
+        Ok(Some(entry)) => is_gone(&Path::new("/proc").join(entry)),
+        Ok(None) => true,
         Err(_) => false,
     }
 }
+
+/// Waits until the kernel counts a thread no more that has just been joined. A joined thread has
+/// left its stack, but still takes a place under the limits for a moment: the pool would find none.
+fn is_gone(entry: &Path) -> bool {
+    (0..LOOKS).any(|_| {
+        thread::yield_now();
+        !entry.exists()
+    })
+}
+
+/// A thread that is listed after so many looks is left alone, and the pool with it.
+const LOOKS: u32 = 10_000;
 
 #[cfg(test)]
 mod tests {
