@@ -9,13 +9,14 @@ mod tests;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amps_delivery::{Link, LinkEnd};
+use amps_delivery::{Connecting, Identity, Link, LinkEnd, Transport};
 
 use crate::chooser::Server;
 use crate::connector::Connector;
 use crate::panics::{self, CONNECTOR};
 use crate::sampled::Sampled;
 use crate::session::{Session, SessionConfig};
+use crate::uri::{Uri, UriError};
 
 pub(crate) use desk::{Ask, Behind, Desk, Slot, Stray};
 use link::{AmpsLink, Making};
@@ -64,7 +65,7 @@ impl AmpsTransport {
     /// Opens a stream to the server. The link logs on.
     ///
     /// Cancel safe: nothing is left behind.
-    pub(crate) async fn connect(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {
+    pub(crate) async fn connect_to(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {
         let opening = panics::run(CONNECTOR, || self.connector.connect(&server.uri));
         let stream = match opening.await {
             Ok(Ok(stream)) => stream,
@@ -86,5 +87,28 @@ impl AmpsTransport {
                 "the link before is still there".to_owned(),
             )),
         }
+    }
+}
+
+/// AMPS servers by their addresses alone: who logs on there is the address's user.
+impl Transport for AmpsTransport {
+    fn kind(&self) -> &'static str {
+        "amps"
+    }
+
+    fn name(&self, address: &str) -> Result<String, String> {
+        let uri: Uri = address
+            .parse()
+            .map_err(|error: UriError| error.to_string())?;
+        Ok(uri.authority())
+    }
+
+    fn connect<'a>(&'a mut self, address: &'a str, _: &'a Identity) -> Connecting<'a> {
+        Box::pin(async move {
+            let uri = address.parse();
+            let uri = uri.map_err(|error: UriError| LinkEnd::Connect(error.to_string()))?;
+            let authenticator = None;
+            self.connect_to(&Server { uri, authenticator }).await
+        })
     }
 }

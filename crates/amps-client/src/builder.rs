@@ -7,16 +7,17 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amps_delivery::{Engine, Queue};
+use amps_delivery::{Engine, Queue, Require, Transport};
 use amps_store::PublishStore;
 use tokio::runtime::Handle;
 use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::amps::AmpsTransport;
+use crate::amps::{AmpsTransport, Desk, Slot};
 use crate::backoff::{Backoff, DelayStrategy};
-use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser};
+use crate::carrier::{Address, Carrier, Servers};
+use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser, Turn};
 use crate::client::{Alive, Client};
 use crate::connector::{Connector, SchemeConnector};
 use crate::delivery::{Config, GapPolicy, Now, RebasePolicy};
@@ -53,6 +54,7 @@ pub struct Builder {
     handler: Option<Handler>,
     last_chance: Option<LastChance>,
     connector: Option<Arc<dyn Connector>>,
+    transport: Option<Box<dyn Transport>>,
     runtime: Option<Handle>,
     /// Where handlers run, if not on the client's own runtime.
     handlers_on: Option<Handle>,
@@ -69,6 +71,8 @@ pub struct Builder {
     max_message: usize,
     max_frame: usize,
     delivery: Config,
+    ack_deadline: Duration,
+    require: Option<Require>,
 }
 
 impl fmt::Debug for Builder {
@@ -77,6 +81,14 @@ impl fmt::Debug for Builder {
             .field("name", &self.name)
             .finish_non_exhaustive()
     }
+}
+
+/// What opens links, which server is next, and where handles ask for what is no message.
+struct Carried {
+    carrier: Carrier,
+    servers: Servers,
+    desk: Arc<Desk>,
+    slot: Arc<Slot>,
 }
 
 impl Builder {
@@ -89,6 +101,7 @@ impl Builder {
             handler: None,
             last_chance: None,
             connector: None,
+            transport: None,
             runtime: None,
             handlers_on: None,
             backoff: None,
@@ -105,6 +118,8 @@ impl Builder {
             max_message: 200 << 20,
             max_frame: DEFAULT_MAX_FRAME,
             delivery: Config::default(),
+            ack_deadline: amps_delivery::Config::default().ack_deadline,
+            require: None,
         }
     }
 
@@ -205,6 +220,31 @@ impl Builder {
     #[must_use]
     pub fn connector(mut self, connector: Arc<dyn Connector>) -> Self {
         self.connector = Some(connector);
+        self
+    }
+
+    /// Sends to servers of another kind than AMPS. [`server`](Self::server) then takes the addresses
+    /// that this transport knows, and neither commands nor subscriptions can be sent.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn transport(mut self, transport: impl Transport + 'static) -> Self {
+        self.transport = Some(Box::new(transport));
+        self
+    }
+
+    /// What a success has to mean: asked at every link, and a link that means less is left.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn require(mut self, require: Require) -> Self {
+        self.require = Some(require);
+        self
+    }
+
+    /// Where each message has an ack of its own: how long a server may say nothing of any.
+    #[doc(hidden)]
+    #[must_use]
+    pub fn ack_deadline(mut self, deadline: Duration) -> Self {
+        self.ack_deadline = deadline;
         self
     }
 
@@ -405,11 +445,17 @@ impl Builder {
         {
             *limit = (*limit).min(YEAR);
         }
-        let connector = self
-            .connector
-            .take()
-            .unwrap_or_else(|| Arc::new(SchemeConnector::new()));
-        let chooser = self.choose(connector.as_ref())?;
+        let sampled = Arc::<Mutex<Sampled>>::default();
+        let Carried {
+            carrier,
+            servers,
+            desk,
+            slot,
+        } = self.carried(&sampled)?;
+        let admits = match &carrier {
+            Carrier::Amps(_) => None,
+            Carrier::Other(transport) => transport.admits(),
+        };
         let helper = self.store.as_ref().map(|_| Helper::start("amps device"));
         let helper = helper
             .transpose()
@@ -418,13 +464,6 @@ impl Builder {
         let (unhandled, unhandled_acks) = mpsc::channel(UNHANDLED);
         let (events, early) = broadcast::channel(EVENTS);
         let room = Arc::new(Notify::new());
-        let sampled = Arc::<Mutex<Sampled>>::default();
-        let transport = AmpsTransport::new(
-            Arc::new(CarefulConnector(connector)),
-            self.session(),
-            self.max_frame,
-            cfg!(feature = "metrics").then(|| sampled.clone()),
-        );
         let (store, queue) = match self.store.clone() {
             Some(store) => (store, None),
             None => {
@@ -434,7 +473,7 @@ impl Builder {
             }
         };
         let status = LinkStatus {
-            servers: chooser.len(),
+            servers: servers.len(),
             ..LinkStatus::default()
         };
         let shared = Arc::new(Shared {
@@ -444,7 +483,7 @@ impl Builder {
             watched: Arc::new(Watched::new(store.clone())),
             queue: queue.clone(),
             mailbox,
-            desk: transport.desk(),
+            desk,
             start: Instant::now(),
             room,
             status: watch::Sender::new(status),
@@ -462,6 +501,7 @@ impl Builder {
             uncounted: Default::default(),
             offers: Offers::default(),
             max_message: self.max_message,
+            admits,
         });
         let observed = Arc::downgrade(&shared);
         store.observe(Arc::new(move |signal| match observed.upgrade() {
@@ -499,7 +539,8 @@ impl Builder {
             delivery: self.delivery.clone(),
             connect_timeout: self.connect_timeout,
             give_up_after: self.give_up_after,
-            ..amps_delivery::Config::default()
+            ack_deadline: self.ack_deadline.min(YEAR),
+            require: self.require.take(),
         };
         let backoff = Box::new(CarefulDelays(backoff));
         let driver = Driver {
@@ -510,15 +551,15 @@ impl Builder {
             },
             store,
             has_handler,
-            chooser,
-            slot: transport.slot(),
+            servers,
+            slot,
             inbox,
             unhandled,
             handler_task,
             watch: DeathWatch::new(shared.clone()),
             work: Work::new(sampled),
         };
-        runtime.spawn(driver.run(transport).instrument(span));
+        runtime.spawn(driver.run(carrier).instrument(span));
         let release = Release::new(Arc::downgrade(&shared));
         let client = Client {
             _alive: Arc::new(Alive(shared.clone())),
@@ -546,7 +587,53 @@ impl Builder {
         if self.chooser.is_some() && !self.servers.is_empty() {
             return options("servers were given, and a chooser that would not use them");
         }
+        if self.transport.is_some() {
+            let authenticates = self.servers.iter().any(|(_, who)| who.is_some());
+            if self.chooser.is_some() || self.connector.is_some() || authenticates {
+                return options(
+                    "choosers, connectors and authenticators are for AMPS; give the transport its own",
+                );
+            }
+        }
         Ok(())
+    }
+
+    /// What carries messages, and where to.
+    fn carried(&mut self, sampled: &Arc<Mutex<Sampled>>) -> Result<Carried, OpenError> {
+        if let Some(transport) = self.transport.take() {
+            let servers = self.addresses(transport.as_ref())?;
+            let (desk, slot) = Desk::unserved();
+            return Ok(Carried {
+                carrier: Carrier::Other(transport),
+                servers,
+                desk,
+                slot,
+            });
+        }
+        let connector = self.connector.take();
+        let connector = connector.unwrap_or_else(|| Arc::new(SchemeConnector::new()));
+        let servers = Servers::Amps(self.choose(connector.as_ref())?);
+        let amps = AmpsTransport::new(
+            Arc::new(CarefulConnector(connector)),
+            self.session(),
+            self.max_frame,
+            cfg!(feature = "metrics").then(|| sampled.clone()),
+        );
+        Ok(Carried {
+            desk: amps.desk(),
+            slot: amps.slot(),
+            servers,
+            carrier: Carrier::Amps(amps),
+        })
+    }
+
+    fn addresses(&mut self, transport: &dyn Transport) -> Result<Servers, OpenError> {
+        if self.servers.is_empty() {
+            return Err(OpenError::NoServer);
+        }
+        let all = self.servers.drain(..);
+        let all = all.map(|(address, _)| Address::new(transport, address).map_err(OpenError::Uri));
+        Ok(Servers::Other(Turn::new(all.collect::<Result<_, _>>()?)))
     }
 
     fn choose(&mut self, connector: &dyn Connector) -> Result<Box<dyn ServerChooser>, OpenError> {

@@ -51,31 +51,53 @@ pub trait ServerChooser: Send {
 
 /// Stays with a server as long as it is healthy, and takes the next one when it fails.
 #[derive(Clone, Debug)]
-pub struct RoundRobin {
-    servers: Vec<Server>,
-    at: usize,
-}
+pub struct RoundRobin(Turn<Server>);
 
 impl RoundRobin {
     /// Tries the first server first.
     pub fn new(servers: Vec<Server>) -> Self {
-        RoundRobin { servers, at: 0 }
+        RoundRobin(Turn::new(servers))
     }
 }
 
 impl ServerChooser for RoundRobin {
     fn current(&mut self) -> Option<Server> {
-        self.servers.get(self.at).cloned()
+        self.0.current().cloned()
     }
 
     fn succeeded(&mut self, _server: &Server) {}
 
     fn failed(&mut self, _server: &Server, _why: &LinkEnd) {
-        self.at = (self.at + 1) % self.servers.len().max(1);
+        self.0.next();
     }
 
     fn len(&self) -> usize {
-        self.servers.len()
+        self.0.len()
+    }
+}
+
+/// One after the other, round and round.
+#[derive(Clone, Debug)]
+pub(crate) struct Turn<T> {
+    all: Vec<T>,
+    at: usize,
+}
+
+impl<T> Turn<T> {
+    pub(crate) fn new(all: Vec<T>) -> Self {
+        Turn { all, at: 0 }
+    }
+
+    pub(crate) fn current(&self) -> Option<&T> {
+        self.all.get(self.at)
+    }
+
+    pub(crate) fn next(&mut self) {
+        self.at = (self.at + 1) % self.all.len().max(1);
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.all.len()
     }
 }
 

@@ -349,6 +349,8 @@ impl Client {
         let store = &self.shared.watched.store;
         let through = match &self.shared.queue {
             None => store.bounds().last,
+            // Nobody can be asked: what asked for an ack waits for it.
+            Some(queue) if !self.shared.desk.is_served() => queue.last(),
             Some(queue) => self.confirm(Behind::all(queue), until).await?,
         };
         let counted = self.ask_flush(through, until).await?;

@@ -20,8 +20,8 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, sleep_until};
 use tracing::{Instrument, Span};
 
-use crate::amps::{self, AmpsTransport, Behind, Slot};
-use crate::chooser::{Server, ServerChooser};
+use crate::amps::{self, Behind, Slot};
+use crate::carrier::{Carrier, Chosen, Servers};
 use crate::delivery::{Now, Totals};
 use crate::error::CommandError;
 use crate::event::{ConnectionState, Event, LinkEnd};
@@ -42,7 +42,7 @@ pub(crate) struct Driver {
     /// Without one, the queue in its place.
     pub(crate) store: Arc<dyn PublishStore>,
     pub(crate) has_handler: bool,
-    pub(crate) chooser: Box<dyn ServerChooser>,
+    pub(crate) servers: Servers,
     pub(crate) engine: Engine,
     /// What outlives links, while there is none.
     pub(crate) slot: Arc<Slot>,
@@ -62,7 +62,7 @@ pub(crate) struct Work {
     /// The attempt that is under way is to be dropped.
     abandoned: bool,
     /// The server of this link or attempt, if one was chosen, and its name.
-    chosen: Option<Server>,
+    chosen: Option<Chosen>,
     server: String,
     span: Span,
     /// Without a failed-write handler: refusals of earlier runs from here on are still to be
@@ -96,7 +96,7 @@ type LastFlush = oneshot::Receiver<Result<Answer, CommandError>>;
 
 /// What the engine wants that takes its time.
 enum Wanted {
-    Connect(Server),
+    Connect(Chosen),
     /// It is over, and this is what was handed over.
     End(u64),
 }
@@ -158,20 +158,21 @@ impl Work {
 
 impl Driver {
     /// Connects for ever, until the client is closed or dropped.
-    pub(crate) async fn run(mut self, mut transport: AmpsTransport) {
+    pub(crate) async fn run(mut self, mut carrier: Carrier) {
         let handed_over = loop {
             self.turn();
             match self.work.wanted.take() {
                 Some(Wanted::Connect(server)) => {
                     let span = self.work.span.clone();
-                    let attempt = transport.connect(&server).instrument(span);
+                    let me = self.engine.identity(self.store.as_ref());
+                    let attempt = carrier.connect(&server, &me).instrument(span);
                     self.attempt(attempt).await;
                 }
                 Some(Wanted::End(handed_over)) => break handed_over,
                 None => drop(self.wait(std::future::pending::<()>()).await),
             }
         };
-        drop(transport);
+        drop(carrier);
         self.finish(handed_over).await;
     }
 
@@ -356,14 +357,14 @@ impl Driver {
             _ => 0,
         };
         if let Some(server) = &self.work.chosen {
-            let heard = panics::call(CHOOSER, || self.chooser.failed(server, &end));
+            let heard = panics::call(CHOOSER, || self.servers.failed(server, &end));
             self.told(heard);
         }
         let refused = matches!(end, LinkEnd::LogonRefused(_));
         let retry_in_ms = delay.map(|delay| delay.as_millis() as u64);
         tracing::debug!(server = %self.work.server, why = %end, retry_in_ms, "link ended");
         self.shared.meter.link_lost();
-        let servers = panics::call(CHOOSER, || self.chooser.len());
+        let servers = panics::call(CHOOSER, || self.servers.len());
         let servers = self.told(servers).unwrap_or_default();
         self.shared.meter.connected(false);
         self.shared.status.send_modify(|status| {

@@ -105,6 +105,7 @@ impl PublishError {
             | PublishFailure::NotConnected => true,
             PublishFailure::Message(_)
             | PublishFailure::TooLarge { .. }
+            | PublishFailure::Unsendable(_)
             | PublishFailure::Closed => false,
         }
     }
@@ -125,6 +126,9 @@ pub enum PublishFailure {
         /// The limit.
         max: usize,
     },
+    /// No server of this client's transport can ever take it.
+    #[error("no server can take it: {0}")]
+    Unsendable(String),
     /// The store did not take it: full (when not waiting), too large, or broken.
     #[error(transparent)]
     Store(#[from] AppendError),
@@ -321,6 +325,9 @@ pub enum CommandError {
     /// Not connected.
     #[error("not connected")]
     NotConnected,
+    /// The servers of this client's transport take messages and nothing else.
+    #[error("servers of this kind take no commands and no subscriptions")]
+    Unsupported,
     /// The client was closed.
     #[error("the client is closed")]
     Closed,

@@ -87,6 +87,7 @@
 mod amps;
 pub mod blocking;
 mod builder;
+mod carrier;
 pub mod chooser;
 mod client;
 pub mod connector;
@@ -117,6 +118,8 @@ pub mod uri;
 mod wire;
 
 pub use amps_delivery::{Backoff, DelayStrategy, FixedDelay, GapPolicy, RebasePolicy, Via};
+#[doc(hidden)]
+pub use amps_delivery::{Require, Transport};
 pub use amps_delivery::{backoff, delivery};
 pub use builder::Builder;
 pub use client::{Client, Counts, Health};

@@ -21,6 +21,7 @@ pub(crate) const CHOOSER: &str = "the server chooser";
 pub(crate) const CONNECTOR: &str = "the connector";
 pub(crate) const STREAM: &str = "the connector's stream";
 pub(crate) const AUTHENTICATOR: &str = "the authenticator";
+pub(crate) const TRANSPORT: &str = "the transport";
 pub(crate) const DELAYS: &str = "the delay strategy";
 
 /// The message of a panic.

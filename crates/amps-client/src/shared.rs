@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amps_delivery::{Queue, Turned};
+use amps_delivery::{Admits, Queue, Turned};
 use amps_store::{AppendError, Envelope, Place, PublishStore, Signal, Unrecorded};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
@@ -66,6 +66,8 @@ pub(crate) struct Shared {
     pub(crate) uncounted: Arc<Mutex<Flushed>>,
     pub(crate) offers: Offers,
     pub(crate) max_message: usize,
+    /// What looks at each message, if something has to.
+    pub(crate) admits: Option<Arc<dyn Admits>>,
 }
 
 /// The state of the connection, for those who wait for it.
@@ -154,6 +156,7 @@ impl Shared {
         payload: &[u8],
     ) -> Result<Receipt, PublishFailure> {
         self.may_publish(size(envelope, payload))?;
+        self.admit(envelope, payload)?;
         let watched = &self.watched;
         let append = || {
             watched
@@ -176,6 +179,7 @@ impl Shared {
             return Err(PublishFailure::TooLarge { bytes, max });
         }
         let mut envelope = message.envelope();
+        self.admit(&envelope, message.payload())?;
         let receipt = match message.asks_for_ack() {
             false => {
                 queue.push(&envelope, message.payload(), false)?;
@@ -202,6 +206,14 @@ impl Shared {
             }),
             false => Ok(()),
         }
+    }
+
+    fn admit(&self, envelope: &Envelope<'_>, payload: &[u8]) -> Result<(), PublishFailure> {
+        let Some(admits) = &self.admits else {
+            return Ok(());
+        };
+        let admitted = admits.admit(envelope, payload);
+        admitted.map_err(|never| PublishFailure::Unsendable(never.why))
     }
 
     /// Handles a signal of the store. Called from the store's threads.

@@ -65,7 +65,7 @@ impl Amps {
     pub async fn connect(&mut self, server: &Server) -> Result<Box<dyn Link>, LinkEnd> {
         // Drops what concerned neither a publish nor a command.
         drop(self.0.desk().take_strays());
-        self.0.connect(server).await
+        self.0.connect_to(server).await
     }
 
     /// Leaves a command for the link, to be sent before this moment in terms of [`Now::at`].

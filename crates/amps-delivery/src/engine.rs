@@ -12,6 +12,7 @@ mod overdue;
 mod tests;
 
 use std::collections::VecDeque;
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
@@ -24,6 +25,7 @@ use crate::delivery::{self, Delivery, DropReason, Input, NotSent, Now, Totals, V
 use crate::event::{ConnectionState, LinkEnd};
 use crate::link::{Answer, Heard, Link, Sink, Up, Words};
 use crate::queue::Queue;
+use crate::transport::Identity;
 
 use attempts::Attempts;
 use held::TurnedDown;
@@ -151,6 +153,8 @@ pub struct Engine {
     servers: usize,
     server: String,
     turned_down: TurnedDown,
+    /// The store's identity, or that of this run.
+    identity: u64,
     place: Place,
     batch: Batch,
     jobs: VecDeque<Job>,
@@ -211,7 +215,7 @@ impl Engine {
         now: Now,
     ) -> Self {
         let delivery = Delivery::new(store, config.delivery.clone());
-        Engine::with(delivery, config, backoff, now)
+        Engine::with(delivery, store.identity(), config, backoff, now)
     }
 
     /// An engine for what stands in a queue, which is the store that it is given from here on.
@@ -222,11 +226,18 @@ impl Engine {
         now: Now,
     ) -> Self {
         let delivery = Delivery::without_store(queue, config.delivery.clone());
-        Engine::with(delivery, config, backoff, now)
+        Engine::with(delivery, None, config, backoff, now)
     }
 
-    fn with(delivery: Delivery, config: Config, backoff: Box<dyn DelayStrategy>, now: Now) -> Self {
+    fn with(
+        delivery: Delivery,
+        identity: Option<u64>,
+        config: Config,
+        backoff: Box<dyn DelayStrategy>,
+        now: Now,
+    ) -> Self {
         Engine {
+            identity: identity.unwrap_or_else(|| RandomState::new().hash_one(now.at)),
             ack_deadline: config.ack_deadline,
             require: config.require,
             servers: 0,
@@ -377,6 +388,20 @@ impl Engine {
     pub fn tries(&mut self, server: &str, servers: usize) {
         server.clone_into(&mut self.server);
         self.servers = servers;
+    }
+
+    /// Who publishes: what a [`Transport`](crate::Transport) is given for the next link.
+    pub fn identity(&self, store: &dyn PublishStore) -> Identity {
+        let first_unsettled = store.bounds().first_unsettled;
+        // Behind a rebase that is the number before its first one: what the numbering before it
+        // reached is not above that.
+        let next = self.delivery.wire(self.delivery.handed_over() + 1);
+        Identity {
+            client: store.client_name(),
+            store: self.identity,
+            may_have_sent: next - 1,
+            first_unsettled: first_unsettled.map(|first| self.delivery.wire(first)),
+        }
     }
 
     /// What the link is good for, once it is up.

@@ -142,6 +142,7 @@ mod queue;
 mod reason;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod transport;
 
 pub use backoff::{Backoff, DelayStrategy, FixedDelay};
 pub use capabilities::{Capabilities, Meaning, Medium, Operations, Order, Require, Synced};
@@ -153,6 +154,8 @@ pub use event::{ConnectionState, LinkEnd};
 pub use link::{Answer, Heard, Link, Progress, Sink, Unsendable, Up, Words};
 pub use queue::{MOST_UNACKED, Queue, Turned};
 pub use reason::{Reason, ReasonKind, cut};
+#[doc(hidden)]
+pub use transport::{Admits, Connecting, Identity, Transport};
 
 /// What [`planted!`] says without the feature `testkit`.
 #[cfg(not(feature = "testkit"))]

@@ -481,6 +481,12 @@ pub trait PublishStore: Send + Sync + 'static {
     /// The name of the client this store belongs to.
     fn client_name(&self) -> String;
 
+    /// A number that no other store has, the same one at every open: with a sequence it names a
+    /// message. `None` where there is none, because nothing is kept beyond the process.
+    fn identity(&self) -> Option<u64> {
+        None
+    }
+
     /// User tag of the highest message recovered or settled that has one, moved only by
     /// publishes; the application resumes behind it.
     fn resume_tag(&self) -> Option<Vec<u8>>;

@@ -578,6 +578,10 @@ impl PublishStore for Store {
         self.inner.shared.client_name.clone()
     }
 
+    fn identity(&self) -> Option<u64> {
+        self.look(|log| Some(log.superblock.store_id))
+    }
+
     fn resume_tag(&self) -> Option<Vec<u8>> {
         self.look(Log::resume_tag)
     }

@@ -88,6 +88,8 @@ pub(crate) enum Stray {
 /// The side of the handles.
 pub(crate) struct Desk {
     asks: mpsc::Sender<Ask>,
+    /// There are links that serve it.
+    is_served: bool,
     up: AtomicBool,
     left: Mutex<Left>,
     /// Since the last look. No more than one read can bring, since whoever lets the link read
@@ -106,12 +108,7 @@ impl Desk {
     /// A desk, and what serves it.
     pub(crate) fn new(session: Session) -> (Arc<Desk>, Arc<Slot>) {
         let (asks, asked) = mpsc::channel(ASKS);
-        let desk = Arc::new(Desk {
-            asks,
-            up: AtomicBool::new(false),
-            left: Mutex::default(),
-            strays: Mutex::default(),
-        });
+        let desk = Arc::new(Desk::with(asks, true));
         let sitting = Sitting {
             session,
             replies: BTreeMap::new(),
@@ -122,6 +119,22 @@ impl Desk {
         };
         let slot = Slot(Mutex::new(Some(sitting)));
         (desk, Arc::new(slot))
+    }
+
+    /// The desk of a client whose servers take neither commands nor subscriptions.
+    pub(crate) fn unserved() -> (Arc<Desk>, Arc<Slot>) {
+        let (asks, _) = mpsc::channel(1);
+        (Arc::new(Desk::with(asks, false)), Arc::default())
+    }
+
+    fn with(asks: mpsc::Sender<Ask>, is_served: bool) -> Self {
+        Desk {
+            asks,
+            is_served,
+            up: AtomicBool::new(false),
+            left: Mutex::default(),
+            strays: Mutex::default(),
+        }
     }
 
     /// Leaves a question; waits while too many are queued.
@@ -141,6 +154,7 @@ impl Desk {
 
     fn may_ask(&self, ask: &Ask) -> Result<(), CommandError> {
         match ask {
+            _ if !self.is_served => Err(CommandError::Unsupported),
             _ if self.asks.is_closed() => Err(CommandError::Closed),
             Ask::Subscribe { .. } => Ok(()),
             Ask::Command { .. } if self.is_up() => Ok(()),
@@ -150,6 +164,11 @@ impl Desk {
 
     pub(super) fn set_up(&self, up: bool) {
         self.up.store(up, Ordering::Release);
+    }
+
+    /// Whether links of this client take commands at all.
+    pub(crate) fn is_served(&self) -> bool {
+        self.is_served
     }
 
     /// Whether there is a link that takes commands.
@@ -187,7 +206,8 @@ impl Leave for Desk {
     }
 }
 
-/// Where the sitting is kept between two links.
+/// Where the sitting is kept between two links, if there is one.
+#[derive(Default)]
 pub(crate) struct Slot(Mutex<Option<Sitting>>);
 
 impl Slot {

@@ -88,13 +88,16 @@ impl Driver {
     }
 
     fn choose(&mut self) {
-        let chosen = panics::call(CHOOSER, || self.chooser.current());
+        let chosen = panics::call(CHOOSER, || self.servers.current());
         let server = match &chosen {
-            Ok(Some(server)) => server.uri.authority(),
+            Ok(Some(server)) => server.name(),
             Ok(None) => return self.engine.no_server(),
             Err(_) => String::new(),
         };
         self.work.span = tracing::info_span!("link", %server);
+        let all = panics::call(CHOOSER, || self.servers.len());
+        let all = self.told(all).unwrap_or_default();
+        self.engine.tries(&server, all);
         self.work.server = server;
         match chosen {
             Ok(chosen) => {
@@ -124,7 +127,7 @@ impl Driver {
 
     fn logged_on(&mut self) {
         let heard = match &self.work.chosen {
-            Some(server) => panics::call(CHOOSER, || self.chooser.succeeded(server)),
+            Some(server) => panics::call(CHOOSER, || self.servers.succeeded(server)),
             None => Ok(()),
         };
         if let Err(panic) = heard {

@@ -421,6 +421,11 @@ impl Delivery {
         self.figures.reach()
     }
 
+    /// The number that a message goes out under by now.
+    pub fn wire(&self, sequence: u64) -> u64 {
+        self.figures.wire(sequence)
+    }
+
     /// Totals of this run.
     pub fn totals(&self) -> Totals {
         self.totals
