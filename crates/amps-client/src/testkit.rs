@@ -1,10 +1,12 @@
 //! For tests of this client and of programs built on its state machines: parts of the driver that
 //! are otherwise private, and planted defects.
 
+mod wire;
+
 use std::sync::Arc;
 use std::time::Duration;
 
-use amps_delivery::{Link, LinkEnd};
+use amps_delivery::{Connecting, Identity, Link, LinkEnd, Transport};
 use tokio::sync::oneshot;
 
 use crate::amps::{AmpsTransport, Ask};
@@ -17,7 +19,8 @@ use crate::requests::{Answer, Request, Subscribe};
 use crate::session::SessionConfig;
 use crate::subscription::Subscription;
 
-pub use amps_delivery::testkit::{Planted, plant};
+pub use amps_delivery::testkit::{Planted, conformance, plant};
+pub use wire::Wire;
 
 /// Makes frames of stored messages, as the driver sends them.
 #[derive(Debug)]
@@ -101,5 +104,20 @@ impl Amps {
         let (placing, placed) = oneshot::channel();
         self.0.desk().try_ask(Ask::Subscribe { spec, placing })?;
         Ok(placed)
+    }
+}
+
+impl Transport for Amps {
+    fn kind(&self) -> &'static str {
+        self.0.kind()
+    }
+
+    fn name(&self, address: &str) -> Result<String, String> {
+        self.0.name(address)
+    }
+
+    fn connect<'a>(&'a mut self, address: &'a str, me: &'a Identity) -> Connecting<'a> {
+        drop(self.0.desk().take_strays());
+        self.0.connect(address, me)
     }
 }
