@@ -5,7 +5,14 @@ use rustix::io::Errno;
 
 /// A kind of system call that a store makes on its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[cfg_attr(not(feature = "testkit"), allow(dead_code))]
+#[cfg_attr(
+    not(feature = "testkit"),
+    allow(
+        dead_code,
+        unreachable_pub,
+        reason = "only a test can tell calls apart"
+    )
+)]
 pub enum Call {
     /// `open`.
     Open,

@@ -16,8 +16,11 @@ use self::body::{EPOCH_EXTRA, MARK_BODY, REJECTION_BODY};
 pub(crate) use self::body::{Epoch, LostBody, Mark, RejectionBody, UserTag, settled_sequences};
 pub(crate) use self::identity::Identity;
 pub(crate) use self::record::{
-    Checksum, Kind, RecordHeader, commit_word, committed_len, record_crc, record_is_intact,
+    Checksum, Kind, RecordHeader, commit_word, committed_len, record_is_intact,
 };
+// Records are made by hand in tests alone.
+#[cfg(any(test, feature = "testkit"))]
+pub(crate) use self::record::record_crc;
 pub(crate) use self::superblock::{
     Opening, Reserved, Superblock, SuperblockRemains, SuperblockVerdict, geometry_is_sound,
     most_segments,
