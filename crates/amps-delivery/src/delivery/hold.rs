@@ -149,10 +149,14 @@ impl Delivery {
             return None;
         }
         hold.told = true;
-        if let Some((sequence, why)) = hold.unsendable.clone() {
+        let (line, wait) = (hold.line, hold.wait);
+        // What was turned away is before it, and has to go out again; then it is met once more.
+        if hold.turned.is_empty()
+            && !line
+            && let Some((sequence, why)) = hold.unsendable.clone()
+        {
             return Some(Drained::Unsendable { sequence, why });
         }
-        let (line, wait) = (hold.line, hold.wait);
         let progress = self.by_servers > self.rounds.settled;
         let rounds = &mut self.rounds;
         rounds.settled = self.by_servers;

@@ -448,6 +448,27 @@ fn what_no_server_can_take_is_refused_if_none_was_ever_sent_it() {
 }
 
 #[test]
+fn what_was_turned_away_before_a_message_that_no_server_takes_is_not_forgotten() {
+    let mut rig = rig();
+    rig.publish(4);
+    rig.engine.tries("a", 1);
+    let script = rig.open();
+    script.with(|script| {
+        script.takes = Some(|sequence| sequence != 3);
+        script.up = true;
+    });
+    script.says(vec![up(Resume::Unknown)]);
+    rig.turn();
+    let told = rig.says(&script, vec![again(1), again(2)]);
+    assert!(refusals(&told).is_empty(), "{told:?}");
+    let told = rig.later(SECOND);
+    assert_eq!(script.sent(), [1, 2, 1, 2], "{told:?}");
+    let told = rig.says(&script, vec![one(1), one(2)]);
+    assert_eq!(refusals(&told), [(3, "not sent: too large")]);
+    assert_eq!(script.sent(), [1, 2, 1, 2, 4]);
+}
+
+#[test]
 fn without_a_store_a_message_that_the_link_cannot_take_costs_no_other_one() {
     let queue = Arc::new(Queue::new("me", 10));
     let (config, now) = (Config::default(), Now::default());
