@@ -8,6 +8,7 @@ pub mod link;
 pub mod manners;
 pub mod publisher;
 pub mod server;
+pub mod single;
 pub mod tap;
 pub mod world;
 
