@@ -61,7 +61,7 @@ pub trait Peer {
     fn says(&mut self, say: &Say) -> bool;
 
     /// Bytes of a payload that no server of this kind can ever take, if there is a limit that only
-    /// the link knows.
+    /// the link knows: more than 200,000, which must fit, and no more than a megabyte.
     fn too_large(&self) -> Option<usize> {
         None
     }

@@ -679,6 +679,11 @@ where
         let store = open();
         let name = store.client_name();
         assert!(!name.is_empty());
+        let identity = store.identity();
+        if identity.is_some() {
+            let other = (self.fresh)()().identity();
+            assert_ne!(other, identity, "another store has this identity");
+        }
         let first = appended(upkeep, &store, 10);
         store.settle_through(first + 2).expect("settles");
         store.settle(&[first + 5]).expect("settles");
@@ -693,6 +698,7 @@ where
         drop(store);
         let store = open();
         assert_eq!(store.client_name(), name);
+        assert_eq!(store.identity(), identity);
         assert_eq!(unsettled(&store), [4, 7, 8, 9].map(|n| first + n));
         assert_eq!(text(&store, first + 7), body(8));
         let waiting = store.rejections(0, 9);

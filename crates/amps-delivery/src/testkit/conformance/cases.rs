@@ -266,9 +266,8 @@ fn lost<P: Peer>(rig: &mut Rig<P>) -> Result<(), NoWord> {
     assert!(rig.unsettled().contains(&2));
     rig.up(0, None)?;
     rig.answers(&[2, 3])?;
-    if rig.messages().contains(&2) {
-        rig.says(Say::Stored(3))?;
-        rig.says(Say::Stored(2))?;
+    for wire in rig.messages() {
+        rig.says(Say::Stored(wire))?;
     }
     assert_eq!((rig.unsettled().len(), rig.successes()), (0, 3));
     Ok(())
@@ -307,7 +306,7 @@ fn try_again<P: Peer>(rig: &mut Rig<P>) -> Result<(), NoWord> {
         return Err(NoWord);
     }
     rig.run();
-    rig.later(60 * SECOND);
+    rig.later(2 * SECOND);
     assert_eq!(rig.messages(), [1, 2, 1, 2, 3, 4]);
     assert_eq!(rig.refused(), []);
     for wire in 1..=4 {
