@@ -95,6 +95,9 @@ pub enum LinkEnd {
     },
     /// The server turned messages away until the back-off had waited as long as it may.
     TurnedAway,
+    /// What the server has is of no use for these messages, until somebody changes it there or
+    /// here.
+    Unusable(String),
     /// What a success means on this link is not what is required.
     Requirement(String),
     /// The store could not do what the link needs.
@@ -111,6 +114,7 @@ pub enum LinkEnd {
 impl fmt::Display for LinkEnd {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
+            LinkEnd::Unusable(why) => f.write_str(why),
             LinkEnd::Closed => f.write_str("the connection was closed"),
             LinkEnd::Truncated => f.write_str("the connection was cut inside a frame"),
             LinkEnd::Connect(error) | LinkEnd::Io(error) => f.write_str(error),
