@@ -225,7 +225,6 @@ impl Builder {
 
     /// Sends to servers of another kind than AMPS. [`server`](Self::server) then takes the addresses
     /// that this transport knows, and neither commands nor subscriptions can be sent.
-    #[doc(hidden)]
     #[must_use]
     pub fn transport(mut self, transport: impl Transport + 'static) -> Self {
         self.transport = Some(Box::new(transport));
@@ -233,7 +232,6 @@ impl Builder {
     }
 
     /// What a success has to mean: asked at every link, and a link that means less is left.
-    #[doc(hidden)]
     #[must_use]
     pub fn require(mut self, require: Require) -> Self {
         self.require = Some(require);
@@ -241,7 +239,6 @@ impl Builder {
     }
 
     /// Where each message has an ack of its own: how long a server may say nothing of any.
-    #[doc(hidden)]
     #[must_use]
     pub fn ack_deadline(mut self, deadline: Duration) -> Self {
         self.ack_deadline = deadline;

@@ -76,6 +76,7 @@
 //!
 //! - `tls`, on by default: `tcps` addresses, by rustls with the ring provider and the system's
 //!   root certificates.
+//! - `jetstream`: NATS JetStream in the place of AMPS, module `jetstream`.
 //! - `metrics`: counters, gauges and histograms for the `metrics` facade, each with the label
 //!   `client`; `docs/metrics.md` in the repository lists them, with examples of alerts. Every
 //!   series is there from the moment the client is opened: install the recorder before that.
@@ -98,6 +99,8 @@ mod event;
 mod failed;
 mod handlers;
 mod helper;
+#[cfg(feature = "jetstream")]
+pub mod jetstream;
 mod mailbox;
 mod message;
 mod meter;
@@ -118,7 +121,6 @@ pub mod uri;
 mod wire;
 
 pub use amps_delivery::{Backoff, DelayStrategy, FixedDelay, GapPolicy, RebasePolicy, Via};
-#[doc(hidden)]
 pub use amps_delivery::{Require, Transport};
 pub use amps_delivery::{backoff, delivery};
 pub use builder::Builder;

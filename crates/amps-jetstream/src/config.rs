@@ -78,15 +78,3 @@ impl Config {
         }
     }
 }
-
-/// Whose messages a link carries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Publisher {
-    /// The client's name.
-    pub client: String,
-    /// The store's identity: never the same for two stores whose messages differ.
-    pub store: u64,
-    /// The number on the wire of the first message that is not settled, or that the next one will
-    /// get.
-    pub first_unsettled: u64,
-}

@@ -15,10 +15,38 @@ use amps_store::{Envelope, Operation};
 use crate::api::MSG_ID;
 use crate::codec::{self, decimal};
 use crate::ids::{Ids, escape};
-use crate::subject::{SubjectError, subject};
+use crate::subject::{self, SubjectError, subject};
 
 /// The most bytes of headers that a stream takes.
 const MAX_HEADERS: usize = 65_535;
+
+/// Whether there is a stream that can hold such a message, as far as that is known without one.
+///
+/// # Errors
+/// There is none.
+pub(crate) fn check(envelope: &Envelope<'_>) -> Result<(), Unsendable> {
+    let because = |why: String| Unsendable { why };
+    if envelope.operation != Operation::Publish {
+        let why = format!("JetStream has no {:?}", envelope.operation);
+        return Err(because(why));
+    }
+    subject::check(&envelope.topic).map_err(|error| because(error.to_string()))?;
+    let given = [&envelope.correlation_id, &envelope.sow_key];
+    let given = given.into_iter().flatten().map(|value| value.len());
+    // A byte becomes three at most, and the rest of the headers is short.
+    match given.sum::<usize>() > (MAX_HEADERS - REST) / 3 {
+        true => Err(because(format!(
+            "a correlation id and a SOW key of more than {} bytes may not fit into the {MAX_HEADERS} \
+             bytes of headers that a stream takes",
+            (MAX_HEADERS - REST) / 3
+        ))),
+        false => Ok(()),
+    }
+}
+
+/// What the headers take that no publisher gives, at most: names of clients and of streams have 255
+/// bytes.
+const REST: usize = 2_048;
 
 /// Makes publishes of messages.
 #[derive(Debug)]
@@ -64,10 +92,7 @@ impl Encoder {
         let because = |why: String| Unsendable { why };
         let envelope = message.message.envelope();
         let envelope = envelope.map_err(|error| because(error.to_string()))?;
-        if envelope.operation != Operation::Publish {
-            let why = format!("JetStream has no {:?}", envelope.operation);
-            return Err(because(why));
-        }
+        check(&envelope)?;
         if self.topic != envelope.topic || self.topic.is_empty() {
             envelope.topic.as_ref().clone_into(&mut self.topic);
             self.subject = subject(&self.topic);

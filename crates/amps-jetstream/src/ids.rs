@@ -102,6 +102,25 @@ pub(crate) fn escape(out: &mut Vec<u8>, text: &[u8], plain: impl Fn(u8) -> bool)
     }
 }
 
+/// What [`escape`] made of text, with any bytes behind percent signs that are of UTF-8.
+pub(crate) fn unescape(text: &str) -> Option<String> {
+    let mut out = Vec::with_capacity(text.len());
+    let mut rest = text.as_bytes();
+    while let Some((&byte, behind)) = rest.split_first() {
+        rest = behind;
+        if byte != b'%' {
+            out.push(byte);
+            continue;
+        }
+        let (hex, behind) = rest.split_at_checked(2)?;
+        let plain = hex.iter().all(u8::is_ascii_hexdigit);
+        let hex = std::str::from_utf8(hex).ok().filter(|_| plain)?;
+        out.push(u8::from_str_radix(hex, 16).ok()?);
+        rest = behind;
+    }
+    String::from_utf8(out).ok()
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;

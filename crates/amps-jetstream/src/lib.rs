@@ -1,9 +1,10 @@
 //! NATS JetStream as what carries stored messages: a [`JetStreamLink`] is a
 //! [`Link`](amps_delivery::Link) over any stream of bytes.
 //!
-//! No client uses it yet: who drives an [`Engine`](amps_delivery::Engine) can, as this crate's tests
-//! at real servers do. It has no socket, no clock and no task, does not reconnect, and keeps nothing
-//! from one link for the next: that is the engine's.
+//! [`JetStream`] is the [`Transport`](amps_delivery::Transport) that opens such links, over streams that
+//! an [`Opener`] opens. `amps_client::jetstream` (feature `jetstream`) is this crate over the client's
+//! sockets. Here is no socket, no clock and no task; nothing reconnects, and nothing is kept from one
+//! link for the next: that is the engine's.
 //!
 //! # Two modes
 //!
@@ -46,11 +47,13 @@
 //! | `encode` | a message as bytes: its headers, and what can never go out |
 //! | `chain`, `lookup` | which place a message belongs behind; looking back into a stream |
 //! | `session` | one connection from logon to its end: questions, answers, time limits |
-//! | `link` | the session over a stream of bytes |
+//! | `address` | where a server is |
+//! | `link`, `transport` | the session over a stream of bytes; what opens such links |
 
 // A library does not write to the terminal of the application that uses it.
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
+mod address;
 pub mod api;
 mod chain;
 pub mod codec;
@@ -65,8 +68,11 @@ mod session;
 pub mod subject;
 #[cfg(test)]
 mod tests;
+mod transport;
 pub mod verdict;
 
-pub use config::{Config, Create, Mode, Publisher};
+pub use address::{Address, AddressError};
+pub use config::{Config, Create, Mode};
 pub use link::{JetStreamLink, Stream};
 pub use logon::{Credentials, CredentialsError, ServerInfo};
+pub use transport::{JetStream, Opener, Opening};

@@ -3,15 +3,14 @@
 use std::collections::VecDeque;
 use std::io;
 use std::pin::Pin;
-use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use amps_delivery::{Link, LinkEnd, Now, Progress, Room, Sink, ToSend, Unsendable};
+use amps_delivery::{Identity, Link, LinkEnd, Now, Progress, Room, Sink, ToSend, Unsendable};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use crate::codec::Decoder;
-use crate::config::{Config, Publisher};
+use crate::config::Config;
 use crate::session::Session;
 
 /// A stream of bytes in both directions.
@@ -52,14 +51,8 @@ impl JetStreamLink {
     /// A link over a stream of bytes that was just opened. `token` is in the name of where answers
     /// come to: make it of at least 16 random letters and digits for each link, so that nobody can
     /// answer in the server's place by guessing it.
-    pub fn new(
-        stream: Box<dyn Stream>,
-        config: Arc<Config>,
-        publisher: Publisher,
-        token: &str,
-        now: Now,
-    ) -> Self {
-        let session = Session::new(config, publisher, token, now);
+    pub fn new(stream: Box<dyn Stream>, config: Config, me: Identity, token: &str) -> Self {
+        let session = Session::new(config, me, token);
         JetStreamLink {
             stream,
             decoder: Decoder::new(session.most_read()),

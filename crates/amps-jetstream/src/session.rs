@@ -5,19 +5,18 @@ mod answers;
 mod looking;
 
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::Arc;
 use std::time::Duration;
 
 use amps_delivery::{
-    AckWish, Acks, Capabilities, Heard, LinkEnd, Meaning, Medium, Now, Operations, Order, Reason,
-    Resume, Sink, Synced, ToSend, Unsendable, Up,
+    AckWish, Acks, Capabilities, Heard, Identity, LinkEnd, Meaning, Medium, Now, Operations, Order,
+    Reason, Resume, Sink, Synced, ToSend, Unsendable, Up,
 };
 use amps_store::Operation;
 
 use crate::api::{self, API, AnswerError, Ask, NewStream, StreamInfo};
 use crate::chain::Chain;
 use crate::codec::{self, Frame, Msg, PING, PONG, decimal};
-use crate::config::{Config, Mode, Publisher};
+use crate::config::{Config, Mode};
 use crate::encode::Encoder;
 use crate::flight::{Flight, Sent};
 use crate::ids::Ids;
@@ -31,14 +30,16 @@ use looking::Look;
 const MOST_READ: usize = 128 << 20;
 
 pub(crate) struct Session {
-    config: Arc<Config>,
-    publisher: Publisher,
+    config: Config,
+    me: Identity,
     ids: Ids,
     /// What the subjects begin with that answers come to, with the dot behind it.
     inbox: String,
     api: String,
     server: ServerInfo,
     stage: Stage,
+    /// Time has begun.
+    begun: bool,
     /// When the answer that is waited for has taken too long.
     until: Option<Duration>,
     /// The name of the last question.
@@ -78,18 +79,19 @@ enum Stage {
 
 impl Session {
     /// `token` is for this connection alone; who can guess it can answer in the server's place.
-    pub(crate) fn new(config: Arc<Config>, publisher: Publisher, token: &str, now: Now) -> Self {
+    pub(crate) fn new(config: Config, me: Identity, token: &str) -> Self {
         let api = match &config.domain {
             Some(domain) => format!("$JS.{domain}.API"),
             None => API.to_owned(),
         };
         Session {
-            ids: Ids::new(&publisher.client, publisher.store),
+            ids: Ids::new(&me.client, me.store),
             inbox: format!("{}.{token}.", config.inbox_prefix),
             api,
             server: ServerInfo::default(),
             stage: Stage::Greeting,
-            until: Some(now.at + config.timeout),
+            until: None,
+            begun: false,
             question: 0,
             bound: Bound::default(),
             stream: StreamInfo::default(),
@@ -108,11 +110,18 @@ impl Session {
             recalled: VecDeque::new(),
             since: None,
             found: None,
-            heard_at: now.at,
+            heard_at: Duration::ZERO,
             pinged: false,
             config,
-            publisher,
+            me,
         }
+    }
+
+    /// Time begins: the server speaks first, and has so long for it.
+    fn begin(&mut self, now: Now) {
+        self.begun = true;
+        self.heard_at = now.at;
+        self.until = Some(now.at + self.config.timeout);
     }
 
     /// The largest message that is to be read from the server.
@@ -244,7 +253,7 @@ impl Session {
             let why = "the server asks for an encrypted connection, and this one is not";
             return Err(LinkEnd::Unusable(why.to_owned()));
         }
-        let (name, config) = (&self.publisher.client, &self.config);
+        let (name, config) = (&self.me.client, &self.config);
         logon::connect(out, name, config.tls, &config.credentials, &self.server)
             .map_err(|error| LinkEnd::Authenticator(error.to_string()))?;
         codec::sub(out, &format!("{}>", self.inbox), 1);
@@ -485,6 +494,9 @@ impl Session {
 
     /// Does what is due by the clock; whether anything was.
     pub(crate) fn tick(&mut self, now: Now, out: &mut Vec<u8>) -> Result<bool, LinkEnd> {
+        if !self.begun {
+            self.begin(now);
+        }
         if self.until.is_some_and(|until| now.at >= until) {
             return Err(match self.stage {
                 Stage::Greeting | Stage::Logon => LinkEnd::LogonTimeout,
@@ -514,6 +526,9 @@ impl Session {
 
     /// When [`tick`](Self::tick) has something to do, if nothing is heard.
     pub(crate) fn deadline(&self) -> Option<Duration> {
+        if !self.begun {
+            return Some(Duration::ZERO);
+        }
         let silent = match (self.stage, self.pinged) {
             (Stage::Up, true) => Some(self.heard_at + 2 * self.config.heartbeat),
             (Stage::Up, false) => Some(self.heard_at + self.config.heartbeat),

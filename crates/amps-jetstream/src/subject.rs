@@ -7,7 +7,7 @@
 //! server's own subjects and inboxes. So two topics never become one subject, and a subject leads
 //! back to its topic.
 
-use crate::ids::escape;
+use crate::ids::{escape, unescape};
 
 /// The longest subject. A server's limit for a line is some 4 KiB, and the line also holds where to
 /// answer.
@@ -54,23 +54,25 @@ pub fn subject(topic: &str) -> Result<String, SubjectError> {
     Ok(String::from_utf8_lossy(&out).into_owned())
 }
 
+/// Whether a topic has a subject: as [`subject`], without making it.
+///
+/// # Errors
+/// The topic is empty, or too long.
+pub fn check(topic: &str) -> Result<(), SubjectError> {
+    // A byte becomes three at most.
+    match topic.len() {
+        0 => Err(SubjectError::Empty),
+        1..=SHORT => Ok(()),
+        _ => subject(topic).map(drop),
+    }
+}
+
+/// The longest topic that has a subject whatever its bytes are.
+const SHORT: usize = MAX_SUBJECT / 3;
+
 /// The topic that a subject came from, if one did.
 pub fn topic(subject: &str) -> Option<String> {
-    let mut out = Vec::with_capacity(subject.len());
-    let mut rest = subject.as_bytes();
-    while let Some((&byte, behind)) = rest.split_first() {
-        rest = behind;
-        if byte != b'%' {
-            out.push(byte);
-            continue;
-        }
-        let (hex, behind) = rest.split_at_checked(2)?;
-        let plain = hex.iter().all(u8::is_ascii_hexdigit);
-        let hex = std::str::from_utf8(hex).ok().filter(|_| plain)?;
-        out.push(u8::from_str_radix(hex, 16).ok()?);
-        rest = behind;
-    }
-    let topic = String::from_utf8(out).ok()?;
+    let topic = unescape(subject)?;
     // Only what this side writes: one topic, one subject.
     (self::subject(&topic).ok()? == subject).then_some(topic)
 }
@@ -112,6 +114,11 @@ mod tests {
         assert_eq!(subject(&longest).as_deref(), Ok(longest.as_str()));
         let topic = "é".repeat(MAX_SUBJECT / 6 + 1);
         assert_eq!(subject(&topic), Err(SubjectError::TooLong(2_052)));
+        assert_eq!(check(&topic), Err(SubjectError::TooLong(2_052)));
+        assert_eq!(check(""), Err(SubjectError::Empty));
+        assert_eq!(check(&longest), Ok(()));
+        let short = "%".repeat(SHORT);
+        assert!(check(&short).is_ok() && subject(&short).is_ok());
     }
 
     proptest! {

@@ -7,13 +7,13 @@ use std::sync::{Arc, Mutex};
 use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
-use amps_delivery::{AckWish, Evidence, Heard, Link, LinkEnd, Now, Room, Sink, ToSend};
+use amps_delivery::{AckWish, Evidence, Heard, Identity, Link, LinkEnd, Now, Room, Sink, ToSend};
 use amps_store::{Envelope, StoredMessage};
 use base64::Engine as _;
 use proptest::prelude::*;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
-use crate::{Config, Create, JetStreamLink, Mode, Publisher};
+use crate::{Config, Create, JetStreamLink, Mode};
 
 /// The two ends of a stream of bytes.
 #[derive(Clone, Default)]
@@ -133,14 +133,15 @@ impl Rig {
     fn with(config: Config, first_unsettled: u64, chunk: usize) -> Self {
         let wire = Wire::default();
         wire.0.lock().unwrap().chunk = chunk;
-        let publisher = Publisher {
+        let me = Identity {
             client: "me".to_owned(),
             store: 1,
-            first_unsettled,
+            may_have_sent: u64::MAX,
+            first_unsettled: Some(first_unsettled),
         };
         let now = Now::default();
         let stream = Box::new(wire.clone());
-        let link = JetStreamLink::new(stream, Arc::new(config), publisher, "x", now);
+        let link = JetStreamLink::new(stream, config, me, "x");
         Rig {
             wire,
             link,
@@ -584,7 +585,10 @@ fn a_stream_without_a_leader_is_asked_again_until_it_is_too_long() {
 #[test]
 fn a_server_that_says_nothing_is_left() {
     let mut rig = Rig::new(Mode::Unchained);
-    assert_eq!(rig.link.deadline(), Some(Duration::from_secs(5)));
+    assert_eq!(rig.link.deadline(), Some(Duration::ZERO));
+    rig.now.at = Duration::from_secs(60);
+    rig.poll().unwrap();
+    assert_eq!(rig.link.deadline(), Some(Duration::from_secs(65)));
     let end = rig.pass(Duration::from_secs(5));
     assert_eq!(end, Err(LinkEnd::LogonTimeout));
 

@@ -22,7 +22,7 @@ pub enum Verdict {
         place: u64,
     },
     /// It was refused, and will be whenever it is sent.
-    Refused(String),
+    Refused(ApiError),
     /// It is not in its turn: something before it was not stored, or something else was.
     OutOfTurn(String),
     /// It was not taken now.
@@ -107,7 +107,7 @@ pub fn verdict(bound: &Bound, status: Option<u16>, body: &[u8]) -> Verdict {
         return Verdict::NotAnAnswer;
     }
     match answer.error {
-        Some(error) => of_error(&error),
+        Some(error) => of_error(error),
         // Nothing is stored in place 0.
         None if answer.seq == 0 => Verdict::NotAnAnswer,
         None if answer.duplicate => Verdict::Known { place: answer.seq },
@@ -116,12 +116,12 @@ pub fn verdict(bound: &Bound, status: Option<u16>, body: &[u8]) -> Verdict {
 }
 
 /// What an error says of a message.
-fn of_error(error: &ApiError) -> Verdict {
+fn of_error(error: ApiError) -> Verdict {
     let words = error.words();
     match error.err_code {
         // Larger than the stream takes, its headers larger than any stream does; a lifetime where
         // the stream allows none.
-        10_054 | 10_097 | 10_166 => Verdict::Refused(words),
+        10_054 | 10_097 | 10_166 => Verdict::Refused(error),
         // The last id or the last place in the stream is another one.
         10_070 | 10_071 | 10_164 => Verdict::OutOfTurn(words),
         // Full; the same id is under way.
@@ -162,55 +162,71 @@ mod tests {
 
     #[test]
     fn each_code_means_one_thing() {
-        // Code, class, words; as the servers' list has them.
-        let refused = |words: &str| Verdict::Refused(words.to_owned());
-        let turn = |words: &str| Verdict::OutOfTurn(words.to_owned());
-        let again = |words: &str| Verdict::TryAgain(words.to_owned());
-        let line = |words: &str| Verdict::LineStopped(words.to_owned());
+        #[derive(Clone, Copy, Debug)]
+        enum Means {
+            Refused,
+            OutOfTurn,
+            TryAgain,
+            LineStopped,
+        }
+        use Means::*;
+        // Class, code, words; as the servers' list has them.
         for (code, err_code, description, means) in [
-            (
-                400,
-                10_054,
-                "message size exceeds maximum allowed",
-                &refused as &dyn Fn(&str) -> Verdict,
-            ),
+            (400, 10_054, "message size exceeds maximum allowed", Refused),
             (
                 400,
                 10_097,
                 "header size exceeds maximum allowed of 64k",
-                &refused,
+                Refused,
             ),
-            (400, 10_166, "per-message TTL is disabled", &refused),
-            (400, 10_070, "wrong last msg ID: a", &turn),
-            (400, 10_071, "wrong last sequence: 7", &turn),
-            (400, 10_164, "wrong last sequence", &turn),
-            (503, 10_077, "maximum bytes exceeded", &again),
-            (409, 10_158, "duplicate message id is in process", &again),
-            (429, 10_167, "too many requests", &again),
+            (400, 10_166, "per-message TTL is disabled", Refused),
+            (400, 10_070, "wrong last msg ID: a", OutOfTurn),
+            (400, 10_071, "wrong last sequence: 7", OutOfTurn),
+            (400, 10_164, "wrong last sequence", OutOfTurn),
+            (503, 10_077, "maximum bytes exceeded", TryAgain),
+            (409, 10_158, "duplicate message id is in process", TryAgain),
+            (429, 10_167, "too many requests", TryAgain),
             (
                 503,
                 10_008,
                 "JetStream system temporarily unavailable",
-                &again,
+                TryAgain,
             ),
-            (503, 10_023, "insufficient resources", &again),
+            (503, 10_023, "insufficient resources", TryAgain),
             (
                 500,
                 10_047,
                 "insufficient storage resources available",
-                &again,
+                TryAgain,
             ),
-            (503, 10_076, "JetStream not enabled", &again),
-            (599, 99_999, "of a later version", &again),
-            (400, 10_060, "expected stream does not match", &line),
-            (400, 10_109, "invalid operation on sealed stream", &line),
-            (400, 99_999, "of a later version", &line),
-            (0, 0, "", &line),
+            (503, 10_076, "JetStream not enabled", TryAgain),
+            (599, 99_999, "of a later version", TryAgain),
+            (400, 10_060, "expected stream does not match", LineStopped),
+            (
+                400,
+                10_109,
+                "invalid operation on sealed stream",
+                LineStopped,
+            ),
+            (400, 99_999, "of a later version", LineStopped),
+            (0, 0, "", LineStopped),
         ] {
+            let error = ApiError {
+                code,
+                err_code,
+                description: description.to_owned(),
+            };
             let body = format!(
-                r#"{{"error":{{"code":{code},"err_code":{err_code},"description":"{description}"}},"stream":"S","seq":0}}"#
+                "{{\"error\":{{\"code\":{code},\"err_code\":{err_code},\
+                 \"description\":\"{description}\"}},\"stream\":\"S\",\"seq\":0}}"
             );
-            let expected = means(&format!("{description} ({err_code})"));
+            let words = format!("{description} ({err_code})");
+            let expected = match means {
+                Refused => Verdict::Refused(error),
+                OutOfTurn => Verdict::OutOfTurn(words),
+                TryAgain => Verdict::TryAgain(words),
+                LineStopped => Verdict::LineStopped(words),
+            };
             assert_eq!(of(&body), expected, "{err_code}");
         }
     }

@@ -1,6 +1,8 @@
 //! How a byte stream to a server is opened: TCP, Unix, TLS, in memory, or yours.
 
 mod memory;
+#[cfg(feature = "jetstream")]
+mod nats;
 #[cfg(feature = "tls")]
 pub mod pem;
 mod tcp;
@@ -23,6 +25,8 @@ use crate::helper::{Helper, NotDone};
 use crate::uri::{Scheme, Uri};
 
 pub use memory::{MemoryConnector, MemoryListener};
+#[cfg(feature = "jetstream")]
+pub(crate) use nats::NatsOpener;
 pub use tcp::TcpConnector;
 #[cfg(feature = "tls")]
 pub use tls::{TlsConnector, TlsConnectorBuilder, TlsSetupError};
@@ -119,7 +123,7 @@ pub enum ConnectError {
 }
 
 fn without(scheme: &str) -> &'static str {
-    match scheme == Scheme::Tcps.as_str() && !cfg!(feature = "tls") {
+    match [Scheme::Tcps.as_str(), "tls"].contains(&scheme) && !cfg!(feature = "tls") {
         true => "; build amps-client with its feature tls",
         false => "",
     }
@@ -167,18 +171,21 @@ impl SchemeConnector {
 
     #[cfg(feature = "tls")]
     fn connect_tls<'a>(&'a self, uri: &'a Uri) -> Connecting<'a> {
-        let connector = self.clone();
-        Box::pin(async move {
-            if connector.tls.get().is_none() {
-                let connector = connector.clone();
-                let read = move || connector.tls().map(drop);
-                match system()?.call(read).await {
-                    Ok(read) => read?,
-                    Err(why) => return Err(not_done(&why)),
-                }
+        Box::pin(async move { self.loaded_tls().await?.connect(uri).await })
+    }
+
+    /// The same, read on a thread that may wait for the disk.
+    #[cfg(feature = "tls")]
+    async fn loaded_tls(&self) -> Result<&TlsConnector, ConnectError> {
+        if self.tls.get().is_none() {
+            let connector = self.clone();
+            let read = move || connector.tls().map(drop);
+            match system()?.call(read).await {
+                Ok(read) => read?,
+                Err(why) => return Err(not_done(&why)),
             }
-            connector.tls()?.connect(uri).await
-        })
+        }
+        Ok(self.tls()?)
     }
 }
 

@@ -4,6 +4,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use tokio::net::TcpStream;
+use tokio_rustls::client::TlsStream;
 use tokio_rustls::rustls::crypto::ring;
 use tokio_rustls::rustls::pki_types::ServerName;
 use tokio_rustls::rustls::{CertificateError, ClientConfig, Error, RootCertStore};
@@ -251,12 +253,11 @@ impl Connector for TlsConnector {
             return unsupported(uri);
         }
         Box::pin(async move {
-            let name = self.expected(uri)?;
-            let config = self.setup.config()?;
+            // What is wrong with a name or a file is told before anything is opened.
+            self.expected(uri)?;
+            self.setup.config()?;
             let plain = tcp::open(uri).await?;
-            let connector = tokio_rustls::TlsConnector::from(config);
-            let opened = connector.connect(name, plain).await;
-            Ok(Box::new(opened.map_err(|source| failed(uri, source))?) as _)
+            Ok(Box::new(self.over(uri, plain).await?) as _)
         })
     }
 
@@ -268,6 +269,18 @@ impl Connector for TlsConnector {
 }
 
 impl TlsConnector {
+    /// TLS over a stream that is open.
+    pub(super) async fn over(
+        &self,
+        uri: &Uri,
+        plain: TcpStream,
+    ) -> Result<TlsStream<TcpStream>, ConnectError> {
+        let name = self.expected(uri)?;
+        let connector = tokio_rustls::TlsConnector::from(self.setup.config()?);
+        let opened = connector.connect(name, plain).await;
+        opened.map_err(|source| failed(uri, source))
+    }
+
     /// The name that the server's certificate must have.
     fn expected(&self, uri: &Uri) -> Result<ServerName<'static>, ConnectError> {
         if let Some(name) = &self.server_name {

@@ -1,6 +1,6 @@
 //! What the answers to messages lead to.
 
-use amps_delivery::{Evidence, Heard, LinkEnd, Sink, Words};
+use amps_delivery::{Evidence, Heard, LinkEnd, Sink, Words, cut};
 
 use super::Session;
 use crate::codec::Msg;
@@ -29,15 +29,19 @@ impl Session {
         match verdict {
             Verdict::Stored { place } => self.stored(sent, place, Evidence::Stored, sink),
             Verdict::Known { place } => self.stored(sent, place, Evidence::Duplicate, sink),
-            Verdict::Refused(reason) => {
+            Verdict::Refused(error) => {
                 if let Some(chain) = &mut self.chain {
                     chain.refused();
                 }
                 sink.heard(Heard::Refused {
                     wire,
-                    reason: &reason,
+                    reason: &error.description,
                     may_be_stored: sent.again && self.doubtful,
-                    words: Words::default(),
+                    words: Words {
+                        kind: Some(&error.err_code.to_string()),
+                        id: None,
+                        reason_cut: cut(&error.description) != error.description,
+                    },
                 });
             }
             Verdict::OutOfTurn(why) => {

@@ -148,7 +148,8 @@ impl Session {
                     return Ok(());
                 }
                 Bounds {
-                    from: self.publisher.first_unsettled,
+                    // Without one: all that it has are settled.
+                    from: self.me.first_unsettled.unwrap_or(u64::MAX),
                     since: None,
                 }
             }

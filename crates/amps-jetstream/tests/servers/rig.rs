@@ -18,8 +18,8 @@ use std::task::Poll;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use amps_delivery::delivery::{self, Note};
-use amps_delivery::{Config as EngineConfig, Engine, FixedDelay, LinkEnd, Now, Output};
-use amps_jetstream::{Config, JetStreamLink, Publisher};
+use amps_delivery::{Config as EngineConfig, Engine, FixedDelay, LinkEnd, Now, Output, Transport};
+use amps_jetstream::{Address, Config, JetStream, Opener, Opening};
 use amps_store::{Envelope, PublishStore, Store};
 use tokio::net::TcpStream;
 use tokio::time::{Instant as Moment, sleep_until};
@@ -31,7 +31,7 @@ pub struct Rig {
     pub store: Store,
     pub engine: Engine,
     pub told: Told,
-    config: Arc<Config>,
+    transport: JetStream,
     ports: Vec<u16>,
     tried: usize,
     started: Instant,
@@ -50,7 +50,21 @@ pub struct Told {
 }
 
 pub const CLIENT: &str = "me";
-pub const STORE: u64 = 77;
+
+/// Streams of bytes as sockets.
+struct Sockets;
+
+impl Opener for Sockets {
+    fn open<'a>(&'a self, address: &'a Address) -> Opening<'a> {
+        Box::pin(async move {
+            let place = (address.host(), address.port());
+            let opened = TcpStream::connect(place).await;
+            let stream = opened.map_err(|error| error.to_string())?;
+            stream.set_nodelay(true).unwrap();
+            Ok(Box::new(stream) as _)
+        })
+    }
+}
 
 impl Rig {
     pub fn new(store: Store, config: Config, ports: &[u16]) -> Self {
@@ -64,7 +78,7 @@ impl Rig {
             store,
             engine,
             told: Told::default(),
-            config: Arc::new(config),
+            transport: JetStream::new(config, Arc::new(Sockets)),
             ports: ports.to_vec(),
             tried: 0,
             started: Instant::now(),
@@ -183,36 +197,12 @@ impl Rig {
     async fn connect(&mut self) {
         let port = self.ports[self.tried % self.ports.len()];
         self.tried += 1;
-        self.engine.tries(&port.to_string(), self.ports.len());
-        let opened = TcpStream::connect(("127.0.0.1", port)).await;
+        let address = format!("nats://127.0.0.1:{port}");
+        self.engine.tries(&address, self.ports.len());
+        let me = self.engine.identity(&self.store);
+        let opened = self.transport.connect(&address, &me).await;
         let now = self.now();
-        let opened = match opened {
-            Err(error) => Err(LinkEnd::Connect(error.to_string())),
-            Ok(stream) => {
-                stream.set_nodelay(true).unwrap();
-                let publisher = self.publisher();
-                let token = format!("{:x}{}", now.unix_micros, self.tried);
-                let (stream, config) = (Box::new(stream), self.config.clone());
-                let link = JetStreamLink::new(stream, config, publisher, &token, now);
-                Ok(Box::new(link) as Box<dyn amps_delivery::Link>)
-            }
-        };
         self.engine.connected(&self.store, now, opened);
-    }
-
-    /// As the numbers on the wire are now.
-    fn publisher(&self) -> Publisher {
-        let bounds = self.store.bounds();
-        let first = bounds.first_unsettled.unwrap_or(bounds.next);
-        let wire = match self.store.numbers().rebase {
-            Some(rebase) if first >= rebase.from => first.wrapping_add_signed(rebase.delta),
-            _ => first,
-        };
-        Publisher {
-            client: CLIENT.to_owned(),
-            store: STORE,
-            first_unsettled: wire,
-        }
     }
 
     pub fn has_note(&self, is: impl Fn(&Note) -> bool) -> bool {
