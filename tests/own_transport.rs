@@ -141,7 +141,7 @@ async fn a_client_sends_by_it_over_broken_connections() {
     let address = listener.local_addr().unwrap();
     let server = OwnServer::new(100);
     let serving = tokio::spawn(server.clone().serve(listener));
-    let options = Options::new().client_name("own").capacity(1 << 20);
+    let options = Options::new().client_name("own").capacity(8 << 20);
     let client = Client::builder("own")
         .transport(OwnTransport::new(Arc::new(SchemeConnector::new())))
         .server(format!("own://{address}"))
@@ -164,6 +164,8 @@ async fn a_client_sends_by_it_over_broken_connections() {
                 .unwrap(),
         );
     }
+    // The server takes none of this size, and no other server could.
+    let large = client.publish("orders", vec![b'x'; 65_537]).await.unwrap();
     let full = || server.kept(|kept| kept.messages.len()) >= 100;
     while !full() {
         tokio::task::yield_now().await;
@@ -175,7 +177,8 @@ async fn a_client_sends_by_it_over_broken_connections() {
     let listener = TcpListener::bind(address).await.unwrap();
     let serving = tokio::spawn(server.clone().serve(listener));
     let report = client.publish_flush(LONG).await.unwrap();
-    assert_eq!((report.rejected, report.left), (10, 0), "{report:?}");
+    assert_eq!((report.rejected, report.left), (11, 0), "{report:?}");
+    assert!(matches!(large.await, Outcome::Rejected { .. }));
     for (n, receipt) in receipts.into_iter().enumerate() {
         let refused = matches!(receipt.await, Outcome::Rejected { .. });
         assert_eq!(refused, n % 50 == 7, "{n}");

@@ -33,7 +33,7 @@ struct Publisher {
 }
 
 /// The largest body.
-const LARGEST: usize = 1 << 20;
+const LARGEST: usize = 64 << 10;
 
 impl OwnServer {
     pub fn new(most: usize) -> Self {

@@ -35,6 +35,9 @@ const WRITE_KEEP: usize = 4 * WRITE_BATCH;
 /// bound would be read and encoded one or two at a time.
 const LEAST_ROOM: usize = 16 * 1024;
 
+/// Frames handled at once, at most: what came with them is told before more is.
+const FRAMES: usize = 1024;
+
 /// What a link is made with.
 pub(crate) struct Making {
     pub(crate) stream: Box<dyn Stream>,
@@ -266,22 +269,24 @@ impl AmpsLink {
                 Poll::Ready(Ok(_)) => {}
             }
         }
-        loop {
+        for _ in 0..FRAMES {
             let frame = self
                 .decoder
                 .next_frame()
                 .map_err(|error| LinkEnd::Protocol(error.to_string()))?;
-            let Some(frame) = frame else { break };
+            let Some(frame) = frame else {
+                let part = self.decoder.pending();
+                if let Some(sitting) = &mut self.sitting {
+                    sitting.session.receiving(now.at, part);
+                }
+                return Ok(true);
+            };
             self.take_in(now, &frame, sink)?;
             if self.asking.is_some() {
-                self.frames_left = true;
-                return Ok(true);
+                break;
             }
         }
-        let part = self.decoder.pending();
-        if let Some(sitting) = &mut self.sitting {
-            sitting.session.receiving(now.at, part);
-        }
+        self.frames_left = true;
         Ok(true)
     }
 

@@ -11,7 +11,7 @@ use crate::connector::{Connecting, Connector, Stream};
 use crate::uri::Uri;
 
 /// A network for one link at a time, without sockets and without a clock: what a transport writes
-/// is found here, and what it reads comes from here. Clones are the same network.
+/// and flushes is found here, and what it reads comes from here. Clones are the same network.
 #[derive(Clone, Debug, Default)]
 pub struct Wire(Arc<Mutex<State>>);
 
@@ -25,7 +25,8 @@ struct State {
     open: usize,
     /// Counts them, so that those of before are told apart.
     streams: u64,
-    /// To the server, on the latest stream.
+    /// To the server, on the latest stream: written, and flushed.
+    written: Vec<u8>,
     up: Vec<u8>,
     /// To the client, on the latest stream.
     down: Vec<u8>,
@@ -44,6 +45,7 @@ impl Default for State {
             taken: 0,
             open: 0,
             streams: 0,
+            written: Vec::new(),
             up: Vec::new(),
             down: Vec::new(),
             ended: false,
@@ -90,7 +92,7 @@ impl Wire {
         self.state().open
     }
 
-    /// What the client wrote on the latest stream since the last call.
+    /// What the client wrote on the latest stream, and flushed, since the last call.
     pub fn read(&self) -> Vec<u8> {
         std::mem::take(&mut self.state().up)
     }
@@ -131,6 +133,7 @@ impl Connector for Wire {
             }
             state.open += 1;
             state.streams += 1;
+            state.written.clear();
             state.up.clear();
             state.down.clear();
             (state.ended, state.reads, state.writes) = (false, None, None);
@@ -191,7 +194,7 @@ impl AsyncWrite for End {
             state.writes = Some(cx.waker().clone());
             return Poll::Pending;
         }
-        state.up.extend_from_slice(&bytes[..count]);
+        state.written.extend_from_slice(&bytes[..count]);
         state.taken += count as u64;
         if let Some(takes) = &mut state.takes {
             *takes -= count;
@@ -200,6 +203,9 @@ impl AsyncWrite for End {
     }
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let mut state = self.state()?;
+        let written = std::mem::take(&mut state.written);
+        state.up.extend(written);
         Poll::Ready(Ok(()))
     }
 

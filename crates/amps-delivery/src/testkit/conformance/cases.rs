@@ -16,6 +16,8 @@ pub(super) fn all<P: Peer>() -> Vec<(&'static str, Case<P>)> {
             carried,
         ),
         ("a link gathers no more than the network takes", room),
+        ("it is read while nothing can be written", blocked),
+        ("much that comes at once is told in pieces", burst),
         ("no byte goes out after a link was left", left),
         ("an attempt that is dropped leaves nothing behind", dropped),
         ("a server that does not greet is left in time", not_greeted),
@@ -114,6 +116,31 @@ fn room<P: Peer>(rig: &mut Rig<P>) -> Result<(), NoWord> {
     assert!(more <= GATHERED + 5000, "it gathers {more} bytes");
     rig.takes(usize::MAX);
     assert_eq!(rig.messages(), (1..=4000).collect::<Vec<u64>>());
+    Ok(())
+}
+
+fn blocked<P: Peer>(rig: &mut Rig<P>) -> Result<(), NoWord> {
+    rig.up(2, None)?;
+    rig.takes(0);
+    for _ in 0..2000 {
+        rig.publish_sized(1000);
+    }
+    rig.run();
+    rig.says(Say::Stored(1))?;
+    rig.says(Say::Stored(2))?;
+    assert_eq!(rig.successes(), 2);
+    Ok(())
+}
+
+fn burst<P: Peer>(rig: &mut Rig<P>) -> Result<(), NoWord> {
+    rig.up(4000, None)?;
+    for wire in 1..=4000 {
+        if !rig.peer.says(&Say::Stored(wire)) {
+            return Err(NoWord);
+        }
+    }
+    rig.run();
+    assert_eq!((rig.unsettled().len(), rig.successes()), (0, 4000));
     Ok(())
 }
 
