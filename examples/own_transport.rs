@@ -264,6 +264,7 @@ impl OwnLink {
     }
 
     fn read(&mut self, cx: &mut Context<'_>) -> io::Result<Option<usize>> {
+        self.input.reserve(READ);
         let mut limited = (&mut self.stream).take(READ as u64);
         let read = pin!(limited.read_buf(&mut self.input));
         match std::future::Future::poll(read, cx) {

@@ -104,7 +104,7 @@ impl Peer for OwnPeer {
             Say::Stored(wire) => format!("OK {wire}"),
             Say::Refused(wire) => format!("NO {wire} {REASON}"),
             Say::TryAgain(wire) => format!("BUSY {wire}"),
-            Say::Nonsense => "EH".to_owned(),
+            Say::Nonsense => "EH 1".to_owned(),
             Say::Close => {
                 self.wire.close();
                 return true;

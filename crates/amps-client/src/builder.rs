@@ -1,5 +1,7 @@
 //! How a client is described and opened.
 
+mod carried;
+
 use std::fmt;
 use std::future::Future;
 use std::ops::ControlFlow;
@@ -14,12 +16,11 @@ use tokio::sync::{Notify, broadcast, mpsc, watch};
 use tokio::time::Instant;
 use tracing::Instrument;
 
-use crate::amps::{AmpsTransport, Desk, Slot};
 use crate::backoff::{Backoff, DelayStrategy};
-use crate::carrier::{Address, Carrier, Servers};
-use crate::chooser::{Authenticator, RoundRobin, Server, ServerChooser, Turn};
+use crate::carrier::Carrier;
+use crate::chooser::{Authenticator, ServerChooser};
 use crate::client::{Alive, Client};
-use crate::connector::{Connector, SchemeConnector};
+use crate::connector::Connector;
 use crate::delivery::{Config, GapPolicy, Now, RebasePolicy};
 use crate::driver::{DeathWatch, Driver, Work};
 use crate::error::OpenError;
@@ -31,13 +32,14 @@ use crate::mailbox::Mailbox;
 use crate::meter::Meter;
 use crate::offers::Offers;
 use crate::opening::{Opening, Release};
-use crate::panics::{CarefulConnector, CarefulDelays};
+use crate::panics::CarefulDelays;
 use crate::protocol::DEFAULT_MAX_FRAME;
 use crate::receipt::Watched;
 use crate::sampled::Sampled;
-use crate::session::{DEFAULT_HEARTBEAT, SessionConfig};
+use crate::session::DEFAULT_HEARTBEAT;
 use crate::shared::{LinkStatus, Shared, YEAR};
-use crate::uri::Uri;
+
+use carried::Carried;
 
 /// Events kept for a slow reader.
 const EVENTS: usize = 1024;
@@ -83,14 +85,6 @@ impl fmt::Debug for Builder {
     }
 }
 
-/// What opens links, which server is next, and where handles ask for what is no message.
-struct Carried {
-    carrier: Carrier,
-    servers: Servers,
-    desk: Arc<Desk>,
-    slot: Arc<Slot>,
-}
-
 impl Builder {
     pub(crate) fn new(name: String) -> Self {
         Builder {
@@ -124,7 +118,8 @@ impl Builder {
     }
 
     /// Adds a server: `tcp://[user:password@]host:port/amps/json`, the same with `tcps` for
-    /// TLS, or `unix://localhost:0/amps/json?path=/run/amps.sock`; see [`Uri`] for the options.
+    /// TLS, or `unix://localhost:0/amps/json?path=/run/amps.sock`; see
+    /// [`Uri`](crate::uri::Uri) for the options.
     /// The last part is the message type.
     ///
     /// Several servers are tried in turn, and the client stays with one as long as it is healthy.
@@ -213,7 +208,8 @@ impl Builder {
         self
     }
 
-    /// Opens connections in another way than [`SchemeConnector`] does, which goes by the URI's
+    /// Opens connections in another way than
+    /// [`SchemeConnector`](crate::connector::SchemeConnector) does, which goes by the URI's
     /// scheme and trusts the system's root certificates for `tcps`: in memory, say, or with a
     /// certificate authority of your own
     /// ([`SchemeConnector::with_tls`](crate::connector::SchemeConnector::with_tls)).
@@ -593,84 +589,6 @@ impl Builder {
             }
         }
         Ok(())
-    }
-
-    /// What carries messages, and where to.
-    fn carried(&mut self, sampled: &Arc<Mutex<Sampled>>) -> Result<Carried, OpenError> {
-        if let Some(transport) = self.transport.take() {
-            let servers = self.addresses(transport.as_ref())?;
-            let (desk, slot) = Desk::unserved();
-            return Ok(Carried {
-                carrier: Carrier::Other(transport),
-                servers,
-                desk,
-                slot,
-            });
-        }
-        let connector = self.connector.take();
-        let connector = connector.unwrap_or_else(|| Arc::new(SchemeConnector::new()));
-        let servers = Servers::Amps(self.choose(connector.as_ref())?);
-        let amps = AmpsTransport::new(
-            Arc::new(CarefulConnector(connector)),
-            self.session(),
-            self.max_frame,
-            cfg!(feature = "metrics").then(|| sampled.clone()),
-        );
-        Ok(Carried {
-            desk: amps.desk(),
-            slot: amps.slot(),
-            servers,
-            carrier: Carrier::Amps(amps),
-        })
-    }
-
-    fn addresses(&mut self, transport: &dyn Transport) -> Result<Servers, OpenError> {
-        if self.servers.is_empty() {
-            return Err(OpenError::NoServer);
-        }
-        let all = self.servers.drain(..);
-        let all = all.map(|(address, _)| Address::new(transport, address).map_err(OpenError::Uri));
-        Ok(Servers::Other(Turn::new(all.collect::<Result<_, _>>()?)))
-    }
-
-    fn choose(&mut self, connector: &dyn Connector) -> Result<Box<dyn ServerChooser>, OpenError> {
-        if let Some(chooser) = self.chooser.take() {
-            return Ok(chooser);
-        }
-        if self.servers.is_empty() {
-            return Err(OpenError::NoServer);
-        }
-        let mut servers = Vec::new();
-        for (uri, authenticator) in self.servers.drain(..) {
-            let uri: Uri = uri.parse().map_err(|e| OpenError::Uri(format!("{e}")))?;
-            connector.check(&uri).map_err(|source| OpenError::Server {
-                server: uri.authority(),
-                source,
-            })?;
-            servers.push(Server { uri, authenticator });
-        }
-        Ok(Box::new(RoundRobin::new(servers)))
-    }
-
-    fn session(&self) -> SessionConfig {
-        let conflation = self
-            .ack_conflation
-            .as_ref()
-            .map(|i| format!("ack_conflation={i}"));
-        let options: Vec<String> = conflation
-            .into_iter()
-            .chain(self.logon_options.clone())
-            .collect();
-        SessionConfig {
-            client_name: self.name.clone(),
-            logon_options: (!options.is_empty()).then(|| options.join(",")),
-            logon_correlation: self.logon_correlation.clone(),
-            heartbeat: self.heartbeat,
-            logon_timeout: self.logon_timeout,
-            command_timeout: self.command_timeout,
-            stored: self.store.is_some(),
-            publish_ids: self.publish_ids,
-        }
     }
 
     fn tell_what_was_found(&self) -> Vec<Event> {

@@ -7,12 +7,12 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use amps_client::{
-    Client, CommandError, LinkEnd, Message, OpenError, Outcome, PublishFailure, Request, Subscribe,
-    Via,
+    Client, CommandError, Event, LinkEnd, Message, OpenError, Outcome, PublishFailure, Request,
+    Subscribe, Via,
 };
 use amps_delivery::{
-    Acks, Admits, Capabilities, Connecting, Evidence, Heard, Identity, Link, Now, Progress, Resume,
-    Room, Sink, ToSend, Transport, Unsendable, Up, Words,
+    Acks, Admits, Capabilities, Connecting, Evidence, Heard, Identity, Link, Meaning, Now,
+    Progress, Require, Resume, Room, Sink, ToSend, Transport, Unsendable, Up, Words,
 };
 use amps_store::{Envelope, Options, PublishStore, Store};
 
@@ -23,13 +23,15 @@ const SINGLE: Capabilities = Capabilities {
     ..Capabilities::LOGGED
 };
 
-/// A server in memory: it refuses bodies that begin with `no`, and stores the others.
+/// A server in memory: it refuses bodies that begin with `no`, says nothing of those that begin with
+/// `hm`, and stores the others.
 #[derive(Default)]
 struct Server {
     up: bool,
     asked_by: Vec<(String, Identity)>,
     stored: Vec<Vec<u8>>,
     answers: VecDeque<(u64, bool)>,
+    written: Option<u64>,
     reader: Option<Waker>,
 }
 
@@ -89,7 +91,10 @@ impl Link for InMemoryLink {
         let mut server = self.0.lock().unwrap();
         let body = message.message.payload().to_vec();
         let stores = !body.starts_with(b"no");
-        server.answers.push_back((message.wire, stores));
+        server.written = Some(message.wire);
+        if !body.starts_with(b"hm") {
+            server.answers.push_back((message.wire, stores));
+        }
         server.stored.extend(stores.then_some(body));
         if let Some(reader) = server.reader.take() {
             reader.wake();
@@ -116,9 +121,15 @@ impl Link for InMemoryLink {
             }));
             return Poll::Ready(Ok(progress));
         }
+        progress.through = server.written.take();
+        progress.wrote = progress.through.is_some();
         let Some((wire, stored)) = server.answers.pop_front() else {
             server.reader = Some(cx.waker().clone());
-            return Poll::Pending;
+            progress.read = false;
+            return match progress.wrote {
+                true => Poll::Ready(Ok(progress)),
+                false => Poll::Pending,
+            };
         };
         sink.heard(match stored {
             true => Heard::One {
@@ -132,7 +143,6 @@ impl Link for InMemoryLink {
                 words: Words::default(),
             },
         });
-        (progress.wrote, progress.through) = (true, Some(wire));
         Poll::Ready(Ok(progress))
     }
 
@@ -202,9 +212,65 @@ async fn a_message_without_a_store_gets_the_ack_it_asked_for() {
     let asked = client.send(Message::publish("orders", "good").ask_ack());
     let asked = asked.await.unwrap();
     client.publish("orders", "more").await.unwrap();
+    let failed = client.publish("orders", "ten bytes!").await.unwrap_err();
+    assert!(matches!(failed.reason, PublishFailure::Unsendable(_)));
     client.publish_flush(SECOND).await.unwrap();
     assert_eq!(asked.await, Outcome::Persisted { via: Via::Ack });
     assert_eq!(client.close(SECOND).await.left, 0);
+}
+
+/// Time passes when nothing else does.
+#[tokio::test(start_paused = true)]
+async fn a_server_that_says_nothing_of_a_message_is_left_when_its_time_is_over() {
+    let store = Store::memory(Options::new().client_name("me")).unwrap();
+    let client = Client::builder("me")
+        .transport(InMemory::default())
+        .server("mem://here")
+        .store(store.clone())
+        .ack_deadline(SECOND * 3)
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    client.wait_logged_on(SECOND).await.unwrap();
+    let from = tokio::time::Instant::now();
+    client.publish("orders", "hm").await.unwrap();
+    let why = loop {
+        if let Event::LinkLost { why, .. } = events.next().await.unwrap() {
+            break why;
+        }
+    };
+    assert_eq!(why, LinkEnd::AckOverdue { sequence: 1 });
+    let took = from.elapsed();
+    assert!((SECOND * 3..SECOND * 4).contains(&took), "{took:?}");
+    assert!(store.is_unsettled(1));
+    client.close(Duration::ZERO).await;
+}
+
+#[tokio::test]
+async fn a_server_whose_success_means_too_little_is_not_used() {
+    let require = Require::new(|meaning| match meaning {
+        Meaning::Stored { .. } => Ok(()),
+        _ => Err("it has to be stored".to_owned()),
+    });
+    let client = Client::builder("me")
+        .transport(InMemory::default())
+        .server("mem://here")
+        .store(Store::memory(Options::new().client_name("me")).unwrap())
+        .require(require)
+        .open()
+        .await
+        .unwrap();
+    let mut events = client.events();
+    let why = loop {
+        if let Event::LinkLost { why, .. } = events.next().await.unwrap() {
+            break why;
+        }
+    };
+    let unmet = LinkEnd::Requirement("it has to be stored".to_owned());
+    assert_eq!(why, unmet);
+    assert_eq!(client.health().logons, 0);
+    client.close(Duration::ZERO).await;
 }
 
 #[tokio::test]

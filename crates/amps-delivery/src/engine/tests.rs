@@ -678,3 +678,46 @@ fn who_stores_a_message_is_to_say_so_only_while_nothing_moves_and_the_link_takes
     script.with(|script| script.up = false);
     assert!(!rig.engine.is_idle(), "it takes no more");
 }
+
+#[test]
+fn who_publishes_is_said_in_numbers_of_the_wire() {
+    let mut rig = rig();
+    let me = rig.engine.identity(&rig.store);
+    assert_eq!((me.client.as_str(), me.may_have_sent), ("me", 0));
+    assert_eq!(
+        (Some(me.store), me.first_unsettled),
+        (rig.store.identity(), None)
+    );
+    rig.publish(3);
+    rig.link(0);
+    let me = rig.engine.identity(&rig.store);
+    assert_eq!((me.may_have_sent, me.first_unsettled), (3, Some(1)));
+    rig.ends_now();
+    // Behind a rebase nothing was sent under its numbers, and what went out before is below them.
+    let figure = 1 << 40;
+    rig.link(figure);
+    let me = rig.engine.identity(&rig.store);
+    let first = me.first_unsettled.unwrap();
+    assert!(first > figure, "{me:?}");
+    assert_eq!(me.may_have_sent, first + 2, "they went out at once");
+    rig.ends_now();
+    let mut config = Config::default();
+    config.delivery.max_in_flight = 1;
+    let mut rig = rig_with(config, Delays::default());
+    let script = rig.open();
+    script.with(|script| script.due = Some(Duration::ZERO));
+    rig.publish(3);
+    script.says(vec![Say::Up(figure)]);
+    rig.turn();
+    let me = rig.engine.identity(&rig.store);
+    assert_eq!(me.first_unsettled, Some(me.may_have_sent + 1), "{me:?}");
+    assert!(script.sent().is_empty());
+}
+
+impl Rig {
+    fn ends_now(&mut self) {
+        self.engine.lose(&self.store, self.now, LinkEnd::Closed);
+        self.take();
+        self.told.clear();
+    }
+}
