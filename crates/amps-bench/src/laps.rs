@@ -149,69 +149,96 @@ fn written(path: &Path) -> Option<u64> {
 
 pub(crate) fn device(plan: &Plan, place: &Place, tell: &mut dyn FnMut(Row)) -> Result<(), Failure> {
     // A million within ten seconds.
-    let pace = Duration::from_micros(8);
-    for size in [253_u64, 8192] {
-        let payload = vec![0x5A; size as usize];
-        let count = plan.count(1_000_000);
-        let path = place.file("store")?;
-        let dir = path.parent().unwrap_or(Path::new("."));
-        let before = written(dir);
-        let mut healthy = Healthy::new(&path, Options::new())?;
-        let begun = Instant::now();
-        for at in 1..=count {
-            while begun.elapsed() < pace * at as u32 {
-                std::hint::spin_loop();
-            }
-            healthy.append(&payload)?;
-            if at % DISCARD == 0 {
-                healthy.discard()?;
-            }
-        }
-        // It gives nothing back while it is in use, so it was never longer.
-        let longest = path.metadata()?.len();
-        healthy.store.settle_through(healthy.last)?;
-        healthy.store.close(healthy.last)?;
-        let took = begun.elapsed();
-        let after = written(dir);
-        let (ours, what) = match before.zip(after) {
-            Some((before, after)) => {
-                let beyond = (after - before).saturating_sub(longest);
-                (beyond as f64 / (count * size) as f64, "")
-            }
-            None => (f64::NAN, ": not measured, no device"),
-        };
-        tell(Row {
-            target: "T15",
-            what: format!("device bytes beyond its zeros, {size} B{what}"),
-            unit: "per byte",
-            ours,
-            floor: None,
-            goal: match ours.is_nan() {
-                true => Goal::Told,
-                false => Goal::AtMost(0.1),
-            },
-        });
-        if let Some((before, after)) = before.zip(after) {
-            tell(Row {
-                target: "T15",
-                what: format!(
-                    "all that was written, file of {} MiB, {size} B",
-                    longest >> 20
-                ),
-                unit: "MB",
-                ours: (after - before) as f64 / 1e6,
-                floor: None,
-                goal: Goal::Told,
-            });
-        }
-        tell(Row {
-            target: "T15",
-            what: format!("all of it with the close, {size} B"),
-            unit: "s",
-            ours: took.as_secs_f64(),
-            floor: None,
-            goal: Goal::Told,
-        });
+    let (count, pace) = (plan.count(1_000_000), Duration::from_micros(8));
+    for size in [253, 8192] {
+        let what = format!("{size} B");
+        tell_written(
+            &what,
+            Goal::AtMost(0.1),
+            &publish_steadily(place, size, count, pace)?,
+            tell,
+        );
     }
+    // So slowly that the kernel writes pages back before they are used again: it does not leave
+    // them dirty for longer than 30 seconds.
+    let (count, pace) = (plan.count(180_000), Duration::from_millis(1));
+    let what = format!("253 B, 1,000/s for {} s", count / 1000);
+    let written = publish_steadily(place, 253, count, pace)?;
+    tell_written(&what, Goal::Told, &written, tell);
     Ok(())
+}
+
+/// What one run from the creation to the close left behind.
+struct Run {
+    payload: u64,
+    /// What the device was told to write, if it counts.
+    written: Option<u64>,
+    /// The longest that the file was, all of which was filled with zeros.
+    longest: u64,
+    took: Duration,
+}
+
+/// Publishes one message each `pace` on a link that keeps up.
+fn publish_steadily(place: &Place, size: u64, count: u64, pace: Duration) -> Result<Run, Failure> {
+    let payload = vec![0x5A; size as usize];
+    let path = place.file("store")?;
+    let dir = path.parent().unwrap_or(Path::new("."));
+    let before = written(dir);
+    let mut healthy = Healthy::new(&path, Options::new())?;
+    let begun = Instant::now();
+    for at in 1..=count {
+        wait_until(begun + pace * at as u32);
+        healthy.append(&payload)?;
+        if at % DISCARD == 0 {
+            healthy.discard()?;
+        }
+    }
+    // It gives nothing back while it is in use, so it was never longer.
+    let longest = path.metadata()?.len();
+    healthy.store.settle_through(healthy.last)?;
+    healthy.store.close(healthy.last)?;
+    let took = begun.elapsed();
+    let after = written(dir);
+    Ok(Run {
+        payload: count * size,
+        written: before.zip(after).map(|(before, after)| after - before),
+        longest,
+        took,
+    })
+}
+
+/// Sleeps where there is time for it, and burns the rest.
+fn wait_until(at: Instant) {
+    const SLEEP: Duration = Duration::from_micros(500);
+    let left = at.saturating_duration_since(Instant::now());
+    std::thread::sleep(left.checked_sub(SLEEP).unwrap_or_default());
+    while Instant::now() < at {
+        std::hint::spin_loop();
+    }
+}
+
+fn tell_written(what: &str, goal: Goal, run: &Run, tell: &mut dyn FnMut(Row)) {
+    let told = |what: String, unit, ours, goal| Row {
+        target: "T15",
+        what,
+        unit,
+        ours,
+        floor: None,
+        goal,
+    };
+    let beyond = format!("device bytes beyond its zeros, {what}");
+    match run.written {
+        Some(written) => {
+            let share = written.saturating_sub(run.longest) as f64 / run.payload as f64;
+            tell(told(beyond, "per byte", share, goal));
+            let all = format!("all of it, file of {} MiB, {what}", run.longest >> 20);
+            tell(told(all, "MB", written as f64 / 1e6, Goal::Told));
+        }
+        None => {
+            let beyond = format!("{beyond}: not measured, no device");
+            tell(told(beyond, "per byte", f64::NAN, Goal::Told));
+        }
+    }
+    let took = format!("time with the close, {what}");
+    tell(told(took, "s", run.took.as_secs_f64(), Goal::Told));
 }
