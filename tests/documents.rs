@@ -65,7 +65,7 @@ fn collect(root: &Path, dir: &Path, found: &mut BTreeMap<String, String>) {
             if !left_out.contains(&name.as_ref()) || name == "samples" {
                 collect(root, &path, found);
             }
-        } else if ["rs", "md", "py", "toml"]
+        } else if ["rs", "md", "py", "svg", "toml"]
             .iter()
             .any(|e| name.ends_with(&format!(".{e}")))
             || ["run", "init", "sanitize", "instructions"].contains(&name.as_ref())

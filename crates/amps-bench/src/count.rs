@@ -24,7 +24,7 @@ const PAYLOAD: [u8; 256] = [0x5A; 256];
 
 /// A server that never answers, so that nothing happens beside what is counted.
 #[derive(Debug)]
-struct Nowhere;
+pub(crate) struct Nowhere;
 
 impl Connector for Nowhere {
     fn connect<'a>(&'a self, _uri: &'a Uri) -> Connecting<'a> {

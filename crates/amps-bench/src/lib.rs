@@ -6,6 +6,7 @@
 //! `amps bench` both run what is here.
 
 mod count;
+mod curves;
 mod floor;
 mod laps;
 mod net;
@@ -17,6 +18,7 @@ use std::fmt;
 use std::path::PathBuf;
 
 pub use count::{Counted, count};
+pub use curves::{Chart, Line, curves};
 
 /// The topic of every workload: 16 bytes.
 pub(crate) const TOPIC: &str = "a-topic-16-bytes";
@@ -33,7 +35,7 @@ pub struct Plan {
     pub rounds: usize,
     /// Share of the full workload, from 0 (exclusive) to 1.
     pub scale: f64,
-    /// Targets to measure, such as `T1`; empty: all.
+    /// Targets or charts to measure, such as `T1` or `threads`; empty: all.
     pub only: Vec<String>,
 }
 

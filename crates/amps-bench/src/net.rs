@@ -19,10 +19,10 @@ use crate::{Failure, Goal, Place, Plan, Row, TOPIC};
 
 const PAYLOAD: [u8; 256] = [b'x'; 256];
 const SERVER_THREAD: &str = "bench-server";
-const CLIENT_THREAD: &str = "bench-client";
-const PATIENCE: Duration = Duration::from_secs(120);
+pub(crate) const CLIENT_THREAD: &str = "bench-client";
+pub(crate) const PATIENCE: Duration = Duration::from_secs(120);
 
-fn runtime(name: &str) -> Result<Runtime, Failure> {
+pub(crate) fn runtime(name: &str) -> Result<Runtime, Failure> {
     Ok(Builder::new_multi_thread()
         .worker_threads(1)
         .thread_name(name)
@@ -31,13 +31,13 @@ fn runtime(name: &str) -> Result<Runtime, Failure> {
 }
 
 /// The sandbox on a thread of its own.
-struct Server {
+pub(crate) struct Server {
     runtime: Runtime,
     sandbox: Sandbox,
 }
 
 impl Server {
-    fn start() -> Result<Self, Failure> {
+    pub(crate) fn start() -> Result<Self, Failure> {
         let runtime = runtime(SERVER_THREAD)?;
         let builder = Sandbox::builder()
             .listen("tcp://127.0.0.1:0/amps/json")
@@ -46,7 +46,7 @@ impl Server {
         Ok(Server { runtime, sandbox })
     }
 
-    fn uri(&self) -> String {
+    pub(crate) fn uri(&self) -> String {
         self.sandbox.uri().to_string()
     }
 
@@ -57,12 +57,12 @@ impl Server {
         Ok(rest[..end].to_owned())
     }
 
-    fn stop(self) {
+    pub(crate) fn stop(self) {
         self.runtime.block_on(self.sandbox.stop());
     }
 }
 
-fn store(path: &Path, capacity: u64) -> Result<Store, Failure> {
+pub(crate) fn store(path: &Path, capacity: u64) -> Result<Store, Failure> {
     // With its full length: a file grows once, and then serves for long.
     let options = Options::new().capacity(capacity).preallocate(true);
     Ok(Store::open(path, options.client_name("bench"))?)
@@ -70,7 +70,7 @@ fn store(path: &Path, capacity: u64) -> Result<Store, Failure> {
 
 /// Lets a store that was just opened make its first pages ready, since a running publisher is to
 /// be measured, not a starting one.
-async fn rested(store: &Store) -> Result<(), Failure> {
+pub(crate) async fn rested(store: &Store) -> Result<(), Failure> {
     for _ in 0..3 {
         store.sync()?;
         tokio::time::sleep(Duration::from_millis(30)).await;
@@ -123,11 +123,11 @@ fn floor_rate(server: &Server, name: &str, count: u64) -> Result<f64, Failure> {
     Ok(count as f64 / begun.elapsed().as_secs_f64())
 }
 
-async fn logged_on(client: &Client) -> Result<(), Failure> {
+pub(crate) async fn logged_on(client: &Client) -> Result<(), Failure> {
     Ok(client.wait_logged_on(PATIENCE).await?)
 }
 
-async fn flushed(client: &Client) -> Result<(), Failure> {
+pub(crate) async fn flushed(client: &Client) -> Result<(), Failure> {
     let report = client.publish_flush(PATIENCE).await?;
     match report.left {
         0 => Ok(()),

@@ -35,12 +35,15 @@ pub(crate) struct Filled {
 
 impl Filled {
     pub(crate) fn new(path: &Path, options: Options) -> Result<Self, Failure> {
-        let store = Store::open(path, options)?;
-        Ok(Filled {
+        Ok(Self::over(Store::open(path, options)?))
+    }
+
+    pub(crate) fn over(store: Store) -> Self {
+        Filled {
+            last: store.bounds().last,
             store,
             envelope: Envelope::publish(TOPIC),
-            last: 0,
-        })
+        }
     }
 
     pub(crate) fn fill(&mut self, count: u64, payload: &[u8]) -> Result<(), Failure> {

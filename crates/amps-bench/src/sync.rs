@@ -78,7 +78,7 @@ pub(crate) fn one_waiting(
 
 /// How far a flusher has come, for a producer that keeps a window.
 #[derive(Default)]
-struct Progress {
+pub(crate) struct Progress {
     appended: AtomicU64,
     durable: Mutex<u64>,
     moved: Condvar,
@@ -87,8 +87,13 @@ struct Progress {
 
 impl Progress {
     fn wait_for_room(&self, sequence: u64) {
+        self.wait_until(sequence.saturating_sub(WINDOW));
+    }
+
+    /// Waits until all messages up to this one are durable.
+    pub(crate) fn wait_until(&self, sequence: u64) {
         let mut durable = self.durable.lock().unwrap_or_else(PoisonError::into_inner);
-        while sequence > *durable + WINDOW {
+        while *durable < sequence {
             durable = self
                 .moved
                 .wait(durable)
@@ -96,7 +101,7 @@ impl Progress {
         }
     }
 
-    fn set(&self, durable: u64) {
+    pub(crate) fn set(&self, durable: u64) {
         *self.durable.lock().unwrap_or_else(PoisonError::into_inner) = durable;
         self.moved.notify_all();
     }

@@ -82,12 +82,53 @@ pub fn fail_calls(failing: Option<FailingCalls>) -> u64 {
     FAILED.take()
 }
 
+#[cfg(feature = "testkit")]
+static SLOWNESS: std::sync::atomic::AtomicU64 = std::sync::atomic::AtomicU64::new(0);
+
+/// Makes every call that waits for the device take so much longer, in all threads of this process;
+/// zero: no longer. So a slow disk can be had on a fast one.
+#[cfg(feature = "testkit")]
+pub fn slow_syncs(by: std::time::Duration) {
+    let nanos = by.as_nanos().try_into().unwrap_or(u64::MAX);
+    SLOWNESS.store(nanos, std::sync::atomic::Ordering::Relaxed);
+}
+
+#[cfg(feature = "testkit")]
+fn wait_for_the_device(call: Call) {
+    use std::time::{Duration, Instant};
+    /// The kernel wakes a thread some 50 microseconds late, so the rest of a sleep is burnt.
+    const BURNT: Duration = Duration::from_micros(200);
+
+    let slowness = SLOWNESS.load(std::sync::atomic::Ordering::Relaxed);
+    let waits = match call {
+        Call::WriteAround | Call::SyncRange | Call::SyncData | Call::SyncDirectory => true,
+        Call::Open
+        | Call::Stat
+        | Call::Lock
+        | Call::Read
+        | Call::Map
+        | Call::Allocate
+        | Call::Fill
+        | Call::Truncate
+        | Call::WipeOnFork => false,
+    };
+    if slowness == 0 || !waits {
+        return;
+    }
+    let (begun, by) = (Instant::now(), Duration::from_nanos(slowness));
+    std::thread::sleep(by.saturating_sub(BURNT));
+    while begun.elapsed() < by {
+        std::hint::spin_loop();
+    }
+}
+
 /// Asked before each call.
 ///
 /// # Errors
 /// A test wants it to fail.
 #[cfg(feature = "testkit")]
 pub(crate) fn check<E: From<Errno>>(call: Call) -> Result<(), E> {
+    wait_for_the_device(call);
     if let Some(mut watcher) = WATCHING.take() {
         watcher(call);
         WATCHING.set(Some(watcher));

@@ -9,7 +9,7 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use crate::calls::{Call, FailingCalls, bytes_read, fail_calls, watch_calls};
+pub use crate::calls::{Call, FailingCalls, bytes_read, fail_calls, slow_syncs, watch_calls};
 use crate::file::LockedFile;
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
 use crate::medium::{Device, Mapped, Medium, reserve};
