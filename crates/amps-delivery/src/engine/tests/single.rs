@@ -179,6 +179,21 @@ fn a_number_that_this_link_was_not_given_is_somebody_elses() {
 }
 
 #[test]
+fn nor_is_one_that_only_an_earlier_link_was_given() {
+    let mut rig = rig();
+    rig.publish(2);
+    let first = rig.single(Resume::Unknown);
+    assert_eq!(first.sent(), [1, 2]);
+    rig.ends(&first);
+    let second = rig.open();
+    // Up, and an answer before anything could be handed over.
+    second.says(vec![up(Resume::Unknown), one(2)]);
+    let told = rig.turn();
+    assert!(name_is_shared(&told), "{told:?}");
+    assert_eq!(rig.unsettled(), 2);
+}
+
+#[test]
 fn a_mark_above_what_was_sent_settles_nothing() {
     let mut rig = rig();
     rig.publish(2);
@@ -227,6 +242,19 @@ fn a_mark_covers_what_is_below_it_and_says_so() {
         matches!(gaps[..], [Note::PublishGap { server: s, settled: t, .. }] if (*s, *t) == (server, settled)),
         "{told:?}"
     );
+}
+
+#[test]
+fn a_server_need_not_hold_what_it_only_remembers() {
+    let mut rig = rig();
+    rig.publish(2);
+    let first = rig.single(Resume::HighWater(0));
+    rig.says(&first, vec![one(1), seen(2)]);
+    rig.ends(&first);
+    rig.single(Resume::HighWater(1));
+    let told = std::mem::take(&mut rig.told);
+    let gap = |note: &&Note| matches!(note, Note::PublishGap { .. });
+    assert!(!notes(&told).iter().any(gap), "{told:?}");
 }
 
 #[test]
@@ -378,6 +406,30 @@ fn an_overdue_ack_ends_the_link_and_says_nothing_of_the_message() {
 }
 
 #[test]
+fn what_goes_out_again_at_once_is_not_overdue_before_it_is_written_again() {
+    let mut rig = rig();
+    rig.publish(3);
+    let script = rig.single(Resume::Unknown);
+    let (why_not, at_once) = ("wrong last sequence", true);
+    let behind = heard(Heard::TryAgain {
+        wire: 2,
+        why: why_not,
+        at_once,
+    });
+    rig.says(&script, vec![Say::Wrote(3), refused(1, false), behind]);
+    // The last one that was under way is given up: nothing more has to be read.
+    rig.engine.give_up(&rig.store, rig.now, 3, "given up");
+    rig.turn();
+    assert_eq!(script.sent(), [1, 2, 3, 2]);
+    // A slow wire owes no ack.
+    assert!(why(&rig.later(SECOND * 50)).is_empty());
+    rig.says(&script, vec![Say::Wrote(2)]);
+    assert!(why(&rig.later(SECOND * 9)).is_empty());
+    let told = rig.later(SECOND);
+    assert_eq!(why(&told), [&LinkEnd::AckOverdue { sequence: 2 }]);
+}
+
+#[test]
 fn a_message_that_is_passed_over_is_overdue_after_three_times_as_long() {
     let mut rig = rig();
     rig.publish(1);
@@ -520,6 +572,14 @@ fn what_may_have_been_sent_and_cannot_be_is_left_to_an_operator() {
         let told = rig.turn();
         assert!(refusals(&told).is_empty());
         assert_eq!(stalls(&told), [(1, 1)], "{links}: {told:?}");
+        let waits = told.iter().find_map(|output| match output {
+            Output::LinkEnded { retry_in, .. } => *retry_in,
+            _ => None,
+        });
+        assert!(
+            waits >= Some(SECOND * 10),
+            "time alone mends nothing: {told:?}"
+        );
     }
     assert_eq!(rig.unsettled(), 2);
 }
@@ -599,6 +659,35 @@ fn what_was_sent_is_asked_for_by_its_id_before_anything_goes_out() {
     rig.ends(&second);
     let third = rig.single(Resume::ById);
     assert!(third.with(|script| script.recalled.is_empty()));
+}
+
+#[test]
+fn a_single_message_that_was_sent_is_asked_for_as_well() {
+    let mut rig = rig();
+    rig.publish(1);
+    let first = rig.single(Resume::ById);
+    rig.ends(&first);
+    let second = rig.single(Resume::ById);
+    assert_eq!(second.with(|script| script.recalled.clone()), [[1]]);
+    assert!(second.sent().is_empty());
+}
+
+#[test]
+fn a_success_that_comes_while_a_refusal_is_looked_into_stands() {
+    let mut rig = rig();
+    rig.publish(1);
+    let first = rig.single(Resume::ById);
+    rig.ends(&first);
+    let absent = || heard(Heard::Absent { wire: 1 });
+    let second = rig.single(Resume::ById);
+    rig.says(&second, vec![absent()]);
+    rig.says(&second, vec![refused(1, true)]);
+    assert_eq!(second.with(|script| script.recalled.len()), 2);
+    let told = rig.says(&second, vec![one(1)]);
+    assert_eq!(settled(&told), [(1, true, Via::Ack)]);
+    let told = rig.says(&second, vec![absent()]);
+    assert!(refusals(&told).is_empty(), "{told:?}");
+    assert_eq!((rig.unsettled(), rig.engine.totals().rejected), (0, 0));
 }
 
 #[test]
