@@ -33,7 +33,8 @@ impl Chain {
     /// Takes a message in; what it expects to be the last place.
     pub(crate) fn add(&mut self) -> u64 {
         let expected = self.last;
-        self.last += 1;
+        // A server may name any place.
+        self.last = self.last.wrapping_add(1);
         expected
     }
 
@@ -43,7 +44,7 @@ impl Chain {
 
     /// This message, which expected that, is in this place.
     pub(crate) fn stored(&mut self, wire: u64, expected: u64, place: u64) {
-        if place != expected + 1 {
+        if place != expected.wrapping_add(1) {
             self.not_stored(wire);
         }
     }
@@ -76,6 +77,14 @@ mod tests {
         assert_eq!([chain.add(), chain.add(), chain.add()], [7, 8, 9]);
         chain.stored(12, 7, 8);
         chain.stored(13, 8, 9);
+        assert!(!chain.is_broken());
+    }
+
+    #[test]
+    fn no_place_is_too_high() {
+        let mut chain = Chain::behind(u64::MAX);
+        assert_eq!([chain.add(), chain.add()], [u64::MAX, 0]);
+        chain.stored(1, u64::MAX, 0);
         assert!(!chain.is_broken());
     }
 

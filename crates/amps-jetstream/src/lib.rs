@@ -19,8 +19,8 @@
 //!
 //! **Unchained**, in a stream that has other publishers, too. A server can turn one message away and
 //! store the next, for instance when the stream is full or its leader changes: order is not promised.
-//! Behind a lost link, what may be stored is looked for by its id, back to when it was published,
-//! in at most 1,048,576 places. What is not found goes out again under its id, and is dropped
+//! Behind a lost link, what may be stored is looked for by its id, back to when it was published
+//! (five minutes earlier, for clocks that differ), for as long as an answer may take. What is not found goes out again under its id, and is dropped
 //! (counted as a duplicate) if the server still remembers that: for two minutes, unless the stream is
 //! set up otherwise. So each is stored at least once, and nothing is settled that no answer names.
 //!

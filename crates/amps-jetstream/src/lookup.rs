@@ -153,6 +153,13 @@ impl Walk {
         }
     }
 
+    /// Looks no further: it takes too long.
+    pub(crate) fn cut_short(&mut self) -> Found {
+        self.over = true;
+        self.result.cut = true;
+        std::mem::take(&mut self.result)
+    }
+
     /// What was found, once everything was looked at.
     pub(crate) fn found(&mut self) -> Option<Found> {
         let done =

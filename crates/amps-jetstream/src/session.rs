@@ -498,6 +498,9 @@ impl Session {
             self.begin(now);
         }
         if self.until.is_some_and(|until| now.at >= until) {
+            if self.cut_recall_short() {
+                return Ok(true);
+            }
             return Err(match self.stage {
                 Stage::Greeting | Stage::Logon => LinkEnd::LogonTimeout,
                 _ => LinkEnd::Unusable(format!(

@@ -560,6 +560,29 @@ fn messages_are_found_by_their_ids() {
     assert!(rig.wrote().contains("STREAM.INFO"));
 }
 
+/// A look that takes longer than an answer may says what it found.
+#[test]
+fn a_long_look_for_messages_is_cut_short() {
+    let mut rig = Rig::new(Mode::Unchained);
+    rig.up(3);
+    rig.heard();
+    with(5, true, |five| {
+        with(6, true, |six| rig.link.recall(rig.now, &[*five, *six]));
+    });
+    rig.poll().unwrap();
+    rig.pass(Duration::from_secs(2)).unwrap();
+    rig.answer("q3", &stream(900)).unwrap();
+    rig.pass(Duration::from_secs(2)).unwrap();
+    rig.answer("w3.900", &stored(900, "me:1:6:10")).unwrap();
+    assert_eq!(rig.link.deadline(), Some(Duration::from_secs(5)));
+    rig.pass(Duration::from_secs(1)).unwrap();
+    assert_eq!(rig.heard(), ["absent 5", "found 6"]);
+    // What comes late is nothing.
+    rig.answer("w3.899", &stored(899, "me:1:5:10")).unwrap();
+    assert!(rig.heard().is_empty());
+    assert!(!rig.link.room().is_none());
+}
+
 #[test]
 fn a_stream_without_a_leader_is_asked_again_until_it_is_too_long() {
     let mut rig = Rig::new(Mode::Unchained);

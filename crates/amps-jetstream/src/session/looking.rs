@@ -115,6 +115,23 @@ impl Session {
         any
     }
 
+    /// Looks no further for messages by their ids: whoever asked waits for an answer. Whether it was
+    /// that.
+    pub(super) fn cut_recall_short(&mut self) -> bool {
+        let Some(Look {
+            why: Why::Recall,
+            walk: Some(walk),
+            ..
+        }) = &mut self.look
+        else {
+            return false;
+        };
+        self.found = Some(walk.cut_short().wires);
+        self.look = None;
+        self.until = None;
+        true
+    }
+
     /// How the stream is set up, and where it ends.
     pub(super) fn informed_of_stream(
         &mut self,
@@ -212,6 +229,12 @@ impl Session {
         }
         if let Some(walk) = self.look.as_mut().and_then(|look| look.walk.as_mut()) {
             walk.answer(&self.ids, place, stored.as_ref());
+        }
+        if self
+            .look
+            .as_ref()
+            .is_some_and(|look| look.why != Why::Recall)
+        {
             self.until = Some(now.at + self.config.timeout);
         }
         self.walk_on(now, out, sink)
