@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use amps_client::jetstream::Mode;
 use amps_store::Level;
 use clap::{Args, Parser, Subcommand};
 
@@ -188,6 +189,42 @@ pub(crate) struct Login {
     pub(crate) password_file: Option<PathBuf>,
 }
 
+/// How to publish to servers of NATS.
+#[derive(Debug, Args)]
+pub(crate) struct Nats {
+    /// At nats:// and tls:// servers: make this stream, kept in files, if none takes the topic. It
+    /// is this publisher's alone, and each message is stored there once and in order.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) create_stream: Option<String>,
+    /// At nats:// and tls:// servers: "chained" stores each message once and in order, in a stream
+    /// that is this publisher's alone; "unchained" shares the stream. The default is chained in a
+    /// stream that --create-stream made for this publisher, else unchained.
+    #[arg(long, value_name = "ORDER", value_parser = units::order)]
+    pub(crate) order: Option<Mode>,
+    /// At nats:// and tls:// servers: log on as this .creds file says.
+    #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
+    pub(crate) creds: Option<PathBuf>,
+    /// At nats:// and tls:// servers: log on with the nkey whose seed is in this file.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) nkey: Option<PathBuf>,
+}
+
+impl Nats {
+    /// The first option that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        let given = [
+            ("--create-stream", self.create_stream.is_some()),
+            ("--order", self.order.is_some()),
+            ("--creds", self.creds.is_some()),
+            ("--nkey", self.nkey.is_some()),
+        ];
+        given
+            .into_iter()
+            .find(|(_, is)| *is)
+            .map(|(option, _)| option)
+    }
+}
+
 /// Where to send, shared by publish and drain.
 #[derive(Debug, Args)]
 pub(crate) struct Sending {
@@ -199,6 +236,8 @@ pub(crate) struct Sending {
     pub(crate) login: Login,
     #[command(flatten)]
     pub(crate) tls: Tls,
+    #[command(flatten)]
+    pub(crate) nats: Nats,
     #[command(flatten)]
     pub(crate) watching: Watching,
     /// How long to wait for acknowledgements at the end, and for room while the store is full.

@@ -9,6 +9,7 @@
 mod args;
 mod bench;
 mod body;
+mod carried;
 mod demo;
 mod drain;
 mod failed;

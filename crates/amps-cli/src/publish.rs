@@ -6,6 +6,7 @@ use amps_client::{Client, Message};
 use amps_store::{Level, Options, Store};
 
 use crate::args::Publish;
+use crate::carried::{self, Carried};
 use crate::failure::{Exit, Failure};
 use crate::lines::{LastLine, Line, Lines, Source};
 use crate::locked;
@@ -14,7 +15,6 @@ use crate::output::say;
 use crate::resume::Stored;
 use crate::sending::{self, Input, Job};
 use crate::signals::Stop;
-use crate::tls;
 
 /// Publishes every line, then waits for the acknowledgements.
 ///
@@ -31,7 +31,12 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         Client::check_name(name).map_err(|e| refused(&e))?;
     }
     let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
-    let connector = tls::connector(&servers, &args.sending.tls, &stop)?;
+    let carried = carried::to(&servers, &args.sending, &args.topic, &stop)?;
+    if args.delta && matches!(carried, Carried::JetStream(_)) {
+        return Err(refused(
+            &"--delta is for servers of AMPS: JetStream has no such command",
+        ));
+    }
     // Before the store is created, so that a wrong path leaves nothing behind.
     let source = Source::open(&args.file)?;
     let store = open_store(&args, &stop).await?;
@@ -68,7 +73,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
         store,
         path: args.store.clone(),
         servers,
-        connector,
+        carried,
         flush_timeout: args.sending.flush_timeout,
         publish_ids: args.sending.publish_ids,
         heartbeat: args.sending.watching.heartbeat,

@@ -11,11 +11,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use amps_client::Client;
-use amps_client::connector::Connector;
 use amps_sandbox::Sandbox;
 use amps_store::{EvacuateError, Growth, Level, Place, PublishStore as _, Store, StoreError};
 
 use crate::args::Heartbeat;
+use crate::carried::Carried;
 use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::publish::store_name;
@@ -38,7 +38,7 @@ pub(crate) struct Job {
     /// Where the store is, `None` for memory.
     pub(crate) path: Option<PathBuf>,
     pub(crate) servers: Vec<String>,
-    pub(crate) connector: Arc<dyn Connector>,
+    pub(crate) carried: Carried,
     pub(crate) flush_timeout: Duration,
     /// How often to report what waits.
     pub(crate) status_interval: Option<Duration>,
@@ -64,7 +64,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         store,
         path,
         servers,
-        connector,
+        carried,
         flush_timeout,
         status_interval,
         evacuate_to,
@@ -90,11 +90,15 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
 
     let mut builder = Client::builder(store.client_name())
         .store(store.clone())
-        .connector(connector)
-        .publish_ids(publish_ids)
-        .heartbeat(heartbeat.0)
         // A person decides what becomes of a refusal, so it waits in the store.
         .on_failed_write(|_| async { Err("it waits for `amps failed`".into()) });
+    builder = match carried {
+        Carried::JetStream(transport) => builder.transport(*transport),
+        Carried::Amps(connector) => builder
+            .connector(connector)
+            .publish_ids(publish_ids)
+            .heartbeat(heartbeat.0),
+    };
     for server in &servers {
         builder = builder.server(server.as_str());
     }
@@ -173,6 +177,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         published: counts.published,
         persisted: counts.persisted,
         persisted_at_logon: counts.persisted_at_logon,
+        duplicates: counts.duplicates,
+        found: counts.found,
         rejected: counts.rejected,
         late: counts.late,
         unattributed: counts.unattributed,

@@ -35,6 +35,14 @@ pub(crate) fn connector(
             )),
         };
     }
+    Ok(Arc::new(SchemeConnector::new().with_tls(made(tls, stop)?)))
+}
+
+/// TLS as the options say.
+///
+/// # Errors
+/// A file that cannot be read or does not hold what it should.
+pub(crate) fn made(tls: &Tls, stop: &Stop) -> Result<TlsConnector, Failure> {
     let mut builder = TlsConnector::builder();
     if let Some(file) = &tls.tls_ca {
         builder = builder.without_system_roots();
@@ -55,7 +63,7 @@ pub(crate) fn connector(
     if let Some(name) = &tls.tls_server_name {
         builder = builder.server_name(name);
     }
-    let tls = builder.build().map_err(|error| match error {
+    builder.build().map_err(|error| match error {
         error @ TlsSetupError::File { .. } => Failure::other(error.to_string()),
         TlsSetupError::NoRoots { .. } => Failure::other(format!("{error}; give one with --tls-ca")),
         TlsSetupError::ServerName { .. } => {
@@ -65,8 +73,7 @@ pub(crate) fn connector(
             Exit::Usage,
             format!("{error}; check --tls-ca, --tls-cert and --tls-key, which take PEM files"),
         ),
-    })?;
-    Ok(Arc::new(SchemeConnector::new().with_tls(tls)))
+    })
 }
 
 /// The certificate that `amps serve` shows, if it listens where one is needed.
@@ -130,7 +137,11 @@ fn both(chain: &Path, key: &Path, stop: &Stop) -> Result<(Vec<u8>, Vec<u8>), Fai
     Ok((read_chain, read_key))
 }
 
-fn read(file: &Path, stop: &Stop) -> Result<Vec<u8>, Failure> {
+/// What is in a file.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn read(file: &Path, stop: &Stop) -> Result<Vec<u8>, Failure> {
     let mut text = Vec::new();
     let mut from = Source::open(file)?.until(stop.clone());
     from.read_to_end(&mut text)

@@ -2,6 +2,7 @@
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use amps_client::jetstream::Mode;
 use amps_store::Level;
 
 use crate::args::Heartbeat;
@@ -35,6 +36,15 @@ pub(crate) fn duration(text: &str) -> Result<Duration, String> {
         .map_err(|_| "write a number and us, ms, s, m or h, as in 10ms".to_owned())?;
     // A longer time than anybody waits becomes the longest that every clock can handle.
     Ok(Duration::try_from_secs_f64(number * scale).map_or(LONGEST, |d| d.min(LONGEST)))
+}
+
+/// In which order messages are stored.
+pub(crate) fn order(text: &str) -> Result<Mode, String> {
+    match text {
+        "chained" => Ok(Mode::Chained),
+        "unchained" => Ok(Mode::Unchained),
+        _ => Err("chained and unchained are known".to_owned()),
+    }
 }
 
 /// Reads whole seconds from 1 on, or `off`.

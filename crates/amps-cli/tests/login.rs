@@ -90,6 +90,8 @@ fn no_command_shows_a_password_that_it_cannot_parse() {
         "tcp://me:s3/cret@h:1/amps/json",
         "tcp://me:s3?cret@h:1/amps",
         "tcp://me:s3cret",
+        "nats://me:s3cret",
+        "tls://s3 cret",
     ] {
         for command in [
             &["publish", "--topic", "t", "--server", uri, "--store"][..],

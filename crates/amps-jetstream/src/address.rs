@@ -30,11 +30,11 @@ pub enum AddressError {
     #[error("no host; write nats://host:4222")]
     NoHost,
     /// It is not a port.
-    #[error("\"{0}\" is not a port; ports go from 1 to 65535")]
-    Port(String),
+    #[error("what follows the host is no port; ports go from 1 to 65535")]
+    Port,
     /// It is not a host.
-    #[error("\"{0}\" is not a host; IPv6 addresses go in brackets, as in [::1]:4222")]
-    Host(String),
+    #[error("there is no host; IPv6 addresses go in brackets, as in [::1]:4222")]
+    Host,
     /// Something follows the port.
     #[error("nothing follows the port; a stream is named elsewhere")]
     Path,
@@ -97,14 +97,14 @@ impl FromStr for Address {
             Some(text) => {
                 let plain = text.bytes().all(|byte| byte.is_ascii_digit());
                 let port = text.parse().ok().filter(|port| plain && *port > 0);
-                port.ok_or_else(|| AddressError::Port(text.to_owned()))?
+                port.ok_or(AddressError::Port)?
             }
         };
         if host.is_empty() {
             return Err(AddressError::NoHost);
         }
         if !is_host(host) {
-            return Err(AddressError::Host(host.to_owned()));
+            return Err(AddressError::Host);
         }
         Ok(Address {
             tls,
@@ -186,11 +186,11 @@ mod tests {
         assert_eq!(error("nats://u:p@:1"), AddressError::NoHost);
         for port in ["0", "65536", "x", "", "+1"] {
             let text = format!("nats://a:{port}");
-            assert_eq!(error(&text), AddressError::Port(port.to_owned()));
+            assert_eq!(error(&text), AddressError::Port);
         }
         for host in ["a b", "::1", "[::1", "[x]", "a,b"] {
             let wrong = error(&format!("nats://{host}:1"));
-            assert!(matches!(wrong, AddressError::Host(_)), "{host}: {wrong:?}");
+            assert_eq!(wrong, AddressError::Host, "{host}");
         }
         for path in ["nats://a/orders", "nats://a?x=y", "nats://a:1/b@c:2/d"] {
             assert_eq!(error(path), AddressError::Path, "{path}");

@@ -34,6 +34,11 @@ impl JetStream {
     pub fn new(config: Config, opener: Arc<dyn Opener>) -> Self {
         JetStream { config, opener }
     }
+
+    /// Finds the stream by this topic from now on.
+    pub fn find_by(&mut self, topic: impl Into<String>) {
+        self.config.topic = topic.into();
+    }
 }
 
 impl Transport for JetStream {

@@ -218,6 +218,15 @@ async fn tell_events(
             ),
             Event::SendingResumed => "sending goes on".to_owned(),
             Event::ClientFailed { why } => format!("the client failed: {why}"),
+            Event::TurnedAway {
+                sequence, reason, ..
+            } => format!(
+                "the server does not take message {sequence} for now: {reason}; it is tried again, and \
+                 what is behind it waits"
+            ),
+            Event::LineStopped { reason, .. } => {
+                format!("the server takes nothing: {reason}; it is tried again")
+            }
             Event::Unreadable { sequence, error } => {
                 format!("message {sequence} cannot be read and was not sent: {error}")
             }

@@ -25,6 +25,9 @@ pub(super) struct Report {
     pub(super) published: u64,
     pub(super) persisted: u64,
     pub(super) persisted_at_logon: u64,
+    /// Settled because the server had seen their ids before, or was asked for them and has them.
+    pub(super) duplicates: u64,
+    pub(super) found: u64,
     pub(super) rejected: u64,
     /// Refused after a success that covered them.
     pub(super) late: u64,
@@ -78,6 +81,8 @@ impl Report {
                 "published": *published,
                 "persisted": *persisted,
                 "persisted_at_logon": *persisted_at_logon,
+                "duplicates": self.duplicates,
+                "found": self.found,
                 "rejected": *rejected,
                 "late": *late,
                 "unattributed": *unattributed,
@@ -97,9 +102,14 @@ impl Report {
                 "evacuated_to": self.evacuated_to.as_deref(),
             });
         }
+        // Only of servers that know messages by ids.
+        let by_ids = match (self.duplicates, self.found) {
+            (0, 0) => String::new(),
+            (duplicates, found) => format!("duplicates {duplicates}  found {found}  "),
+        };
         out.line(&format!(
             "published {published}  persisted {persisted}  persisted_at_logon \
-             {persisted_at_logon}  rejected {rejected}  late {late}  unattributed {unattributed}  \
+             {persisted_at_logon}  {by_ids}rejected {rejected}  late {late}  unattributed {unattributed}  \
              left {left}  resent {resent}  stopped {}",
             u8::from(*stopped)
         ));
