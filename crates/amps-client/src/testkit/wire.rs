@@ -56,6 +56,12 @@ impl Default for State {
     }
 }
 
+impl State {
+    fn flush(&mut self) {
+        self.up.append(&mut self.written);
+    }
+}
+
 impl Wire {
     /// A network that takes everything.
     pub fn new() -> Self {
@@ -191,6 +197,8 @@ impl AsyncWrite for End {
         let mut state = self.state()?;
         let count = state.takes.unwrap_or(usize::MAX).min(bytes.len());
         if count == 0 && !bytes.is_empty() {
+            // One that takes no more has nothing left that it could pass on.
+            state.flush();
             state.writes = Some(cx.waker().clone());
             return Poll::Pending;
         }
@@ -204,8 +212,7 @@ impl AsyncWrite for End {
 
     fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         let mut state = self.state()?;
-        let written = std::mem::take(&mut state.written);
-        state.up.extend(written);
+        state.flush();
         Poll::Ready(Ok(()))
     }
 
