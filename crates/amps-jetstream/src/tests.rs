@@ -548,6 +548,7 @@ fn messages_are_found_by_their_ids() {
     assert_eq!(rig.heard(), ["absent 5", "found 6"]);
     // What was found holds until something is sent.
     with(9, true, |nine| rig.link.recall(rig.now, &[*nine]));
+    assert!(rig.link.room().is_none(), "it is answered first");
     rig.poll().unwrap();
     assert_eq!(
         (rig.heard(), rig.wrote()),
@@ -558,6 +559,20 @@ fn messages_are_found_by_their_ids() {
     with(9, true, |nine| rig.link.recall(rig.now, &[*nine]));
     rig.poll().unwrap();
     assert!(rig.wrote().contains("STREAM.INFO"));
+}
+
+#[test]
+fn a_stream_that_was_made_anew_is_left() {
+    let mut rig = Rig::new(Mode::Chained);
+    rig.up(0);
+    rig.send(1);
+    rig.answer("0", &error(400, 10_071)).unwrap();
+    let anew = stream(0).replace("\"created\":\"c\"", "\"created\":\"d\"");
+    let end = rig.answer("q3", &anew).unwrap_err();
+    assert!(
+        matches!(&end, LinkEnd::Unusable(why) if why.contains("made anew")),
+        "{end:?}"
+    );
 }
 
 /// A look that takes longer than an answer may says what it found.
