@@ -53,8 +53,7 @@ pub(crate) fn one_waiting(
         mapped.push(begun.elapsed().as_secs_f64() * 4e6 / count as f64);
         let begun = Instant::now();
         for _ in 0..count / 4 {
-            let appended = store.append(&Envelope::publish(TOPIC), &payload)?;
-            store.sync()?;
+            let appended = store.append_durable(&Envelope::publish(TOPIC), &payload)?;
             store.settle_through(appended.sequence)?;
         }
         ours.push(begun.elapsed().as_secs_f64() * 4e6 / count as f64);

@@ -3,6 +3,8 @@
 use std::io;
 use std::path::PathBuf;
 
+use crate::api::Appended;
+
 /// A message could not be stored. Nothing was stored instead.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -62,6 +64,24 @@ pub enum AppendError {
     /// The store cannot take anything.
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+/// What [`Store::append_durable`](crate::Store::append_durable) could not do.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AppendDurableError {
+    /// Nothing was stored.
+    #[error(transparent)]
+    NotStored(#[from] AppendError),
+    /// The message is stored, and is sent as any other. A crash of the process cannot take it
+    /// away, but a power cut can.
+    #[error("message {} is stored, but not known to be durable: {why}", appended.sequence)]
+    NotDurable {
+        /// Where it is.
+        appended: Appended,
+        /// Why nothing becomes durable.
+        why: StoreError,
+    },
 }
 
 fn no_space(for_good: bool) -> &'static str {

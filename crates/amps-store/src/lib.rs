@@ -44,7 +44,7 @@ pub use api::{
 };
 pub use batch::{Batch, MessageRef};
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
-pub use error::{AppendError, DamagedRange, OpenError, ReadError, StoreError};
+pub use error::{AppendDurableError, AppendError, DamagedRange, OpenError, ReadError, StoreError};
 pub use evacuate::EvacuateError;
 pub use excerpt::Excerpt;
 pub use file::{NewFile, Place};

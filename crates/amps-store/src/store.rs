@@ -1,6 +1,7 @@
 //! The store as a handle: one lock around the log, one thread beside it.
 
 mod helper;
+mod leader;
 mod looks;
 mod shared;
 #[cfg(feature = "testkit")]
@@ -20,7 +21,7 @@ use crate::api::{
 };
 use crate::batch::Batch;
 use crate::envelope::Envelope;
-use crate::error::{AppendError, OpenError, ReadError, StoreError};
+use crate::error::{AppendDurableError, AppendError, OpenError, ReadError, StoreError};
 use crate::file::{self, Missing, Place};
 use crate::format::{GRANT_LAST, MAX_SETTLED, Superblock};
 use crate::log::{Log, check, check_all};
@@ -249,6 +250,38 @@ impl Store {
         deadline: Instant,
     ) -> Result<Appended, AppendError> {
         self.wait_for_room(deadline, || self.append(envelope, payload))
+    }
+
+    /// Stores a message and makes it durable, on this thread: sooner than by
+    /// [`append`](PublishStore::append) and [`sync`](PublishStore::sync), since nobody else is
+    /// asked to begin. Of several threads that call this at once, one syncs for all that wait.
+    /// *Syncs.*
+    ///
+    /// # Errors
+    /// [`NotStored`](AppendDurableError::NotStored) as `append`, with nothing stored;
+    /// [`NotDurable`](AppendDurableError::NotDurable): the message is stored, and will be sent, but
+    /// no sync is known to cover it.
+    pub fn append_durable(
+        &self,
+        envelope: &Envelope<'_>,
+        payload: &[u8],
+    ) -> Result<Appended, AppendDurableError> {
+        let shared = &self.inner.shared;
+        shared.not_forked().map_err(AppendError::from)?;
+        let mut core = shared.lock();
+        let appended = match core.log.append(envelope, payload) {
+            Ok(appended) => appended,
+            Err(error) => {
+                let again = |log: &mut Log| log.append(envelope, payload);
+                let appended = shared.not_stored(core, error, again)?;
+                core = shared.lock();
+                appended
+            }
+        };
+        match shared.make_durable(core, appended.ordinal) {
+            Ok(_) => Ok(appended),
+            Err(why) => Err(AppendDurableError::NotDurable { appended, why }),
+        }
     }
 
     /// As [`requeue`](PublishStore::requeue), but waits for room until `deadline`. For threads
@@ -542,20 +575,9 @@ impl PublishStore for Store {
     fn sync(&self) -> Result<Durable, StoreError> {
         let shared = &self.inner.shared;
         shared.not_forked()?;
-        let mut core = shared.lock();
+        let core = shared.lock();
         let target = core.log.ordinal;
-        loop {
-            shared.may_sync(&core)?;
-            if core.log.durable.ordinal >= target {
-                return Ok(core.log.durable);
-            }
-            core.wanted = core.wanted.max(target);
-            if core.helper_sleeps {
-                core.helper_sleeps = false;
-                shared.work.notify_one();
-            }
-            core = shared.wait(core);
-        }
+        shared.make_durable(core, target)
     }
 
     fn sync_times(&self) -> Vec<Duration> {

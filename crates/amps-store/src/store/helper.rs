@@ -54,11 +54,7 @@ impl Shared {
             core = match self.begin(&mut core) {
                 Ok(Next::Job(job)) => {
                     drop(core);
-                    let begun = Instant::now();
-                    let result = make(&job, &*self.device);
-                    if matches!((&job, &result), (Job::Sync(_), Ok(()))) {
-                        self.synced(begun.elapsed());
-                    }
+                    let result = self.make(&job);
                     // An error was logged, and is reported as news.
                     let _ = self.end_and_tell(self.lock_last(), job, result);
                     self.lock_last()
@@ -214,7 +210,7 @@ impl Shared {
     }
 
     /// When the level or a caller wants the next sync; zero means now.
-    fn sync_due(&self, core: &Core) -> Option<Duration> {
+    pub(super) fn sync_due(&self, core: &Core) -> Option<Duration> {
         if core.log.failed.is_some() || core.log.closed {
             return None;
         }
@@ -236,6 +232,16 @@ impl Shared {
 const SYNCS_KEPT: usize = 1024;
 
 impl Shared {
+    /// Lets the device do a job, and keeps the time that a sync takes.
+    pub(super) fn make(&self, job: &Job) -> io::Result<()> {
+        let begun = Instant::now();
+        let result = make(job, &*self.device);
+        if matches!((job, &result), (Job::Sync(_), Ok(()))) {
+            self.synced(begun.elapsed());
+        }
+        result
+    }
+
     fn synced(&self, took: Duration) {
         let mut times = self.sync_times();
         if times.len() == SYNCS_KEPT {

@@ -320,10 +320,8 @@ impl Shared {
     }
 
     /// Whether the helper has something to do, or to wait for.
-    fn has_work(&self, core: &Core) -> bool {
-        self.level != Level::Os
-            || core.wanted > core.log.durable.ordinal
-            || core.log.chore() != Chore::Idle
+    pub(super) fn has_work(&self, core: &Core) -> bool {
+        self.sync_due(core).is_some() || core.log.chore() != Chore::Idle
     }
 
     /// Whether anything can still become durable.

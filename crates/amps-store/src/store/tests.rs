@@ -17,17 +17,26 @@ fn without_helper(disk: &SimDisk) -> Store {
     Store::new(log, report, &options, None, Upkeep::Thread, None)
 }
 
-/// Does something as soon as another thread waits for a sync.
+/// Does something while another thread waits for a sync, because the device is at work for
+/// somebody else.
 fn while_a_sync_waits(store: &Store, work: impl FnOnce()) -> Result<Durable, StoreError> {
+    let shared = &store.inner.shared;
+    shared.lock().log.space.sync_beside_started();
     std::thread::scope(|scope| {
         let waiting = scope.spawn(|| store.sync());
         // Whoever finds it wanted finds the lock free because the other one waits.
-        while store.inner.shared.lock().wanted == 0 {
+        while shared.lock().wanted == 0 {
             std::thread::yield_now();
         }
         work();
         waiting.join().unwrap()
     })
+}
+
+/// What the device was at work for is done.
+fn free_the_device(store: &Store) {
+    store.inner.shared.lock().log.space.sync_returned();
+    store.inner.shared.progress.notify_all();
 }
 
 /// A raise of the grant held the lock over two writes to the device; whoever published,
@@ -73,8 +82,16 @@ fn who_waits_for_a_sync_hears_of_a_failed_superblock_write() {
     let store = without_helper(&disk);
     store.append(&Envelope::publish("t"), b"x").unwrap();
     let synced = while_a_sync_waits(&store, || {
-        disk.fail(Fault::WriteAround(0));
-        assert!(store.raise_grant(7).is_err());
+        std::thread::scope(|scope| {
+            let raised = scope.spawn(|| store.raise_grant(7));
+            while !waits(&store) {
+                std::thread::yield_now();
+            }
+            // It is in line, and goes first.
+            disk.fail(Fault::WriteAround(0));
+            free_the_device(&store);
+            assert!(raised.join().unwrap().is_err());
+        });
     });
     assert!(matches!(synced, Err(StoreError::SyncFailed(_))));
 }
@@ -86,8 +103,11 @@ fn who_waits_for_a_sync_hears_that_the_helper_is_gone() {
     let store = Store::open(dir.path().join("s"), options).unwrap();
     store.observe(Arc::new(|_| panic!("an observer must not")));
     store.append(&Envelope::publish("t"), b"x").unwrap();
-    // Durable before the observers are told, or told of the end of the helper.
-    let _ = store.sync();
+    store.request_sync().unwrap();
+    // The helper tells the observers.
+    while store.inner.shared.lock().log.failed.is_none() {
+        std::thread::yield_now();
+    }
     store.append(&Envelope::publish("t"), b"x").unwrap();
     assert!(matches!(store.sync(), Err(StoreError::SyncFailed(_))));
     assert!(store.request_sync().is_err());
@@ -105,7 +125,14 @@ fn who_waits_for_a_sync_hears_of_an_evacuation() {
     }));
     store.append(&Envelope::publish("t"), b"x").unwrap();
     let synced = while_a_sync_waits(&store, || {
-        store.evacuate(dir.path().join("fresh"), Level::Os).unwrap();
+        std::thread::scope(|scope| {
+            let evacuated = scope.spawn(|| store.evacuate(dir.path().join("fresh"), Level::Os));
+            while !waits(&store) {
+                std::thread::yield_now();
+            }
+            free_the_device(&store);
+            evacuated.join().unwrap().unwrap();
+        });
     });
     assert!(matches!(synced, Err(StoreError::Closed)));
     assert_eq!(heard.lock().unwrap()[..], [Signal::SyncFailed]);
@@ -122,6 +149,33 @@ fn begun(store: &Store) -> Job {
 
 fn waits(store: &Store) -> bool {
     store.inner.shared.lock().in_line > 0
+}
+
+/// Each of several threads synced for itself, or woke the helper to do it.
+#[test]
+fn callers_that_wait_for_the_device_share_the_next_sync() {
+    let store = without_helper(&SimDisk::new());
+    let shared = &store.inner.shared;
+    let first = store.append(&Envelope::publish("t"), b"x").unwrap();
+    let ticket = shared.lock().log.begin_sync();
+    std::thread::scope(|scope| {
+        let waiting: Vec<_> = (0..4)
+            .map(|_| scope.spawn(|| store.append_durable(&Envelope::publish("t"), b"y")))
+            .collect();
+        // What is written by now is covered by whatever begins later.
+        while store.bounds().unsettled < 5 {
+            std::thread::yield_now();
+        }
+        let mut core = shared.lock();
+        assert!(core.log.durable.ordinal < first.ordinal);
+        core.log.finish_sync(ticket, Ok(())).unwrap();
+        shared.tell(core);
+        for waited in waiting {
+            let at = waited.join().unwrap().unwrap();
+            assert!(store.durable().ordinal >= at.ordinal);
+        }
+    });
+    assert_eq!(store.sync_times().len(), 1, "one sync for all four");
 }
 
 /// The lock is let go while the device works, and others append.
