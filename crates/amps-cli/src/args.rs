@@ -244,7 +244,7 @@ pub(crate) struct Sending {
     #[arg(long, value_name = "DURATION", default_value = "60s", value_parser = units::duration)]
     pub(crate) flush_timeout: Duration,
     /// Say this often what is published and what waits; under --json in objects "status".
-    #[arg(long, value_name = "DURATION", value_parser = units::duration)]
+    #[arg(long, value_name = "DURATION", value_parser = units::interval)]
     pub(crate) status_interval: Option<Duration>,
     /// Should the file of the store be removed while it is open: write what is left at the end to
     /// this new store.

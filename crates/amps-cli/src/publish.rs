@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use amps_client::{Client, Message};
-use amps_store::{Level, Options, Store};
+use amps_store::{Options, Store};
 
 use crate::args::Publish;
 use crate::carried::{self, Carried};
@@ -99,7 +99,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
 }
 
 async fn open_store(args: &Publish, stop: &Stop) -> Result<Store, Failure> {
-    if args.store.is_none() && args.durability != Level::Os {
+    if args.store.is_none() && args.durability.syncs() {
         return Err(Failure::new(
             Exit::Usage,
             "--durability interval and disk need --store FILE: messages in memory survive nothing",

@@ -47,6 +47,17 @@ pub(crate) fn order(text: &str) -> Result<Mode, String> {
     }
 }
 
+/// As [`duration`], for what is done again and again.
+///
+/// # Errors
+/// As there, and for 0.
+pub(crate) fn interval(text: &str) -> Result<Duration, String> {
+    match duration(text)? {
+        Duration::ZERO => Err("it would be done without a pause; write more than 0".to_owned()),
+        every => Ok(every),
+    }
+}
+
 /// Reads whole seconds from 1 on, or `off`.
 ///
 /// # Errors
@@ -261,6 +272,15 @@ mod tests {
         for bad in ["", "ms", "-1s", "1 s", "1d", "1.2.3s", "inf"] {
             assert!(duration(bad).is_err(), "{bad:?}");
         }
+    }
+
+    #[test]
+    fn an_interval_is_no_loop_without_a_pause() {
+        assert_eq!(interval("1us"), Ok(Duration::from_micros(1)));
+        for none in ["0", "0s", "0.0h"] {
+            assert!(interval(none).is_err(), "{none}");
+        }
+        assert!(interval("1d").is_err());
     }
 
     #[test]

@@ -266,7 +266,7 @@ fn a_named_pipe_nobody_writes_to_can_be_left() {
     let (server, pipe) = (Server::start(None, &[]), fifo(&dir));
     let mut command = publish(&server.uri);
     command
-        .args(["--status-interval", "0s", "--file"])
+        .args(["--status-interval", "10ms", "--file"])
         .arg(&pipe);
     let mut run = Running::start(&mut command);
     let status = run.hear("status", |_| true);

@@ -9,9 +9,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use amps_store::{
-    AppendError, EnvelopeError, Level, PublishStore, Rejection, StoreError, StoredMessage,
-};
+use amps_store::{AppendError, EnvelopeError, PublishStore, Rejection, StoreError, StoredMessage};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, timeout_at};
 use tracing::Instrument;
@@ -102,7 +100,7 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
     let mut durable = BTreeSet::new();
     while let Some(rejection) = shared.offers.next(watched.store.as_ref()).await {
         // A power cut must not take back what a handler has acted on (`docs/promises.md` S6).
-        let at_disk = watched.store.level() == Level::Disk;
+        let at_disk = watched.store.level().is_durable_first();
         if at_disk && !durable.remove(&rejection.sequence) {
             durable.clear();
             let page = watched.store.rejections(rejection.sequence, PAGE);

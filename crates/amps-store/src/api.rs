@@ -35,6 +35,25 @@ pub enum Level {
     Disk,
 }
 
+impl Level {
+    /// Whether the store syncs by itself what is appended.
+    pub fn syncs(self) -> bool {
+        match self {
+            Level::Os => false,
+            Level::Interval(_) | Level::Disk => true,
+        }
+    }
+
+    /// Whether nothing of a message may be seen outside before it is durable: it is not sent, and
+    /// no handler is told of its refusal.
+    pub fn is_durable_first(self) -> bool {
+        match self {
+            Level::Os | Level::Interval(_) => false,
+            Level::Disk => true,
+        }
+    }
+}
+
 /// A message as it stands in the store, in a buffer that can be reused.
 #[derive(Clone, Default)]
 pub struct StoredMessage {

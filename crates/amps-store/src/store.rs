@@ -94,7 +94,7 @@ impl Store {
     /// [`OpenError::Options`], also for any level other than [`Level::Os`]; or there is no
     /// memory.
     pub fn memory(options: Options) -> Result<Store, OpenError> {
-        if options.level != Level::Os {
+        if options.level.syncs() {
             let why = "a store in memory makes nothing durable: use level Os, or a file";
             return Err(OpenError::Options(why.to_owned()));
         }
@@ -404,7 +404,7 @@ impl PublishStore for Store {
         // At this level only these give the helper something to do. Growth has to begin before a
         // message finds no room: small messages use up the store with their charges long before
         // they fill a segment.
-        if shared.level != Level::Os
+        if shared.level.syncs()
             || core.log.space.current() != segment
             || core.log.state.spares_wanted() > 0
             || (core.helper_sleeps && core.log.is_growth_wanted())

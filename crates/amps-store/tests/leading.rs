@@ -52,8 +52,15 @@ fn a_caller_that_is_alone_syncs_on_its_own_thread() {
     let syncs = syncs_of(|| assert!(store.sync().unwrap().ordinal >= at.ordinal));
     assert_eq!(syncs, 1);
     // The sync before left a mark that says what is settled.
-    assert_eq!(syncs_of(|| drop(store.sync().unwrap())), 1);
-    let syncs = syncs_of(|| drop(store.sync().unwrap()));
+    assert_eq!(
+        syncs_of(|| {
+            store.sync().unwrap();
+        }),
+        1
+    );
+    let syncs = syncs_of(|| {
+        store.sync().unwrap();
+    });
     assert_eq!(syncs, 0, "everything is durable");
 }
 

@@ -354,7 +354,7 @@ impl Delivery {
         if planted!(GrantNotAwaited) {
             through = u64::MAX;
         }
-        if self.level == Level::Disk && !planted!(DurabilityNotAwaited) {
+        if self.level.is_durable_first() && !planted!(DurabilityNotAwaited) {
             through = through.min(store.durable().sequence);
         }
         into.narrow(messages.min(room.messages), bytes.min(room.bytes));
@@ -494,7 +494,7 @@ impl Delivery {
         let through = match self.sync_failed {
             true => through,
             // Numbers are granted all the same.
-            false if self.level == Level::Disk => store.durable().sequence,
+            false if self.level.is_durable_first() => store.durable().sequence,
             false => return,
         };
         if store.bounds().last > through {
