@@ -231,10 +231,7 @@ const PAGES: [&str; 5] = [
 fn at_home(path: &str) -> &'static [&'static str] {
     match path {
         "store-format.md" => &["store-format.md"],
-        _ if path.contains("/recovery_table") || path.contains("/src/recover") => {
-            &["store-format.md"]
-        }
-        "crates/amps-store/src/scan.rs" => &["store-format.md"],
+        _ if path.contains("/src/recover") => &["store-format.md"],
         _ if path.starts_with("crates/amps-bench/") || path.starts_with("benches/") => {
             &["docs/performance.md", "benches/README.md"]
         }
@@ -499,7 +496,7 @@ fn every_property_has_a_row_and_every_test_it_names_exists() {
     let named: usize = rows.iter().map(|(_, row)| names_of_tests(row).len()).sum();
     assert!(named > 60, "{named} tests");
 
-    let planted = repository.page("crates/amps-store/src/planted.rs");
+    let planted = repository.page("crates/amps-store/src/faults/planted.rs");
     let bugs = rows.iter().flat_map(|(_, row)| {
         let words = row.split("planted ").skip(1);
         words.flat_map(|w| quoted(w).take_while(|q| q.chars().all(char::is_alphanumeric)))

@@ -9,8 +9,8 @@ use crate::batch::{Batch, MessageRef};
 use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
 use crate::excerpt::Excerpt;
-use crate::file::Place;
 use crate::format::RECORD_HEADER;
+use crate::open::Place;
 use crate::report::RecoveryReport;
 
 /// Longest user tag in bytes.

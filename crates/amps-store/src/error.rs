@@ -387,7 +387,7 @@ mod tests {
     /// advice behind another.
     #[test]
     fn an_error_inside_another_says_what_happened_and_gives_no_second_advice() {
-        use crate::{EvacuateError, inspect::RepairError};
+        use crate::transfer::{EvacuateError, RepairError};
         let full = || StoreError::io("fill the new file", &io::ErrorKind::StorageFull.into());
         let failed = || StoreError::SyncFailed("EIO".into());
         for error in [

@@ -4,39 +4,25 @@
 #![deny(clippy::print_stdout, clippy::print_stderr)]
 
 mod api;
-mod bare;
 mod batch;
-mod calls;
-mod draft;
-mod durable_mark;
 mod envelope;
 mod error;
-mod evacuate;
 mod excerpt;
-mod file;
+mod faults;
 mod format;
-mod index;
 pub mod inspect;
-#[cfg(test)]
-mod large;
 mod log;
 mod medium;
+mod open;
 mod options;
-mod planted;
-mod rebuild;
 mod recover;
-#[cfg(test)]
-mod recovery_table;
 mod report;
-mod scan;
 mod space;
 mod state;
 mod store;
 #[cfg(feature = "testkit")]
 pub mod testkit;
-mod unsynced;
-mod volume;
-mod watermark;
+pub mod transfer;
 
 pub use api::{
     Appended, Bounds, Durable, Level, MAX_REASON, MAX_TAG, Numbers, Observer, PublishStore, Rebase,
@@ -45,10 +31,9 @@ pub use api::{
 pub use batch::{Batch, MessageRef};
 pub use envelope::{Envelope, EnvelopeError, Operation, Origin};
 pub use error::{AppendDurableError, AppendError, DamagedRange, OpenError, ReadError, StoreError};
-pub use evacuate::EvacuateError;
 pub use excerpt::Excerpt;
-pub use file::{NewFile, Place};
+pub use open::{NewFile, Place, Volume};
 pub use options::{Options, Recovery};
 pub use report::{Growth, RecoveryReport, Stop};
 pub use store::Store;
-pub use volume::Volume;
+pub use transfer::EvacuateError;

@@ -3,28 +3,32 @@
 //! Everything that must be remembered is appended here as a record; `space.rs` finds room for it,
 //! and `recover.rs` reads it back.
 
+pub(crate) mod draft;
 mod durable;
+#[cfg(test)]
+mod large;
 mod read;
 mod start;
+mod watermark;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 
 use crate::api::{Appended, Bounds, Durable, Rebase, Rejected, StoredMessage, Unrecorded};
-use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError, Origin};
 use crate::error::{AppendError, ReadError, StoreError};
+use crate::faults::planted::{self, Bug};
 use crate::format::{
     ACCEPTANCE, CHARGE, GRANT_LAST, Kind, MAX_OPENING, MAX_REJECTION, MAX_SETTLED, Mark,
     RECORD_HEADER, RecordHeader, RejectionBody, Superblock, UserTag, stride,
 };
-use crate::index::Entry;
+use crate::log::draft::Draft;
+use crate::log::watermark::Watermark;
 use crate::medium::Medium;
-use crate::planted::{self, Bug};
-use crate::scan::Geometry;
+use crate::recover::scan::Geometry;
 use crate::space::Space;
+use crate::state::index::Entry;
 use crate::state::{Standing, State};
-use crate::watermark::Watermark;
 
 pub(crate) use self::durable::Ticket;
 pub(crate) use self::read::{check, check_all};

@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use crate::api::Level;
-use crate::file::check_mode;
 use crate::format::{BLOCK, MAX_NAME, MIN_SEGMENTS, SEGMENTS_AT, geometry_is_sound};
+use crate::open::check_mode;
 
 /// Segments of a new file that is not preallocated; none that grew is cut to fewer.
 pub(crate) const FIRST_SEGMENTS: u64 = 4;

@@ -6,9 +6,13 @@
 //! a power cut may do.
 
 mod apply;
+mod bare;
 mod header;
 mod judge;
+pub(crate) mod scan;
 mod stand_in;
+#[cfg(test)]
+mod table;
 mod told_start;
 mod walk;
 
@@ -16,11 +20,11 @@ use std::collections::{BTreeSet, HashMap};
 use std::io;
 
 use crate::DamagedRange;
-use crate::bare::Bare;
+use crate::faults::planted::{self, Bug};
 use crate::format::{LostBody, Opening, RECORD_HEADER, RecordHeader, RejectionBody, Superblock};
-use crate::planted::{self, Bug};
+use crate::recover::bare::Bare;
+use crate::recover::scan::{Geometry, Scanner, Seen, Source, Verdict};
 use crate::report::Stop;
-use crate::scan::{Geometry, Scanner, Seen, Source, Verdict};
 use crate::state::State;
 
 pub(crate) use self::header::{Header, reach, read_header};

@@ -4,7 +4,7 @@ use std::fmt;
 use std::time::Duration;
 
 use crate::DamagedRange;
-use crate::volume::Volume;
+use crate::open::volume::Volume;
 
 /// Where the log ended, and why there.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -9,17 +9,18 @@
 mod job;
 mod length;
 mod reserve;
+pub(crate) mod unsynced;
 mod upkeep;
 
 use std::collections::{BTreeSet, VecDeque};
 
 use crate::error::StoreError;
+use crate::faults::planted::{self, Bug};
 use crate::format::{BLOCK, MAX_OPENING, Opening, SEGMENT_HEADER, SegmentHeader};
 use crate::medium::Medium;
-use crate::planted::{self, Bug};
-use crate::scan::Geometry;
+use crate::recover::scan::Geometry;
+use crate::space::unsynced::{Extent, Unsynced};
 use crate::state::State;
-use crate::unsynced::{Extent, Unsynced};
 
 pub(crate) use self::job::Job;
 

@@ -1,12 +1,14 @@
 //! What the records mean, taken together: which messages are open, refused or settled,
 //! and how much room they hold. Live operation and recovery feed the same functions.
 
+pub(crate) mod index;
+
 use std::collections::BTreeMap;
 use std::ops::{ControlFlow, Range};
 
 use crate::format::{ACCEPTANCE, CHARGE, Kind, RecordHeader};
-use crate::index::{Entry, Index};
-use crate::scan::Geometry;
+use crate::recover::scan::Geometry;
+use crate::state::index::{Entry, Index};
 
 pub(crate) struct State {
     geometry: Geometry,

@@ -1,5 +1,6 @@
 //! The store as a handle: one lock around the log, one thread beside it.
 
+pub(crate) mod durable_mark;
 mod helper;
 mod leader;
 mod looks;
@@ -22,12 +23,12 @@ use crate::api::{
 use crate::batch::Batch;
 use crate::envelope::Envelope;
 use crate::error::{AppendDurableError, AppendError, OpenError, ReadError, StoreError};
-use crate::file::{self, Missing, Place};
+use crate::faults::planted::{self, Bug};
 use crate::format::{GRANT_LAST, MAX_SETTLED, Superblock};
 use crate::log::{Log, check, check_all};
 use crate::medium::{ForkGuard, Heap, Medium};
+use crate::open::{self, Missing, Place};
 use crate::options::Options;
-use crate::planted::{self, Bug};
 use crate::report::RecoveryReport;
 
 use self::shared::{Shared, Upkeep};
@@ -68,7 +69,7 @@ impl Store {
     }
 
     fn open_file(path: &Path, options: &Options, missing: Missing) -> Result<Store, OpenError> {
-        let (log, report) = file::open(path, options, missing)?;
+        let (log, report) = open::open(path, options, missing)?;
         let io = |what| {
             move |error| OpenError::Io {
                 path: path.to_owned(),
@@ -114,7 +115,7 @@ impl Store {
         options: &Options,
         by_steps: bool,
     ) -> Result<Store, OpenError> {
-        let (log, report) = file::open_medium(path, medium, options)?;
+        let (log, report) = open::open_medium(path, medium, options)?;
         let upkeep = if by_steps {
             Upkeep::Steps
         } else {
@@ -126,7 +127,7 @@ impl Store {
     /// A store in a file, without a helper thread: its chores wait for [`Store::step`].
     #[cfg(feature = "testkit")]
     pub(crate) fn open_by_steps(path: &Path, options: &Options) -> Result<Store, OpenError> {
-        let (log, report) = file::open(path, options, Missing::Create)?;
+        let (log, report) = open::open(path, options, Missing::Create)?;
         let place = Some(path.to_owned());
         Ok(Store::new(log, report, options, None, Upkeep::Steps, place))
     }

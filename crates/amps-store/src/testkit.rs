@@ -9,11 +9,13 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-pub use crate::calls::{Call, FailingCalls, bytes_read, fail_calls, slow_syncs, watch_calls};
-use crate::file::LockedFile;
+pub use crate::faults::calls::{
+    Call, FailingCalls, bytes_read, fail_calls, slow_syncs, watch_calls,
+};
+pub use crate::faults::planted::{Bug, plant};
 pub use crate::medium::sim::{Cut, Fault, Rng, SimDisk};
 use crate::medium::{Device, Mapped, Medium, reserve};
-pub use crate::planted::{Bug, plant};
+use crate::open::LockedFile;
 use crate::{OpenError, Options, Store, StoreError};
 pub use bytes::{Intact, encode_envelope, intact_messages, record_places, resign};
 

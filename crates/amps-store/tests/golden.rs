@@ -10,7 +10,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict, RepairError, repair_to};
+use amps_store::inspect::{Body, Filter, Inspection, RecordVerdict};
+use amps_store::transfer::{RepairError, repair_to};
 use amps_store::{
     AppendError, Envelope, Level, OpenError, Operation, Options, Origin, PublishStore, Recovery,
     Store,

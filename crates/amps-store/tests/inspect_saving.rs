@@ -5,11 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use amps_store::inspect::{
-    Filter, ImportError, Inspection, Message, MessageState, RepairError, Unsaved, export, import,
-    repair_to,
-};
+use amps_store::inspect::{Filter, Inspection, Message, MessageState};
 use amps_store::testkit::{SimDisk, intact_messages};
+use amps_store::transfer::{ImportError, RepairError, Unsaved, export, import, repair_to};
 use amps_store::{
     AppendError, Envelope, Level, Operation, Options, Origin, PublishStore, Stop, Store,
     StoredMessage,

@@ -8,10 +8,9 @@ use std::fs::OpenOptions;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use amps_store::inspect::{
-    Inspection, RepairError, RepairOptions, StoreState, repair_to, repair_with,
-};
+use amps_store::inspect::{Inspection, StoreState};
 use amps_store::testkit::{Call, FailingCalls, fail_calls, watch_calls};
+use amps_store::transfer::{RepairError, RepairOptions, repair_to, repair_with};
 use amps_store::{Envelope, Level, OpenError, Options, PublishStore, Store};
 
 fn left_behind(dir: &Path) -> PathBuf {

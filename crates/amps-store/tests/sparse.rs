@@ -10,8 +10,9 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use amps_store::inspect::{Inspection, RepairError, repair_to};
+use amps_store::inspect::Inspection;
 use amps_store::testkit::{Call, FailingCalls, bytes_read, fail_calls};
+use amps_store::transfer::{RepairError, repair_to};
 use amps_store::{Envelope, OpenError, Options, PublishStore, Recovery, Store};
 use cap::Cap;
 

@@ -5,10 +5,9 @@
 
 use std::path::Path;
 
-use amps_store::inspect::{
-    Filter, ImportError, Inspection, Message, MessageState, Severity, export, import, repair_to,
-};
+use amps_store::inspect::{Filter, Inspection, Message, MessageState, Severity};
 use amps_store::testkit::{SimDisk, intact_messages, resign};
+use amps_store::transfer::{ImportError, export, import, repair_to};
 use amps_store::{
     AppendError, Envelope, Level, Options, PublishStore, Rejected, Store, StoredMessage,
 };

@@ -3,8 +3,9 @@
 
 use std::path::Path;
 
-use amps_store::inspect::{Filter, Inspection, repair_to};
+use amps_store::inspect::{Filter, Inspection};
 use amps_store::testkit::{Cut, Rng, SimDisk};
+use amps_store::transfer::repair_to;
 use amps_store::{Envelope, Options, PublishStore, Recovery, Store};
 
 const IDENTITY: std::ops::Range<usize> = 8192..12288;

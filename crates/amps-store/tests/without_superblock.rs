@@ -7,11 +7,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use amps_store::inspect::{
-    Filter, Inspection, MessageState, NameFrom, RepairError, RepairOptions, RepairReport,
-    WithoutSuperblock, repair_to, repair_with,
-};
+use amps_store::inspect::{Filter, Inspection, MessageState};
 use amps_store::testkit::{Rng, resign};
+use amps_store::transfer::{
+    NameFrom, RepairError, RepairOptions, RepairReport, WithoutSuperblock, repair_to, repair_with,
+};
 use amps_store::{Envelope, Level, OpenError, Options, PublishStore, Recovery, Rejected, Store};
 
 const BLOCK: usize = 4096;

@@ -7,9 +7,10 @@ use std::os::fd::AsRawFd;
 use std::os::unix::fs::FileExt;
 
 use amps_store::inspect::{
-    Body, Filter, Inspection, MessageState, Record, RecordKind, RecordVerdict, export, import,
+    Body, Filter, Inspection, MessageState, Record, RecordKind, RecordVerdict,
 };
 use amps_store::testkit::{Cut, Rng, SimDisk, intact_messages, step};
+use amps_store::transfer::{export, import};
 use amps_store::{
     Batch, Envelope, OpenError, Options, PublishStore, Recovery, Rejected, Store, StoredMessage,
 };

@@ -5,8 +5,9 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::AsRawFd;
 
-use amps_store::inspect::{Filter, ImportError, Inspection, MessageState, export, import};
+use amps_store::inspect::{Filter, Inspection, MessageState};
 use amps_store::testkit::SimDisk;
+use amps_store::transfer::{ImportError, export, import};
 use amps_store::{Envelope, MAX_TAG, Operation, Options, Origin, PublishStore, Store};
 use arbitrary::{Arbitrary, Result, Unstructured};
 

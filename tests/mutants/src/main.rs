@@ -37,7 +37,7 @@ Usage: amps-mutants [OPTION…] prepare|run|report
 ";
 
 /// What is rewritten unless something else is named.
-const PLACES: [&str; 24] = [
+const PLACES: [&str; 25] = [
     "crates/amps-store/src/recover.rs",
     "crates/amps-store/src/recover/",
     "crates/amps-store/src/log.rs",
@@ -45,11 +45,12 @@ const PLACES: [&str; 24] = [
     "crates/amps-store/src/space.rs",
     "crates/amps-store/src/space/",
     "crates/amps-store/src/state.rs",
+    "crates/amps-store/src/state/",
     "crates/amps-store/src/store.rs",
     "crates/amps-store/src/store/",
-    "crates/amps-store/src/inspect/repair.rs",
-    "crates/amps-store/src/file.rs",
-    "crates/amps-store/src/file/",
+    "crates/amps-store/src/transfer/repair.rs",
+    "crates/amps-store/src/open.rs",
+    "crates/amps-store/src/open/",
     "crates/amps-delivery/src/delivery/",
     "crates/amps-delivery/src/engine.rs",
     "crates/amps-delivery/src/engine/",

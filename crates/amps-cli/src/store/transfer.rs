@@ -5,9 +5,10 @@ use std::ops::RangeInclusive;
 use std::path::Path;
 
 use amps_client::{Client, Message};
-use amps_store::inspect::{
-    self, ExportError, Filter, ImportError, MessageState, NameFrom, RepairError, RepairOptions,
-    Unsaved, WithoutSuperblock,
+use amps_store::inspect::{Filter, MessageState};
+use amps_store::transfer::{
+    self, ExportError, ImportError, NameFrom, RepairError, RepairOptions, Unsaved,
+    WithoutSuperblock,
 };
 use amps_store::{AppendError, Options, PublishStore as _, Store, StoredMessage};
 use serde_json::{Map, Value};
@@ -32,8 +33,8 @@ pub(super) fn repair(args: &StoreRepair, out: &mut Output) -> Result<Exit, Failu
     if let Some(mode) = args.mode {
         options = options.mode(mode);
     }
-    let report =
-        inspect::repair_with(&args.file, &args.to, &options).map_err(|e| not_repaired(args, &e))?;
+    let report = transfer::repair_with(&args.file, &args.to, &options)
+        .map_err(|e| not_repaired(args, &e))?;
     tell_mode(&args.to, args.mode);
     tell_new_volume(&args.to);
     match &report.without_superblock {
@@ -297,7 +298,7 @@ pub(super) fn export(args: &StoreExport) -> Result<Exit, Failure> {
 pub(crate) fn export_to_stdout(file: &Path, filter: Filter) -> Result<Exit, Failure> {
     let seen = look(file)?;
     let done =
-        inspect::export(&seen, filter, BufWriter::new(unbuffered()?)).map_err(
+        transfer::export(&seen, filter, BufWriter::new(unbuffered()?)).map_err(
             |error| match error {
                 ExportError::Read(error) => unreadable(file, &error),
                 ExportError::Write(error) => Failure::output(&error).beside(damage(&seen)),
@@ -369,7 +370,7 @@ pub(super) async fn import(args: &StoreImport, json: bool) -> Result<Exit, Failu
     Ok(out.last_words(&stop).await)
 }
 
-fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<inspect::Imported, Failure> {
+fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<transfer::Imported, Failure> {
     let mut options = Options::new();
     if let Some(capacity) = args.capacity {
         options = options.capacity(capacity);
@@ -381,7 +382,7 @@ fn fill(args: &StoreImport, from: Stoppable, name: &str) -> Result<inspect::Impo
         options = options.client_name(name);
     }
     let store = Store::open(&args.file, options).map_err(|e| Failure::open(&e))?;
-    let imported = inspect::import(BufReader::new(from), &store)
+    let imported = transfer::import(BufReader::new(from), &store)
         .map_err(|error| not_imported(&args.file, name, &error))?;
     if let Some((first, last)) = imported.sequences {
         sendable(&store, first..=last, name)?;

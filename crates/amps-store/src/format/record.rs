@@ -3,7 +3,7 @@
 use std::fmt;
 
 use super::{NUMBERS_END, RECORD_HEADER, put, seed, stride, u32_at, u64_at};
-use crate::planted::{self, Bug};
+use crate::faults::planted::{self, Bug};
 
 /// Kinds of record. None is zero, so that unwritten space never parses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]

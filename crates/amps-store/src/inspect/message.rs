@@ -10,9 +10,9 @@ use crate::debug_with_excerpt;
 use crate::envelope::Envelope;
 use crate::error::OpenError;
 use crate::format::{Kind, RECORD_HEADER, RecordHeader, RejectionBody, record_is_intact};
-use crate::index::Entry;
-use crate::scan::Source;
+use crate::recover::scan::Source;
 use crate::state::Standing;
+use crate::state::index::Entry;
 
 /// How often a message is looked up again when its place was reused before it could be read.
 const CHASES: u32 = 5;
@@ -288,7 +288,7 @@ impl Inspection {
     }
 
     /// The message whose record stands at a place; `None`: it is not there any more.
-    pub(super) fn message_at(
+    pub(crate) fn message_at(
         &self,
         sequence: u64,
         entry: Entry,
@@ -364,7 +364,7 @@ impl Inspection {
 
 impl Rejection {
     /// A refusal whose record does not say why.
-    pub(super) fn without_reason(sequence: u64) -> Self {
+    pub(crate) fn without_reason(sequence: u64) -> Self {
         Rejection {
             sequence,
             reason: "(the reason cannot be read)".into(),

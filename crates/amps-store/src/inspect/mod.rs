@@ -17,11 +17,9 @@
 
 mod map;
 mod message;
-mod ndjson;
 mod record;
-mod repair;
 mod verify;
-mod view;
+pub(crate) mod view;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -29,20 +27,15 @@ use std::sync::Arc;
 
 use crate::api::{Bounds, Numbers, Rebase};
 use crate::error::{DamagedRange, OpenError};
-use crate::file::{self, refused};
 use crate::format::{RECORD_HEADER, SegmentHeader};
+use crate::open::volume::Volume;
+use crate::open::{self, refused};
 use crate::report::RecoveryReport;
 use crate::space::limit;
-use crate::volume::Volume;
 
 pub use map::{SegmentHeaderState, SegmentMap};
 pub use message::{Filter, Message, MessageState, Messages};
-pub use ndjson::{ExportError, Exported, ImportError, Imported, export, import};
 pub use record::{Body, Record, RecordKind, RecordVerdict, Records};
-pub use repair::{
-    NameFrom, RepairError, RepairOptions, RepairReport, Unsaved, WithoutSuperblock, repair_to,
-    repair_with,
-};
 pub use verify::{Problem, Severity, Verification};
 
 use view::View;
@@ -53,7 +46,7 @@ use view::View;
 /// worker.
 pub struct Inspection {
     path: PathBuf,
-    view: View,
+    pub(crate) view: View,
     report: RecoveryReport,
 }
 
@@ -229,7 +222,7 @@ impl Inspection {
         Self::of(path, &Arc::new(file))
     }
 
-    fn of(path: &Path, file: &Arc<File>) -> Result<Self, OpenError> {
+    pub(crate) fn of(path: &Path, file: &Arc<File>) -> Result<Self, OpenError> {
         let view = view::look(file).map_err(|refusal| refused(path, refusal))?;
         let view = view.ok_or_else(|| OpenError::Busy {
             path: path.to_owned(),
@@ -237,8 +230,8 @@ impl Inspection {
         Ok(Self::with(path, view))
     }
 
-    fn with(path: &Path, view: View) -> Self {
-        let mut report = file::report(&view.recovered);
+    pub(crate) fn with(path: &Path, view: View) -> Self {
+        let mut report = open::report(&view.recovered);
         report.superblock_repaired = false;
         Inspection {
             path: path.to_owned(),
@@ -285,7 +278,7 @@ impl Inspection {
             owner_host: superblock.owner_host.clone(),
             owner_alive: owner_alive(superblock.owner_pid, &superblock.owner_host),
             locked: is_locked(&self.view.file),
-            volume: crate::volume::volume(&self.view.file),
+            volume: crate::open::volume::volume(&self.view.file),
             evacuated: superblock.is_given_up(),
             generation: superblock.generation,
             superblock_writes: superblock.counter,
@@ -376,7 +369,7 @@ impl Inspection {
 }
 
 /// A file that can be looked at, opened for reading.
-fn regular_file(path: &Path) -> Result<File, OpenError> {
+pub(crate) fn regular_file(path: &Path) -> Result<File, OpenError> {
     // The file may be there for one call and gone for the next.
     let found = |what| {
         move |error: std::io::Error| match error.kind() {
@@ -393,13 +386,13 @@ fn regular_file(path: &Path) -> Result<File, OpenError> {
     // Opening a fifo would block, and opening a device may change it.
     let metadata = std::fs::metadata(path).map_err(found("look at"))?;
     if !metadata.is_file() {
-        return Err(file::not_regular(path));
+        return Err(open::not_regular(path));
     }
     File::open(path).map_err(found("open"))
 }
 
 fn owner_alive(pid: u32, host: &str) -> Option<bool> {
-    if host != file::host() || !is_first_pid_namespace() {
+    if host != open::host() || !is_first_pid_namespace() {
         return None;
     }
     let pid = rustix::process::Pid::from_raw(i32::try_from(pid).ok()?)?;
@@ -433,7 +426,9 @@ fn is_locked(file: &File) -> Option<bool> {
     };
     match locks.lines().any(held) {
         true => Some(true),
-        false if is_first_pid_namespace() && crate::volume::has_true_devices(file) => Some(false),
+        false if is_first_pid_namespace() && crate::open::volume::has_true_devices(file) => {
+            Some(false)
+        }
         false => None,
     }
 }

@@ -9,8 +9,8 @@ use crate::excerpt::Excerpt;
 use crate::format::{
     Epoch, Kind, LostBody, Mark, RecordHeader, RejectionBody, SEGMENT_HEADER, settled_sequences,
 };
+use crate::recover::scan::{Scanner, Seen, Verdict};
 use crate::report::Stop;
-use crate::scan::{Scanner, Seen, Verdict};
 use crate::state::Standing;
 
 use super::view::View;

@@ -4,8 +4,8 @@ use std::io;
 
 use super::{Body, Inspection, Record, RecordKind, RecordVerdict};
 use crate::error::OpenError;
-use crate::file::unopenable;
 use crate::format::{BLOCK, IDENTITY_AT, SEGMENT_HEADER, SUPERBLOCKS, SuperblockVerdict};
+use crate::open::unopenable;
 use crate::report::Stop;
 
 /// How bad a finding is.

@@ -27,16 +27,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use crate::DamagedRange;
-use crate::file::FileSource;
 use crate::format::{
     BLOCK, SEGMENT_HEADER, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockVerdict,
 };
+use crate::open::FileSource;
+use crate::recover::scan::{Geometry, Scanner, Source, Verdict};
 use crate::recover::{
     Header, Recovered, Refusal, StandIn, reach, read_header, recover, recover_prefix, stand_in,
     told_start,
 };
 use crate::report::Stop;
-use crate::scan::{Geometry, Scanner, Source, Verdict};
 
 /// Scans before a store counts as too busy to be judged.
 const ATTEMPTS: u32 = 14;
@@ -51,20 +51,20 @@ const IMAGE: u64 = if cfg!(test) { 128 << 10 } else { 64 << 20 };
 const PLACE: usize = 512;
 
 /// A file as it was at one moment.
-pub(super) struct View {
+pub(crate) struct View {
     pub(super) file: Arc<File>,
     image: Option<Vec<u8>>,
     /// Length of the file, holes included.
-    pub(super) file_len: u64,
+    pub(crate) file_len: u64,
     /// How much of it [is there](reach): to its end, or to where holes begin that take the last
     /// of its segments whole.
     pub(super) end: u64,
     /// How much of it is read: to the end of the segment that the file is cut in.
     pub(super) len: u64,
     pub(super) superblocks: [SuperblockVerdict; 2],
-    pub(super) header: Header,
+    pub(crate) header: Header,
     pub(super) stamps: Vec<Option<SegmentHeader>>,
-    pub(super) recovered: Recovered,
+    pub(crate) recovered: Recovered,
     /// It was written while it was read.
     pub(super) moving: bool,
 }
@@ -301,7 +301,7 @@ fn read_head(file: &File) -> io::Result<Vec<u8>> {
 
 /// A file whose superblock copies are both damaged, seen through what stands in for them. Nobody
 /// writes it meanwhile. `None`: nothing shows that it is a store.
-pub(super) fn look_without_superblock(
+pub(crate) fn look_without_superblock(
     file: &Arc<File>,
 ) -> Result<Option<(View, StandIn)>, Refusal> {
     let len = file.metadata()?.len();

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use super::Log;
 use crate::api::Durable;
 use crate::error::StoreError;
+use crate::faults::planted::{self, Bug};
 use crate::medium::Device;
-use crate::planted::{self, Bug};
-use crate::unsynced::Extent;
+use crate::space::unsynced::Extent;
 
 impl Log {
     /// Ends the log with a mark that says so, a sync, and a superblock that names the mark and

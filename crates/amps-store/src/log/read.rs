@@ -8,8 +8,8 @@ use crate::api::{Rejection, StoredMessage};
 use crate::batch::Batch;
 use crate::error::ReadError;
 use crate::format::{RECORD_HEADER, RecordHeader, RejectionBody, record_is_intact};
-use crate::index::Entry;
-use crate::scan::Geometry;
+use crate::recover::scan::Geometry;
+use crate::state::index::Entry;
 
 impl Log {
     /// Reads a message if its bytes are still there. The caller of [`check`] checks the checksum

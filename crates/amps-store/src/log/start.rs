@@ -4,17 +4,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::Log;
 use crate::api::Durable;
-use crate::draft::Draft;
 use crate::error::{DamagedRange, StoreError};
+use crate::faults::planted::{self, Bug};
 use crate::format::{
     Epoch, Kind, LostBody, MAX_OPENING, MAX_SETTLED, Opening, RECORD_HEADER, Superblock, UserTag,
     stride,
 };
+use crate::log::draft::Draft;
+use crate::log::watermark::Watermark;
 use crate::medium::Medium;
-use crate::planted::{self, Bug};
 use crate::recover::Recovered;
 use crate::space::{Segments, Space, usable};
-use crate::watermark::Watermark;
 
 /// The most lost records that one open writes.
 const MAX_LOST: usize = 32;

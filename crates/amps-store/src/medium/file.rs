@@ -12,10 +12,10 @@ use rustix::fs::{FallocateFlags, SeekFrom};
 use rustix::io::{Errno, ReadWriteFlags};
 
 use super::Device;
-use crate::calls::{self, Call};
-use crate::file::LockedFile;
+use crate::faults::calls::{self, Call};
+use crate::faults::planted::{self, Bug};
 use crate::format::BLOCK;
-use crate::planted::{self, Bug};
+use crate::open::LockedFile;
 
 /// A stretch of at least this length is taken out of the page tables before it is synced. Whoever
 /// accesses it next takes a page fault for every 64 KiB.
@@ -262,7 +262,7 @@ fn within_file_size_limit(len: u64) -> io::Result<()> {
 #[cfg(all(test, feature = "testkit"))]
 mod tests {
     use super::*;
-    use crate::calls::{FailingCalls, fail_calls};
+    use crate::faults::calls::{FailingCalls, fail_calls};
     use crate::medium::{Mapped, Medium};
 
     /// An interrupted `fallocate` once counted as a full disk, and an interrupted `msync` as a

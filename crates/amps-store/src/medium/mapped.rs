@@ -21,9 +21,9 @@ use memmap2::{Advice, MmapMut, MmapOptions, UncheckedAdvice};
 
 use super::file::MappedFile;
 use super::{Device, Medium};
-use crate::calls::{self, Call};
-use crate::file::LockedFile;
+use crate::faults::calls::{self, Call};
 use crate::format::BLOCK;
+use crate::open::LockedFile;
 
 pub(crate) struct Mapped {
     len: u64,

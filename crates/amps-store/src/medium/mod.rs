@@ -12,7 +12,7 @@ pub(crate) mod sim;
 use std::io;
 use std::sync::Arc;
 
-use crate::file::LockedFile;
+use crate::open::LockedFile;
 
 pub(crate) use file::{has_room, reserve};
 pub(crate) use heap::Heap;

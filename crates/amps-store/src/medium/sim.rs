@@ -5,7 +5,7 @@ use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use super::{Device, Medium};
-use crate::planted::{self, Bug};
+use crate::faults::planted::{self, Bug};
 
 /// A sector is written as a whole or not at all.
 const SECTOR: usize = 512;

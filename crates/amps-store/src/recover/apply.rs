@@ -3,8 +3,8 @@
 use super::{Recovery, Refusal};
 use crate::envelope::{Envelope, Origin};
 use crate::format::{Epoch, Kind, LostBody, Mark, settled_sequences};
-use crate::index::Entry;
-use crate::scan::{Seen, Source};
+use crate::recover::scan::{Seen, Source};
+use crate::state::index::Entry;
 
 impl<S: Source + ?Sized> Recovery<'_, S> {
     /// Takes a record of the log into account. Returns whether it is the mark of a clean close.

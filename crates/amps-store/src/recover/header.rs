@@ -8,7 +8,7 @@ use crate::format::{
     BLOCK, IDENTITY_AT, Identity, MAGIC, OLD_SEGMENTS_AT, SEGMENT_HEADER, SUPERBLOCKS,
     SegmentHeader, Superblock, SuperblockVerdict,
 };
-use crate::scan::Source;
+use crate::recover::scan::Source;
 
 /// The superblock in force.
 pub(crate) struct Header {

@@ -9,8 +9,8 @@ use std::collections::HashMap;
 use super::{ChainSegment, Gap, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
 use crate::format::{Kind, LostBody, RECORD_HEADER};
+use crate::recover::scan::{Seen, Source, Verdict};
 use crate::report::Stop;
-use crate::scan::{Seen, Source, Verdict};
 use crate::state::State;
 
 /// How the log goes on behind the walk.

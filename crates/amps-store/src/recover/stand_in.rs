@@ -16,7 +16,7 @@ use crate::format::{
     SEGMENT_HEADER, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, SuperblockRemains,
     VERSION, geometry_is_sound, most_segments, record_is_intact,
 };
-use crate::scan::{Geometry, Scanner, Seen, Source};
+use crate::recover::scan::{Geometry, Scanner, Seen, Source};
 
 /// The largest segment; a record in a larger one would not fit into an index word.
 const LARGEST_SEGMENT: u64 = 128 << 20;

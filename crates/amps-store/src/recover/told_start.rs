@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::io;
 
 use crate::format::{Epoch, Kind, Mark, Superblock};
-use crate::scan::{Geometry, Scanner, Source};
+use crate::recover::scan::{Geometry, Scanner, Source};
 
 /// The ordinal below which nothing is needed: the highest that a mark names, if every record up
 /// to that mark is there. Segments that were freed are not stamped, so what stands in them looks

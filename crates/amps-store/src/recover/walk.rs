@@ -5,11 +5,11 @@ use std::collections::HashMap;
 
 use super::{ChainSegment, Recovery, Refusal, is_of_earlier_run};
 use crate::DamagedRange;
-use crate::bare::Bare;
+use crate::faults::planted::{self, Bug};
 use crate::format::{Kind, SEGMENT_HEADER, SegmentHeader};
-use crate::planted::{self, Bug};
+use crate::recover::bare::Bare;
+use crate::recover::scan::{Scanner, Seen, Source, Verdict};
 use crate::report::Stop;
-use crate::scan::{Scanner, Seen, Source, Verdict};
 
 /// Damage where records may have been of which nothing is known.
 fn without_header(offset: u64, bytes: u64) -> DamagedRange {

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use super::{Collecting, KEPT, Link, Return, Status, WANTED, WORTH_RETURNING, limit};
 use crate::error::StoreError;
+use crate::faults::planted::{self, Bug};
 use crate::format::{SUPERBLOCKS, SegmentHeader, Superblock};
 use crate::log::Log;
 use crate::medium::Device;
 use crate::options::FIRST_SEGMENTS;
-use crate::planted::{self, Bug};
 
 impl Log {
     /// Room that is charged must be there, so the file grows one segment ahead of the charges;
@@ -302,7 +302,7 @@ mod tests {
     fn a_large_segment_grows_in_pieces_and_a_sync_may_come_between_them() {
         let options = Options::new().capacity(64 << 20).segment_size(9 << 20);
         let medium = Box::new(Heap::new());
-        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        let (mut log, _) = crate::open::open_medium(Path::new("heap"), medium, &options).unwrap();
         let device = log.medium.device();
         while log.append(&Envelope::publish("t"), &[7; 1 << 20]).is_ok() {}
         let (mut pieces, mut from) = (Vec::new(), log.medium.len());
@@ -342,7 +342,7 @@ mod tests {
     fn one_thread_at_a_time_changes_the_length_of_the_file() {
         let options = Options::new().capacity(64 << 10);
         let medium = Box::new(Heap::new());
-        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        let (mut log, _) = crate::open::open_medium(Path::new("heap"), medium, &options).unwrap();
         while log.append(&Envelope::publish("t"), &[7; 100]).is_ok() {}
         let device = log.medium.device();
         let (from, to) = loop {
@@ -367,7 +367,7 @@ mod tests {
     fn a_settlement_whose_mark_finds_no_room_is_told() {
         let options = Options::new().capacity(64 << 10);
         let medium = Box::new(Heap::new());
-        let (mut log, _) = crate::file::open_medium(Path::new("heap"), medium, &options).unwrap();
+        let (mut log, _) = crate::open::open_medium(Path::new("heap"), medium, &options).unwrap();
         log.append(&Envelope::publish("t"), b"x").unwrap();
         // Room for the settlement alone, no free segment, and no growth.
         for segment in log.space.ready.clone() {

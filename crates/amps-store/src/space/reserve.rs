@@ -5,10 +5,10 @@
 //! all the same: so a publish leaves as much as is charged in what is free already.
 
 use super::{SLACK, Space};
+use crate::faults::planted::{self, Bug};
 use crate::format::{CHARGE, MAX_OPENING, MAX_SETTLEMENT, SEGMENT_HEADER};
 use crate::log::Log;
-use crate::planted::{self, Bug};
-use crate::scan::Geometry;
+use crate::recover::scan::Geometry;
 use crate::state::State;
 
 /// What records that are no messages may leave of a segment's end.

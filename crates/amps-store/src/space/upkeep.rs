@@ -3,12 +3,12 @@
 use super::reserve::FOR_THE_NEXT;
 use super::{BATCH, Chore, Collecting, KEPT, Link, PIECE, Return, Status, WANTED};
 use crate::error::StoreError;
+use crate::faults::planted::{self, Bug};
 use crate::format::{
     Kind, MAX_OPENING, MAX_REJECTION, Opening, RECORD_HEADER, RecordHeader, Superblock,
     record_is_intact,
 };
 use crate::log::Log;
-use crate::planted::{self, Bug};
 
 impl Log {
     /// Opens the next segment for a publish; false: the background has to free one first.

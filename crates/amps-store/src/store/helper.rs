@@ -9,9 +9,9 @@ use std::time::{Duration, Instant};
 use super::shared::{Core, Shared};
 use crate::api::Level;
 use crate::error::StoreError;
-use crate::index::make_spares;
 use crate::medium::Device;
 use crate::space::{Chore, Job};
+use crate::state::index::make_spares;
 
 /// How long publishers may wait for room before failed growth is tried again: there may be space
 /// by now, and nothing else would tell.

@@ -7,13 +7,13 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::api::{Durable, Level, Observer, Signal};
-use crate::durable_mark::DurableMark;
 use crate::error::{AppendError, StoreError};
-use crate::file::Place;
+use crate::faults::planted::{self, Bug};
 use crate::log::Log;
 use crate::medium::{Device, ForkGuard};
-use crate::planted::{self, Bug};
+use crate::open::Place;
 use crate::space::Chore;
+use crate::store::durable_mark::DurableMark;
 
 pub(super) struct Shared {
     pub(super) core: Mutex<Core>,

@@ -6,9 +6,9 @@ use std::sync::{Arc, MutexGuard};
 use super::helper::{Next, make};
 use super::shared::{Core, Shared, Upkeep};
 use crate::error::StoreError;
-use crate::index::make_spares;
 use crate::medium::Device;
 use crate::space::Job;
+use crate::state::index::make_spares;
 
 /// A piece of work that the device has begun.
 pub(super) struct UnderWay {

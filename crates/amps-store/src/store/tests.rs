@@ -2,9 +2,9 @@ use std::ops::ControlFlow;
 
 use super::*;
 use crate::api::Signal;
-use crate::calls::{Call, FailingCalls, fail_calls, watch_calls};
-use crate::index::make_spares;
+use crate::faults::calls::{Call, FailingCalls, fail_calls, watch_calls};
 use crate::space::{Chore, Job};
+use crate::state::index::make_spares;
 use crate::testkit::{Cut, Fault, Rng, SimDisk};
 
 use super::helper::Next;
@@ -12,7 +12,7 @@ use super::helper::Next;
 /// With a helper that is too slow to do anything.
 fn without_helper(disk: &SimDisk) -> Store {
     let options = Options::new().capacity(64 << 10);
-    let opened = file::open_medium(Path::new("(simulated disk)"), disk.medium(), &options);
+    let opened = open::open_medium(Path::new("(simulated disk)"), disk.medium(), &options);
     let (log, report) = opened.unwrap();
     Store::new(log, report, &options, None, Upkeep::Thread, None)
 }
@@ -541,7 +541,7 @@ fn growth_is_tried_again_however_often_the_file_is_looked_at() {
     let dir = tempfile::tempdir().unwrap();
     let path = dir.path().join("store");
     let options = Options::new().capacity(64 << 10);
-    let (log, report) = file::open(&path, &options, Missing::Create).unwrap();
+    let (log, report) = open::open(&path, &options, Missing::Create).unwrap();
     let store = Store::new(log, report, &options, None, Upkeep::Thread, Some(path));
     let shared = &store.inner.shared;
     std::thread::scope(|scope| {

@@ -3,15 +3,15 @@
 
 use std::io;
 
-use crate::draft::Draft;
 use crate::envelope::{Envelope, EnvelopeError};
 use crate::format::{
     BLOCK, MAGIC, RECORD_HEADER, RecordHeader, SEGMENT_HEADER, SEGMENT_MAGIC, SUPERBLOCKS,
     SegmentHeader, Superblock, SuperblockVerdict, record_crc, record_is_intact, seed,
 };
+use crate::log::draft::Draft;
 use crate::medium::sim::SimDisk;
 use crate::recover::read_header;
-use crate::scan::{Geometry, Source};
+use crate::recover::scan::{Geometry, Source};
 
 /// An intact message somewhere in the bytes of a store, whether or not it is part of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]

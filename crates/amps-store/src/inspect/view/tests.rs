@@ -2,7 +2,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use crate::calls::{Call, watch_calls};
+use crate::faults::calls::{Call, watch_calls};
 use crate::inspect::{Filter, Inspection};
 use crate::report::Stop;
 use crate::testkit::Rng;

@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use crate::format::RECORD_HEADER;
-use crate::scan::{Geometry, Scanner, Source};
+use crate::recover::scan::{Geometry, Scanner, Source};
 
 /// What one thread looks through at a time.
 const PIECE: u64 = 4 << 20;

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use super::grow::Plan;
 use super::{host, no_space, refused};
 use crate::error::OpenError;
+use crate::faults::planted::{self, Bug};
 use crate::format::{
     IDENTITY_AT, NUMBERS_LAST, Opening, SEGMENT_HEADER, SegmentHeader, Superblock, UserTag,
     VERSION, most_segments,
@@ -14,11 +15,10 @@ use crate::format::{
 use crate::log::{Log, segments_for_stranded, starts_in_last_segment};
 use crate::medium::Medium;
 use crate::options::{Options, Recovery};
-use crate::planted::{self, Bug};
+use crate::recover::scan::{Scanner, Source, Verdict};
 use crate::recover::{Header, Recovered, reach, recover};
 use crate::report::{RecoveryReport, Stop};
-use crate::scan::{Scanner, Source, Verdict};
-use crate::unsynced::Extent;
+use crate::space::unsynced::Extent;
 
 /// Segments that an open needs besides those of the log: one for its own records and one for the
 /// first copies.

@@ -4,8 +4,9 @@
 use std::path::{Path, PathBuf};
 
 use super::*;
-use crate::inspect::{Inspection, MessageState, Unsaved, repair_to};
+use crate::inspect::{Inspection, MessageState};
 use crate::testkit::{Call, FailingCalls, SimDisk, fail_calls};
+use crate::transfer::{Unsaved, repair_to};
 use crate::{Options, Recovery, Store};
 
 fn file(dir: &Path, image: &Image) -> PathBuf {

@@ -6,16 +6,16 @@ use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use super::view::look_without_superblock;
-use super::{Body, Inspection, Message, MessageState, RecordKind};
+use super::rebuild::{Heritage, Rebuild};
 use crate::api::Rejection;
 use crate::envelope::Origin;
 use crate::error::{DamagedRange, OpenError, StoreError};
-use crate::file::{For, LockedFile, NewFile, fresh_name, refused as refused_look};
 use crate::format::{CHARGE, GRANT_LAST, Kind, Superblock};
-use crate::index::Entry;
-use crate::rebuild::{Heritage, Rebuild};
+use crate::inspect::view::look_without_superblock;
+use crate::inspect::{Body, Inspection, Message, MessageState, RecordKind};
+use crate::open::{For, LockedFile, NewFile, fresh_name, refused as refused_look};
 use crate::recover::{StandIn, most_records};
+use crate::state::index::Entry;
 
 /// What was saved, and exactly what was not.
 #[derive(Clone, Debug, Default)]
@@ -309,7 +309,7 @@ fn look(from: &Path, file: &Arc<File>) -> Result<(Inspection, Option<StandIn>), 
 /// Opens the old store and keeps its owner out for as long as what is returned lives.
 fn lock_source(from: &Path, options: &RepairOptions) -> Result<Arc<LockedFile>, RepairError> {
     loop {
-        let file = LockedFile::of(super::regular_file(from)?);
+        let file = LockedFile::of(crate::inspect::regular_file(from)?);
         match file.try_lock(For::Copying) {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => return Err(RepairError::InUse(from.to_owned())),
@@ -350,7 +350,7 @@ impl Plan {
         let mut plan = Plan {
             messages: BTreeMap::new(),
             floor: recovered.state.floor(),
-            next: old.report.next,
+            next: old.report().next,
             unsaved: Vec::new(),
             superblock: old.view.header.superblock.clone(),
             without_superblock: None,
@@ -376,7 +376,7 @@ impl Plan {
         let recovered = &old.view.recovered;
         let nothing = recovered.chain.is_empty() && recovered.set_aside.is_empty();
         match nothing && !recovered.damaged.is_empty() {
-            true => Err(RepairError::NothingLeft(old.path.clone())),
+            true => Err(RepairError::NothingLeft(old.path().to_owned())),
             false => Ok(()),
         }
     }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use super::place::{Place, Seen, judge};
 use super::stat;
-use crate::calls::{self, Call};
+use crate::faults::calls::{self, Call};
 use crate::medium::ForkGuard;
 
 /// A file that this process may have locked.

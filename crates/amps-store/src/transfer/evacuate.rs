@@ -5,12 +5,12 @@ use std::path::{Path, PathBuf};
 
 use crate::api::{Level, StoredMessage};
 use crate::error::{OpenError, ReadError, StoreError};
-use crate::file::NewFile;
 use crate::format::{CHARGE, RECORD_HEADER, SUPERBLOCKS};
 use crate::log::{Log, check};
+use crate::open::NewFile;
 use crate::options::Options;
-use crate::rebuild::{Heritage, Rebuild};
 use crate::store::Store;
+use crate::transfer::rebuild::{Heritage, Rebuild};
 
 /// An evacuation failed. The old store is as it was and the new file is removed, unless the
 /// variant says otherwise.

@@ -5,6 +5,7 @@ mod locked;
 mod new;
 mod place;
 mod take_over;
+pub(crate) mod volume;
 
 use std::fs::{File, Metadata, OpenOptions, TryLockError};
 use std::io;
@@ -13,17 +14,17 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use crate::calls::{self, Call};
 use crate::error::{OpenError, StoreError};
+use crate::faults::calls::{self, Call};
 use crate::format::{
     IDENTITY_AT, Opening, Reserved, SEGMENTS_AT, SUPERBLOCKS, SegmentHeader, Superblock, VERSION,
 };
 use crate::log::Log;
 use crate::medium::{Mapped, Medium, has_room, reserve};
 use crate::options::{Options, Recovery, Shape};
+use crate::recover::scan::Source;
 use crate::recover::{Header, Refusal, read_header};
 use crate::report::RecoveryReport;
-use crate::scan::Source;
 
 use grow::Plan;
 pub(crate) use locked::{For, LockedFile};
@@ -32,6 +33,7 @@ pub(crate) use new::{PRIVATE, check_mode};
 pub use place::Place;
 use take_over::{Found, SEGMENTS_TO_GO_ON, take_over};
 pub(crate) use take_over::{report, unopenable};
+pub use volume::Volume;
 
 /// Whether a missing file is created.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -59,7 +61,7 @@ pub(crate) fn open(
             error,
         }
     };
-    let volume = crate::volume::volume(&file);
+    let volume = crate::open::volume::volume(&file);
     if let Some(volume) = volume {
         tracing::warn!(path = %path.display(), "the store is on {volume}");
     }

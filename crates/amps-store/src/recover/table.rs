@@ -16,9 +16,9 @@ use crate::format::{
     RecordHeader, RejectionBody, Reserved, SEGMENT_HEADER, SEGMENTS_AT, SegmentHeader, Superblock,
     UserTag, VERSION, commit_word, record_crc, seed, stride,
 };
+use crate::recover::scan::{Scanner, Source, Verdict};
 use crate::recover::{Recovered, Refusal, read_header, recover, stand_in};
 use crate::report::Stop;
-use crate::scan::{Scanner, Source, Verdict};
 use crate::state::Standing;
 use Standing::{Accepted, Gone, Rejected, Settled, Unsettled};
 
@@ -223,7 +223,7 @@ fn every_row_of_the_recovery_table_holds() {
 
 #[test]
 fn every_row_of_the_page_is_walked() {
-    let page = include_str!("../../../store-format.md");
+    let page = include_str!("../../../../store-format.md");
     let is_row = |cell: &&str| {
         let (letter, number) = cell.split_at(cell.len().min(1));
         letter.chars().all(|c| c.is_ascii_uppercase()) && number.parse::<u32>().is_ok()

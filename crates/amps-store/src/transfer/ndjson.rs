@@ -23,10 +23,10 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
 
-use super::{Filter, Inspection, Message, MessageState};
 use crate::api::{Appended, MAX_TAG, PublishStore, Rejected};
 use crate::envelope::{Envelope, Operation, Origin};
 use crate::error::{AppendError, StoreError};
+use crate::inspect::{Filter, Inspection, Message, MessageState};
 use crate::store::Store;
 
 /// Longest line taken: the largest record there can be, with every byte escaped.

@@ -5,11 +5,11 @@ use std::path::Path;
 
 use crate::api::Rejection;
 use crate::error::{OpenError, StoreError};
-use crate::file::{self, Missing};
 use crate::format::{Kind, Mark, RejectionBody, SEGMENTS_AT, Superblock, UserTag};
 use crate::log::Log;
+use crate::open::{self, Missing};
 use crate::options::{MIN_CAPACITY, Options};
-use crate::scan::Geometry;
+use crate::recover::scan::Geometry;
 use crate::space::limit;
 
 /// What is taken over besides messages and refusals.
@@ -53,7 +53,7 @@ impl Rebuild {
             .capacity(capacity)
             .segment_size(size)
             .client_name(before.client_name.clone());
-        let (mut log, _) = file::open(to, &options, Missing::Create)?;
+        let (mut log, _) = open::open(to, &options, Missing::Create)?;
         inherit(&mut log, &heritage).map_err(|error| OpenError::Io {
             path: to.to_owned(),
             what: "begin",
