@@ -16,6 +16,7 @@ use crate::signals::Stop;
 /// One paragraph, for the first thing that went wrong.
 pub(crate) async fn run(args: Drain, json: bool) -> Result<Exit, Failure> {
     let stop = Stop::listen()?;
+    sending::check_evacuate_to(args.sending.evacuate_to.as_deref())?;
     let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
     let mut carried = carried::to(&servers, &args.sending, NOTHING, &stop)?;
     let mut options = Options::new();

@@ -30,6 +30,7 @@ pub(crate) async fn run(args: Publish, json: bool) -> Result<Exit, Failure> {
     if let Some(name) = &args.client_name {
         Client::check_name(name).map_err(|e| refused(&e))?;
     }
+    sending::check_evacuate_to(args.sending.evacuate_to.as_deref())?;
     let servers = login::servers(&args.sending.server, &args.sending.login, &stop)?;
     let carried = carried::to(&servers, &args.sending, &args.topic, &stop)?;
     if args.delta && matches!(carried, Carried::JetStream(_)) {

@@ -6,6 +6,7 @@ mod notes;
 mod report;
 mod watch;
 
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -148,6 +149,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     // Before anything is said about what the store keeps. The close looks again, and reports it
     // if looking is impossible.
     let mut place = store.place().unwrap_or_default();
+    let asked = evacuate_to.is_some();
     let evacuated = match evacuate_to {
         Some(to) if place == Place::Gone => evacuate(&store, to, mode),
         _ => None,
@@ -202,7 +204,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         exits.push(Exit::Left);
         say(&format!(
             "error: {}",
-            lost(&report, path, evacuated.as_deref())
+            lost(&report, path, asked, evacuated.as_deref())
         ));
     } else if let Some(error) = closed.error {
         say(&format!(
@@ -357,6 +359,34 @@ fn tell_growth(out: &SideOutput, path: Option<&Path>, store: &Store) {
     say(&format!("note: {}: {growth}", store_name(path)));
 }
 
+/// Whether what is left could be saved there, asked before anything is stored: at the end it would
+/// be too late to name another place.
+///
+/// # Errors
+/// Something is there already, or nothing can be created there.
+pub(crate) fn check_evacuate_to(to: Option<&Path>) -> Result<(), Failure> {
+    let Some(to) = to else { return Ok(()) };
+    let refused = |why: String| {
+        let to = to.display();
+        let words = format!("--evacuate-to {to}: {why}; name a file that does not exist");
+        Err(Failure::new(Exit::Usage, words))
+    };
+    match to.symlink_metadata() {
+        Ok(_) => return refused("something is there already".to_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => return refused(error.to_string()),
+    }
+    let folder = match to.parent() {
+        Some(folder) if folder.as_os_str().is_empty() => Path::new("."),
+        Some(folder) => folder,
+        None => return refused("it has no folder".to_owned()),
+    };
+    match folder.is_dir() {
+        true => Ok(()),
+        false => refused(format!("there is no folder {}", folder.display())),
+    }
+}
+
 /// Saves what is left in a store that is gone; returns where, if that could be done. It runs on
 /// this thread: only the report is still waiting, and where no thread can be made this needs
 /// none.
@@ -386,11 +416,15 @@ fn evacuate(store: &Store, to: PathBuf, mode: Option<u32>) -> Option<PathBuf> {
 }
 
 /// What to say about a store whose file is gone.
-fn lost(report: &Report, path: Option<&Path>, evacuated: Option<&Path>) -> String {
+fn lost(report: &Report, path: Option<&Path>, asked: bool, evacuated: Option<&Path>) -> String {
     let store = store_name(path);
     let waits = match report.waiting_refusals {
         0 => String::new(),
         n => format!(" and {n} refusal(s) that wait"),
+    };
+    let advice = match asked {
+        true => "",
+        false => " With --evacuate-to FILE they are saved",
     };
     match evacuated {
         Some(to) => format!(
@@ -401,8 +435,7 @@ fn lost(report: &Report, path: Option<&Path>, evacuated: Option<&Path>) -> Strin
         ),
         None => format!(
             "{store} was removed while it was open, and what it kept is gone with this process: {} \
-             message(s) that were not acknowledged{waits}, and where the input was. With \
-             --evacuate-to FILE they are saved",
+             message(s) that were not acknowledged{waits}, and where the input was.{advice}",
             report.left
         ),
     }

@@ -365,6 +365,29 @@ fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
     }
 }
 
+/// It was found out when the store was gone, and everything with it.
+#[test]
+fn a_place_where_nothing_can_be_saved_is_refused_before_anything_is_stored() {
+    let dir = Dir::new();
+    let (path, taken) = (dir.path("a.store"), dir.path("taken"));
+    fs::write(&taken, "not a store").unwrap();
+    std::os::unix::fs::symlink(dir.path("nowhere"), dir.path("dangling")).unwrap();
+    for (to, why) in [
+        (taken.clone(), "something is there already"),
+        (dir.path("dangling"), "something is there already"),
+        (dir.path(""), "something is there already"),
+        (taken.join("s"), "Not a directory"),
+        (dir.path("missing/s"), "there is no folder"),
+    ] {
+        let mut command = amps();
+        command.args(["publish", "--topic", "t", "--sandbox", "--store"]);
+        let ended = run(command.arg(&path).arg("--evacuate-to").arg(&to)).expect(2);
+        assert!(ended.stderr.contains(why), "{to:?}: {}", ended.stderr);
+        assert!(!path.exists(), "{to:?}");
+    }
+    assert_eq!(fs::read_to_string(&taken).unwrap(), "not a store");
+}
+
 /// Everything was sent, and the store with the place in the input is lost all the same.
 #[test]
 fn a_store_removed_before_the_report_is_told_whatever_is_left() {

@@ -161,6 +161,12 @@ impl Session {
         sink: &mut dyn FnMut(Received<'_>),
     ) {
         if header.status != Some(Status::Success) {
+            // Neither no answer nor one without a status that is known is a refusal: such a
+            // server has not said that it does without heartbeats.
+            let asked = self.waiting.get(&id).map(|waiting| waiting.what);
+            if matches!(asked, Some(What::Heartbeat)) && header.status == Some(Status::Failure) {
+                self.silence.refused();
+            }
             let error = CommandError::Refused(no_success(header));
             return self.finish(id, Err(error), out, sink);
         }
@@ -218,13 +224,7 @@ impl Session {
                     }
                     sink(Received::HeartbeatInitiated);
                 }
-                Err(error) => {
-                    self.beat_at = None;
-                    // No answer is not a refusal: the command may not have been heard at all.
-                    if matches!(error, CommandError::Refused(_)) {
-                        self.silence.refused();
-                    }
-                }
+                Err(_) => self.beat_at = None,
             },
             What::Subscribe {
                 subscription,

@@ -364,6 +364,28 @@ fn a_server_that_refused_heartbeats_may_be_silent() {
     link.stands_until(SECOND * 3600);
 }
 
+/// An answer of which nobody could say what it meant turned the watch off for good: a server that
+/// then said nothing was kept for ever, with a good one next in line.
+#[test]
+fn a_server_that_answers_vaguely_is_watched_as_one_that_has_not_answered() {
+    for status in [
+        "",
+        r#""status":"","#,
+        r#""status":"zonk","#,
+        r#""status":"retry","#,
+    ] {
+        let mut link = Watched::log_on();
+        let (start, _) = Header::parse(&link.out[4..]).unwrap();
+        let id = start.command_id.unwrap().into_owned();
+        link.out.clear();
+        let answer = format!(r#"{{"c":"ack",{status}"a":"processed","cid":"{id}"}}"#);
+        link.hears(SECOND, &answer);
+        link.stands_until(SECOND * 1000);
+        link.session.publishes_wait(SECOND * 1000, true);
+        link.is_left_at(SECOND * 1030);
+    }
+}
+
 #[test]
 fn a_server_that_answers_nothing_is_left_only_while_it_owes_an_answer() {
     let mut link = Watched::log_on();
