@@ -213,7 +213,7 @@ impl Inspection {
     ///
     /// # Errors
     /// [`OpenError::Missing`], [`OpenError::NoSuperblock`] (both copies are damaged:
-    /// [`repair_with`] saves what is intact), [`OpenError::NotAStore`] (it has nothing of a store
+    /// [`repair_with`](crate::transfer::repair_with) saves what is intact), [`OpenError::NotAStore`] (it has nothing of a store
     /// in it, or is not a regular file), [`OpenError::Version`], [`OpenError::Io`];
     /// [`OpenError::Busy`] when its owner changes it faster than it can be read.
     pub fn open(path: impl AsRef<Path>) -> Result<Self, OpenError> {
