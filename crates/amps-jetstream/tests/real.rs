@@ -102,10 +102,9 @@ async fn a_publisher_that_is_killed_goes_on_behind_what_is_stored() {
                 rig.publish(round * 1_000 + 1..=(round + 1) * 1_000);
                 let sent = |rig: &Rig| rig.engine.totals().sent > 300;
                 rig.until("some are under way", sent).await;
-                let before = server.admin().info("S").state.last_seq;
                 let totals = rig.write_and_die().await;
                 // The store does not hear of what the server does with it.
-                server.admin().stored_more("S", before);
+                server.admin().at_rest("S");
                 found += totals.found + totals.persisted_at_logon;
                 assert_eq!(totals.duplicates, 0, "{mode:?}");
             }
@@ -138,9 +137,8 @@ async fn nothing_is_doubled_when_the_server_has_forgotten_the_ids() {
                 rig.publish(round * 1_000 + 1..=(round + 1) * 1_000);
                 let sent = |rig: &Rig| rig.engine.totals().sent > 300;
                 rig.until("some are under way", sent).await;
-                let before = server.admin().info("S").state.last_seq;
                 rig.write_and_die().await;
-                server.admin().stored_more("S", before);
+                server.admin().at_rest("S");
                 server.restart();
             }
             let store = Store::open(&path, Options::new().client_name(CLIENT)).unwrap();

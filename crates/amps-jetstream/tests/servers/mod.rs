@@ -278,6 +278,21 @@ impl Admin {
         }
     }
 
+    /// Waits until the server is done with what it had read of a link that ended, which may be
+    /// nothing.
+    pub fn at_rest(&mut self, stream: &str) {
+        let until = Instant::now() + PATIENCE;
+        let mut held = None;
+        loop {
+            let now = self.info(stream).state.last_seq;
+            if held.replace(now) == Some(now) {
+                return;
+            }
+            assert!(Instant::now() < until, "it is never at rest");
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// What a stream holds, in its order: ids and bodies.
     pub fn contents(&mut self, stream: &str) -> Vec<(Option<String>, Vec<u8>)> {
         let state = self.info(stream).state;
