@@ -2,7 +2,7 @@
 //!
 //! ```no_run
 //! use amps_client::jetstream::{self, Config};
-//! use amps_client::{Client, Message};
+//! use amps_client::Client;
 //! use amps_store::{Options, Store};
 //!
 //! # async fn run() -> Result<(), Box<dyn std::error::Error>> {
@@ -12,7 +12,7 @@
 //!     .server("nats://127.0.0.1:4222")
 //!     .open()
 //!     .await?;
-//! let outcome = client.publish(Message::publish("orders", "1")).await?.await;
+//! let outcome = client.publish("orders", "1").await?.await;
 //! # Ok(())
 //! # }
 //! ```
