@@ -201,6 +201,13 @@ pub(crate) struct Nats {
     /// stream that --create-stream made for this publisher, else unchained.
     #[arg(long, value_name = "ORDER", value_parser = units::order)]
     pub(crate) order: Option<Mode>,
+    #[command(flatten)]
+    pub(crate) login: NatsLogin,
+}
+
+/// Who logs on at servers of NATS, where it is no user with a password.
+#[derive(Debug, Args)]
+pub(crate) struct NatsLogin {
     /// At nats:// and tls:// servers: log on as this .creds file says.
     #[arg(long, value_name = "FILE", conflicts_with = "nkey")]
     pub(crate) creds: Option<PathBuf>,
@@ -209,19 +216,26 @@ pub(crate) struct Nats {
     pub(crate) nkey: Option<PathBuf>,
 }
 
+impl NatsLogin {
+    /// The first option that was given.
+    pub(crate) fn given(&self) -> Option<&'static str> {
+        match (&self.creds, &self.nkey) {
+            (Some(_), _) => Some("--creds"),
+            (None, Some(_)) => Some("--nkey"),
+            (None, None) => None,
+        }
+    }
+}
+
 impl Nats {
     /// The first option that was given.
     pub(crate) fn given(&self) -> Option<&'static str> {
         let given = [
             ("--create-stream", self.create_stream.is_some()),
             ("--order", self.order.is_some()),
-            ("--creds", self.creds.is_some()),
-            ("--nkey", self.nkey.is_some()),
         ];
-        given
-            .into_iter()
-            .find(|(_, is)| *is)
-            .map(|(option, _)| option)
+        let first = given.into_iter().find(|(_, is)| *is);
+        first.map(|(option, _)| option).or(self.login.given())
     }
 }
 
@@ -323,15 +337,19 @@ pub(crate) struct Publish {
 
 #[derive(Debug, Args)]
 pub(crate) struct Subscribe {
-    /// Topic, or a regular expression over topics.
+    /// Topic, or a regular expression over topics; at nats:// and tls:// servers one topic.
     #[arg(long)]
     pub(crate) topic: String,
     /// Server to subscribe at; of several, the next is tried when one fails. Repeatable. Else
     /// those in the variable AMPS_SERVER, separated by spaces, else tcp://127.0.0.1:9007/amps/json.
+    /// At nats:// and tls:// servers the stream is read that takes the topic; nothing is changed
+    /// in it.
     #[arg(long, value_name = "URI")]
     pub(crate) server: Vec<String>,
     #[command(flatten)]
     pub(crate) login: Login,
+    #[command(flatten)]
+    pub(crate) nats: NatsLogin,
     #[command(flatten)]
     pub(crate) tls: Tls,
     #[command(flatten)]

@@ -1,5 +1,7 @@
 //! `amps subscribe`: bodies, byte for byte.
 
+mod read;
+
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::time::Duration;
 
@@ -12,7 +14,7 @@ use crate::args::Subscribe;
 use crate::failure::{Exit, Failure};
 use crate::output::{SideOutput, object, say};
 use crate::signals::Stop;
-use crate::{body, login, tls};
+use crate::{body, carried, login, tls};
 
 /// Messages that are held while standard output is slow. If even this is not enough, the
 /// subscription ends and is placed again behind the last message printed.
@@ -32,6 +34,9 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
     }
     let stop = Stop::listen()?;
     let servers = login::servers(&args.server, &args.login, &stop)?;
+    if let Some(reader) = carried::reader(&servers, &args, &stop)? {
+        return read::run(reader, &servers, args.count, json, &stop).await;
+    }
     let connector = tls::connector(&servers, &args.tls, &stop)?;
     let mut builder = Client::builder(format!("amps-subscribe-{:016x}", random()))
         .connector(connector)
@@ -57,12 +62,7 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
         () = stop.first() => Ok(()),
     };
     if json && ended.is_ok() {
-        printer.out.object(object! {
-            "event": "report",
-            "received": printer.printed,
-            "stopped": stop.asked().is_some(),
-            "signal": stop.asked(),
-        });
+        report(&printer.out, printer.printed, &stop);
     }
     let closed = client.close(Duration::from_secs(1));
     tokio::select! {
@@ -70,13 +70,33 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
         () = stop.second() => {}
     }
     ended?;
+    finish(
+        &printer.out,
+        args.count.is_some() && printer.left > 0,
+        &stop,
+    )
+    .await
+}
+
+/// The last object of a run under `--json`.
+fn report(out: &SideOutput, printed: u64, stop: &Stop) {
+    out.object(object! {
+        "event": "report",
+        "received": printed,
+        "stopped": stop.asked().is_some(),
+        "signal": stop.asked(),
+    });
+}
+
+/// Waits for the reader of standard output. `lacks`: a number of messages was asked for, and was not
+/// reached.
+async fn finish(out: &SideOutput, lacks: bool, stop: &Stop) -> Result<Exit, Failure> {
     tokio::select! {
         biased;
-        () = printer.out.written() => printer.out.check()?,
+        () = out.written() => out.check()?,
         () = stop.second() => return Ok(Exit::Other),
     }
-    // If a number of messages was asked for, that number was not reached.
-    Ok(match args.count.is_some() && printer.left > 0 {
+    Ok(match lacks {
         true => Exit::Other,
         false => Exit::Ok,
     })
@@ -86,15 +106,19 @@ pub(crate) async fn run(args: Subscribe, json: bool) -> Result<Exit, Failure> {
 async fn logged_on(client: &Client) -> Result<(), Failure> {
     match client.wait_logged_on(FOR_EVER).await {
         Ok(()) => Ok(()),
-        Err(LogonError::Refused { server, reason }) => Err(Failure::new(
-            Exit::LogonRefused,
-            format!(
-                "{server} refused the logon: {reason}; give a user with --user and a \
-                 password with --password-file or AMPS_PASSWORD"
-            ),
-        )),
+        Err(LogonError::Refused { server, reason }) => Err(logon_refused(&server, &reason)),
         Err(error) => Err(Failure::other(error.to_string())),
     }
+}
+
+fn logon_refused(server: &str, reason: &dyn std::fmt::Display) -> Failure {
+    Failure::new(
+        Exit::LogonRefused,
+        format!(
+            "{server} refused the logon: {reason}; give a user with --user and a password with \
+             --password-file or AMPS_PASSWORD"
+        ),
+    )
 }
 
 /// Says why nothing comes: once when a server cannot be reached or is gone, and once when there

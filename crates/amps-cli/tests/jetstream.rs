@@ -11,8 +11,10 @@ mod common;
 mod servers;
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
+use std::process::Stdio;
 
-use common::{NOBODY, amps, run};
+use common::{NOBODY, amps, run, run_with_input};
 use servers::{Server, programs};
 
 fn bodies(server: &Server, stream: &str) -> Vec<String> {
@@ -139,5 +141,143 @@ fn what_is_of_no_use_is_told_before_anything_is_made() {
             .arg(&store);
         run(command.args(arguments)).expect(2).says(&[says]);
         assert!(!store.exists(), "{arguments:?}");
+    }
+}
+
+/// Bodies byte for byte, over a restart of the server, and what comes while somebody reads.
+#[test]
+fn a_stream_is_read_from_its_start_and_on() {
+    for program in programs() {
+        let mut server = Server::start(&program, "");
+        let address = format!("nats://127.0.0.1:{}", server.port);
+        let subscribe = |more: &[&str]| {
+            let mut command = amps();
+            command.args(["subscribe", "--topic", "t", "--server", &address]);
+            command.args(more);
+            command
+        };
+        // Before there is a stream.
+        let mut reading = subscribe(&["--from-start", "-n", "1300"])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut words = BufReader::new(reading.stderr.take().unwrap()).lines();
+        let said = words.next().unwrap().unwrap();
+        assert!(said.contains("no stream takes the subject t"), "{said}");
+        let publish = |first: u64, last: u64| {
+            let mut command = amps();
+            command.args(["publish", "--topic", "t", "--server", &address]);
+            command.args(["--create-stream", "S"]);
+            run_with_input(&mut command, lines(first, last).as_bytes()).expect(0);
+        };
+        publish(1, 1_000);
+        let said = words.next().unwrap().unwrap();
+        assert!(said.contains("reading stream S at"), "{said}");
+        let mut out = BufReader::new(reading.stdout.take().unwrap()).lines();
+        for line in 1..=1_000_u64 {
+            assert_eq!(out.next().unwrap().unwrap(), line.to_string());
+        }
+        server.restart();
+        publish(1_001, 1_300);
+        for line in 1_001..=1_300_u64 {
+            assert_eq!(out.next().unwrap().unwrap(), line.to_string());
+        }
+        assert!(out.next().is_none());
+        assert_eq!(reading.wait().unwrap().code(), Some(0));
+
+        // Another topic of the stream is none of ours, and bytes are as they are.
+        server.admin().api(
+            "STREAM.UPDATE.S",
+            "{\"name\":\"S\",\"subjects\":[\"t\",\"u\"],\"storage\":\"file\"}",
+        );
+        server.admin().request("u", b"of u");
+        server.admin().request("t", b"\xff\r\n\0");
+        let read = run(&mut subscribe(&["--json", "--from-start", "-n", "1301"])).expect(0);
+        let last = &read.objects()[1_300];
+        assert_eq!(last["stream"], "S");
+        assert_eq!(last["stream_sequence"], 1_302);
+        assert_eq!(last["base64"], "/w0KAA==");
+        assert_eq!(read.report()["received"], 1_301);
+    }
+}
+
+/// Without `--from-start`: what is stored from now on.
+#[test]
+fn who_does_not_ask_for_the_start_reads_what_comes() {
+    for program in programs() {
+        let server = Server::start(&program, "");
+        let address = format!("nats://127.0.0.1:{}", server.port);
+        server.admin().stream("S", "");
+        server.admin().request("t", b"before");
+        let mut reading = amps()
+            .args(["subscribe", "--topic", "t", "-n", "1", "--server", &address])
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        // It is there as soon as the server has something that reads for it.
+        let consumers = || {
+            let names = server.admin().request("$JS.API.CONSUMER.NAMES.S", b"");
+            let names: serde_json::Value = serde_json::from_slice(&names).unwrap();
+            names["total"].as_u64().unwrap()
+        };
+        while consumers() == 0 {
+            assert!(reading.try_wait().unwrap().is_none());
+        }
+        server.admin().request("t", b"behind");
+        let mut out = BufReader::new(reading.stdout.take().unwrap()).lines();
+        assert_eq!(out.next().unwrap().unwrap(), "behind");
+        assert_eq!(reading.wait().unwrap().code(), Some(0));
+    }
+}
+
+/// A stream that forgets what was acknowledged is for one reader, and that is not this one.
+#[test]
+fn a_stream_that_looking_would_change_is_not_read() {
+    for program in programs() {
+        let server = Server::start(&program, "");
+        let address = format!("nats://127.0.0.1:{}", server.port);
+        server.admin().stream("S", ",\"retention\":\"workqueue\"");
+        server.admin().request("t", b"kept");
+        let mut reading = amps()
+            .args(["subscribe", "--topic", "t", "--server", &address])
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut words = BufReader::new(reading.stderr.take().unwrap()).lines();
+        let said = words.next().unwrap().unwrap();
+        assert!(said.contains("JetStream cannot read the stream"), "{said}");
+        reading.kill().unwrap();
+        reading.wait().unwrap();
+        assert_eq!(bodies(&server, "S"), ["kept"]);
+    }
+}
+
+#[test]
+fn a_reader_who_may_not_log_on_is_told() {
+    for program in programs() {
+        let server = Server::start(&program, "authorization { user: u, password: p }");
+        let address = format!("nats://u:secret@127.0.0.1:{}", server.port);
+        let mut command = amps();
+        command.args(["subscribe", "--topic", "t", "--server", &address]);
+        let refused = run(&mut command).expect(7).says(&["refused the logon"]);
+        assert!(!refused.stderr.contains("secret"), "{}", refused.stderr);
+    }
+    let nobody = "nats://127.0.0.1:9";
+    for (arguments, says) in [
+        (
+            &["--server", NOBODY, "--creds", "x"][..],
+            "--creds is for servers of NATS",
+        ),
+        (&["--server", nobody, "--server", NOBODY], "cannot be mixed"),
+        (
+            &["--server", nobody, "--tls-ca", "x"],
+            "--tls-ca is for TLS",
+        ),
+        (&["--server", "nats://a/b"], "bad server address"),
+    ] {
+        let mut command = amps();
+        command.args(["subscribe", "--topic", "t"]).args(arguments);
+        run(&mut command).expect(2).says(&[says]);
     }
 }

@@ -25,23 +25,32 @@ use std::sync::Arc;
 
 use crate::connector::{NatsOpener, SchemeConnector};
 
-pub use amps_jetstream::{Config, Create, Credentials, CredentialsError, JetStream, Mode};
+pub use amps_jetstream::{
+    Config, Create, Credentials, CredentialsError, JetStream, Mode, Opener, Read, Reader,
+};
 
 /// JetStream over TCP to `nats://` addresses, and over TLS to `tls://` ones, where certificates of
 /// servers are checked against the system's root certificates.
 ///
 /// A server that wants TLS before its greeting (`handshake_first`) is not served.
 pub fn transport(config: Config) -> JetStream {
-    over(config, SchemeConnector::new())
+    JetStream::new(config, opener())
+}
+
+/// What opens connections to servers of NATS, for a [`Reader`]; TLS as for [`transport`].
+pub fn opener() -> Arc<dyn Opener> {
+    Arc::new(NatsOpener(SchemeConnector::new()))
 }
 
 /// The same with TLS set up by `tls`: for a certificate authority or a client certificate of your
 /// own.
 #[cfg(feature = "tls")]
 pub fn transport_with_tls(config: Config, tls: crate::connector::TlsConnector) -> JetStream {
-    over(config, SchemeConnector::new().with_tls(tls))
+    JetStream::new(config, opener_with_tls(tls))
 }
 
-fn over(config: Config, connector: SchemeConnector) -> JetStream {
-    JetStream::new(config, Arc::new(NatsOpener(connector)))
+/// The same with TLS set up by `tls`.
+#[cfg(feature = "tls")]
+pub fn opener_with_tls(tls: crate::connector::TlsConnector) -> Arc<dyn Opener> {
+    Arc::new(NatsOpener(SchemeConnector::new().with_tls(tls)))
 }

@@ -5,7 +5,9 @@
 //! (`DIRECT.GET`) is answered by any copy, and a copy may be behind.
 
 use std::borrow::Cow;
+use std::time::Duration;
 
+use amps_delivery::LinkEnd;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::{Deserialize, Serialize};
@@ -44,6 +46,11 @@ pub enum Ask<'a> {
     Create(NewStream<'a>),
     /// The message in this place of a stream.
     Get(&'a str, u64),
+    /// Make something that reads messages of this subject in a stream, from this place on. It
+    /// acknowledges nothing, and the server forgets it when nobody has read for a minute.
+    Consume(&'a str, &'a str, u64),
+    /// So many messages of a stream, by what reads it, as soon as there are some in that time.
+    Next(&'a str, &'a str, u32, Duration),
 }
 
 impl Ask<'_> {
@@ -63,6 +70,25 @@ impl Ask<'_> {
                 format!("STREAM.MSG.GET.{stream}"),
                 serde_json::json!({ "seq": place }).to_string(),
             ),
+            Ask::Consume(stream, subject, from) => (
+                format!("CONSUMER.CREATE.{stream}"),
+                serde_json::json!({
+                    "stream_name": stream,
+                    "config": {
+                        "deliver_policy": "by_start_sequence",
+                        "opt_start_seq": from,
+                        "ack_policy": "none",
+                        "filter_subject": subject,
+                        "inactive_threshold": 60_000_000_000_u64,
+                    },
+                })
+                .to_string(),
+            ),
+            Ask::Next(stream, consumer, batch, wait) => (
+                format!("CONSUMER.MSG.NEXT.{stream}.{consumer}"),
+                serde_json::json!({ "batch": batch, "expires": wait.as_nanos() as u64 })
+                    .to_string(),
+            ),
         };
         (format!("{api}.{operation}"), body.into_bytes())
     }
@@ -72,6 +98,15 @@ impl Ask<'_> {
 pub fn is_stream_name(name: &str) -> bool {
     let plain = |byte: u8| byte.is_ascii_graphic() && !b".*>/\\".contains(&byte);
     !name.is_empty() && name.len() <= 255 && name.bytes().all(plain)
+}
+
+pub(crate) fn check_name(name: &str) -> Result<(), LinkEnd> {
+    match is_stream_name(name) {
+        true => Ok(()),
+        false => Err(LinkEnd::Unusable(format!(
+            "no stream can be called {name:?}"
+        ))),
+    }
 }
 
 /// An answer that could not be used.
@@ -245,6 +280,45 @@ pub fn message(body: &[u8]) -> Result<Option<Stored>, AnswerError> {
     }))
 }
 
+/// The name of what was made to read a stream: the answer to [`Ask::Consume`].
+///
+/// # Errors
+/// The answer cannot be used.
+pub fn consumer(body: &[u8]) -> Result<String, AnswerError> {
+    #[derive(Deserialize)]
+    struct Consumer {
+        name: String,
+    }
+    parse(body).map(|consumer: Consumer| consumer.name)
+}
+
+/// What the subject says that a message of [`Ask::Next`] is to be acknowledged at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The message's place in the stream.
+    pub place: u64,
+    /// The how manieth it is for what reads.
+    pub number: u64,
+}
+
+impl Delivery {
+    /// `$JS.ACK.stream.consumer.times.place.number.time.pending`; in front of the stream there may be
+    /// the domain and the account.
+    pub fn read(reply: &str) -> Option<Self> {
+        let parts: Vec<&str> = reply.strip_prefix("$JS.ACK.")?.split('.').collect();
+        let at = match parts.len() {
+            7 => 3,
+            9.. => 5,
+            _ => return None,
+        };
+        let part = |at: usize| parts.get(at)?.parse().ok();
+        Some(Delivery {
+            place: part(at)?,
+            number: part(at + 1)?,
+        })
+    }
+}
+
 /// The header with a message's id.
 pub const MSG_ID: &str = "Nats-Msg-Id";
 
@@ -295,6 +369,11 @@ mod tests {
             ),
             (Ask::Info("S"), "$JS.API.STREAM.INFO.S", ""),
             (Ask::Get("S", 7), "$JS.API.STREAM.MSG.GET.S", r#"{"seq":7}"#),
+            (
+                Ask::Next("S", "C", 7, Duration::from_millis(1)),
+                "$JS.API.CONSUMER.MSG.NEXT.S.C",
+                r#"{"batch":7,"expires":1000000}"#,
+            ),
         ] {
             assert_eq!(asked(ask), (subject.to_owned(), body.to_owned()));
         }
@@ -316,6 +395,24 @@ mod tests {
                 "num_replicas": 3, "discard": "old",
             })
         );
+    }
+
+    #[test]
+    fn a_message_that_is_read_says_where_it_is() {
+        let read = |reply| Delivery::read(reply).map(|one| (one.place, one.number));
+        let short = "$JS.ACK.S.C.1.7.3.1700000000000000000.0";
+        assert_eq!(read(short), Some((7, 3)));
+        let long = "$JS.ACK.hub.A1.S.C.1.7.3.1700000000000000000.0.xyz";
+        assert_eq!(read(long), Some((7, 3)));
+        for none in [
+            "",
+            "a",
+            "$JS.ACK.S.C.1.x.3.4.0",
+            "$JS.ACK.S.C.1.7.3.4",
+            "$JS.ACK.",
+        ] {
+            assert_eq!(read(none), None, "{none}");
+        }
     }
 
     /// As 2.9.10 and 2.14.0 answer.

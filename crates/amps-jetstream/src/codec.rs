@@ -35,6 +35,8 @@ pub enum Frame<'a> {
 pub struct Msg<'a> {
     /// Where it was sent to.
     pub subject: &'a str,
+    /// Where it is to be answered.
+    pub reply: Option<&'a str>,
     /// Its headers, from `NATS/1.0` to the empty line; empty: none.
     pub headers: &'a [u8],
     /// The rest.
@@ -48,6 +50,14 @@ impl Msg<'_> {
         let line = self.headers.split(|byte| *byte == b'\r').next()?;
         let text = std::str::from_utf8(line).ok()?.strip_prefix("NATS/1.0")?;
         text.split_ascii_whitespace().next()?.parse().ok()
+    }
+
+    /// That line, in words.
+    pub fn status_line(&self) -> String {
+        let line = self.headers.split(|byte| *byte == b'\r').next();
+        let line = String::from_utf8_lossy(line.unwrap_or_default());
+        let words = line.strip_prefix("NATS/1.0").unwrap_or(&line);
+        words.trim().to_owned()
     }
 }
 
@@ -184,15 +194,18 @@ impl Decoder {
         if waiting.len() < all {
             return Ok(None);
         }
-        let (at, subject) = (self.from, sizes.subject);
+        let at = self.from;
         self.from += all;
         let frame = &self.bytes[at..at + all];
         if &frame[all - 2..] != b"\r\n" {
             return Err(CodecError::NoEnd);
         }
-        let subject = std::str::from_utf8(&frame[subject.0..subject.1]);
+        let text = |(from, to): (usize, usize)| {
+            std::str::from_utf8(&frame[from..to]).map_err(|_| CodecError::Malformed("MSG"))
+        };
         Ok(Some(Frame::Msg(Msg {
-            subject: subject.map_err(|_| CodecError::Malformed("MSG"))?,
+            subject: text(sizes.subject)?,
+            reply: sizes.reply.map(text).transpose()?,
             headers: &frame[body..body + sizes.headers],
             payload: &frame[body + sizes.headers..body + sizes.total],
         })))
@@ -204,9 +217,10 @@ fn find_newline(bytes: &[u8], from: usize) -> Option<usize> {
     found.map(|at| from + at)
 }
 
-/// What the line of a message says: where its subject stands, and lengths.
+/// What the line of a message says: where its subject and where to answer stand, and lengths.
 struct Sizes {
     subject: (usize, usize),
+    reply: Option<(usize, usize)>,
     headers: usize,
     total: usize,
 }
@@ -214,36 +228,42 @@ struct Sizes {
 impl Sizes {
     /// None: it is not the line of a message.
     fn of(line: &[u8]) -> Result<Option<Self>, CodecError> {
-        let (has_headers, rest) = match verb(line) {
-            (b"MSG", rest) => (false, rest),
-            (b"HMSG", rest) => (true, rest),
+        let has_headers = match verb(line).0 {
+            b"MSG" => false,
+            b"HMSG" => true,
             _ => return Ok(None),
         };
         let malformed = || match has_headers {
             true => CodecError::Malformed("HMSG"),
             false => CodecError::Malformed("MSG"),
         };
-        let subject_at = line.len() - rest.len();
-        let parts: Vec<&[u8]> = rest
-            .split(|byte| *byte == b' ' || *byte == b'\t')
-            .filter(|part| !part.is_empty())
-            .collect();
-        let lengths = 1 + usize::from(has_headers);
-        // Subject, id of the subscription, perhaps where to answer, lengths.
-        if parts.len() < 2 + lengths || parts.len() > 3 + lengths {
-            return Err(malformed());
+        let blank = |byte: &u8| *byte == b' ' || *byte == b'\t';
+        let (mut parts, mut at) = (Vec::with_capacity(6), 0);
+        for part in line.split(blank) {
+            if !part.is_empty() {
+                parts.push((at, at + part.len()));
+            }
+            at += part.len() + 1;
         }
-        let total = number(parts[parts.len() - 1]).ok_or_else(malformed)?;
-        let headers = match has_headers {
-            true => number(parts[parts.len() - 2]).ok_or_else(malformed)?,
-            false => 0,
+        let lengths = 1 + usize::from(has_headers);
+        // The verb, subject, id of the subscription, perhaps where to answer, lengths.
+        let has_reply = match parts.len().checked_sub(3 + lengths) {
+            Some(0) => false,
+            Some(1) => true,
+            _ => return Err(malformed()),
         };
+        let length = |behind: usize| {
+            let (from, to) = parts[parts.len() - 1 - behind];
+            number(&line[from..to]).ok_or_else(malformed)
+        };
+        let total = length(0)?;
+        let headers = if has_headers { length(1)? } else { 0 };
         if headers > total {
             return Err(malformed());
         }
-        let subject = (subject_at, subject_at + parts[0].len());
         Ok(Some(Sizes {
-            subject,
+            subject: parts[1],
+            reply: has_reply.then(|| parts[3]),
             headers,
             total,
         }))
@@ -354,8 +374,9 @@ mod tests {
         match frame {
             Frame::Info(json) => format!("info {}", String::from_utf8_lossy(json)),
             Frame::Msg(msg) => format!(
-                "msg {} {:?} {:?}",
+                "msg {} {:?} {:?} {:?}",
                 msg.subject,
+                msg.reply.unwrap_or_default(),
                 String::from_utf8_lossy(msg.headers),
                 String::from_utf8_lossy(msg.payload)
             ),
@@ -391,10 +412,10 @@ mod tests {
         "Pong",
         "Ping",
         "Ok",
-        "msg _INBOX.a.7 \"\" \"{\\\"stream\\\": \\\"S\\\", \\\"seq\\\": 11}\"",
-        "msg _INBOX.a.8 \"\" \"\"",
-        "msg _INBOX.a.9 \"NATS/1.0 503\\r\\n\\r\\n\" \"\"",
-        "msg x \"NATS/1.0\\r\\n\\r\\n\" \"a\\r\\nb \"",
+        "msg _INBOX.a.7 \"\" \"\" \"{\\\"stream\\\": \\\"S\\\", \\\"seq\\\": 11}\"",
+        "msg _INBOX.a.8 \"reply.to\" \"\" \"\"",
+        "msg _INBOX.a.9 \"\" \"NATS/1.0 503\\r\\n\\r\\n\" \"\"",
+        "msg x \"y\" \"NATS/1.0\\r\\n\\r\\n\" \"a\\r\\nb \"",
         "err Authorization Violation",
     ];
 
@@ -513,10 +534,12 @@ mod tests {
         let headers = b"NATS/1.0 503 No Responders\r\nNats-Msg-Id: a:b\r\nX:y\r\n\r\n";
         let msg = |headers| Msg {
             subject: "s",
+            reply: None,
             headers,
             payload: b"",
         };
         assert_eq!(msg(headers).status(), Some(503));
+        assert_eq!(msg(headers).status_line(), "503 No Responders");
         assert_eq!(msg(&headers[..0]).status(), None);
         assert_eq!(msg(&b"NATS/1.0\r\n\r\n"[..]).status(), None);
         assert_eq!(header(headers, "Nats-Msg-Id"), Some("a:b"));

@@ -48,6 +48,7 @@
 //! | `chain`, `lookup` | which place a message belongs behind; looking back into a stream |
 //! | `session` | one connection from logon to its end: questions, answers, time limits |
 //! | `address` | where a server is |
+//! | `reader` | reading a stream, for people who look |
 //! | `link`, `transport` | the session over a stream of bytes; what opens such links |
 
 // A library does not write to the terminal of the application that uses it.
@@ -64,6 +65,7 @@ pub mod ids;
 mod link;
 mod logon;
 mod lookup;
+mod reader;
 mod session;
 pub mod subject;
 #[cfg(test)]
@@ -75,4 +77,5 @@ pub use address::{Address, AddressError};
 pub use config::{Config, Create, Mode};
 pub use link::{JetStreamLink, Stream};
 pub use logon::{Credentials, CredentialsError, ServerInfo};
+pub use reader::{Read, Reader};
 pub use transport::{JetStream, Opener, Opening};

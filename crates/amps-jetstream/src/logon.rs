@@ -2,10 +2,14 @@
 
 use std::fmt;
 
+use amps_delivery::{LinkEnd, Reason};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use nkeys::KeyPair;
 use serde::{Deserialize, Serialize};
+
+use crate::codec::{self, PING};
+use crate::config::Config;
 
 /// What a server says of itself, as far as a publisher has to know.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
@@ -160,11 +164,68 @@ struct Connect<'a> {
     sig: Option<String>,
 }
 
+/// The server's first word, and what it says later when something of it has changed.
+///
+/// # Errors
+/// It cannot be read.
+pub(crate) fn info(json: &[u8]) -> Result<ServerInfo, LinkEnd> {
+    serde_json::from_slice(json)
+        .map_err(|error| LinkEnd::Protocol(format!("its INFO cannot be read: {error}")))
+}
+
+/// Appends the answer to a server's first word: who we are, where answers come to, and the question
+/// whether it took that.
+///
+/// # Errors
+/// It is no server for us, or there is nothing to log on with.
+pub(crate) fn hello(
+    out: &mut Vec<u8>,
+    server: &ServerInfo,
+    name: &str,
+    config: &Config,
+    inbox: &str,
+) -> Result<(), LinkEnd> {
+    if !server.headers {
+        let version = &server.version;
+        let why = format!("nats-server {version} has no headers; 2.2 is the first that does");
+        return Err(LinkEnd::Unusable(why));
+    }
+    if server.tls_required && !config.tls {
+        let why = "the server asks for an encrypted connection, and this one is not";
+        return Err(LinkEnd::Unusable(why.to_owned()));
+    }
+    connect(out, name, config.tls, &config.credentials, server)
+        .map_err(|error| LinkEnd::Authenticator(error.to_string()))?;
+    codec::sub(out, &format!("{inbox}>"), 1);
+    out.extend_from_slice(PING);
+    Ok(())
+}
+
+/// What an error that the server tells means for the link, whoever uses it.
+pub(crate) fn wrong(text: &str) -> LinkEnd {
+    let lower = text.to_ascii_lowercase();
+    if lower.starts_with("permissions violation for subscription") {
+        let why = format!("{text}: no answer would arrive; name an inbox prefix that may be");
+        return LinkEnd::Unusable(why);
+    }
+    if lower.starts_with("permissions violation") {
+        return LinkEnd::Unusable(text.to_owned());
+    }
+    if lower.contains("authorization violation") || lower.contains("authentication") {
+        return LinkEnd::LogonRefused(Reason::new(text));
+    }
+    LinkEnd::Io(format!("the server says: {text}"))
+}
+
+/// Why a question about streams is answered by nobody.
+pub(crate) const NO_JETSTREAM: &str = "nothing answers for JetStream at this server: it is switched \
+    off there, or for this account, or has another domain";
+
 /// Appends the line that logs on.
 ///
 /// # Errors
 /// The server's question cannot be signed.
-pub(crate) fn connect(
+fn connect(
     out: &mut Vec<u8>,
     name: &str,
     tls: bool,

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use amps_delivery::{
     AckWish, Acks, Capabilities, Heard, Identity, LinkEnd, Meaning, Medium, Now, Operations, Order,
-    Reason, Resume, Sink, Synced, ToSend, Unsendable, Up,
+    Resume, Sink, Synced, ToSend, Unsendable, Up,
 };
 use amps_store::Operation;
 
@@ -235,8 +235,7 @@ impl Session {
         out: &mut Vec<u8>,
         sink: &mut dyn Sink,
     ) -> Result<(), LinkEnd> {
-        let server: ServerInfo = serde_json::from_slice(json)
-            .map_err(|error| LinkEnd::Protocol(format!("its INFO cannot be read: {error}")))?;
+        let server = logon::info(json)?;
         self.server = server;
         if self.stage != Stage::Greeting {
             return match self.stage {
@@ -244,20 +243,8 @@ impl Session {
                 _ => Ok(()),
             };
         }
-        if !self.server.headers {
-            let version = &self.server.version;
-            let why = format!("nats-server {version} has no headers; 2.2 is the first that does");
-            return Err(LinkEnd::Unusable(why));
-        }
-        if self.server.tls_required && !self.config.tls {
-            let why = "the server asks for an encrypted connection, and this one is not";
-            return Err(LinkEnd::Unusable(why.to_owned()));
-        }
         let (name, config) = (&self.me.client, &self.config);
-        logon::connect(out, name, config.tls, &config.credentials, &self.server)
-            .map_err(|error| LinkEnd::Authenticator(error.to_string()))?;
-        codec::sub(out, &format!("{}>", self.inbox), 1);
-        out.extend_from_slice(PING);
+        logon::hello(out, &self.server, name, config, &self.inbox)?;
         self.stage = Stage::Logon;
         self.until = Some(now.at + self.config.timeout);
         Ok(())
@@ -303,9 +290,7 @@ impl Session {
             return self.informed_of_stream(msg, now, out, sink);
         }
         if msg.status().is_some() && msg.payload.is_empty() {
-            let why = "nothing answers for JetStream at this server: it is switched off there, or \
-                       for this account, or has another domain";
-            return Err(LinkEnd::Unusable(why.to_owned()));
+            return Err(LinkEnd::Unusable(logon::NO_JETSTREAM.to_owned()));
         }
         match self.stage {
             Stage::Naming => match api::names(msg.payload) {
@@ -341,7 +326,7 @@ impl Session {
         now: Now,
         out: &mut Vec<u8>,
     ) -> Result<(), LinkEnd> {
-        check_name(name)?;
+        api::check_name(name)?;
         self.stage = Stage::Creating;
         let subject = self.subject()?;
         let description = self.alone();
@@ -363,7 +348,7 @@ impl Session {
     }
 
     fn bind(&mut self, name: String, now: Now, out: &mut Vec<u8>) -> Result<(), LinkEnd> {
-        check_name(&name)?;
+        api::check_name(&name)?;
         self.bound.stream = name;
         self.stage = Stage::Looking;
         self.look(Look::link_up(), now, out);
@@ -467,14 +452,7 @@ impl Session {
             sink.heard(Heard::LineStopped { why: text });
             return Ok(());
         }
-        if lower.starts_with("permissions violation for subscription") {
-            let why = format!("{text}: no answer would arrive; name an inbox prefix that may be");
-            return Err(LinkEnd::Unusable(why));
-        }
-        if lower.contains("authorization violation") || lower.contains("authentication") {
-            return Err(LinkEnd::LogonRefused(Reason::new(text)));
-        }
-        Err(LinkEnd::Io(format!("the server says: {text}")))
+        Err(logon::wrong(text))
     }
 
     /// Does what has become possible.
@@ -541,15 +519,6 @@ impl Session {
             .into_iter()
             .flatten()
             .min()
-    }
-}
-
-fn check_name(name: &str) -> Result<(), LinkEnd> {
-    match api::is_stream_name(name) {
-        true => Ok(()),
-        false => Err(LinkEnd::Unusable(format!(
-            "no stream can be called {name:?}"
-        ))),
     }
 }
 

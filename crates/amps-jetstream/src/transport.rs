@@ -77,7 +77,7 @@ impl Transport for JetStream {
 }
 
 /// What a link's answers come to is named by: nobody guesses it who does not see the link.
-fn token() -> String {
+pub(crate) fn token() -> String {
     let part = || RandomState::new().hash_one("inbox");
     format!("{:016x}{:016x}", part(), part())
 }
