@@ -160,7 +160,8 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         closed = client.close(patience) => closed,
         () = stop.second() => client.close(Duration::ZERO).await,
     };
-    let counts = client.health().counts;
+    let health = client.health();
+    let counts = health.counts;
     if matches!(closed.error, Some(StoreError::Gone)) {
         // The file was removed between the two looks.
         place = Place::Gone;
@@ -181,6 +182,13 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         persisted_at_logon: counts.persisted_at_logon,
         duplicates: counts.duplicates,
         found: counts.found,
+        possible_duplicates: counts.possible_duplicates,
+        // AMPS keeps it.
+        order: health
+            .capabilities
+            .filter(|_| !health.about.is_empty())
+            .map(|is| is.order),
+        about: health.about,
         rejected: counts.rejected,
         late: counts.late,
         unattributed: counts.unattributed,

@@ -56,10 +56,15 @@ fn lines_get_into_a_stream_that_is_made_and_what_was_left_is_drained() {
         let sent = publish(&address, &["--create-stream", "ORDERS"]).expect(0);
         let report = sent.report();
         assert_eq!(report["persisted"], 2_000);
-        assert_eq!(
-            (&report["duplicates"], &report["found"]),
-            (&0.into(), &0.into())
-        );
+        for none in ["duplicates", "found", "possible_duplicates"] {
+            assert_eq!(report[none], 0);
+        }
+        assert_eq!(report["order"], "chained");
+        let about = "stream ORDERS, chained since it was made for this publisher alone: each \
+                     message once and in order";
+        assert_eq!(report["about"], about);
+        let sent = sent.says(&[about]);
+        assert_eq!(sent.stderr.matches(about).count(), 1);
         let stored = bodies(&server, "ORDERS");
         let expected: Vec<String> = (1..=2_000).map(|line| line.to_string()).collect();
         assert_eq!(stored, expected);
@@ -73,6 +78,7 @@ fn lines_get_into_a_stream_that_is_made_and_what_was_left_is_drained() {
             .arg(at("store"));
         let drained = run(&mut drain).expect(0);
         assert_eq!(drained.report()["persisted"], 100);
+        assert_eq!(drained.report()["order"], "chained");
         assert_eq!(bodies(&server, "ORDERS").len(), 2_100);
     }
 }
@@ -141,6 +147,34 @@ fn what_is_of_no_use_is_told_before_anything_is_made() {
             .arg(&store);
         run(command.args(arguments)).expect(2).says(&[says]);
         assert!(!store.exists(), "{arguments:?}");
+    }
+}
+
+/// A shared stream says that it is one, and what went out again is counted.
+#[test]
+fn people_are_told_of_the_order_and_of_what_may_be_twice() {
+    for program in programs() {
+        let server = Server::start(&program, "");
+        server.admin().stream("S", "");
+        let address = format!("nats://127.0.0.1:{}", server.port);
+        let mut command = amps();
+        command.args(["publish", "--topic", "t", "--server", &address]);
+        let sent = run_with_input(&mut command, b"1\n2\n").expect(0);
+        let sent = sent.says(&[
+            "stream S, unchained since it may have other publishers: each message at least once",
+        ]);
+        let line =
+            "persisted 2  persisted_at_logon 0  duplicates 0  found 0  possible_duplicates 0";
+        let line = format!("{line}  rejected 0");
+        assert!(sent.text().contains(&line), "{}", sent.text());
+        assert!(sent.text().trim_end().ends_with("order unchained"));
+        // Messages of another store are somebody else's.
+        server.admin().api("STREAM.PURGE.S", "");
+        let mut asked = amps();
+        asked.args(["publish", "--topic", "t", "--server", &address]);
+        asked.args(["--order", "chained"]);
+        let refused = run_with_input(&mut asked, b"3\n").expect(0);
+        refused.says(&["stream S, chained as was asked for: each message once and in order"]);
     }
 }
 

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
+use amps_delivery::Capabilities;
 use amps_store::{Bounds, Envelope, PublishStore};
 use bytes::Bytes;
 use tokio::sync::{mpsc, oneshot};
@@ -71,6 +72,9 @@ pub struct Counts {
     /// Settled because the server was asked for the message by its id after a link had ended, and
     /// holds it; no AMPS server is asked.
     pub found: u64,
+    /// Messages that may be stored twice: they went out again, and the server, which may have had
+    /// them, could not say so. At AMPS those that a rebase sent under other numbers.
+    pub possible_duplicates: u64,
     /// Refused, with the refusal in the log, or in memory where that could not take it
     /// ([`Health::unrecorded_refusals`]); without a store, by the ack that was asked for.
     pub rejected: u64,
@@ -95,6 +99,12 @@ pub struct Health {
     /// What the server said about itself at the last logon: its version, and its hash of this
     /// client's name.
     pub server_info: ServerInfo,
+    /// What the last link that was up was good for: whether messages can overtake each other, what a
+    /// success means.
+    pub capabilities: Option<Capabilities>,
+    /// What that link said of itself, in words: where it led to, and why it was as it was. AMPS says
+    /// nothing.
+    pub about: String,
     /// How the last link or attempt ended, and at which server.
     pub last_error: Option<(String, LinkEnd)>,
     /// No more attempts to connect are made, for this reason.
@@ -568,6 +578,8 @@ impl Client {
             state: status.state,
             server: status.server.clone(),
             server_info: status.server_info.clone(),
+            capabilities: status.capabilities.clone(),
+            about: status.about.clone(),
             last_error: status.last.clone(),
             gave_up: status.gave_up,
             logon_refused: status.logon_refused.clone(),
@@ -587,6 +599,7 @@ impl Client {
                 persisted_at_logon: totals.persisted_at_logon,
                 duplicates: totals.duplicates,
                 found: totals.found,
+                possible_duplicates: totals.possible_duplicates,
                 rejected: totals.rejected,
                 resent: totals.resent,
                 late: totals.late,

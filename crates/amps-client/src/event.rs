@@ -8,6 +8,7 @@ use tokio::sync::broadcast;
 
 use crate::protocol::Reason;
 
+use amps_delivery::Order;
 pub use amps_delivery::{ConnectionState, LinkEnd};
 
 /// Something that happened. Numbers are sequences of the store, unless they are described as the
@@ -57,6 +58,15 @@ pub enum Event {
         state: ConnectionState,
         /// The server that the state is about, without its credentials.
         server: String,
+    },
+    /// A server accepted the logon.
+    LinkUp {
+        /// The server, without its credentials.
+        server: String,
+        /// Whether messages can overtake each other there.
+        order: Order,
+        /// What the link says of itself, as in `Health::about`.
+        about: String,
     },
     /// A link ended, or could not be opened.
     LinkLost {

@@ -121,7 +121,7 @@ pub mod uri;
 mod wire;
 
 pub use amps_delivery::{Backoff, DelayStrategy, FixedDelay, GapPolicy, RebasePolicy, Via};
-pub use amps_delivery::{Require, Transport};
+pub use amps_delivery::{Capabilities, Meaning, Medium, Order, Require, Synced, Transport};
 pub use amps_delivery::{backoff, delivery};
 pub use builder::Builder;
 pub use client::{Client, Counts, Health};

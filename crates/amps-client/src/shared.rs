@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use amps_delivery::{Admits, Queue, Turned};
+use amps_delivery::{Admits, Capabilities, Queue, Turned};
 use amps_store::{AppendError, Envelope, Place, PublishStore, Signal, Unrecorded};
 use tokio::sync::{Notify, broadcast, watch};
 use tokio::time::Instant;
@@ -77,6 +77,9 @@ pub(crate) struct LinkStatus {
     pub(crate) server: String,
     /// What the server said about itself at the last logon.
     pub(crate) server_info: ServerInfo,
+    /// What the last link that was up was good for, and what it said of itself.
+    pub(crate) capabilities: Option<Capabilities>,
+    pub(crate) about: String,
     /// How the last attempt ended, and where.
     pub(crate) last: Option<(String, LinkEnd)>,
     /// No more attempts are made, for this reason.

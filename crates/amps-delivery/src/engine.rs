@@ -412,6 +412,14 @@ impl Engine {
         }
     }
 
+    /// What the link says of itself, once it is up.
+    pub fn about(&self) -> String {
+        match &self.place {
+            Place::Linked(linked) if linked.capabilities.is_some() => linked.link.about(),
+            _ => String::new(),
+        }
+    }
+
     /// There is no server to connect to, and never will be.
     pub fn no_server(&mut self) {
         if matches!(self.place, Place::Opening { .. }) {

@@ -47,6 +47,12 @@ pub trait Link: Send {
 
     /// When it wants to be polled though nothing came, at the latest.
     fn deadline(&self) -> Option<Duration>;
+
+    /// In words for people, once it is up: where it leads to and why it is of this kind, if there is
+    /// more to say than the server's address.
+    fn about(&self) -> String {
+        String::new()
+    }
 }
 
 /// What one poll of a link did.

@@ -211,4 +211,8 @@ impl Link for JetStreamLink {
     fn deadline(&self) -> Option<Duration> {
         self.session.deadline()
     }
+
+    fn about(&self) -> String {
+        self.session.about()
+    }
 }

@@ -49,6 +49,8 @@ pub(crate) struct Session {
     encoder: Option<Encoder>,
     capabilities: Capabilities,
     chain: Option<Chain>,
+    /// Why messages are chained, or why not.
+    because: &'static str,
     flight: Flight,
     /// What the server knows of earlier messages could not be proved.
     doubtful: bool,
@@ -104,6 +106,7 @@ impl Session {
                 largest: None,
             },
             chain: None,
+            because: "",
             flight: Flight::default(),
             doubtful: true,
             look: None,
@@ -371,11 +374,15 @@ impl Session {
         if let Some((_, why)) = wrong.iter().find(|(is, _)| *is) {
             return Err(LinkEnd::Unusable(format!("stream {name} {why}")));
         }
-        let chained = match self.config.mode {
-            Mode::Chained => true,
-            Mode::Unchained => false,
-            Mode::Auto => config.description == self.alone(),
+        let (chained, because) = match self.config.mode {
+            Mode::Chained => (true, "as was asked for"),
+            Mode::Unchained => (false, "as was asked for"),
+            Mode::Auto if config.description == self.alone() => {
+                (true, "since it was made for this publisher alone")
+            }
+            Mode::Auto => (false, "since it may have other publishers"),
         };
+        self.because = because;
         self.bound.domain.clone_from(&stream.domain);
         self.capabilities.meaning = Meaning::Stored {
             replicas: config.num_replicas.max(1),
@@ -387,6 +394,19 @@ impl Session {
         };
         self.stream = stream;
         Ok(chained)
+    }
+
+    /// Which stream it is, and in which order messages are stored there.
+    pub(crate) fn about(&self) -> String {
+        let (how, order) = match self.capabilities.order {
+            Order::Kept => ("chained", "each message once and in order"),
+            Order::MayOvertake => (
+                "unchained",
+                "each message at least once, and one may overtake another",
+            ),
+        };
+        let (stream, because) = (&self.bound.stream, self.because);
+        format!("stream {stream}, {how} {because}: {order}")
     }
 
     fn largest(&self) -> usize {

@@ -24,6 +24,9 @@ pub(super) fn tell(
     // Asked for after the events were, so that an outage is either in this state or among the
     // events.
     let health = client.health();
+    if !health.about.is_empty() {
+        say(&format!("note: {}", link(&health.server, &health.about)));
+    }
     let before = health.last_error.filter(|_| health.logons == 0);
     let before = before.map(|(server, why)| {
         let told = no_connection(&server, &why);
@@ -31,14 +34,16 @@ pub(super) fn tell(
         say(&format!("note: {told}; trying again ({waits})"));
         vec![told]
     });
-    tell_events(events, store, before, out)
+    tell_events(events, store, before, health.about, out)
 }
 
-/// `outage`: the reasons of one that goes on, as they were reported.
+/// `outage`: the reasons of one that goes on, and `about`: what the last link said of itself, as they
+/// were reported.
 async fn tell_events(
     mut events: Events,
     store: String,
     mut outage: Option<Vec<String>>,
+    mut about: String,
     out: Arc<SideOutput>,
 ) {
     let mut unreadable = false;
@@ -98,6 +103,15 @@ async fn tell_events(
                         span(lasted)
                     ),
                 }
+            }
+            Event::LinkUp {
+                server, about: now, ..
+            } => {
+                if now.is_empty() || now == about {
+                    continue;
+                }
+                about = now;
+                link(&server, &about)
             }
             Event::LinkLost { server, why, .. } => {
                 let told = no_connection(&server, &why);
@@ -234,6 +248,10 @@ async fn tell_events(
         };
         say(&format!("note: {text}"));
     }
+}
+
+fn link(server: &str, about: &str) -> String {
+    format!("{server}: {about}")
 }
 
 fn no_connection(server: &str, why: &LinkEnd) -> String {

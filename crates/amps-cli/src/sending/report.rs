@@ -4,6 +4,7 @@ use std::collections::HashSet;
 use std::path::Path;
 use std::time::Duration;
 
+use amps_client::Order;
 use amps_store::{Rejection, Store, StoredMessage, Unrecorded};
 use serde_json::{Map, Value};
 
@@ -28,6 +29,11 @@ pub(super) struct Report {
     /// Settled because the server had seen their ids before, or was asked for them and has them.
     pub(super) duplicates: u64,
     pub(super) found: u64,
+    /// That may be stored twice.
+    pub(super) possible_duplicates: u64,
+    /// Of the last link to a server of NATS.
+    pub(super) order: Option<Order>,
+    pub(super) about: String,
     pub(super) rejected: u64,
     /// Refused after a success that covered them.
     pub(super) late: u64,
@@ -83,6 +89,7 @@ impl Report {
                 "persisted_at_logon": *persisted_at_logon,
                 "duplicates": self.duplicates,
                 "found": self.found,
+                "possible_duplicates": self.possible_duplicates,
                 "rejected": *rejected,
                 "late": *late,
                 "unattributed": *unattributed,
@@ -100,17 +107,31 @@ impl Report {
                 "unrecorded_refusals": self.unrecorded.refusals,
                 "store": self.store,
                 "evacuated_to": self.evacuated_to.as_deref(),
+                "order": self.order.map(|order| match order {
+                    Order::Kept => "chained",
+                    Order::MayOvertake => "unchained",
+                }),
+                "about": Some(self.about.as_str()).filter(|about| !about.is_empty()),
             });
         }
         // Only of servers that know messages by ids.
-        let by_ids = match (self.duplicates, self.found) {
-            (0, 0) => String::new(),
-            (duplicates, found) => format!("duplicates {duplicates}  found {found}  "),
+        let by_ids = match (self.duplicates, self.found, self.order) {
+            (0, 0, None) => String::new(),
+            (duplicates, found, _) => format!("duplicates {duplicates}  found {found}  "),
+        };
+        let twice = match (self.possible_duplicates, self.order) {
+            (0, None) => String::new(),
+            (count, _) => format!("possible_duplicates {count}  "),
+        };
+        let order = match &self.order {
+            None => "",
+            Some(Order::Kept) => "  order chained",
+            Some(Order::MayOvertake) => "  order unchained",
         };
         out.line(&format!(
             "published {published}  persisted {persisted}  persisted_at_logon \
-             {persisted_at_logon}  {by_ids}rejected {rejected}  late {late}  unattributed {unattributed}  \
-             left {left}  resent {resent}  stopped {}",
+             {persisted_at_logon}  {by_ids}{twice}rejected {rejected}  late {late}  unattributed {unattributed}  \
+             left {left}  resent {resent}  stopped {}{order}",
             u8::from(*stopped)
         ));
     }

@@ -136,7 +136,28 @@ impl Driver {
             return self.engine.lose(self.store.as_ref(), now, end);
         }
         self.state(ConnectionState::LoggedOn);
+        self.tell_link();
         self.tell_logon();
+    }
+
+    /// What the link is like. One that ended meanwhile is not told of.
+    fn tell_link(&mut self) {
+        let Some(capabilities) = self.engine.capabilities() else {
+            return;
+        };
+        let (order, about) = (capabilities.order, self.engine.about());
+        self.shared.status.send_modify(|status| {
+            status.capabilities = Some(capabilities.clone());
+            status.about.clone_from(&about);
+        });
+        if !about.is_empty() {
+            tracing::info!(about, "the link is up");
+        }
+        self.shared.event(Event::LinkUp {
+            server: self.work.server.clone(),
+            order,
+            about,
+        });
     }
 
     fn damaged(&mut self, sequence: u64, error: String) {

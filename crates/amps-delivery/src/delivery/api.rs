@@ -554,6 +554,10 @@ pub struct Totals {
     pub duplicates: u64,
     /// Settled because the server was asked for the message by its id, and holds it.
     pub found: u64,
+    /// Messages that may be stored twice: at a server of single acks, settled by an ack after they
+    /// went out again without proof that they were not stored before; and those that a rebase sent
+    /// again under other numbers, at most.
+    pub possible_duplicates: u64,
     /// Refused, with the refusal in the log (late ones not counted: the success stands).
     pub rejected: u64,
     /// Handed to a transport although they may have been sent before, under the same number or,

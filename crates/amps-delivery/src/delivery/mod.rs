@@ -116,6 +116,8 @@ pub struct Delivery {
     rounds: Rounds,
     /// The server of this link can be asked for messages by their ids.
     asks_by_id: bool,
+    /// Up to here the server of this link said for no message that it has it or that it has not.
+    unproved: u64,
     recall: Recall,
     doubts: Doubts,
     pending: Pending,
@@ -162,6 +164,7 @@ impl Delivery {
             hold: None,
             rounds: Rounds::default(),
             asks_by_id: false,
+            unproved: 0,
             recall: Recall::default(),
             doubts: Doubts::default(),
             pending: Pending::default(),

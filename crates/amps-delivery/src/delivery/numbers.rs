@@ -23,6 +23,10 @@ impl Delivery {
         self.raise_again_at = None;
         let resume = self.resume(known.resume);
         self.asks_by_id = resume == Resume::ById;
+        self.unproved = match resume {
+            Resume::ById | Resume::Unknown if known.acks == Acks::Single => self.figures.reach(),
+            _ => 0,
+        };
         let figure = match resume {
             Resume::HighWater(figure) if !planted!(FigureIgnored) => figure,
             Resume::ById => {
@@ -135,6 +139,7 @@ impl Delivery {
             Ok(rebase) => {
                 let possible_duplicates = self.figures.may_be_duplicates(store, rebase.from);
                 self.figures.rebased(store, rebase);
+                self.totals.possible_duplicates += possible_duplicates;
                 self.note(Note::Rebased {
                     from: rebase.from,
                     first_wire: self.figures.wire(rebase.from),

@@ -125,6 +125,9 @@ impl Delivery {
         }
         if self.pending.single.add(sequence, via) {
             self.doubts.forget(sequence);
+            if via == Via::Ack && sequence <= self.unproved {
+                self.totals.possible_duplicates += 1;
+            }
             if self.pending.single.0.len() >= SINGLES {
                 self.apply_singles(store);
             }

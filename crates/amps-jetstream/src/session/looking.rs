@@ -280,6 +280,7 @@ impl Session {
             if self.config.mode == Mode::Chained {
                 return Err(self.not_alone());
             }
+            self.because = "since somebody else publishes to it, too";
             self.up(Resume::ById, None, sink);
             return Ok(());
         }

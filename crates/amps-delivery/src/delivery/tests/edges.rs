@@ -291,6 +291,7 @@ fn a_rebase_counts_what_may_arrive_twice() {
         }
         let outputs = rig.logon(1 << 40);
         assert_eq!(possible_duplicates(&outputs), Some(expected));
+        assert_eq!(rig.delivery.totals().possible_duplicates, expected);
     }
 }
 

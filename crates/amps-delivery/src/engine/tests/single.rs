@@ -654,11 +654,31 @@ fn what_was_sent_is_asked_for_by_its_id_before_anything_goes_out() {
     assert_eq!(wires, [(1, true), (4, true), (6, false)]);
     let totals = rig.engine.totals();
     assert_eq!((totals.found, totals.persisted), (2, 1));
+    assert_eq!(totals.possible_duplicates, 0);
     // All is settled: there is nothing to ask for.
-    rig.says(&second, vec![one(1), one(4), one(6)]);
+    rig.says(&second, vec![one(1), one(1), seen(4), one(6)]);
+    let possible = rig.engine.totals().possible_duplicates;
+    assert_eq!(possible, 1, "4 was known, and 6 never sent before");
     rig.ends(&second);
     let third = rig.single(Resume::ById);
     assert!(third.with(|script| script.recalled.is_empty()));
+}
+
+/// What goes out again may be stored twice, unless the server said where its messages end.
+#[test]
+fn what_may_be_stored_twice_is_counted() {
+    for (resume, expected) in [(Resume::Unknown, 2), (Resume::HighWater(0), 0)] {
+        let mut rig = rig();
+        rig.publish(2);
+        let first = rig.single(resume);
+        rig.ends(&first);
+        rig.publish(1);
+        let second = rig.single(resume);
+        rig.says(&second, vec![one(1), one(2), one(3)]);
+        let totals = rig.engine.totals();
+        assert_eq!((totals.persisted, totals.resent), (3, 2));
+        assert_eq!(totals.possible_duplicates, expected, "{resume:?}");
+    }
 }
 
 #[test]
