@@ -372,3 +372,98 @@ impl Liar {
         self.thread.join().unwrap();
     }
 }
+
+/// Passes on what clients and a server say, each connection in both directions, and can hold back
+/// what comes from the first client, as a network does that takes nothing more.
+pub struct Proxy {
+    pub port: u16,
+    first: Arc<Held>,
+    ended: std::sync::mpsc::Receiver<usize>,
+}
+
+#[derive(Default)]
+struct Held {
+    holds: std::sync::Mutex<bool>,
+    changed: std::sync::Condvar,
+}
+
+impl Held {
+    fn set(&self, holds: bool) {
+        *self.holds.lock().unwrap() = holds;
+        self.changed.notify_all();
+    }
+
+    /// Waits while it holds; whether it did.
+    fn pass(&self) -> bool {
+        let mut holds = self.holds.lock().unwrap();
+        let held = *holds;
+        while *holds {
+            holds = self.changed.wait(holds).unwrap();
+        }
+        held
+    }
+}
+
+impl Proxy {
+    pub fn start(server: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let first = Arc::<Held>::default();
+        let (tell, ended) = std::sync::mpsc::channel();
+        let held = first.clone();
+        std::thread::spawn(move || {
+            let mut first = Some((held, tell));
+            for client in listener.incoming() {
+                // It ends with the process of the test.
+                let (Ok(client), Ok(server)) = (client, TcpStream::connect(("127.0.0.1", server)))
+                else {
+                    continue;
+                };
+                let back = (server.try_clone().unwrap(), client.try_clone().unwrap());
+                std::thread::spawn(move || pass_on(back.0, back.1, None));
+                let first = first.take();
+                std::thread::spawn(move || {
+                    let (held, tell) = first.unzip();
+                    let late = pass_on(client, server, held);
+                    if let Some(tell) = tell {
+                        // Nobody may have asked.
+                        let _ = tell.send(late);
+                    }
+                });
+            }
+        });
+        Proxy { port, first, ended }
+    }
+
+    /// Reads nothing more of the first client.
+    pub fn hold_first(&self) {
+        self.first.set(true);
+    }
+
+    /// Passes on what it said since, and waits until it has closed its connection; how many bytes
+    /// that were.
+    pub fn release_first(&self) -> usize {
+        self.first.set(false);
+        self.ended.recv_timeout(PATIENCE).expect("it is closed")
+    }
+}
+
+/// Passes on until one side ends; the bytes that came after it had held them back.
+fn pass_on(mut from: TcpStream, mut to: TcpStream, held: Option<Arc<Held>>) -> usize {
+    let (mut part, mut late, mut was_held) = (vec![0; 1 << 16], 0, false);
+    loop {
+        // What it is waiting for when it is told to hold may still come through.
+        was_held |= held.as_ref().is_some_and(|held| held.pass());
+        let count = match from.read(&mut part) {
+            Ok(0) | Err(_) => break,
+            Ok(count) => count,
+        };
+        was_held |= held.as_ref().is_some_and(|held| held.pass());
+        late += if was_held { count } else { 0 };
+        if to.write_all(&part[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(std::net::Shutdown::Write);
+    late
+}
