@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use amps_client::connector::TlsConnector;
 use amps_client::jetstream::{self, Config, Create, Credentials, JetStream, Mode};
-use amps_client::{Client, Message, Outcome, PublishFailure, Via};
+use amps_client::{Client, Event, Message, Outcome, PublishFailure, Via};
 use amps_store::{Options, Store};
 use servers::{Server, programs};
 
@@ -113,6 +113,73 @@ async fn a_refusal_is_told_with_the_original_after_a_restart() {
         let told = told.lock().unwrap();
         let reason = "message size exceeds maximum allowed".to_owned();
         assert_eq!(*told, [(Some(original.into_bytes()), reason)]);
+    }
+}
+
+/// The publisher that sent it dies while the stream is full; the stream refuses it when the next one
+/// sends it again. Its handler gets what the first one had published.
+#[tokio::test]
+async fn what_is_refused_only_after_its_publisher_died_comes_back_as_it_was() {
+    for program in programs() {
+        for mode in [Mode::Chained, Mode::Unchained] {
+            let server = Server::start(&program, "");
+            let full = ",\"max_msgs\":1,\"discard\":\"new\"";
+            server.admin().stream("S", full);
+            let directory = tempfile::tempdir().unwrap();
+            let path = directory.path().join("store");
+            let open = || Store::open(&path, Options::new().client_name("me")).unwrap();
+            let mut config = Config::new("t");
+            config.mode = mode;
+            let transport = || jetstream::transport(config.clone());
+            let first = client(open(), transport(), &nats(&server)).await;
+            let stored = first.send(Message::publish("t", "1")).await.unwrap();
+            assert!(matches!(stored.await, Outcome::Persisted { .. }));
+            let original = "x".repeat(400);
+            let mut events = first.events();
+            let message = Message::publish("t", original.clone());
+            drop(first.send(message).await.unwrap());
+            turned_away(&mut events).await;
+            // As a crash leaves it: nothing more is said of it.
+            assert_eq!(first.close(Duration::ZERO).await.left, 1);
+
+            let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+            let builder = Client::builder("me")
+                .store(open())
+                .transport(transport())
+                .server(nats(&server));
+            let second = builder
+                .on_failed_write(move |failed| {
+                    let original = failed.original.as_ref().map(|one| one.payload().to_vec());
+                    tell.send((
+                        original,
+                        failed.earlier_run,
+                        failed.reason.as_str().to_owned(),
+                    ))
+                    .unwrap();
+                    async { Ok(()) }
+                })
+                .open()
+                .await
+                .unwrap();
+            turned_away(&mut second.events()).await;
+            let smaller =
+                "{\"name\":\"S\",\"subjects\":[\"t\"],\"storage\":\"file\",\"max_msg_size\":300}";
+            server.admin().api("STREAM.UPDATE.S", smaller);
+            let (refused, earlier, reason) = told.recv().await.unwrap();
+            assert_eq!(refused, Some(original.into_bytes()), "{mode:?}");
+            assert!(earlier);
+            assert_eq!(reason, "message size exceeds maximum allowed");
+            second.close(MINUTE).await;
+        }
+    }
+}
+
+async fn turned_away(events: &mut amps_client::Events) {
+    loop {
+        let event = events.next().await.expect("the client runs");
+        if matches!(event, Event::TurnedAway { .. }) {
+            return;
+        }
     }
 }
 
