@@ -493,6 +493,7 @@ impl Builder {
             totals: Default::default(),
             uncounted: Default::default(),
             offers: Offers::default(),
+            unheard: Default::default(),
             max_message: self.max_message,
             admits,
         });

@@ -341,7 +341,8 @@ impl Client {
     /// A message that was refused counts as settled once the failed-write handler has returned
     /// for it, whether or not it took the refusal over; inside a handler, or without one, once
     /// the refusal is in the log. Refusals of earlier runs that are still to be offered are
-    /// included. Without a store it asks the server to confirm that it has processed everything,
+    /// included. The last-chance handler has returned, too, from whatever came for it before.
+    /// Without a store it asks the server to confirm that it has processed everything,
     /// and waits for the acks that messages asked for.
     ///
     /// If a handler waits for another task that flushes, the flush waits for the handler in turn,
@@ -367,8 +368,10 @@ impl Client {
         let handlers = match is_handling(&self.shared) {
             true => 0,
             false => {
-                let offers = &self.shared.offers;
-                offers.returned(store.as_ref(), through, until).await
+                let (offers, unheard) = (&self.shared.offers, &self.shared.unheard);
+                let still_to_pass = || self.shared.mailbox.untold.load(Ordering::Acquire);
+                let refused = offers.returned(store.as_ref(), through, until).await;
+                refused + unheard.returned(still_to_pass, until).await
             }
         };
         match (counted.left(), handlers) {
@@ -389,7 +392,7 @@ impl Client {
                     true => 0,
                     false => {
                         let store = self.shared.watched.store.as_ref();
-                        self.shared.offers.open(store, through)
+                        self.shared.offers.open(store, through) + self.shared.unheard.open()
                     }
                 };
                 let left = self.unacked(through);
@@ -504,9 +507,9 @@ impl Client {
         }
     }
 
-    /// Ends the client: accepts nothing more, waits until everything is settled and the
-    /// failed-write handler has returned for every refusal, or until the deadline, and then
-    /// closes the store. Never hangs: when the disk is slow it takes at most about a second
+    /// Ends the client: accepts nothing more, waits until everything is settled, the
+    /// failed-write handler has returned for every refusal and the last-chance handler from
+    /// everything that came for it, or until the deadline, and then closes the store. Never hangs: when the disk is slow it takes at most about a second
     /// longer than the deadline. Never discards: what is left is sent after the next open. Inside
     /// a handler it does not wait for that handler.
     ///

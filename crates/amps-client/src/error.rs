@@ -201,13 +201,13 @@ pub enum FlushError {
     /// running. Without a store: the server did not confirm in time, or did not send the acks
     /// that were asked for.
     #[error(
-        "the flush was not over in time; {left} message(s) are not settled, and the handler has not returned for {handlers} refused one(s)"
+        "the flush was not over in time; {left} message(s) are not settled, and a handler has not returned from {handlers} refusal(s) or other ack(s)"
     )]
     Timeout {
         /// Covered by this flush and not settled.
         left: u64,
         /// Refusals, of this run or an earlier one, whose failed-write handler has not returned
-        /// or was not called yet.
+        /// or was not called yet, and what the last-chance handler has not returned from.
         handlers: u64,
     },
     /// The client was closed meanwhile.
@@ -283,8 +283,8 @@ pub struct CloseReport {
     /// had no room to record it.
     pub unrecorded: Unrecorded,
     /// Refusals whose failed-write handler had not returned at the deadline, or made this call
-    /// itself. They are offered again at the next open, unless the handler accepts them before
-    /// the process ends.
+    /// itself: they are offered again at the next open, unless the handler accepts them before
+    /// the process ends. And what the last-chance handler had not returned from.
     pub handlers: u64,
     /// The store was closed cleanly. Otherwise the next open treats this as an unclean stop,
     /// which skips numbers but loses no message.

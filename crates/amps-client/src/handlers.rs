@@ -22,6 +22,7 @@ use crate::offers::PAGE;
 use crate::panics;
 use crate::protocol::Reason;
 use crate::shared::{Shared, unix_micros};
+use crate::unheard::Hearing;
 use crate::wire::asked_id;
 
 tokio::task_local! {
@@ -220,6 +221,7 @@ pub(crate) fn last_chance(
     handler: LastChance,
 ) -> impl Future<Output = ()> + Send + use<> {
     let client = identity(shared);
+    let hearing = Hearing::new(shared);
     // The event streams end with the client, so this task must not keep it alive.
     let shared = Arc::downgrade(shared);
     async move {
@@ -239,6 +241,7 @@ pub(crate) fn last_chance(
                     shared.event(Event::LastChanceFailed { error });
                 }
             }
+            hearing.heard();
         }
     }
 }

@@ -117,6 +117,7 @@ mod shared;
 mod subscription;
 #[cfg(feature = "testkit")]
 pub mod testkit;
+mod unheard;
 pub mod uri;
 mod wire;
 

@@ -21,6 +21,7 @@ use crate::offers::Offers;
 use crate::protocol::Reason;
 use crate::receipt::{Receipt, Watched};
 use crate::session::ServerInfo;
+use crate::unheard::Unheard;
 
 /// What happened before a stream of events begins, and must be told in it all the same.
 #[derive(Clone, Debug, Default)]
@@ -65,6 +66,7 @@ pub(crate) struct Shared {
     /// What a flush counted but could not report, because its caller had gone.
     pub(crate) uncounted: Arc<Mutex<Flushed>>,
     pub(crate) offers: Offers,
+    pub(crate) unheard: Arc<Unheard>,
     pub(crate) max_message: usize,
     /// What looks at each message, if something has to.
     pub(crate) admits: Option<Arc<dyn Admits>>,

@@ -8,7 +8,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use amps_client::{Client, FlushError, FlushReport, Outcome, Via};
+use amps_client::protocol::Ack;
+use amps_client::{Client, FlushError, FlushReport, Message, Outcome, Via};
 use amps_store::{PublishStore, Store};
 use common::{LONG, Peer, memory, options, pair, started};
 use tokio::sync::{Notify, Semaphore, mpsc};
@@ -342,4 +343,167 @@ async fn a_flush_that_waits_for_a_handler_ends_with_the_client() {
     inside.notify_one();
     let report = tokio::time::timeout(LONG, flush).await.unwrap().unwrap();
     assert_eq!((report.rejected, report.left), (2, 0));
+}
+
+/// A client whose last-chance handler waits for a permit each time, its server, which has refused
+/// five messages, and what the handler has been called for.
+async fn five_refused(kept: bool) -> (Client, Peer, std::sync::mpsc::Sender<()>, Arc<AtomicUsize>) {
+    let (builder, mut listener) = pair();
+    let (permit, permits) = std::sync::mpsc::channel::<()>();
+    let permits = Mutex::new(permits);
+    let heard = Arc::new(AtomicUsize::new(0));
+    let count = heard.clone();
+    let builder = builder.on_last_chance(move |_| {
+        permits.lock().unwrap().recv().unwrap();
+        count.fetch_add(1, Ordering::SeqCst);
+    });
+    let builder = if kept {
+        builder.store(memory())
+    } else {
+        builder
+    };
+    let client = builder.open().await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    client.wait_logged_on(LONG).await.unwrap();
+    for n in 0..5 {
+        let message = Message::publish("t", format!("{n}"));
+        client.send(message.ask_ack()).await.unwrap();
+        let frame = peer.next().await.unwrap();
+        let figure = frame.sequence.or(Some(9));
+        peer.ack(&Ack::refused(figure, frame.id.as_deref(), "no"))
+            .await;
+    }
+    (client, peer, permit, heard)
+}
+
+/// Flushes until nothing is left, which here is long before the handler is done with anything.
+async fn flush_for_a_moment(client: &Client, peer: &mut Peer) -> u64 {
+    loop {
+        let flush = client.publish_flush(Duration::from_millis(200));
+        let answers = async {
+            while let Some(frame) = peer.next().await {
+                peer.processed(&frame).await;
+            }
+        };
+        let flushed = tokio::select! {
+            flushed = flush => flushed,
+            () = answers => panic!("the link ended"),
+        };
+        match flushed {
+            Err(FlushError::Timeout { left: 0, handlers }) if handlers > 0 => return handlers,
+            // A busy machine: what the server said was not read in time.
+            Err(FlushError::Timeout { .. }) => {}
+            other => panic!("{other:?}"),
+        }
+    }
+}
+
+/// Of five refusals none had been in the handler, now and then, when the program ended after its
+/// flush: a flush and a close waited for the failed-write handler alone.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flush_and_a_close_wait_for_the_last_chance_handler() {
+    for kept in [false, true] {
+        let (client, mut peer, permit, heard) = five_refused(kept).await;
+        while flush_for_a_moment(&client, &mut peer).await < 5 {}
+        for _ in 0..2 {
+            permit.send(()).unwrap();
+        }
+        while flush_for_a_moment(&client, &mut peer).await > 3 {}
+        permit.send(()).unwrap();
+        permit.send(()).unwrap();
+        while flush_for_a_moment(&client, &mut peer).await > 1 {}
+        let serve = tokio::spawn(async move {
+            while let Some(frame) = peer.next().await {
+                peer.processed(&frame).await;
+            }
+        });
+        let flush = started(Box::pin(client.publish_flush(LONG))).await;
+        permit.send(()).unwrap();
+        let report = flush.await.unwrap();
+        assert_eq!(heard.load(Ordering::SeqCst), 5);
+        assert_eq!(report.rejected, 5);
+        assert_eq!(client.close(LONG).await.handlers, 0);
+        serve.await.unwrap();
+
+        let (client, mut peer, permit, heard) = five_refused(kept).await;
+        while flush_for_a_moment(&client, &mut peer).await < 5 {}
+        drop(peer);
+        let close = started(Box::pin(client.close(LONG))).await;
+        for _ in 0..5 {
+            permit.send(()).unwrap();
+        }
+        assert_eq!(close.await.handlers, 0);
+        assert_eq!(heard.load(Ordering::SeqCst), 5);
+
+        // And no longer than it may.
+        let (client, mut peer, permit, _) = five_refused(kept).await;
+        while flush_for_a_moment(&client, &mut peer).await < 5 {}
+        assert_eq!(client.close(Duration::ZERO).await.handlers, 5);
+        for _ in 0..5 {
+            permit.send(()).unwrap();
+        }
+    }
+}
+
+/// Inside of itself it waits for no other call of it, and a panic in it ends no wait.
+#[tokio::test(flavor = "multi_thread", worker_threads = 4)]
+async fn a_flush_inside_the_last_chance_handler_does_not_wait_for_it() {
+    let (builder, mut listener) = pair();
+    let slot: Arc<Mutex<Option<Client>>> = Arc::default();
+    let inside = slot.clone();
+    let (told, mut heard) = mpsc::unbounded_channel();
+    let client = builder
+        .store(memory())
+        .on_last_chance(move |_| {
+            let client = inside.lock().unwrap().clone().unwrap();
+            let flush = client.publish_flush(LONG);
+            let runtime = tokio::runtime::Handle::current();
+            told.send(tokio::task::block_in_place(|| runtime.block_on(flush)))
+                .unwrap();
+            panic!("one of the application's");
+        })
+        .open()
+        .await
+        .unwrap();
+    *slot.lock().unwrap() = Some(client.clone());
+    client.publish("t", "1").await.unwrap();
+    let mut peer = Peer::logged_on(&mut listener, 0).await;
+    peer.publishes_to(1).await;
+    peer.refuse(1, "no").await;
+    assert_eq!(heard.recv().await.unwrap().unwrap().rejected, 1);
+    client.publish_flush(LONG).await.unwrap();
+    assert_eq!(client.close(LONG).await.handlers, 0);
+    slot.lock().unwrap().take();
+}
+
+/// More refusals of an earlier run than the handler's queue holds are passed to it before a flush,
+/// or a close, returns.
+#[tokio::test]
+async fn refusals_of_an_earlier_run_reach_the_last_chance_handler_before_the_end() {
+    const EARLIER: usize = 3000;
+    for flushes in [true, false] {
+        let store = memory();
+        for _ in 0..EARLIER {
+            let envelope = amps_store::Envelope::publish("t");
+            let until = std::time::Instant::now() + LONG;
+            let appended = store.append_wait(&envelope, b"x", until).unwrap();
+            store.reject(appended.sequence, "no", 1).unwrap();
+        }
+        let (builder, _listener) = pair();
+        let heard = Arc::new(AtomicUsize::new(0));
+        let count = heard.clone();
+        let client = builder
+            .store(store)
+            .on_last_chance(move |_| {
+                count.fetch_add(1, Ordering::SeqCst);
+            })
+            .open()
+            .await
+            .unwrap();
+        match flushes {
+            true => drop(client.publish_flush(LONG).await.unwrap()),
+            false => drop(client.close(LONG).await),
+        }
+        assert_eq!(heard.load(Ordering::SeqCst), EARLIER);
+    }
 }

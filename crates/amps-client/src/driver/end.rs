@@ -90,7 +90,16 @@ impl Driver {
             self.shared.offers.finish();
             let _ = tokio::time::timeout_at(until, task).await;
         }
-        let handlers = self.shared.offers.open(self.store.as_ref(), u64::MAX);
+        while wait {
+            self.tell_earlier();
+            let unheard = &self.shared.unheard;
+            let busy = unheard.returned(|| false, Some(until)).await > 0;
+            if busy || self.work.earlier_from.is_none() {
+                break;
+            }
+        }
+        let offered = self.shared.offers.open(self.store.as_ref(), u64::MAX);
+        let handlers = offered + self.shared.unheard.open();
         self.shared.offers.stop();
         // The last look, while the store can be read.
         self.work.gauges_at = Duration::ZERO;

@@ -340,6 +340,7 @@ impl Driver {
             drop(self.shared.take_early());
         }
         self.shared.mailbox.untold.store(false, Ordering::Release);
+        self.shared.unheard.all_passed();
         self.work.earlier_from = None;
         self.work.told.clear();
     }
@@ -422,7 +423,13 @@ impl Driver {
     }
 
     pub(super) fn unhandled(&mut self, ack: UnhandledAck) {
-        if let Err(mpsc::error::TrySendError::Full(ack)) = self.unhandled.try_send(ack) {
+        // Counted first: the handler may be through with it before this returns.
+        self.shared.unheard.passed();
+        let passed = self.unhandled.try_send(ack);
+        if passed.is_err() {
+            self.shared.unheard.heard();
+        }
+        if let Err(mpsc::error::TrySendError::Full(ack)) = passed {
             tracing::warn!(
                 %ack,
                 "the last-chance handler is too slow; an ack was dropped"
