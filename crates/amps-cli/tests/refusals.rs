@@ -171,6 +171,13 @@ fn a_refusal_of_nobody_is_counted_and_ends_with_6() {
     for (refusal, words) in [
         (NO.to_owned(), "without saying which"),
         (format!(r#"{NO},"s":2,"cid":"zz""#), "under number 2,"),
+        // These were once dropped, and the exit code was 0.
+        (format!(r#"{NO},"s":2,"cid":"c99""#), "under number 2,"),
+        (format!(r#"{NO},"s":2,"sub_id":"x""#), "under number 2,"),
+        (
+            NO.replace("failure", "error") + r#","s":2"#,
+            "under number 2,",
+        ),
     ] {
         let server = Scripted::start(move |mut link| {
             link.accept();

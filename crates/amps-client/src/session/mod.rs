@@ -468,6 +468,11 @@ impl Session {
         self.next_id += 1;
         self.next_id - 1
     }
+
+    /// Whether a command or a subscription of this client has, or had, this id.
+    fn gave_out(&self, id: u64) -> bool {
+        (1..self.next_id).contains(&id)
+    }
 }
 
 /// Command ids of the session start with a letter, so that they never look like the

@@ -33,7 +33,7 @@ impl Session {
                 return self.logon_ack(now, header, challenges, out, sink);
             }
             // Nothing was sent on this link that the ack could be about.
-            return sink(Received::Unhandled(header));
+            return self.of_nothing_known(named, header, sink);
         }
         let mut by_command = None;
         if let Named::Own(id) = named {
@@ -48,12 +48,51 @@ impl Session {
             let subscription = by_name.and_then(own_sub).or(by_command);
             // Progress of a bookmark subscription, never of the publish store
             // (`docs/protocol.md` §7).
-            return self.subscription_ack(subscription, header, out, sink);
+            return match subscription.filter(|id| self.gave_out(*id)) {
+                Some(subscription) => self.subscription_ack(subscription, header, out, sink),
+                None => self.of_nothing_known(named, header, sink),
+            };
         }
         match self.publish_ack(named, header) {
             Some(ack) => sink(Received::Ack(ack)),
             None => sink(Received::Unhandled(header)),
         }
+    }
+
+    /// Passes on what names a command or a subscription that is none of this client's, or comes
+    /// when nothing was sent. A failure among it may be one of a publish all the same: it must
+    /// not pass for nothing.
+    fn of_nothing_known(
+        &self,
+        named: Named,
+        header: &Header<'_>,
+        sink: &mut dyn FnMut(Received<'_>),
+    ) {
+        let answered = matches!(named, Named::Own(id) if self.gave_out(id));
+        match self.stray_failure(named, header).filter(|_| !answered) {
+            Some(ack) => sink(Received::Ack(ack)),
+            None => sink(Received::Unhandled(header)),
+        }
+    }
+
+    /// A failure, or a status that is no success, with a number or the id of a publish beside
+    /// what it names first: it settles nothing, and is told as one that names no message.
+    fn stray_failure<'h>(&self, named: Named, header: &'h Header<'_>) -> Option<PublishAck<'h>> {
+        let figure = header.sequence.filter(|sequence| *sequence > 0);
+        let numbered = figure.is_some() || matches!(named, Named::Publish(_));
+        let reason = header.reason_text.as_deref().unwrap_or_default();
+        let reason = match header.status? {
+            Status::Success => return None,
+            Status::Retry | Status::Unknown if reason.is_empty() => NO_STATUS,
+            Status::Failure | Status::Retry | Status::Unknown => reason,
+        };
+        // Without a store a figure counts nothing of ours.
+        let may_be_ours = self.config.stored && numbered && is_of_a_publish(header.ack_kind());
+        may_be_ours.then_some(PublishAck {
+            figure,
+            sequence: None,
+            verdict: Verdict::Stray(reason),
+        })
     }
 
     /// What an ack says about publishes, if it is about any.
@@ -72,20 +111,21 @@ impl Session {
         let (sequence, verdict) = match (named, status) {
             // It is about a command that nobody waits for any more. If it has a number, that is
             // another publisher's (`docs/protocol.md` §13).
-            (Named::Own(_), _) => return None,
+            (Named::Own(id), _) if self.gave_out(id) => return None,
+            (Named::Own(_), _) => return self.stray_failure(named, header),
             (Named::Stranger, Status::Failure) if is_of_a_publish(kind) => {
                 (None, Verdict::Stray(reason))
             }
             (Named::Stranger, _) => return None,
             (Named::Nobody, Status::Failure) => (None, Verdict::Refused(reason)),
             (Named::Publish(id), Status::Failure) => (Some(id), Verdict::Refused(reason)),
+            // The status is no word that is known for success or failure.
+            (_, Status::Retry | Status::Unknown) => return self.stray_failure(named, header),
             (_, Status::Success) if kind != Some(AckKind::Persisted) => return None,
             (Named::Publish(id), Status::Success) => (Some(id), Verdict::Persisted),
             // Without a store a figure counts nothing of ours.
             (Named::Nobody, Status::Success) if !self.config.stored => return None,
             (Named::Nobody, Status::Success) => (None, Verdict::Persisted),
-            // The status is no word that is known for success or failure.
-            (_, Status::Retry | Status::Unknown) => return None,
         };
         let names_nothing = figure.is_none() && sequence.is_none();
         if verdict == Verdict::Persisted && names_nothing {
@@ -264,14 +304,11 @@ impl Session {
 
     fn subscription_ack(
         &mut self,
-        subscription: Option<u64>,
+        subscription: u64,
         header: &Header<'_>,
         out: &mut Vec<u8>,
         sink: &mut dyn FnMut(Received<'_>),
     ) {
-        let Some(subscription) = subscription else {
-            return sink(Received::Unhandled(header));
-        };
         let failed = header.status == Some(Status::Failure);
         let completed = header.ack_kind() == Some(AckKind::Completed);
         let vague = completed && header.status != Some(Status::Success);
@@ -397,8 +434,11 @@ impl Placed {
 
 /// Whether a refusal of this kind can be one of a publish.
 fn is_of_a_publish(kind: Option<AckKind>) -> bool {
-    matches!(kind, None | Some(AckKind::Persisted | AckKind::Processed))
+    !matches!(kind, Some(AckKind::Completed | AckKind::Stats))
 }
+
+/// The reason of an ack that has neither a known status nor a reason.
+const NO_STATUS: &str = "the ack's status is neither success nor failure";
 
 /// Why an ack is no success: the server's reason, or otherwise its status, which may be missing
 /// or an unknown word.
