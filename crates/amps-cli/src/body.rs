@@ -4,7 +4,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value};
 
-use crate::terminal::is_obeyed;
+use crate::terminal::{self, is_obeyed};
 
 /// Adds `payload` as `"text"` if it is UTF-8, otherwise as `"base64"`.
 pub(crate) fn insert(object: &mut Map<String, Value>, payload: &[u8]) {
@@ -53,16 +53,20 @@ pub(crate) fn hex(payload: &[u8]) -> String {
 
 /// The first `limit` characters, on one line, for lists.
 pub(crate) fn short(payload: &[u8], limit: usize) -> String {
-    let text = String::from_utf8_lossy(payload);
-    let mut out: String = text
-        .chars()
-        .take(limit)
-        .map(|c| match c.is_control() || is_obeyed(c) {
-            true => '\u{fffd}',
-            false => c,
-        })
-        .collect();
-    if text.chars().nth(limit).is_some() {
+    let (mut end, mut left) = (0, limit);
+    for chunk in payload.utf8_chunks() {
+        if let Some((at, _)) = chunk.valid().char_indices().nth(left) {
+            end += at;
+            break;
+        }
+        left -= chunk.valid().chars().count();
+        // Each byte that is no text is shown by itself.
+        let bytes = chunk.invalid().len().min(left);
+        left -= bytes;
+        end += chunk.valid().len() + bytes;
+    }
+    let mut out = terminal::field(payload.get(..end).unwrap_or(payload));
+    if end < payload.len() {
         out.push('…');
     }
     out
@@ -87,7 +91,14 @@ mod tests {
         assert_eq!(for_people(b"{\"a\":1}"), "{\"a\":1}");
         let dump = for_people(b"\xffA\x00");
         assert_eq!(dump, format!("00000000  {:<47}  .A.", "ff 41 00"));
-        assert_eq!(short(b"abc\ndef", 5), "abc\u{fffd}d…");
+        assert_eq!(short(b"abc\ndef", 5), "abc\\nd…");
         assert_eq!(short(b"abc", 3), "abc");
+        assert_eq!(short(b"", 0), "");
+        for limit in 0..=6 {
+            let bytes = b"\xc3\xa9\xff\xfe\0\\x";
+            let whole = ["é", "\\xff", "\\xfe", "\\x00", "\\\\", "x"];
+            let more = if limit < whole.len() { "…" } else { "" };
+            assert_eq!(short(bytes, limit), whole[..limit].concat() + more);
+        }
     }
 }

@@ -13,6 +13,7 @@ use crate::output::{Output, object, say};
 use crate::show;
 use crate::signals::Stop;
 use crate::store::{damage, damaged_exit, export, look, unreadable};
+use crate::terminal;
 
 use self::change::Change;
 
@@ -83,7 +84,8 @@ fn show_one(args: &SeqFile, json: bool) -> Result<Exit, Failure> {
     if json {
         out.object(show::rejection_object(rejection, original.as_ref()))?;
     } else {
-        out.line(&format!("{:<15}{}", "reason", rejection.reason))?;
+        let reason = terminal::field(rejection.reason.as_bytes());
+        out.line(&format!("{:<15}{reason}", "reason"))?;
         out.line(&format!(
             "{:<15}{}",
             "rejected_at",

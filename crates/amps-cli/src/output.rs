@@ -36,7 +36,7 @@ const PATIENCE: Duration = Duration::from_secs(2);
 struct Form {
     json: bool,
     /// A terminal would obey control characters from outside, so they are escaped; a pipe gets
-    /// everything as it is.
+    /// payloads and JSON as they are.
     terminal: bool,
 }
 
@@ -57,10 +57,8 @@ impl Form {
     }
 
     fn line(self, text: &str) -> Vec<u8> {
-        ended(match self.terminal {
-            true => terminal::line(text.as_bytes()).into_bytes(),
-            false => text.into(),
-        })
+        // For people, wherever it goes: no topic and no reason may forge a line.
+        ended(terminal::line(text.as_bytes()).into_bytes())
     }
 
     fn text(self, text: &str) -> Vec<u8> {
@@ -121,7 +119,7 @@ impl Output {
         self.write(&line)
     }
 
-    /// Writes a line. On a terminal, characters that would break it up are shown as escapes.
+    /// Writes a line. Characters that would break it up are shown as escapes.
     ///
     /// # Errors
     /// The reader went away.

@@ -9,6 +9,7 @@ use serde_json::{Map, Value};
 use crate::body;
 use crate::failure::Failure;
 use crate::output::{Output, object};
+use crate::terminal;
 
 /// Characters of a payload that a list shows.
 const IN_LIST: usize = 80;
@@ -95,6 +96,7 @@ pub(crate) fn message_text(message: &Message, out: &mut Output) -> Result<(), Fa
             ("user_tag", Value::Object(tag)) => tag.values().next().map_or_else(String::new, plain),
             (_, value) => plain(value),
         };
+        let shown = terminal::field(shown.as_bytes());
         out.line(&format!("{name:<15}{shown}"))?;
     }
     out.line("")?;
@@ -133,15 +135,15 @@ pub(crate) fn rejection_line(rejection: &Rejection, original: Option<&Message>) 
         "{:>10}  {}  {}  {message}",
         rejection.sequence,
         time(rejection.at),
-        rejection.reason
+        terminal::field(rejection.reason.as_bytes())
     )
 }
 
-fn topic(message: &Message) -> &str {
-    message
-        .envelope
-        .as_ref()
-        .map_or("?", |envelope| &envelope.topic)
+fn topic(message: &Message) -> String {
+    let envelope = message.envelope.as_ref();
+    envelope.map_or("?".to_owned(), |envelope| {
+        terminal::field(envelope.topic.as_bytes())
+    })
 }
 
 /// A time in microseconds since the Unix epoch, as `2026-01-31T12:00:00.000001Z`.

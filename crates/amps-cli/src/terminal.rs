@@ -15,6 +15,12 @@ pub(crate) fn line(bytes: &[u8]) -> String {
     escaped(bytes, |c| is_obeyed(c) || c == '\n')
 }
 
+/// A value among others on a line, wherever that goes: what is in it can be told apart from what
+/// is not, so backslashes are escaped as well.
+pub(crate) fn field(bytes: &[u8]) -> String {
+    escaped(bytes, |c| is_obeyed(c) || matches!(c, '\n' | '\t' | '\\'))
+}
+
 /// Text that may have several lines.
 pub(crate) fn text(bytes: &[u8]) -> String {
     escaped(bytes, is_obeyed)
@@ -40,6 +46,8 @@ fn escaped(bytes: &[u8], is_bad: impl Fn(char) -> bool) -> String {
         for c in chunk.valid().chars() {
             match c {
                 '\n' if is_bad(c) => out.push_str("\\n"),
+                '\t' if is_bad(c) => out.push_str("\\t"),
+                '\\' if is_bad(c) => out.push_str("\\\\"),
                 c if !is_bad(c) => out.push(c),
                 c if c.is_ascii() => _ = write!(out, "\\x{:02x}", u32::from(c)),
                 c => _ = write!(out, "\\u{{{:x}}}", u32::from(c)),
@@ -60,6 +68,7 @@ mod tests {
     fn a_terminal_is_given_nothing_to_obey() {
         assert_eq!(line(b"a\tb\x1b]0;me\x07\n"), "a\tb\\x1b]0;me\\x07\\n");
         assert_eq!(text(b"caf\xc3\xa9\r\n\xff\x7f"), "café\\x0d\n\\xff\\x7f");
+        assert_eq!(field(b"\t\n\0\xfe\\x00"), "\\t\\n\\x00\\xfe\\\\x00");
         // CSI as one character, and text that runs backwards.
         assert_eq!(text("\u{9b}2J \u{202e}".as_bytes()), "\\u{9b}2J \\u{202e}");
     }

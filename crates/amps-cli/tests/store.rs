@@ -150,6 +150,60 @@ fn dump_shows_every_record_where_it_stands() {
     assert_eq!(fs::read(&file).unwrap(), before);
 }
 
+/// All of them were once the same U+FFFD, and topics and reasons forged lines in a pipe.
+#[test]
+fn control_characters_are_escapes_that_can_be_told_apart() {
+    let dir = Dir::new();
+    let file = dir.path("s.store");
+    let open = Store::open(&file, Options::new().capacity(64 << 10).client_name("n"));
+    let (store_, topic) = (open.unwrap(), "t\n\x1b[2Jo\tp\u{9b}");
+    for payload in [
+        &b"a\0b"[..],
+        b"a\x01b",
+        b"a\\x01b",
+        b"a\xfeb",
+        b"a\nb",
+        b"refused",
+    ] {
+        store_.append(&Envelope::publish(topic), payload).unwrap();
+    }
+    store_.reject(6, "no\r\x07way", NOON).unwrap();
+    store_.close(6).unwrap();
+    drop(store_);
+    let shown = r"t\n\x1b[2Jo\tp\u{9b}";
+    let list = run(&mut store(&["list"], &file)).expect(0).text();
+    let ends = [r"a\x00b", r"a\x01b", r"a\\x01b", r"a\xfeb", r"a\nb"];
+    assert_eq!(list.lines().count(), ends.len(), "{list}");
+    for (line, end) in list.lines().zip(ends) {
+        assert!(line.contains(shown) && line.ends_with(end), "{line}");
+    }
+    let dump = run(&mut store(&["dump"], &file)).expect(0).text();
+    let reason = r"no\x0d\x07way";
+    assert!(dump.contains(&format!("topic {shown}")), "{dump}");
+    assert!(dump.contains(&format!("reason {reason}")), "{dump}");
+    let failed = |words: &[&str]| {
+        run(amps().arg("failed").args(words).arg(&file))
+            .expect(0)
+            .text()
+    };
+    let waiting = failed(&["list"]);
+    assert!(
+        waiting.contains(shown) && waiting.contains(reason),
+        "{waiting}"
+    );
+    let one = failed(&["show", "6"]);
+    assert!(one.contains(shown) && one.contains(reason), "{one}");
+    let one = run(&mut store(&["get", "2"], &file)).expect(0).text();
+    assert!(
+        one.contains(shown) && one.ends_with("a\x01b\n"),
+        "the payload itself: {one}"
+    );
+    for text in [list, dump, waiting] {
+        let raw = |c: char| c.is_control() && c != '\n';
+        assert!(!text.contains('\u{fffd}') && !text.contains(raw), "{text}");
+    }
+}
+
 #[test]
 fn topic_sequences_and_time_narrow_list_dump_and_export() {
     let dir = Dir::new();

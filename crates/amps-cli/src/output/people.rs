@@ -18,7 +18,6 @@ const CLEAR: &str = "\r\x1b[K";
 struct People {
     /// `None`: no thread could be made.
     writer: Option<Writer>,
-    terminal: bool,
     said: Mutex<Said>,
 }
 
@@ -39,7 +38,6 @@ fn people() -> &'static People {
         let stderr = own(io::stderr().as_fd());
         People {
             writer: stderr.and_then(|to| Writer::start(to, "words", LIMIT)).ok(),
-            terminal: has_terminal(),
             said: Mutex::default(),
         }
     })
@@ -98,10 +96,7 @@ fn columns() -> usize {
 impl People {
     fn say(&self, line: &str, harmless: fn(&[u8]) -> String) {
         let mut said = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let line = match self.terminal {
-            true => harmless(line.as_bytes()),
-            false => line.to_owned(),
-        };
+        let line = harmless(line.as_bytes());
         let clear = if said.status.is_empty() { "" } else { CLEAR };
         let before = match said.dropped {
             0 => String::new(),

@@ -10,7 +10,7 @@ use crate::body;
 use crate::failure::{Exit, Failure};
 use crate::output::{Output, object, say};
 use crate::show;
-use crate::terminal::is_obeyed;
+use crate::terminal;
 
 /// Shows every record that passes the filter, in file order.
 pub(super) fn dump(args: &StoreDump, out: &mut Output) -> Result<Exit, Failure> {
@@ -195,7 +195,7 @@ fn text(record: &Record, hex: bool) -> Vec<String> {
     )];
     let words: Vec<String> = said(&record.body)
         .iter()
-        .map(|(name, value)| format!("{name} {}", printable(&shown(value))))
+        .map(|(name, value)| format!("{name} {}", terminal::field(shown(value).as_bytes())))
         .collect();
     if !words.is_empty() {
         lines.push(format!("            {}", words.join("  ")));
@@ -208,19 +208,6 @@ fn text(record: &Record, hex: bool) -> Vec<String> {
         lines.extend(shown.lines().map(|line| format!("            | {line}")));
     }
     lines
-}
-
-/// Text from outside must not move the cursor.
-fn printable(text: &str) -> String {
-    text.chars()
-        .map(|c| {
-            if c.is_control() || is_obeyed(c) {
-                '\u{fffd}'
-            } else {
-                c
-            }
-        })
-        .collect()
 }
 
 /// Records that were shown, by verdict.

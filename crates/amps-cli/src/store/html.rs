@@ -13,6 +13,7 @@ use super::{new_file, severity, shown, unreadable};
 use crate::body;
 use crate::failure::Failure;
 use crate::show;
+use crate::terminal::{self, is_obeyed};
 
 /// How many messages, and how many rejections, are shown.
 const SHOWN: usize = 200;
@@ -234,7 +235,9 @@ fn escaped(text: &str) -> String {
             '>' => out.push_str("&gt;"),
             '"' => out.push_str("&quot;"),
             '\'' => out.push_str("&#39;"),
-            c if c.is_control() && c != '\n' && c != '\t' => out.push('\u{fffd}'),
+            c if is_obeyed(c) => {
+                out.push_str(&terminal::text(c.encode_utf8(&mut [0; 4]).as_bytes()))
+            }
             c => out.push(c),
         }
     }
@@ -249,7 +252,7 @@ mod tests {
     fn nothing_leaves_its_place() {
         assert_eq!(
             escaped("</td><script src='x'>\"&\0"),
-            "&lt;/td&gt;&lt;script src=&#39;x&#39;&gt;&quot;&amp;\u{fffd}"
+            "&lt;/td&gt;&lt;script src=&#39;x&#39;&gt;&quot;&amp;\\x00"
         );
     }
 }
