@@ -4,16 +4,21 @@
 mod feed;
 mod notes;
 mod report;
+#[cfg(test)]
+mod tests;
 mod watch;
 
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use amps_client::Client;
 use amps_sandbox::Sandbox;
-use amps_store::{EvacuateError, Growth, Level, Place, PublishStore as _, Store, StoreError};
+use amps_store::{
+    EvacuateError, Growth, Level, Place, PublishStore as _, Store, StoreError, Unrecorded,
+};
 
 use crate::args::Heartbeat;
 use crate::carried::Carried;
@@ -113,7 +118,14 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         flush_timeout,
     };
     let watch = tokio::spawn(watch.run());
-    let notes = tokio::spawn(notes::tell(&client, store_name(path), Arc::clone(&out)));
+    let saved = Arc::new(AtomicBool::new(false));
+    let notes = notes::tell(
+        &client,
+        store_name(path),
+        Arc::clone(&out),
+        Arc::clone(&saved),
+    );
+    let notes = tokio::spawn(notes);
 
     let mut exits = vec![Exit::Ok];
     let mut skip_flush = false;
@@ -151,7 +163,12 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
     let mut place = store.place().unwrap_or_default();
     let asked = evacuate_to.is_some();
     let evacuated = match evacuate_to {
-        Some(to) if place == Place::Gone => evacuate(&store, to, mode),
+        Some(to) if place == Place::Gone => {
+            saved.store(true, Ordering::Release);
+            let evacuated = evacuate(&store, to, mode);
+            saved.store(evacuated.is_some(), Ordering::Release);
+            evacuated
+        }
         _ => None,
     };
     let patience = if flushed { CLOSE } else { Duration::ZERO };
@@ -192,6 +209,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
         rejected: counts.rejected,
         late: counts.late,
         unattributed: counts.unattributed,
+        publish_ids,
         left: closed.left,
         resent: counts.resent,
         stopped: fed.cut || stop.asked().is_some(),
@@ -244,7 +262,7 @@ pub(crate) async fn run(job: Job) -> Result<Exit, Failure> {
             ));
         }
     }
-    if let Some(text) = unrecorded_in_words(&report, path) {
+    if let Some(text) = unrecorded_in_words(report.unrecorded, &store_name(path)) {
         say(&format!("error: {text}"));
     }
     if report.refusals() > 0 {
@@ -450,16 +468,15 @@ fn lost(report: &Report, path: Option<&Path>, asked: bool, evacuated: Option<&Pa
 }
 
 /// What to say of what ended with the process: the store's device failed, and its log had no room.
-fn unrecorded_in_words(report: &Report, path: Option<&Path>) -> Option<String> {
-    let store = store_name(path);
-    let refusals = match report.unrecorded.refusals {
+fn unrecorded_in_words(unrecorded: Unrecorded, store: &str) -> Option<String> {
+    let refusals = match unrecorded.refusals {
         0 => String::new(),
         n => format!(
             "; {n} refusal(s) are among what it could not note and wait for nobody: a message that \
              is sent again is refused again"
         ),
     };
-    match (report.unrecorded.messages, report.unrecorded.refusals) {
+    match (unrecorded.messages, unrecorded.refusals) {
         (0, 0) => None,
         (0, n) => Some(format!(
             "{store} could not note {n} refusal(s) of messages that were acknowledged first, since \

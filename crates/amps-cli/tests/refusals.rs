@@ -200,6 +200,22 @@ fn a_refusal_of_nobody_is_counted_and_ends_with_6() {
     }
 }
 
+/// Somebody who gave the option was once told to give it.
+#[test]
+fn advice_that_was_followed_is_not_given_again() {
+    let server = Scripted::start(|mut link| {
+        link.accept();
+        link.publishes(1);
+        link.acks(&[NO, &format!(r#"{OK},"s":1"#)]);
+        link.until_closed();
+    });
+    let mut command = publish(&[&server.uri], LONG);
+    let ran = run_with_input(command.arg("--publish-ids"), b"1\n")
+        .expect(6)
+        .says(&["1 refusal(s) named no message"]);
+    assert!(!ran.stderr.contains("--publish-ids"), "{}", ran.stderr);
+}
+
 #[test]
 fn with_publish_ids_a_refusal_by_id_names_its_message() {
     let (seen, ids) = mpsc::channel();

@@ -365,6 +365,29 @@ fn a_store_removed_while_it_is_open_is_told_and_can_be_evacuated() {
     }
 }
 
+/// What a store that was given up could not do any more was told as a failure of it, and of the
+/// connection, after everything had been saved.
+#[test]
+fn what_was_saved_elsewhere_is_told_as_no_failure() {
+    let dir = Dir::new();
+    let (path, saved) = (dir.path("a.store"), dir.path("saved.store"));
+    let server = Server::start(None, &["--fault", "delay-acks:3600s"]);
+    let to_server = ["--server", &server.uri, "--flush-timeout", "1s"];
+    let more = ["--evacuate-to", saved.to_str().unwrap()];
+    let mut publisher = Fed::start(&path, &to_server, &more);
+    publisher.feed("one");
+    publisher.event("stored");
+    fs::remove_file(&path).unwrap();
+    assert_eq!(publisher.event("store_moved")["place"], "gone");
+    let (report, said, code) = publisher.end();
+    assert_eq!(report["evacuated_to"], more[1], "{said}");
+    assert_eq!((code, &report["left"]), (5, &1.into()), "{said}");
+    for failure in ["no connection", "the store failed", "could not"] {
+        assert!(!said.contains(failure), "{said}");
+    }
+    assert!(said.contains("are saved in the new store"), "{said}");
+}
+
 /// It was found out when the store was gone, and everything with it.
 #[test]
 fn a_place_where_nothing_can_be_saved_is_refused_before_anything_is_stored() {

@@ -232,3 +232,15 @@ fn a_file_system_that_keeps_no_promise_is_told() {
     .expect(0)
     .says(&says);
 }
+
+/// Nine bytes of text once had "both superblock copies" that were blank.
+#[test]
+fn a_short_file_is_told_as_one() {
+    let dir = Dir::new();
+    let path = dir.path("notes.txt");
+    fs::write(&path, "nine byte").unwrap();
+    let mut info = amps();
+    let ran = run(info.args(["store", "info"]).arg(&path)).expect(9);
+    let words = "is not a publish store (it is shorter than a superblock)";
+    assert!(ran.stderr.contains(words), "{}", ran.stderr);
+}

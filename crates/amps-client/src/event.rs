@@ -295,7 +295,7 @@ pub enum Event {
     },
     /// The store could raise its send grant after all, and sending goes on.
     SendingResumed,
-    /// A stored message cannot be sent. If its record is damaged, nothing behind it is sent until
+    /// A stored message cannot be read, and so not be sent by this program. If its record is damaged, nothing behind it is sent until
     /// it is repaired or given up. If it is intact but this program does not know the version of
     /// its envelope, it waits for an operator like a refused message, no handler is offered it,
     /// and what is behind it is sent.

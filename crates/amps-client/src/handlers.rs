@@ -126,7 +126,9 @@ pub(crate) async fn offer_refusals(offering: Offering, handler: Handler) {
             // lost then.
             let error = error.to_string();
             tracing::warn!(sequence, %error, "a refused message waits for an operator");
-            shared.event(Event::Unreadable { sequence, error });
+            if shared.offers.tells_unreadable(sequence) {
+                shared.event(Event::Unreadable { sequence, error });
+            }
             shared.offers.is_through(sequence, true);
             continue;
         }

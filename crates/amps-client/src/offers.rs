@@ -34,6 +34,8 @@ struct OfferState {
     declined: BTreeSet<u64>,
     /// How often each message refused in this run was sent, until somebody took it over.
     attempts: BTreeMap<u64, u32>,
+    /// That these cannot be read was told.
+    unreadable: BTreeSet<u64>,
     /// The application has the client, and the handler may be called.
     released: bool,
     /// End once nothing is left to offer.
@@ -55,6 +57,16 @@ impl Offers {
         self.changed.notify_one();
     }
 
+    /// Whether it is to be told that this message cannot be read: once, whoever finds it first.
+    pub(crate) fn tells_unreadable(&self, sequence: u64) -> bool {
+        let mut state = self.lock();
+        let new = state.unreadable.insert(sequence);
+        if state.unreadable.len() > COUNTED {
+            state.unreadable.pop_first();
+        }
+        new
+    }
+
     /// The handler may be called from here on.
     pub(crate) fn release(&self) {
         self.lock().released = true;
@@ -66,6 +78,7 @@ impl Offers {
         let mut state = self.lock();
         state.from = 0;
         state.declined.clear();
+        state.unreadable.clear();
         drop(state);
         self.changed.notify_one();
     }

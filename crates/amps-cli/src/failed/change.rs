@@ -458,3 +458,52 @@ fn now_micros() -> u64 {
             u64::try_from(since.as_micros()).unwrap_or(u64::MAX)
         })
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test ends where it cannot go on")]
+
+    use amps_store::Envelope;
+    use amps_store::testkit::{Bug, Fault, SimDisk, plant};
+
+    use super::*;
+
+    /// What the log cannot take would be given up until the process ends, and nobody would find it.
+    #[tokio::test]
+    async fn what_cannot_be_noted_is_not_given_up_and_said() {
+        let options = || Options::new().capacity(64 << 10).client_name("failed");
+        // As in a log that lacked room when its device failed.
+        plant(Some(Bug::ReserveSpent));
+        let disk = SimDisk::new();
+        let store = disk.open(options()).unwrap();
+        disk.fail(Fault::Sync(0));
+        store.sync().unwrap_err();
+        while let Ok(at) = store.append(&Envelope::publish("t"), &[b'7'; 200]) {
+            let behind = at.sequence.saturating_sub(10);
+            store.settle_through(behind).unwrap();
+        }
+        let (first, last) = (store.bounds().first_unsettled.unwrap(), store.bounds().last);
+        let chosen: BTreeSet<u64> = (first..=last).collect();
+        let stop = Stop::listen().unwrap();
+        let (mut done, file) = (Done::default(), Path::new("s.store"));
+        let result = carry_out(&store, &Change::GiveUp, &chosen, file, &stop, &mut done);
+        let failure = Failure::store(file, &result.unwrap_err());
+        let words = "the log has no room left to note what is given up";
+        assert!(failure.to_string().contains(words), "{failure}");
+        assert!(
+            failure.to_string().starts_with("store s.store: "),
+            "{failure}"
+        );
+        assert_eq!(failure.exit(), Exit::Other);
+        assert!(!done.changed.is_empty() && done.changed.len() < chosen.len());
+        let noted = done.changed.len() as u64;
+        drop(store);
+        plant(None);
+        // As many as were told are what the next one finds.
+        let found = disk.open(options()).unwrap().bounds();
+        assert_eq!(
+            (found.rejections, found.unsettled),
+            (noted, chosen.len() as u64 - noted)
+        );
+    }
+}

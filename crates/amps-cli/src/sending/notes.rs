@@ -1,6 +1,7 @@
 //! What happens on the way, reported in words on standard error.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use amps_client::{Client, ConnectionState, Event, Events, LinkEnd};
@@ -14,11 +15,12 @@ const REASONS: usize = 4;
 
 /// Tells events until the client is closed. An outage is told when it begins, each reason for it
 /// once, and again every minute while messages wait. A server whose fields cannot be read is told
-/// once.
+/// once. Once the store is `saved` elsewhere, that it serves no link is no failure, and not told.
 pub(super) fn tell(
     client: &Client,
     store: String,
     out: Arc<SideOutput>,
+    saved: Arc<AtomicBool>,
 ) -> impl Future<Output = ()> + use<> {
     let events = client.events();
     // Asked for after the events were, so that an outage is either in this state or among the
@@ -34,7 +36,7 @@ pub(super) fn tell(
         say(&format!("note: {told}; trying again ({waits})"));
         vec![told]
     });
-    tell_events(events, store, before, health.about, out)
+    tell_events(events, store, before, health.about, out, saved)
 }
 
 /// `outage`: the reasons of one that goes on, and `about`: what the last link said of itself, as they
@@ -45,9 +47,14 @@ async fn tell_events(
     mut outage: Option<Vec<String>>,
     mut about: String,
     out: Arc<SideOutput>,
+    saved: Arc<AtomicBool>,
 ) {
     let mut unreadable = false;
+    let mut told_last = None;
     while let Some(event) = events.next().await {
+        if saved.load(Ordering::Acquire) && comes_of_saving(&event) {
+            continue;
+        }
         let text = match event {
             Event::SetAside { records, sequences } => format!(
                 "a power cut left a hole in {store}: {records} intact record(s) behind it{} are \
@@ -242,7 +249,12 @@ async fn tell_events(
                 format!("the server takes nothing: {reason}; it is tried again")
             }
             Event::Unreadable { sequence, error } => {
-                format!("message {sequence} cannot be read and was not sent: {error}")
+                // Every link stops at a damaged one.
+                let told = told_last.replace((sequence, error.clone()));
+                if told.as_ref() == told_last.as_ref() {
+                    continue;
+                }
+                format!("message {sequence} cannot be read: {error}")
             }
             _ => continue,
         };
@@ -252,6 +264,18 @@ async fn tell_events(
 
 fn link(server: &str, about: &str) -> String {
     format!("{server}: {about}")
+}
+
+/// Whether it may come of nothing but that the store was closed and its messages are elsewhere.
+fn comes_of_saving(event: &Event) -> bool {
+    matches!(
+        event,
+        Event::Outage { .. }
+            | Event::LinkLost { .. }
+            | Event::Flapping { .. }
+            | Event::StoreFailed { .. }
+            | Event::SendingStopped { .. }
+    )
 }
 
 fn no_connection(server: &str, why: &LinkEnd) -> String {

@@ -11,6 +11,7 @@ use serde_json::{Map, Value};
 use crate::body;
 use crate::output::{SideOutput, object, say};
 use crate::resume::Stored;
+use crate::terminal;
 
 /// Rejections that are read from the store at a time.
 const PAGE: usize = 256;
@@ -39,6 +40,8 @@ pub(super) struct Report {
     pub(super) late: u64,
     /// Refusals that named no message.
     pub(super) unattributed: u64,
+    /// Publishes carried their sequence as command id.
+    pub(super) publish_ids: bool,
     pub(super) left: u64,
     pub(super) resent: u64,
     /// The run ended before its input did, or was asked to end.
@@ -166,9 +169,13 @@ impl Report {
             ));
         }
         if self.unattributed > 0 {
+            let advice = match self.publish_ids {
+                true => "",
+                false => ". With --publish-ids such a server says which",
+            };
             say(&format!(
-                "note: {} refusal(s) named no message of this store: what was refused may count \
-                 as persisted. With --publish-ids such a server says which",
+                "note: {} refusal(s) named no message of this store for sure: what was refused may \
+                 count as persisted{advice}",
                 self.unattributed
             ));
         }
@@ -270,7 +277,8 @@ fn rejected_line(rejection: &Rejection, original: Option<&StoredMessage>) -> Str
     if let Some(line) = line {
         text.push_str(&format!(" (line {line})"));
     }
-    text.push_str(&format!(": {}", rejection.reason));
+    let reason = terminal::field(rejection.reason.as_bytes());
+    text.push_str(&format!(": {reason}"));
     if let Some(original) = original {
         text.push_str(&format!(": {}", body::short(original.payload(), 120)));
     }

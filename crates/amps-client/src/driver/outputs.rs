@@ -222,7 +222,7 @@ impl Driver {
                 let command_id = answer.and_then(|answer| answer.id.as_deref());
                 match self.shared.queue {
                     None => {
-                        tracing::error!(figure, %reason, "a refusal names no message of this client; publish_ids makes such servers safe");
+                        tracing::error!(figure, %reason, "a refusal names no message of this client for sure");
                     }
                     Some(_) => {
                         tracing::error!(figure, command_id, %reason, "a message was refused; without a store nothing says which");
@@ -524,6 +524,9 @@ impl Driver {
             }
             Note::Unreadable { sequence, error } => {
                 tracing::error!(sequence, %error, "a stored message cannot be sent");
+                if !self.shared.offers.tells_unreadable(sequence) {
+                    return;
+                }
                 Event::Unreadable {
                     sequence,
                     error: error.to_string(),

@@ -9,6 +9,9 @@ use super::api::wire;
 /// The highest number any publisher can reach; a figure above it is the server's error.
 pub(super) const MAX_FIGURE: u64 = (1 << 63) - 1;
 
+/// Messages that are looked at one by one to count them: some milliseconds.
+const MOST_COUNTED: u64 = 1 << 18;
+
 /// Numbers that a rebase leaves free above the server's figure.
 ///
 /// The figure counts what the server has settled. What else it holds under the name, from a
@@ -169,11 +172,21 @@ impl Figures {
         if self.sent < from {
             return 0;
         }
-        // Numbers are skipped at an open, so a span of them says less than a count.
-        let of_this_run = (self.sent + 1).saturating_sub(self.first_new);
-        (self.sent - from + 1)
-            .min(self.recovered + of_this_run)
-            .min(bounds.unsettled)
+        // Numbers are skipped at an open, and settled one by one, so a span of them says less than
+        // a count of it, or of what lies behind it.
+        let count = |from: u64, through: u64| {
+            let looks = (from..=through).filter(|sequence| store.is_unsettled(*sequence));
+            looks.count() as u64
+        };
+        let (span, behind) = (self.sent - from + 1, bounds.last.saturating_sub(self.sent));
+        if span.min(behind) > MOST_COUNTED {
+            let of_this_run = (self.sent + 1).saturating_sub(self.first_new);
+            return span.min(self.recovered + of_this_run).min(bounds.unsettled);
+        }
+        match span <= behind {
+            true => count(from, self.sent),
+            false => bounds.unsettled - count(self.sent + 1, bounds.last).min(bounds.unsettled),
+        }
     }
 
     pub(super) fn rebased(&mut self, store: &dyn PublishStore, rebase: Rebase) {

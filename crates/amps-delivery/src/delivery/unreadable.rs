@@ -6,8 +6,7 @@ use amps_store::{Batch, EnvelopeError, MessageRef, PublishStore};
 use super::{Delivery, Note, Now};
 
 /// The reason kept with such a message.
-const REASON: &str =
-    "not sent: this program does not know its envelope; requeue it with a program that does";
+const REASON: &str = "this program does not know its envelope, and cannot send it; requeue it with a program that does";
 
 #[derive(Debug, Default)]
 pub(super) struct Unreadable {

@@ -88,6 +88,7 @@ pub(crate) fn read_header<S: Source + ?Sized>(source: &S, len: u64) -> Result<He
     }
     let why = match (&verdicts[0], &verdicts[1]) {
         (SuperblockVerdict::Damaged(why), _) | (_, SuperblockVerdict::Damaged(why)) => why,
+        _ if len < SUPERBLOCKS[0] + BLOCK => "it is shorter than a superblock",
         _ => "both superblock copies are blank, and data follows",
     };
     let why = (*why).to_owned();

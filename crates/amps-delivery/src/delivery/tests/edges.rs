@@ -295,6 +295,25 @@ fn a_rebase_counts_what_may_arrive_twice() {
     }
 }
 
+/// Those that were never sent once stood in for those in between that were settled one by one.
+#[test]
+fn a_rebase_counts_no_message_that_was_never_sent() {
+    for (unsent, left) in [(0, 2), (3, 2), (50, 2), (3, 8)] {
+        let mut rig = rig();
+        let sent = rig.publish(10);
+        rig.logon(0);
+        assert_eq!(rig.send().len(), 10);
+        rig.lose();
+        rig.store.settle(&sent[1..11 - left]).unwrap();
+        rig.publish(unsent);
+        assert_eq!(rig.delivery.may_be_sent_again(&rig.store), left as u64);
+        let outputs = rig.logon(1 << 40);
+        assert_eq!(possible_duplicates(&outputs), Some(left as u64));
+        assert_eq!(rig.send().len() as u64, left as u64 + unsent);
+        assert_eq!(rig.delivery.totals().resent, left as u64);
+    }
+}
+
 /// A message that was sent and is given up while its rebase is under way arrives once; those that
 /// were stored meanwhile were never sent.
 #[test]
