@@ -26,10 +26,9 @@ async fn run_on_a_failed_device() {
     store.raise_grant(10_000).unwrap();
     disk.fail(Fault::Sync(0));
     store.sync().unwrap_err();
-    let mut last = 0;
     while let Ok(at) = store.append(&Envelope::publish("bad"), &[b'7'; 200]) {
-        last = at.sequence;
-        store.settle_through(last.saturating_sub(10)).unwrap();
+        let behind = at.sequence.saturating_sub(10);
+        store.settle_through(behind).unwrap();
     }
     let sandbox = Sandbox::builder()
         .listen("tcp://127.0.0.1:0/amps/json")
