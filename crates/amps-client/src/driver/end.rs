@@ -90,13 +90,8 @@ impl Driver {
             self.shared.offers.finish();
             let _ = tokio::time::timeout_at(until, task).await;
         }
-        while wait {
-            self.tell_earlier();
-            let unheard = &self.shared.unheard;
-            let busy = unheard.returned(|| false, Some(until)).await > 0;
-            if busy || self.work.earlier_from.is_none() {
-                break;
-            }
+        if wait {
+            self.hand_to_last_chance(until).await;
         }
         let offered = self.shared.offers.open(self.store.as_ref(), u64::MAX);
         let handlers = offered + self.shared.unheard.open();
@@ -123,6 +118,19 @@ impl Driver {
         // store again at once.
         drop(self);
         end.send_replace(End::Closed(report));
+    }
+
+    /// Waits until the last-chance handler has returned from everything, refusals of earlier runs
+    /// that did not fit into its queue at once included.
+    async fn hand_to_last_chance(&mut self, until: Instant) {
+        loop {
+            self.tell_earlier();
+            let unheard = &self.shared.unheard;
+            let busy = unheard.returned(|| false, Some(until)).await > 0;
+            if busy || self.work.earlier_from.is_none() {
+                return;
+            }
+        }
     }
 
     async fn close_store(&mut self, last: Instant, handed_over: u64) -> CloseReport {
