@@ -71,8 +71,8 @@ fn what_a_failed_device_could_not_note_is_in_the_report() {
     let objects = output
         .lines()
         .filter_map(|line| line.find('{').map(|at| &line[at..]));
-    let objects = objects.filter_map(|text| serde_json::from_str::<Value>(text).ok());
-    let report = objects.last().unwrap();
+    let mut objects = objects.filter_map(|text| serde_json::from_str::<Value>(text).ok());
+    let report = objects.next_back().unwrap();
     assert_eq!(report["event"], "report", "{output}");
     let number = |name: &str| report[name].as_u64().unwrap();
     let unrecorded = number("unrecorded");
